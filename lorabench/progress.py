@@ -1,0 +1,72 @@
+"""Progress bars: one a phase, shown only where someone watches and the phase lasts over two seconds."""
+
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["Bar", "bar", "track"]
+
+T = TypeVar("T")
+_PATIENCE_SECONDS = 2.0
+
+
+class Bar:
+    """A progress bar that appears after two seconds, on a terminal only, on standard error."""
+
+    def __init__(self, description: str, total: float | None) -> None:
+        self._description = description
+        self._total = total
+        self._done = 0.0
+        self._started = time.monotonic()
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def advance(self, step: float = 1.0, note: str = "") -> None:
+        """Add `step` to what is done; `note` is shown behind the description."""
+        self._done += step
+        late = time.monotonic() - self._started > _PATIENCE_SECONDS
+        if self._progress is None and late and self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._progress.start()
+            self._progress.add_task(self._description, total=self._total)
+        if self._progress is not None:
+            task = self._progress.task_ids[0]
+            text = f"{self._description} {note}".rstrip()
+            self._progress.update(task, completed=self._done, description=text)
+
+
+@contextmanager
+def bar(description: str, total: float | None = None) -> Iterator[Bar]:
+    """Open a `Bar` for a phase of `total` steps."""
+    with Bar(description, total) as opened:
+        yield opened
+
+
+def track(items: Iterable[T], description: str) -> Iterator[T]:
+    """Iterate over `items` under a bar."""
+    total = len(items) if isinstance(items, Sized) else None
+    with bar(description, total) as opened:
+        for item in items:
+            yield item
+            opened.advance()

@@ -1,0 +1,108 @@
+"""The contract of a representation: adapter weights in, one feature vector an adapter and unit out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from lorabench.errors import LorabenchError
+from lorabench.zoo import Module, Zoo
+
+__all__ = ["Representation", "Unit", "chunks"]
+
+Unit = Literal["layer", "module", "all"]
+_CHUNK_BYTES = 32 * 2**20
+
+
+def chunks(zoo: Zoo, layers: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    """Ranges of adapters whose `layers` together take about 32 MiB, so that any zoo passes through memory."""
+    size = 4 * sum(zoo.layers[layer].shape[1] * zoo.layers[layer].shape[2] for layer in layers)
+    step = max(1, _CHUNK_BYTES // max(size, 1))
+    for start in range(0, len(zoo), step):
+        yield start, min(start + step, len(zoo))
+
+
+class Representation(ABC):
+    """Turns a zoo into features {unit: float32 [N, f]}.
+
+    Subclasses are dataclasses: the constructor only stores, `fit` learns from the rows it is given (the training
+    rows) and stores under names that end in an underscore, `transform` computes in chunks of rows. A unit is a
+    layer, a module (for what needs the pair) or the whole adapter ("all").
+    """
+
+    learns: ClassVar[bool] = False
+    """Whether `fit` looks at the zoo; then the training rows are part of a cached feature's key."""
+    cached: ClassVar[bool] = True
+    """Whether features are worth keeping on disk."""
+
+    @property
+    @abstractmethod
+    def unit(self) -> Unit:
+        """What one feature vector describes."""
+
+    @property
+    @abstractmethod
+    def gauge_invariant(self) -> bool:
+        """Whether the features stay under (up·G, G⁻¹·down); a test holds the class to its word."""
+
+    @abstractmethod
+    def feature_names(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
+        """Names of the f features of one unit."""
+
+    @abstractmethod
+    def features(self, zoo: Zoo, unit: str, device: torch.device) -> Float32[Tensor, "n f"]:
+        """Features of one unit of every adapter, [N, f], on the CPU; `device` is where they are computed."""
+
+    def fit(self, zoo: Zoo, device: torch.device) -> Self:
+        """Learn from the training rows; representations without memory return at once."""
+        del zoo, device
+        return self
+
+    def units(self, zoo: Zoo) -> tuple[str, ...]:
+        """The units of this zoo, in order.
+
+        Raises:
+            LorabenchError: there is none, for instance no module for what needs the pair.
+        """
+        found = {
+            "layer": tuple(zoo.layers),
+            "module": tuple(module.name for module in zoo.modules),
+            "all": ("all",) if zoo.layers else (),
+        }[self.unit]
+        if not found:
+            raise LorabenchError(
+                f"{type(self).__name__} needs a {self.unit}, and {zoo.name} has none left: "
+                f"{len(zoo.layers)} layers in {len(zoo.modules)} modules"
+            )
+        return found
+
+    def layers_of(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
+        """The layers that one unit is computed from."""
+        if self.unit == "layer":
+            return (unit,)
+        if self.unit == "module":
+            module = self.module(zoo, unit)
+            return (module.down, module.up)
+        return tuple(zoo.layers)
+
+    def module(self, zoo: Zoo, unit: str) -> Module:
+        """The module that bears the name `unit`."""
+        return zoo.modules[zoo.module_index(unit)]
+
+    def transform(self, zoo: Zoo, device: torch.device) -> dict[str, Float32[Tensor, "n f"]]:
+        """Features of every unit, {unit: [N, f]}."""
+        return {unit: self.features(zoo, unit, device) for unit in self.units(zoo)}
+
+    def config(self) -> dict[str, Any]:
+        """Class and arguments, for cache keys and results."""
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **asdict(self)}  # type: ignore[call-overload]
+
+
+def to_device(values: Float[np.ndarray, "*shape"], device: torch.device) -> Float32[Tensor, "*shape"]:
+    """A read-only memory map as a tensor; copied, since torch cannot hold read-only memory."""
+    return torch.from_numpy(np.array(values, dtype=np.float32)).to(device)

@@ -1,0 +1,5 @@
+"""Many adapters as one labelled collection; one module a source."""
+
+from lorabench.zoo.store import Labels, Module, Stack, StoreWriter, Zoo, open_store
+
+__all__ = ["Labels", "Module", "Stack", "StoreWriter", "Zoo", "open_store"]

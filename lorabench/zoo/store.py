@@ -1,0 +1,346 @@
+"""A zoo: the layers of many labelled adapters as memory-mapped stacks, and its store on disk."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from lorabench.errors import LorabenchError, explain_disk_errors
+
+__all__ = ["Labels", "Module", "Stack", "StoreWriter", "Zoo", "open_store"]
+
+FORMAT = 1
+_META = "zoo.json"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One layer of every adapter, float32 [N, rows, cols], as consecutive pieces along N.
+
+    The pieces are memory maps or Arrow buffers: nothing is read before `read`. `index` picks and orders rows of
+    the concatenated pieces; None means all of them.
+    """
+
+    pieces: tuple[np.ndarray, ...]
+    index: Int64[np.ndarray, " n"] | None = None
+
+    def __len__(self) -> int:
+        return sum(len(piece) for piece in self.pieces) if self.index is None else len(self.index)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, rows, cols)."""
+        rows, cols = self.pieces[0].shape[1:]
+        return len(self), rows, cols
+
+    def read(self, start: int, stop: int) -> Float32[np.ndarray, "n rows cols"]:
+        """Rows `start` to `stop`, [n, rows, cols]; a view without a copy where they lie in one piece."""
+        if self.index is not None:
+            return self._gather(self.index[start:stop])
+        found, offset = [], 0
+        for piece in self.pieces:
+            low, high = max(start - offset, 0), min(stop - offset, len(piece))
+            if low < high:
+                found.append(piece[low:high])
+            offset += len(piece)
+        if not found:
+            return np.empty((0, *self.shape[1:]), np.float32)
+        return np.asarray(found[0]) if len(found) == 1 else np.concatenate(found)
+
+    def _gather(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n rows cols"]:
+        out = np.empty((len(rows), *self.pieces[0].shape[1:]), np.float32)
+        offset = 0
+        for piece in self.pieces:
+            inside = np.flatnonzero((rows >= offset) & (rows < offset + len(piece)))
+            out[inside] = piece[rows[inside] - offset]
+            offset += len(piece)
+        return out
+
+    def rows(self, index: Int64[np.ndarray, " n"]) -> "Stack":
+        """The same layer of the adapters `index`, in that order; nothing is read."""
+        return replace(self, index=index if self.index is None else self.index[index])
+
+
+@dataclass(frozen=True)
+class Module:
+    """A place in the base model that carries an adapter, with the names of its two layers.
+
+    ΔW = scale · up @ down, with down [r, d_in] and up [d_out, r].
+    """
+
+    name: str
+    down: str
+    up: str
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What each of the N adapters was fine-tuned on.
+
+    Attributes:
+        adapters: names of the adapters [N], as an error message would name them.
+        category: codes of the root label [N], into `category_names`.
+        category_names: names of the categories.
+        leaf: codes of the leaf label [N], into `leaf_names`.
+        leaf_names: names of the leaf concepts.
+        group: codes of what must not be on both sides of a split [N], or None.
+        split: the source's own split [N], 0 train, 1 val, 2 test, or None.
+    """
+
+    adapters: tuple[str, ...]
+    category: Int64[np.ndarray, " n"]
+    category_names: tuple[str, ...]
+    leaf: Int64[np.ndarray, " n"]
+    leaf_names: tuple[str, ...]
+    group: Int64[np.ndarray, " n"] | None = None
+    split: Int64[np.ndarray, " n"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        adapters: Sequence[str],
+        category: Sequence[str],
+        leaf: Sequence[str],
+        group: Sequence[str] | None = None,
+        split: Int64[np.ndarray, " n"] | None = None,
+    ) -> "Labels":
+        """Labels from the names of every adapter's category, leaf and group; codes are in sorted order of names."""
+        category_names, category_codes = np.unique(np.asarray(category, dtype=str), return_inverse=True)
+        leaf_names, leaf_codes = np.unique(np.asarray(leaf, dtype=str), return_inverse=True)
+        groups = None if group is None else np.unique(np.asarray(group, dtype=str), return_inverse=True)[1]
+        return cls(
+            adapters=tuple(adapters),
+            category=category_codes.astype(np.int64),
+            category_names=tuple(category_names.tolist()),
+            leaf=leaf_codes.astype(np.int64),
+            leaf_names=tuple(leaf_names.tolist()),
+            group=None if groups is None else groups.astype(np.int64),
+            split=split,
+        )
+
+    def rows(self, index: Int64[np.ndarray, " n"]) -> "Labels":
+        """The labels of the adapters `index`; codes and names stay as they are."""
+        return replace(
+            self,
+            adapters=tuple(self.adapters[i] for i in index),
+            category=self.category[index],
+            leaf=self.leaf[index],
+            group=None if self.group is None else self.group[index],
+            split=None if self.split is None else self.split[index],
+        )
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """A labelled collection of N adapters of one base model.
+
+    Attributes:
+        name: how results call it.
+        layers: ordered layer name -> stack [N, rows, cols]; ranks that differ are padded with zero rows of down
+            and zero columns of up, which leaves every ΔW as it was.
+        modules: the pairs of layers whose product is a ΔW.
+        rank: the rank of every adapter's modules before padding, [N, len(modules)].
+        scale: the factor of up @ down in ΔW, [N, len(modules)].
+        labels: what the adapters were fine-tuned on.
+        fingerprint: changes whenever the data do; part of every cache key.
+    """
+
+    name: str
+    layers: Mapping[str, Stack]
+    modules: tuple[Module, ...]
+    rank: Int64[np.ndarray, "n modules"]
+    scale: Float32[np.ndarray, "n modules"]
+    labels: Labels
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels.adapters)
+
+    def read(self, layer: str, start: int = 0, stop: int | None = None) -> Float32[np.ndarray, "n rows cols"]:
+        """The adapters `start` to `stop` of one layer, [n, rows, cols], checked to be finite.
+
+        Raises:
+            LorabenchError: the weights hold NaN or infinite values.
+        """
+        stop = len(self) if stop is None else min(stop, len(self))
+        values = self.layers[layer].read(start, stop)
+        # A sum is one fast pass: it is finite unless a value is not, or the sum itself overflows.
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspicious = not np.isfinite(values.sum(dtype=np.float64))
+        if suspicious:
+            bad = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2)))
+            if len(bad):
+                self._refuse_not_finite(layer, [self.labels.adapters[start + i] for i in bad])
+        return values
+
+    def _refuse_not_finite(self, layer: str, adapters: list[str]) -> None:
+        more = f" and {len(adapters) - 3} more" if len(adapters) > 3 else ""
+        raise LorabenchError(
+            f"{self.name}: NaN or infinite weights in layer {layer} of {', '.join(adapters[:3])}{more}. "
+            "Remove these adapters from the data set (a diverged training run leaves such files) and start again."
+        )
+
+    def module_index(self, name: str) -> int:
+        """The column of module `name` in `rank` and `scale`."""
+        return [module.name for module in self.modules].index(name)
+
+    def layer_rank(self, layer: str) -> Int64[np.ndarray, " n"]:
+        """The unpadded rank of one layer in every adapter, [N]; a lone layer's is its smaller side."""
+        for column, module in enumerate(self.modules):
+            if layer in (module.down, module.up):
+                return self.rank[:, column]
+        _, rows, cols = self.layers[layer].shape
+        return np.full(len(self), min(rows, cols), np.int64)
+
+    def rows(self, index: Int64[np.ndarray, " n"]) -> "Zoo":
+        """The zoo of the adapters `index`, in that order; nothing is read."""
+        picked = hashlib.sha256(np.ascontiguousarray(index).tobytes()).hexdigest()[:16]
+        return replace(
+            self,
+            layers={name: stack.rows(index) for name, stack in self.layers.items()},
+            rank=self.rank[index],
+            scale=self.scale[index],
+            labels=self.labels.rows(index),
+            fingerprint=f"{self.fingerprint}-{picked}",
+        )
+
+    def only(self, layers: Sequence[str]) -> "Zoo":
+        """The zoo with these layers alone, in the zoo's order; a module stays while both its layers do.
+
+        Raises:
+            LorabenchError: a name is no layer of the zoo.
+        """
+        unknown = [name for name in layers if name not in self.layers]
+        if unknown:
+            raise LorabenchError(f"{self.name} has no layer {unknown[0]!r}; its layers begin with {list(self.layers)[:3]}")
+        kept = {name: stack for name, stack in self.layers.items() if name in set(layers)}
+        columns = [i for i, m in enumerate(self.modules) if m.down in kept and m.up in kept]
+        return replace(
+            self,
+            layers=kept,
+            modules=tuple(self.modules[i] for i in columns),
+            rank=self.rank[:, columns],
+            scale=self.scale[:, columns],
+        )
+
+    def without(self, layers: Sequence[str]) -> "Zoo":
+        """The zoo with these layers taken away."""
+        self.only(layers)
+        return self.only([name for name in self.layers if name not in set(layers)])
+
+
+class StoreWriter:
+    """Writes a zoo's store folder: adapters are appended in order, and the folder appears only when whole.
+
+    Raw little-endian float32, one file a layer, so that a full disk is an `OSError` here and not a bus error of a
+    memory map. The description is written last and the folder is renamed into place: what an interruption leaves
+    is never taken for a zoo.
+
+    Args:
+        path: the folder to make.
+        layers: ordered layer name -> (rows, cols).
+    """
+
+    def __init__(self, path: Path, layers: Mapping[str, tuple[int, int]]) -> None:
+        self.path = path
+        self._shapes = dict(layers)
+        self._count = 0
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._remedy = "Free some space, or set cache_dir=DIR (or LORABENCH_CACHE) to a roomier place; nothing was kept."
+
+    def __enter__(self) -> Self:
+        with explain_disk_errors(self.path, self._remedy):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._partial = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def append(self, layers: Mapping[str, Float32[np.ndarray, "n rows cols"]]) -> None:
+        """Append n adapters: every layer of the store, [n, rows, cols].
+
+        Raises:
+            LorabenchError: the disk is full.
+        """
+        with explain_disk_errors(self.path, self._remedy):
+            for number, (name, shape) in enumerate(self._shapes.items()):
+                values = np.ascontiguousarray(layers[name], dtype="<f4")
+                if values.shape[1:] != shape:
+                    raise ValueError(f"{name}: {values.shape[1:]} came, the store has {shape}")
+                with (self._partial / f"{number:04d}.f32").open("ab") as file:
+                    file.write(values.data)
+                self._hash.update(values.data)
+        self._count += len(next(iter(layers.values())))
+
+    def finish(
+        self,
+        name: str,
+        modules: Sequence[Module],
+        rank: Int64[np.ndarray, "n modules"],
+        scale: Float32[np.ndarray, "n modules"],
+        labels: Labels,
+    ) -> None:
+        """Write the description and move the folder into place, over an older one of that name."""
+        if not len(rank) == len(scale) == len(labels.adapters) == self._count:
+            raise ValueError(f"{self._count} adapters were appended, {len(labels.adapters)} are labelled")
+        description = {
+            "format": FORMAT,
+            "name": name,
+            "count": self._count,
+            "layers": [[layer, list(shape)] for layer, shape in self._shapes.items()],
+            "modules": [[module.name, module.down, module.up] for module in modules],
+            "rank": rank.tolist(),
+            "scale": scale.tolist(),
+            "labels": {
+                key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in vars(labels).items()
+            },
+        }
+        text = json.dumps(description)
+        self._hash.update(text.encode())
+        description["fingerprint"] = self._hash.hexdigest()
+        with explain_disk_errors(self.path, self._remedy):
+            (self._partial / _META).write_text(json.dumps(description))
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            self._partial.rename(self.path)
+
+
+def open_store(path: Path) -> Zoo | None:
+    """The zoo in a store folder, memory-mapped; None where there is none, or what is there is not whole."""
+    try:
+        meta = json.loads((path / _META).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    if meta.get("format") != FORMAT:
+        return None
+    layers: dict[str, Stack] = {}
+    for number, (layer, shape) in enumerate(meta["layers"]):
+        file = path / f"{number:04d}.f32"
+        whole = (meta["count"], *shape)
+        if not file.is_file() or file.stat().st_size != 4 * int(np.prod(whole)):
+            return None
+        layers[layer] = Stack((np.memmap(file, "<f4", "r", shape=whole),))
+    fields = meta["labels"]
+    codes = {key: None if fields[key] is None else np.array(fields[key], np.int64) for key in ("category", "leaf", "group", "split")}
+    names = {key: tuple(fields[key]) for key in ("adapters", "category_names", "leaf_names")}
+    modules = tuple(Module(*entry) for entry in meta["modules"])
+    return Zoo(
+        name=meta["name"],
+        layers=layers,
+        modules=modules,
+        rank=np.array(meta["rank"], np.int64).reshape(meta["count"], len(modules)),
+        scale=np.array(meta["scale"], np.float32).reshape(meta["count"], len(modules)),
+        labels=Labels(**codes, **names),
+        fingerprint=meta["fingerprint"],
+    )
