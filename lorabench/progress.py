@@ -4,10 +4,17 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 __all__ = ["Bar", "bar", "track"]
 
@@ -18,7 +25,7 @@ _PATIENCE_SECONDS = 2.0
 class Bar:
     """A progress bar that appears after two seconds, on a terminal only, on standard error."""
 
-    def __init__(self, description: str, total: float | None) -> None:
+    def __init__(self, description: str, total: int | float | None) -> None:
         self._description = description
         self._total = total
         self._done = 0.0
@@ -26,7 +33,7 @@ class Bar:
         self._console = Console(stderr=True)
         self._progress: Progress | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Bar":
         return self
 
     def __exit__(
@@ -35,7 +42,7 @@ class Bar:
         if self._progress is not None:
             self._progress.stop()
 
-    def advance(self, step: float = 1.0, note: str = "") -> None:
+    def advance(self, step: int | float = 1, note: str = "") -> None:
         """Add `step` to what is done; `note` is shown behind the description."""
         self._done += step
         late = time.monotonic() - self._started > _PATIENCE_SECONDS
@@ -57,7 +64,7 @@ class Bar:
 
 
 @contextmanager
-def bar(description: str, total: float | None = None) -> Iterator[Bar]:
+def bar(description: str, total: int | float | None = None) -> Iterator[Bar]:
     """Open a `Bar` for a phase of `total` steps."""
     with Bar(description, total) as opened:
         yield opened

@@ -1,0 +1,16 @@
+"""Classifiers: LightningModules written for one member and trained for many."""
+
+from lorabench.classifiers.base import Classifier, ClassifierFactory, epoch_order
+from lorabench.classifiers.metrics import confusion, scores
+from lorabench.classifiers.stack import Fitted, Member, fit_members
+
+__all__ = [
+    "Classifier",
+    "ClassifierFactory",
+    "Fitted",
+    "Member",
+    "confusion",
+    "epoch_order",
+    "fit_members",
+    "scores",
+]

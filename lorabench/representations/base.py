@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class Representation(ABC):
     def features(self, zoo: Zoo, unit: str, device: torch.device) -> Float32[Tensor, "n f"]:
         """Features of one unit of every adapter, [N, f], on the CPU; `device` is where they are computed."""
 
-    def fit(self, zoo: Zoo, device: torch.device) -> Self:
+    def fit(self, zoo: Zoo, device: torch.device) -> "Representation":
         """Learn from the training rows; representations without memory return at once."""
         del zoo, device
         return self

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -220,7 +219,9 @@ class Zoo:
         """
         unknown = [name for name in layers if name not in self.layers]
         if unknown:
-            raise LorabenchError(f"{self.name} has no layer {unknown[0]!r}; its layers begin with {list(self.layers)[:3]}")
+            raise LorabenchError(
+                f"{self.name} has no layer {unknown[0]!r}; its layers begin with {list(self.layers)[:3]}"
+            )
         kept = {name: stack for name, stack in self.layers.items() if name in set(layers)}
         columns = [i for i, m in enumerate(self.modules) if m.down in kept and m.up in kept]
         return replace(
@@ -254,9 +255,11 @@ class StoreWriter:
         self._shapes = dict(layers)
         self._count = 0
         self._hash = hashlib.blake2b(digest_size=16)
-        self._remedy = "Free some space, or set cache_dir=DIR (or LORABENCH_CACHE) to a roomier place; nothing was kept."
+        self._remedy = (
+            "Free some space, or set cache_dir=DIR (or LORABENCH_CACHE) to a roomier place; nothing was kept."
+        )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StoreWriter":
         with explain_disk_errors(self.path, self._remedy):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._partial = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
@@ -331,9 +334,6 @@ def open_store(path: Path) -> Zoo | None:
         if not file.is_file() or file.stat().st_size != 4 * int(np.prod(whole)):
             return None
         layers[layer] = Stack((np.memmap(file, "<f4", "r", shape=whole),))
-    fields = meta["labels"]
-    codes = {key: None if fields[key] is None else np.array(fields[key], np.int64) for key in ("category", "leaf", "group", "split")}
-    names = {key: tuple(fields[key]) for key in ("adapters", "category_names", "leaf_names")}
     modules = tuple(Module(*entry) for entry in meta["modules"])
     return Zoo(
         name=meta["name"],
@@ -341,6 +341,21 @@ def open_store(path: Path) -> Zoo | None:
         modules=modules,
         rank=np.array(meta["rank"], np.int64).reshape(meta["count"], len(modules)),
         scale=np.array(meta["scale"], np.float32).reshape(meta["count"], len(modules)),
-        labels=Labels(**codes, **names),
+        labels=_labels(meta["labels"]),
         fingerprint=meta["fingerprint"],
+    )
+
+
+def _labels(fields: dict[str, Any]) -> Labels:
+    def codes(key: str) -> np.ndarray | None:
+        return None if fields[key] is None else np.array(fields[key], np.int64)
+
+    return Labels(
+        adapters=tuple(fields["adapters"]),
+        category=np.array(fields["category"], np.int64),
+        category_names=tuple(fields["category_names"]),
+        leaf=np.array(fields["leaf"], np.int64),
+        leaf_names=tuple(fields["leaf_names"]),
+        group=codes("group"),
+        split=codes("split"),
     )

@@ -1,0 +1,114 @@
+"""The contract of a classifier: a LightningModule for one member, written once and trained for many."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorabench.classifiers.dropout import set_dropout_keys
+from lorabench.classifiers.metrics import scores
+
+__all__ = ["Classifier", "ClassifierFactory", "epoch_order"]
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> Int64[Tensor, " n"]:
+    """The order in which member `seed` sees its n training rows in one epoch."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(n, generator=generator)
+
+
+class Classifier(pl.LightningModule):
+    """One member: cross-entropy, Adam, ReduceLROnPlateau on the validation loss.
+
+    A subclass says only what its network is, in `build`. Everything random (initial weights, shuffling, dropout)
+    follows from `seed` alone, so that a member comes out the same whether a `pl.Trainer` fits it by itself or
+    `fit_members` fits it among many. A network's buffers are taken as constants.
+
+    Args:
+        in_features: f, length of a feature vector.
+        n_classes: number of classes.
+        seed: the member's seed.
+        learning_rate: of Adam.
+        batch_size: adapters a step.
+        max_epochs: epochs at most.
+        patience: epochs without a lower validation loss before training stops.
+        plateau_factor: the learning rate is multiplied by this ...
+        plateau_patience: ... after more than this many epochs without a lower validation loss.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        n_classes: int,
+        seed: int,
+        learning_rate: float = 1e-3,
+        batch_size: int = 32,
+        max_epochs: int = 1000,
+        patience: int = 20,
+        plateau_factor: float = 0.5,
+        plateau_patience: int = 10,
+        **_architecture: Any,
+    ) -> None:
+        super().__init__()
+        # The subclass's arguments are stored too; all are primitives, so checkpoints load weights-only.
+        self.save_hyperparameters()
+        self.in_features, self.n_classes, self.seed = in_features, n_classes, seed
+        self.learning_rate, self.batch_size = learning_rate, batch_size
+        self.max_epochs, self.patience = max_epochs, patience
+        self.plateau_factor, self.plateau_patience = plateau_factor, plateau_patience
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = self.build()
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network from [batch, in_features] to logits [batch, n_classes]; arguments are in `self.hparams`."""
+
+    def forward(self, x: Float[Tensor, "batch f"]) -> Float[Tensor, "batch classes"]:
+        """Logits."""
+        logits: Tensor = self.network(x)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of one batch."""
+        del batch_idx
+        set_dropout_keys(self.network, self.seed, self.global_step)
+        x, y = batch
+        loss = F.cross_entropy(self(x), y)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(y))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log `val_loss` and `val_accuracy`."""
+        del batch_idx
+        x, y = batch
+        logits = self(x)
+        self.log("val_loss", F.cross_entropy(logits, y), batch_size=len(y))
+        self.log("val_accuracy", (logits.argmax(-1) == y).float().mean(), batch_size=len(y))
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log `test_accuracy`, `test_macro_f1` and `test_auroc`; the test loader gives all rows at once."""
+        del batch_idx
+        x, y = batch
+        found = scores(self(x), y, self.n_classes)
+        self.log_dict({f"test_{name}": value for name, value in found.items()}, batch_size=len(y))
+
+    def configure_optimizers(self) -> Any:
+        """Adam under ReduceLROnPlateau."""
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=self.plateau_factor, patience=self.plateau_patience
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+
+
+ClassifierFactory = Callable[..., Classifier]
+"""Makes the member of a seed from `in_features`, `n_classes` and `seed`; what a classifier's yaml instantiates to."""
+
+LogEpoch = Callable[[int, dict[str, float]], None]
+"""Called after every epoch with its number and the mean over the members at work."""

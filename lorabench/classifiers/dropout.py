@@ -1,0 +1,66 @@
+"""Dropout whose masks follow from the member's seed and the step alone, on any device and in any stack."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+__all__ = ["SeededDropout", "dropout_keys", "set_dropout_keys"]
+
+_GOLDEN = -1640531527  # 2654435769 as int32: Knuth's multiplicative constant
+_MIX_1, _MIX_2 = 0x21F0AAAD, 0x735A2D97  # Ellis & Wellons, low-bias 32-bit hash (hash-prospector, 2023)
+
+
+def _mix(v: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """A bijective 32-bit hash; int32 products wrap, and `&` makes the right shifts logical."""
+    v = v ^ ((v >> 16) & 0xFFFF)
+    v = v * _MIX_1
+    v = v ^ ((v >> 15) & 0x1FFFF)
+    v = v * _MIX_2
+    return v ^ ((v >> 15) & 0x1FFFF)
+
+
+class SeededDropout(nn.Module):
+    """Zeroes each entry with probability p and scales the rest by 1/(1-p) while training.
+
+    The mask is a counter-based hash (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") of the
+    buffer `key` and the entry's position, so members of a stack draw what each would draw alone. One 32-bit hash
+    serves two entries: p is met to 2⁻¹⁶. Without a new key (`set_dropout_keys`) the mask repeats.
+    """
+
+    key: Tensor
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout={p}: a probability from 0 to below 1 is needed")
+        self.p = p
+        self.register_buffer("key", torch.zeros((), dtype=torch.int32), persistent=False)
+
+    def forward(self, x: Float[Tensor, "batch f"]) -> Float[Tensor, "batch f"]:
+        """The entries that stay, scaled; x itself in evaluation."""
+        if not self.training or self.p == 0:
+            return x
+        return x * (self._mask(x.shape[0], x.shape[1], x.device) / (1 - self.p)).to(x.dtype)
+
+    def _mask(self, batch: int, f: int, device: torch.device) -> Bool[Tensor, "batch f"]:
+        half = (batch * f + 1) // 2
+        counter = torch.arange(half, dtype=torch.int32, device=device) * _GOLDEN
+        bits = _mix(counter + self.key)
+        threshold = round(self.p * 2**16)
+        keep = torch.cat([(bits & 0xFFFF) >= threshold, ((bits >> 16) & 0xFFFF) >= threshold])
+        return keep[: batch * f].reshape(batch, f)
+
+
+def dropout_keys(seeds: Int[Tensor, " members"], step: int, layer: int) -> Int[Tensor, " members"]:
+    """The int32 key of every member's dropout layer number `layer` at one step."""
+    key = _mix(seeds.to(torch.int32) * 0x2C1B3C6D + 0x1B56C4E9)
+    key = _mix(key + torch.tensor(step & 0x7FFFFFFF, dtype=torch.int32, device=key.device))
+    return _mix(key + layer * 0x05F356A1)
+
+
+def set_dropout_keys(network: nn.Module, seed: int, step: int) -> None:
+    """Give the dropout layers of one member the keys of a training step."""
+    layers = [module for module in network.modules() if isinstance(module, SeededDropout)]
+    for number, layer in enumerate(layers):
+        seeds = torch.tensor([seed], device=layer.key.device)
+        layer.key.copy_(dropout_keys(seeds, step, number)[0])

@@ -1,0 +1,41 @@
+"""Test metrics of one member, from its logits; the only place where they are computed."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    multiclass_accuracy,
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+)
+
+__all__ = ["confusion", "scores"]
+
+
+def scores(logits: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"], n_classes: int) -> dict[str, Tensor]:
+    """Accuracy, macro-F1 and macro one-against-the-rest AUROC (torchmetrics), each a scalar.
+
+    F1 is averaged over the classes that occur in `labels` or in the predictions; AUROC over those that occur in
+    `labels` and do not fill them (it is undefined for the others, and NaN where no class is left).
+    """
+    predicted = logits.argmax(-1)
+    f1 = multiclass_f1_score(predicted, labels, n_classes, average="none")
+    seen = torch.bincount(torch.cat([labels, predicted]), minlength=n_classes) > 0
+    count = torch.bincount(labels, minlength=n_classes)
+    defined = torch.nonzero((count > 0) & (count < len(labels))).flatten()
+    probabilities = logits.softmax(-1)
+    areas = [binary_auroc(probabilities[:, c], (labels == c).long()) for c in defined.tolist()]
+    return {
+        "accuracy": multiclass_accuracy(predicted, labels, n_classes, average="micro"),
+        "macro_f1": f1[seen].mean(),
+        "auroc": torch.stack(areas).mean() if areas else torch.tensor(float("nan")),
+    }
+
+
+def confusion(
+    logits: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"], n_classes: int
+) -> Int64[Tensor, "classes classes"]:
+    """Counts of (true class, predicted class)."""
+    table: Tensor = multiclass_confusion_matrix(logits.argmax(-1), labels, n_classes)
+    return table

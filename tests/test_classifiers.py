@@ -1,0 +1,239 @@
+"""A stack of members gives what `pl.Trainer` gives one by one; metrics, dropout and checkpoints."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
+
+from lorabench.classifiers import Member, confusion, epoch_order, fit_members, scores
+from lorabench.classifiers.dropout import SeededDropout, dropout_keys, set_dropout_keys
+from lorabench.classifiers.linear import Linear
+from lorabench.classifiers.mlp import MLP
+from lorabench.classifiers.stack import _Schedule
+from lorabench.data import FeatureData
+from lorabench.engines import Lightning, Stacked
+
+# Lightning advises a logger and worker processes; the data lie on the device already.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(does not have many workers|lightning_utilities|LeafSpec|callbacks used to create).*"
+)
+
+
+def planted(n=120, f=12, classes=3, strength=2.0, seed=0, dtype=torch.float32):
+    rng = np.random.default_rng(seed)
+    labels = torch.from_numpy(np.arange(n) % classes)
+    x = torch.from_numpy(rng.normal(size=(n, f)))
+    x[torch.arange(n), labels] += strength
+    rows = torch.from_numpy(rng.permutation(n))
+    split = (rows[: n * 7 // 10], rows[n * 7 // 10 : n * 8 // 10], rows[n * 8 // 10 :])
+    data = FeatureData({"a": x[:, : f // 2].float(), "b": x[:, f // 2 :].float()}, labels, *split, torch.device("cpu"))
+    data.inputs = data.inputs.to(dtype)
+    return data
+
+
+MEMBERS = {
+    "mlp": functools.partial(MLP, hidden=[32, 16], dropout=0.3),
+    "linear": functools.partial(Linear),
+}
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_a_stack_gives_what_the_trainer_gives_one_by_one(kind):
+    """In float64, over the whole run (plateaus, early stops, best weights included), to 1e-9."""
+    data = planted(strength=1.0, dtype=torch.float64)
+    settings = {"max_epochs": 60, "patience": 8, "plateau_patience": 2, "learning_rate": 2e-2}
+    factory = functools.partial(MEMBERS[kind], **settings)
+    seeds = [3, 11, 4]
+    together = Stacked("cpu").fit(factory, data, seeds)
+    alone = Lightning("cpu").fit(factory, data, seeds)
+    for stacked, single in zip(together, alone, strict=True):
+        assert stacked.best_epoch == single.best_epoch
+        assert len(stacked.history) == len(single.history)
+        for ours, theirs in zip(stacked.history, single.history, strict=True):
+            # Lightning logs its means in float32.
+            assert ours == pytest.approx(theirs, rel=1e-5)
+        torch.testing.assert_close(stacked.logits, single.logits, rtol=1e-9, atol=1e-9)
+        assert stacked.state.keys() == single.state.keys()
+        for name, value in stacked.state.items():
+            torch.testing.assert_close(value, single.state[name], rtol=1e-9, atol=1e-9)
+    assert len({fitted.best_epoch for fitted in together}) > 1, "the members should differ for this test to bite"
+    assert any(row["learning_rate"] < settings["learning_rate"] for f in together for row in f.history)
+
+
+def test_in_float32_members_of_a_stack_agree_with_the_trainer_to_rounding():
+    data = planted()
+    factory = functools.partial(MEMBERS["mlp"], max_epochs=10)
+    together, alone = Stacked("cpu").fit(factory, data, [0, 1]), Lightning("cpu").fit(factory, data, [0, 1])
+    for stacked, single in zip(together, alone, strict=True):
+        torch.testing.assert_close(stacked.logits, single.logits, rtol=1e-3, atol=1e-3)
+        assert torch.equal(stacked.logits.argmax(-1), single.logits.argmax(-1))
+
+
+def test_members_may_read_different_units_and_finished_ones_leave_the_others_alone():
+    data = planted(dtype=torch.float64)
+    units = torch.stack([data.unit("a"), data.unit("b")])
+    members = [Member(seed, unit) for unit in (0, 1) for seed in (0, 1)]
+    factory = functools.partial(MEMBERS["mlp"], max_epochs=40, patience=3, learning_rate=1e-2)
+    split = (data.labels, data.train, data.val)
+    together = fit_members(factory, units, *split, members, data.n_classes)
+    assert len({len(f.history) for f in together}) > 1
+    for member, stacked in zip(members, together, strict=True):
+        alone = fit_members(factory, units[member.unit][None], *split, [Member(member.seed)], data.n_classes)[0]
+        assert stacked.best_epoch == alone.best_epoch
+        torch.testing.assert_close(stacked.logits, alone.logits, rtol=1e-9, atol=1e-9)
+
+
+def test_planted_signal_is_found_and_noise_is_not():
+    signal, noise = planted(n=300), planted(n=300, strength=0.0)
+    for data, low, high in ((signal, 0.6, 1.0), (noise, 0.15, 0.5)):
+        for fitted in Stacked("cpu").fit(functools.partial(MEMBERS["mlp"], max_epochs=60), data, [0, 1]):
+            accuracy = (fitted.logits.argmax(-1) == data.labels)[data.test].float().mean()
+            assert low <= accuracy <= high
+
+
+def test_best_weights_are_copies_of_the_best_epoch():
+    data = planted(strength=1.0)
+    fitted = Stacked("cpu").fit(functools.partial(MEMBERS["mlp"], max_epochs=50, learning_rate=1e-2), data, [0])[0]
+    losses = [row["val_loss"] for row in fitted.history]
+    assert fitted.best_epoch == losses.index(min(losses)) < len(losses) - 1
+    model = MEMBERS["mlp"](in_features=12, n_classes=3, seed=99)
+    model.network.load_state_dict(fitted.state)
+    model.eval()
+    with torch.no_grad():
+        logits = model(data.inputs)
+        loss = torch.nn.functional.cross_entropy(logits[data.val], data.labels[data.val])
+    torch.testing.assert_close(logits, fitted.logits, rtol=1e-5, atol=1e-5)
+    assert float(loss) == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_a_diverged_member_is_reported_and_the_others_go_on():
+    data = planted()
+    inputs = torch.stack([data.inputs, torch.full_like(data.inputs, float("nan"))])
+    fitted = fit_members(
+        functools.partial(MEMBERS["mlp"], max_epochs=3), inputs, data.labels, data.train, data.val,
+        [Member(0, 0), Member(7, 1)], data.n_classes,
+    )  # fmt: skip
+    assert fitted[0].error is None
+    assert "seed 7" in fitted[1].error
+
+
+def test_schedule_is_torchs_plateau_and_lightnings_early_stop():
+    rng = np.random.default_rng(0)
+    losses = np.abs(rng.normal(1, 0.3, size=(80, 4))).cumsum(0)[::-1].copy() / 40 + rng.normal(0, 0.05, (80, 4))
+    schedule = _Schedule(torch.full((4,), 0.1, dtype=torch.float64), 0.5, 2, 5)
+    optimizers = [torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1) for _ in range(4)]
+    plateaus = [torch.optim.lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=2) for o in optimizers]
+    stops = [pl.callbacks.EarlyStopping("val_loss", patience=5) for _ in range(4)]
+    stopped = set()
+    for row in losses:
+        _, stop = schedule.update(torch.from_numpy(row))
+        for k in range(4):
+            plateaus[k].step(row[k])
+            assert float(schedule.rates[k]) == optimizers[k].param_groups[0]["lr"]
+            theirs, _ = stops[k]._evaluate_stopping_criteria(torch.tensor(row[k]))
+            assert bool(stop[k]) == theirs
+            stopped |= {k} if theirs else set()
+    assert stopped, "no schedule stopped: the test cannot fail"
+
+
+def test_dropout_keeps_the_asked_share_and_the_mean():
+    layer = SeededDropout(0.3)
+    x = torch.ones(64, 512)
+    masks = []
+    for step in range(20):
+        set_dropout_keys(layer, seed=5, step=step)
+        out = layer(x)
+        assert out.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+        masks.append(out > 0)
+    kept = torch.stack(masks).double()
+    total = kept.numel()
+    assert float(kept.mean()) == pytest.approx(0.7, abs=4 * math.sqrt(0.21 / total))
+    # Independent over steps and over neighbours: correlations within four standard errors of zero.
+    centred = kept.reshape(20, -1) - 0.7
+    correlation = (centred @ centred.T) / centred.shape[1] / 0.21
+    off = correlation[~torch.eye(20, dtype=torch.bool)]
+    assert float(off.abs().max()) < 5 / math.sqrt(centred.shape[1])
+    neighbours = (centred[:, 1:] * centred[:, :-1]).mean() / 0.21
+    assert abs(float(neighbours)) < 4 / math.sqrt(total)
+    halves = centred[:, : centred.shape[1] // 2] * centred[:, centred.shape[1] // 2 :]
+    assert abs(float(halves.mean() / 0.21)) < 4 / math.sqrt(total / 2)
+
+
+def test_dropout_keys_differ_by_seed_step_and_layer():
+    keys = {int(key) for step in range(50) for layer in range(3) for key in dropout_keys(torch.arange(20), step, layer)}
+    assert len(keys) == 50 * 3 * 20
+
+
+def test_dropout_is_silent_in_evaluation_and_refuses_nonsense():
+    x = torch.randn(3, 4)
+    assert SeededDropout(0.5).eval()(x) is x
+    with pytest.raises(ValueError, match=r"dropout=1\.0"):
+        SeededDropout(1.0)
+
+
+def test_epoch_order_is_a_permutation_of_its_seed_and_epoch():
+    assert sorted(epoch_order(1, 2, 50).tolist()) == list(range(50))
+    assert epoch_order(1, 2, 50).tolist() == epoch_order(1, 2, 50).tolist()
+    assert epoch_order(1, 2, 50).tolist() != epoch_order(1, 3, 50).tolist()
+    assert epoch_order(1, 2, 50).tolist() != epoch_order(2, 2, 50).tolist()
+
+
+def test_building_a_member_leaves_the_random_state_alone_and_follows_its_seed():
+    before = torch.random.get_rng_state()
+    one, two, other = (MEMBERS["mlp"](in_features=5, n_classes=3, seed=s) for s in (1, 1, 2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(next(one.parameters()), next(other.parameters()))
+
+
+def test_scores_are_scikit_learns():
+    rng = np.random.default_rng(1)
+    labels, logits = rng.integers(0, 4, 60), rng.normal(size=(60, 4)) + np.eye(4)[rng.integers(0, 4, 60)]
+    found = scores(torch.from_numpy(logits), torch.from_numpy(labels), 4)
+    predicted = logits.argmax(1)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert float(found["accuracy"]) == pytest.approx(accuracy_score(labels, predicted))
+    assert float(found["macro_f1"]) == pytest.approx(f1_score(labels, predicted, average="macro"))
+    area = np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in range(4)])
+    assert float(found["auroc"]) == pytest.approx(area, abs=1e-6)
+    table = confusion(torch.from_numpy(logits), torch.from_numpy(labels), 4)
+    assert table.tolist() == confusion_matrix(labels, predicted).tolist()
+
+
+def test_scores_leave_out_classes_that_do_not_occur():
+    logits = torch.eye(5)[[0, 1, 2, 0]] * 4
+    labels = torch.tensor([0, 1, 2, 1])
+    found = scores(logits, labels, 5)
+    expected = f1_score([0, 1, 2, 1], [0, 1, 2, 0], average="macro")
+    assert float(found["macro_f1"]) == pytest.approx(expected)
+    assert 0 <= float(found["auroc"]) <= 1
+    assert math.isnan(float(scores(logits, torch.zeros(4, dtype=torch.long), 5)["auroc"]))
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_checkpoints_round_trip_under_weights_only_loading(kind, tmp_path):
+    data = planted()
+    model = MEMBERS[kind](in_features=12, n_classes=3, seed=1, max_epochs=2)
+    trainer = pl.Trainer(
+        max_epochs=2, logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        accelerator="cpu", num_sanity_val_steps=0,
+        callbacks=[pl.callbacks.ModelCheckpoint(tmp_path, filename="best", monitor="val_loss")],
+    )  # fmt: skip
+    trainer.fit(model, data)
+    path = tmp_path / "best.ckpt"
+    torch.load(path, weights_only=True)
+    again = type(model).load_from_checkpoint(path, weights_only=True)
+    assert dict(again.hparams) == dict(model.hparams)
+    tested = trainer.test(model, data, ckpt_path="best", verbose=False, weights_only=True)[0]
+    expected = scores(again.eval()(data.inputs[data.test]), data.labels[data.test], 3)
+    assert tested == pytest.approx({f"test_{name}": float(value) for name, value in expected.items()}, abs=1e-6)
+    trainer = pl.Trainer(
+        max_epochs=4, logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+        num_sanity_val_steps=0, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(model, data, ckpt_path=path, weights_only=True)
+    assert trainer.current_epoch == 4
