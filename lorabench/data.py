@@ -58,6 +58,7 @@ class FeatureData(pl.LightningDataModule):
         train: training rows.
         val: validation rows.
         test: test rows.
+        n_classes: number of classes.
         device: where the tensors are kept.
         batch_size: adapters a training batch.
     """
@@ -69,6 +70,7 @@ class FeatureData(pl.LightningDataModule):
         train: Int64[Tensor, " train"],
         val: Int64[Tensor, " val"],
         test: Int64[Tensor, " test"],
+        n_classes: int,
         device: torch.device,
         batch_size: int = 32,
     ) -> None:
@@ -84,7 +86,7 @@ class FeatureData(pl.LightningDataModule):
             start += width
         self.labels = labels.to(device)
         self.train, self.val, self.test = train.to(device), val.to(device), test.to(device)
-        self.n_classes = int(labels[train].max()) + 1
+        self.n_classes = n_classes
 
     def unit(self, name: str) -> Float[Tensor, "n f"]:
         """The standardised features of one unit, a view."""

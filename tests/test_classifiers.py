@@ -30,7 +30,7 @@ def planted(n=120, f=12, classes=3, strength=2.0, seed=0, dtype=torch.float32):
     x[torch.arange(n), labels] += strength
     rows = torch.from_numpy(rng.permutation(n))
     split = (rows[: n * 7 // 10], rows[n * 7 // 10 : n * 8 // 10], rows[n * 8 // 10 :])
-    data = FeatureData({"a": x[:, : f // 2].float(), "b": x[:, f // 2 :].float()}, labels, *split, torch.device("cpu"))
+    data = FeatureData({"a": x[:, : f // 2].float(), "b": x[:, f // 2 :].float()}, labels, *split, classes, torch.device("cpu"))
     data.inputs = data.inputs.to(dtype)
     return data
 

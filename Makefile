@@ -1,0 +1,47 @@
+# make run    the result table on the embedded zoo
+# make test   lint, types, floors, and the whole test suite
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint fix bench wheel clean
+
+help: ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+# torch first and by its exact version: any looser wish brings several GB of CUDA packages.
+$(VENV)/.installed: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "lorabench needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet torch
+	$(PIP) install --quiet --editable '.[dev]'
+	touch $@
+
+install: $(VENV)/.installed ## make .venv with the exact versions of constraints.txt
+
+run: install ## the result table on the embedded zoo of real adapters
+	$(BIN)/python -m lorabench experiment=table
+
+lint: install ## ruff, mypy and the floors of the house
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint ## lint, then the whole test suite
+	$(BIN)/python -m pytest
+
+fix: install ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## speed and memory, as ratios measured side by side
+	$(BIN)/python -m tests.bench
+
+wheel: install ## build the wheel and run it from an empty venv in an empty folder
+	sh tests/try_wheel.sh $(BIN)/python
+
+clean: ## remove what was made, .venv included
+	rm -rf $(VENV) dist build outputs multirun .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

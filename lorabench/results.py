@@ -1,0 +1,209 @@
+"""The result of a run: its schema, and how it is written and read."""
+
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+__all__ = ["METRICS", "SCHEMA", "Result", "Run", "Statistic", "Summary", "environment", "read_result", "summarise"]
+
+SCHEMA = 1
+METRICS = ("train_accuracy", "val_accuracy", "test_accuracy", "test_macro_f1", "test_auroc")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One member: a representation, an ablation and a seed.
+
+    Attributes:
+        representation: its name.
+        ablation: the ablation's name.
+        seed: the member's seed.
+        best_epoch: epoch with the lowest validation loss, from 0.
+        epochs: epochs trained.
+        metrics: `METRICS` -> value; NaN where a metric is undefined. Empty where the member failed.
+        confusion: test counts of (true, predicted) class.
+        history: a row an epoch: train_loss, val_loss, val_accuracy, learning_rate.
+        error: why it failed, or None.
+    """
+
+    representation: str
+    ablation: str
+    seed: int
+    best_epoch: int = -1
+    epochs: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    confusion: list[list[int]] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Mean and sample standard deviation over n runs; std is NaN for one run."""
+
+    mean: float
+    std: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Statistic":
+        """Over the defined values."""
+        known = [value for value in values if not math.isnan(value)]
+        if not known:
+            return cls(math.nan, math.nan, 0)
+        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else math.nan, len(known))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A row of the table: one representation under one ablation, over the seeds.
+
+    Attributes:
+        representation: its name.
+        ablation: the ablation's name.
+        classifier: the classifier's name.
+        units: number of units (layers, modules or 1).
+        features: length of the joined feature vector.
+        gauge_invariant: whether the features stay under (up·G, G⁻¹·down).
+        train_accuracy, val_accuracy, test_accuracy, test_macro_f1, test_auroc: over the runs that ended well.
+        failed: errors of the runs that did not; a failed run is in no mean.
+    """
+
+    representation: str
+    ablation: str
+    classifier: str
+    units: int
+    features: int
+    gauge_invariant: bool | None
+    train_accuracy: Statistic
+    val_accuracy: Statistic
+    test_accuracy: Statistic
+    test_macro_f1: Statistic
+    test_auroc: Statistic
+    failed: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that one run of lorabench found; `results.json` is this.
+
+    Attributes:
+        dataset: name, config, fingerprint, adapters, layers, modules, groups and categories with their counts.
+        split: numbers of train, val and test rows, and whether the source fixed them.
+        target: "category" or "leaf".
+        classes: names of the classes, in the order of the confusion matrices.
+        chance: test accuracy of always naming the most frequent training class.
+        config: the whole resolved configuration.
+        runs: one entry a member.
+        summary: one row a representation and ablation.
+        seconds: wall time of every phase.
+        environment: versions, machine and git commit.
+        schema: version of this layout.
+    """
+
+    dataset: dict[str, Any]
+    split: dict[str, Any]
+    target: str
+    classes: list[str]
+    chance: float
+    config: dict[str, Any]
+    runs: list[Run]
+    summary: list[Summary]
+    seconds: dict[str, float]
+    environment: dict[str, Any]
+    schema: int = SCHEMA
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, in one step: a reader never sees half of it. NaN and infinity become null."""
+        text = json.dumps(_plain(asdict(self)), indent=1, allow_nan=False)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            file.write(text)
+        Path(file.name).replace(path)
+
+
+def summarise(runs: Sequence[Run], classifier: str, units: int, features: int, gauge_invariant: bool | None) -> Summary:
+    """The row of one representation and ablation from its runs."""
+    good = [run for run in runs if run.error is None]
+    return Summary(
+        representation=runs[0].representation,
+        ablation=runs[0].ablation,
+        classifier=classifier,
+        units=units,
+        features=features,
+        gauge_invariant=gauge_invariant,
+        failed=[run.error for run in runs if run.error is not None],
+        **{name: Statistic.of([run.metrics[name] for run in good]) for name in METRICS},
+    )
+
+
+def read_result(path: Path) -> Result:
+    """The result in a `results.json`; null metrics come back as NaN.
+
+    Raises:
+        ValueError: the file has another schema version.
+    """
+    data = json.loads(path.read_text())
+    if data.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: schema {data.get('schema')}, this version of lorabench reads {SCHEMA}")
+    runs = [Run(**{**run, "metrics": {k: _number(v) for k, v in run["metrics"].items()}}) for run in data["runs"]]
+    summary = [
+        Summary(
+            **{
+                **row,
+                **{
+                    name: Statistic(_number(row[name]["mean"]), _number(row[name]["std"]), row[name]["n"])
+                    for name in METRICS
+                },
+            }
+        )
+        for row in data["summary"]
+    ]
+    return Result(**{**data, "runs": runs, "summary": summary})
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what the numbers depend on, the machine, and the git commit of a checkout."""
+    packages = ("lorabench", "torch", "pytorch-lightning", "torchmetrics", "numpy", "scikit-learn", "hydra-core")
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, with "-dirty" behind it where files differ."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # noqa: S607
+            cwd=folder, capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,98 @@
+"""Where a run is logged: a CSV file, or Weights & Biases."""
+
+import netrc
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+import wandb
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+from lorabench.errors import LorabenchError
+
+__all__ = ["csv_logger", "logging_to", "wandb_logger"]
+
+
+def csv_logger(folder: str, name: str) -> CSVLogger:
+    """Writes `csv/metrics.csv` and `csv/hparams.yaml` below `folder`."""
+    del name
+    return CSVLogger(folder, name="csv", version="", flush_logs_every_n_steps=1000)
+
+
+def wandb_logger(
+    folder: str,
+    name: str,
+    project: str,
+    entity: str | None = None,
+    group: str | None = None,
+    mode: Literal["auto", "online", "offline"] = "auto",
+) -> WandbLogger:
+    """One W&B run a job; offline where there is no key or no network, unless told otherwise.
+
+    Raises:
+        LorabenchError: mode is none of these, or online was asked for without a key.
+    """
+    if mode not in ("auto", "online", "offline"):
+        raise LorabenchError(f"logger.mode={mode}: allowed are auto, online and offline")
+    if mode == "online" and not _has_key():
+        raise LorabenchError(
+            "logger.mode=online needs a key: set WANDB_API_KEY or run `wandb login`, or take mode=auto"
+        )
+    offline = mode == "offline" or (mode == "auto" and not (_has_key() and _reachable()))
+    return WandbLogger(
+        name=name,
+        save_dir=folder,
+        project=project,
+        entity=entity,
+        group=group,
+        offline=offline,
+        settings=wandb.Settings(silent=True, console="off"),
+        reinit="finish_previous",
+    )
+
+
+@contextmanager
+def logging_to(logger: Logger, config: dict[str, Any]) -> Iterator[Logger]:
+    """Log the configuration, and finish the run whatever happens: two jobs never share one W&B run."""
+    failed = True
+    try:
+        logger.log_hyperparams(config)
+        yield logger
+        failed = False
+    finally:
+        logger.finalize("failed" if failed else "success")
+        if isinstance(logger, WandbLogger):
+            wandb.finish(exit_code=int(failed))
+
+
+def log_summary(logger: Logger, summary: dict[str, float]) -> None:
+    """The final numbers, as the run's summary."""
+    if isinstance(logger, WandbLogger):
+        logger.experiment.summary.update(summary)
+    else:
+        logger.log_metrics(summary)
+
+
+def _host() -> str:
+    return urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators(_host()) is not None
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+
+
+def _reachable() -> bool:
+    try:
+        with socket.create_connection((_host(), 443), timeout=3):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,35 @@
+"""What several tests share. Nothing here touches the cache of the person who runs the tests."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+TINY_ZOO = ["dataset.per_category=8", "dataset.pretrain_steps=40", "dataset.steps=10"]
+"""Overrides that make the embedded zoo small: 80 adapters in seconds."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache of this test session; subprocesses find it by LORABENCH_CACHE."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = Path(os.environ.get("LORABENCH_TEST_CACHE") or tmp_path_factory.mktemp("cache"))
+        patch.setenv("LORABENCH_CACHE", str(folder))
+        for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+            patch.delenv(name, raising=False)
+        yield folder
+
+
+def lorabench(*arguments: str, cwd: Path, code: int = 0, module: str = "lorabench") -> subprocess.CompletedProcess[str]:
+    """Run `python -m lorabench` as a user does, and hold it to its exit code."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::SyntaxWarning", "-m", module, *arguments],
+        cwd=cwd, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
