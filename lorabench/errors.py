@@ -33,6 +33,7 @@ def explain_disk_errors(path: Path, remedy: str) -> Iterator[None]:
             errno.EPERM: "permission denied",
             errno.EROFS: "the file system is read-only",
             errno.ENOTDIR: "a part of this path is a file",
+            errno.EEXIST: "a part of this path is a file",
         }
         if error.errno not in reasons:
             raise

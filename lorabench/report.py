@@ -107,7 +107,7 @@ def _save(figure: Figure, path: Path) -> Path:
 def _accuracy_figure(result: Result, rows: Sequence[Summary]) -> Figure:
     """Test accuracy with its standard deviation over seeds, the best on top, and chance."""
     ordered = sorted(rows, key=lambda row: row.test_accuracy.mean)
-    figure = Figure(figsize=(7, 1.2 + 0.32 * len(ordered)), layout="constrained")
+    figure = Figure(figsize=(7, 1.5 + 0.32 * len(ordered)), layout="constrained")
     axes = figure.subplots()
     means = [100 * row.test_accuracy.mean for row in ordered]
     spreads = [0.0 if math.isnan(row.test_accuracy.std) else 100 * row.test_accuracy.std for row in ordered]
@@ -127,7 +127,7 @@ def _accuracy_figure(result: Result, rows: Sequence[Summary]) -> Figure:
     axes.set_axisbelow(True)
     axes.set_xlabel(f"test accuracy, % (mean ± std over {max(row.test_accuracy.n for row in ordered)} seeds)")
     axes.set_title(f"{result.dataset['name']}: reading the {result.target} from the weights alone", fontsize=11)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=3)
     return figure
 
 

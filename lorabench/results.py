@@ -172,7 +172,10 @@ def read_result(path: Path) -> Result:
 
 def environment() -> dict[str, Any]:
     """Versions of what the numbers depend on, the machine, and the git commit of a checkout."""
-    packages = ("lorabench", "torch", "pytorch-lightning", "torchmetrics", "numpy", "scikit-learn", "hydra-core")
+    packages = (
+        "lorabench", "torch", "pytorch-lightning", "torchmetrics", "numpy", "scikit-learn", "hydra-core", "omegaconf",
+        "datasets", "safetensors", "wandb", "matplotlib",
+    )  # fmt: skip
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "machine": {"system": platform.platform(), "cores": os.cpu_count()},

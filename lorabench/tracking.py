@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlparse
 
 import wandb
@@ -29,7 +29,7 @@ def wandb_logger(
     project: str,
     entity: str | None = None,
     group: str | None = None,
-    mode: Literal["auto", "online", "offline"] = "auto",
+    mode: str = "auto",
 ) -> WandbLogger:
     """One W&B run a job; offline where there is no key or no network, unless told otherwise.
 
@@ -43,16 +43,18 @@ def wandb_logger(
             "logger.mode=online needs a key: set WANDB_API_KEY or run `wandb login`, or take mode=auto"
         )
     offline = mode == "offline" or (mode == "auto" and not (_has_key() and _reachable()))
-    return WandbLogger(
+    # Lightning's own call of `init` passes a setting that wandb warns about.
+    opened = wandb.init(
         name=name,
-        save_dir=folder,
+        dir=folder,
         project=project,
         entity=entity,
         group=group,
-        offline=offline,
+        mode="offline" if offline else "online",
         settings=wandb.Settings(silent=True, console="off"),
         reinit="finish_previous",
     )
+    return WandbLogger(experiment=opened)
 
 
 @contextmanager

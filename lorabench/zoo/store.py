@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -325,7 +326,7 @@ def open_store(path: Path) -> Zoo | None:
         meta = json.loads((path / _META).read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
-    if meta.get("format") != FORMAT:
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         return None
     layers: dict[str, Stack] = {}
     for number, (layer, shape) in enumerate(meta["layers"]):

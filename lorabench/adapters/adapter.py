@@ -1,0 +1,62 @@
+"""One adapter: the low-rank update of each module, and what the file said beside it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+__all__ = ["Adapter", "LoraModule"]
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """The update of one module, ΔW = scale · up @ down.
+
+    Attributes:
+        down: float32 [r, d_in]; a convolution's is flattened to [r, in·k·k], an embedding's is A
+            [r, vocabulary].
+        up: float32 [d_out, r].
+        scale: α/r, or α/√r for rsLoRA; 1 where no α is known.
+        alpha: α, or None where the file names none.
+        assumed: in words, what the file did not say and the reader supposed or left out.
+        dtype: the type that the file stored, for tolerances that depend on it.
+        embedding: whether it adapts an embedding table; then the table's update is ΔW transposed.
+    """
+
+    down: Float32[Tensor, "r d_in"]
+    up: Float32[Tensor, "d_out r"]
+    scale: float = 1.0
+    alpha: float | None = None
+    assumed: tuple[str, ...] = ()
+    dtype: torch.dtype = torch.float32
+    embedding: bool = False
+
+    @property
+    def rank(self) -> int:
+        """r, the rank that the factors allow."""
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What an adapter file holds.
+
+    Attributes:
+        path: the file that was read.
+        schemes: naming schemes found in it, sorted.
+        modules: canonical module name -> its update.
+        metadata: the metadata of a safetensors file.
+        config: adapter_config.json beside the file, empty where there is none.
+        unsupported: kind -> keys that cannot be analysed (see `naming.ParsedKey.part`).
+    """
+
+    path: Path
+    schemes: tuple[str, ...]
+    modules: Mapping[str, LoraModule]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    unsupported: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

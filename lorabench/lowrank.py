@@ -1,0 +1,189 @@
+"""Low-rank algebra of ΔW = scale · up @ down, never formed: every spectral number is defined here, once.
+
+Shapes: down [*batch, r, d_in], up [*batch, d_out, r], scale a number or [*batch]; spectra σ are [*batch, k],
+descending. All is computed and returned in float64. An all-zero matrix has no spectrum: its ratios are NaN,
+so that callers must decide what to say ("untrained"), and never a made-up number.
+"""
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+__all__ = [
+    "condition_number",
+    "effective_rank",
+    "energy_rank",
+    "frobenius_norm",
+    "inner_product",
+    "matrix_singular_values",
+    "numerical_rank",
+    "participation_ratio",
+    "rank_utilisation",
+    "singular_values",
+    "stable_rank",
+]
+
+Scale = float | Float[Tensor, "*batch"]
+
+
+def singular_values(
+    down: Float[Tensor, "*batch r d_in"], up: Float[Tensor, "*batch d_out r"], scale: Scale = 1.0
+) -> Float64[Tensor, "*batch r"]:
+    """The r singular values of ΔW in descending order, from r×r cores.
+
+    With the Gram matrices Gᵤ = upᵀ·up = L·Lᵀ and G_d = down·downᵀ, the values of σ² are the eigenvalues of
+    Lᵀ·G_d·L. The row norms of down and column norms of up are made equal first, which changes no ΔW and keeps
+    a badly balanced pair exact. Values below 1e-8·σ₁ or so cannot be told from rounding and are 0.
+
+    Args:
+        down: A of PEFT, [*batch, r, d_in].
+        up: B of PEFT, [*batch, d_out, r].
+        scale: factor of up @ down, a number or [*batch].
+
+    Returns:
+        σ [*batch, r]: r values, never min(d_out, d_in); what is over the rank of ΔW is 0.
+
+    Example:
+        >>> down, up = torch.eye(2, 5), torch.tensor([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+        >>> singular_values(down, up, 0.5).tolist()
+        [1.5, 1.0]
+    """
+    down, up = down.double(), up.double()
+    size = _as_batch(scale, down).abs().unsqueeze(-1)
+    if down.shape[-2] == 1:
+        norms: Tensor = down.norm(dim=-1) * up.norm(dim=-2)
+        return size * norms
+    gram_down, gram_up = _balanced(down @ down.mT, up.mT @ up)
+    values, vectors = torch.linalg.eigh(gram_up)
+    root = vectors * _not_negative(values).sqrt().unsqueeze(-2)
+    return size * _roots_of_eigenvalues(root.mT @ gram_down @ root)
+
+
+def matrix_singular_values(matrix: Float[Tensor, "*batch rows cols"]) -> Float64[Tensor, "*batch k"]:
+    """The k = min(rows, cols) singular values of a matrix, one factor say, from its short side's Gram matrix.
+
+    Returns:
+        σ [*batch, k], descending; values below 1e-8·σ₁ or so cannot be told from rounding and are 0.
+    """
+    values = matrix.double()
+    if min(values.shape[-2:]) == 1:
+        norm: Tensor = values.norm(dim=(-2, -1))
+        return norm.unsqueeze(-1)
+    return _roots_of_eigenvalues(values @ values.mT if values.shape[-2] <= values.shape[-1] else values.mT @ values)
+
+
+def frobenius_norm(
+    down: Float[Tensor, "*batch r d_in"], up: Float[Tensor, "*batch d_out r"], scale: Scale = 1.0
+) -> Float64[Tensor, "*batch"]:
+    """‖ΔW‖_F = |scale| · √tr(upᵀ·up · down·downᵀ), [*batch]."""
+    return inner_product((down, up, scale), (down, up, scale)).clamp_min(0).sqrt()
+
+
+def inner_product(
+    first: tuple[Float[Tensor, "*batch r d_in"], Float[Tensor, "*batch d_out r"], Scale],
+    second: tuple[Float[Tensor, "*batch q d_in"], Float[Tensor, "*batch d_out q"], Scale],
+) -> Float64[Tensor, "*batch"]:
+    """⟨ΔW₁, ΔW₂⟩ = Σ ΔW₁ ∘ ΔW₂ = scale₁ · scale₂ · Σ (up₁ᵀ·up₂) ∘ (down₁·down₂ᵀ), [*batch].
+
+    Args:
+        first: (down, up, scale) of ΔW₁; its rank may differ from the other's.
+        second: (down, up, scale) of ΔW₂.
+    """
+    (down_a, up_a, scale_a), (down_b, up_b, scale_b) = first, second
+    ups = up_a.double().mT @ up_b.double()
+    downs = down_a.double() @ down_b.double().mT
+    return _as_batch(scale_a, downs) * _as_batch(scale_b, downs) * (ups * downs).sum((-2, -1))
+
+
+def effective_rank(sigma: Float[Tensor, "*batch k"]) -> Float64[Tensor, "*batch"]:
+    """exp(−Σ p ln p) with p = σ/Σσ, [*batch]; NaN for an all-zero σ (Roy & Vetterli 2007).
+
+    Example:
+        >>> round(effective_rank(torch.tensor([4.0, 2.0, 1.0, 1.0])).item(), 3)
+        3.364
+    """
+    values = sigma.double()
+    share = values / values.sum(-1, keepdim=True)
+    entropy: Tensor = torch.special.entr(share).sum(-1)
+    return entropy.exp()
+
+
+def stable_rank(sigma: Float[Tensor, "*batch k"]) -> Float64[Tensor, "*batch"]:
+    """‖·‖_F² / σ₁² = Σσ²/σ₁², [*batch]; NaN for an all-zero σ (Rudelson & Vershynin 2007)."""
+    relative = _relative(sigma)
+    return relative.square().sum(-1)
+
+
+def participation_ratio(sigma: Float[Tensor, "*batch k"]) -> Float64[Tensor, "*batch"]:
+    """(Σσ²)² / Σσ⁴, [*batch]; NaN for an all-zero σ."""
+    energy = _relative(sigma).square()
+    return energy.sum(-1).square() / energy.square().sum(-1)
+
+
+def rank_utilisation(sigma: Float[Tensor, "*batch k"]) -> Float64[Tensor, "*batch"]:
+    """Effective rank / k, in (0, 1], with k the number of values (the nominal rank), [*batch]."""
+    return effective_rank(sigma) / sigma.shape[-1]
+
+
+def energy_rank(sigma: Float[Tensor, "*batch k"], share: float = 0.9) -> Int64[Tensor, "*batch"]:
+    """The smallest k with Σ_{i≤k} σ² ≥ share · Σσ², [*batch]; 0 for an all-zero σ.
+
+    Args:
+        sigma: spectrum [*batch, k], descending.
+        share: part of the energy, in (0, 1].
+    """
+    energy = _relative(sigma).nan_to_num(0.0).square().cumsum(-1)
+    # Rounding of the running sum must not ask for one value more than an exact share needs.
+    short = energy < share * energy[..., -1:] * (1 - 1e-12)
+    return torch.where(energy[..., -1] > 0, short.sum(-1) + 1, 0)
+
+
+def condition_number(sigma: Float[Tensor, "*batch k"]) -> Float64[Tensor, "*batch"]:
+    """σ₁ / σ_k over all k values, [*batch]: infinite where only the last is 0, NaN where all are."""
+    values = sigma.double()
+    return values[..., 0] / values[..., -1]
+
+
+def numerical_rank(
+    sigma: Float[Tensor, "*batch k"], shape: tuple[int, int], dtype: torch.dtype = torch.float32
+) -> Int64[Tensor, "*batch"]:
+    """Count of σ > σ₁ · max(d_out, d_in) · eps(dtype), [*batch].
+
+    Args:
+        sigma: spectrum [*batch, k], descending.
+        shape: (d_out, d_in) of ΔW.
+        dtype: what the weights are stored in, whose rounding sets the threshold.
+    """
+    values = sigma.double()
+    return (values > values[..., :1] * max(shape) * torch.finfo(dtype).eps).sum(-1)
+
+
+def _as_batch(scale: Scale, like: Float[Tensor, "*batch rows cols"]) -> Float64[Tensor, "..."]:
+    return torch.as_tensor(scale, dtype=torch.float64, device=like.device)
+
+
+def _relative(sigma: Float[Tensor, "*batch k"]) -> Float64[Tensor, "*batch k"]:
+    # σ/σ₁ before squaring: squares of 1e-200 and of 1e200 leave float64.
+    values = sigma.double()
+    return values / values[..., :1]
+
+
+def _balanced(
+    gram_down: Float64[Tensor, "*batch r r"], gram_up: Float64[Tensor, "*batch r r"]
+) -> tuple[Float64[Tensor, "*batch r r"], Float64[Tensor, "*batch r r"]]:
+    """Both Gram matrices after the diagonal gauge that gives row i of down and column i of up one norm."""
+    norm_down = gram_down.diagonal(dim1=-2, dim2=-1).sqrt()
+    norm_up = gram_up.diagonal(dim1=-2, dim2=-1).sqrt()
+    ratio = torch.where((norm_down > 0) & (norm_up > 0), norm_up / norm_down, 1.0).sqrt()
+    weight = ratio.unsqueeze(-1) * ratio.unsqueeze(-2)
+    return gram_down * weight, gram_up / weight
+
+
+def _not_negative(eigenvalues: Float64[Tensor, "*batch k"]) -> Float64[Tensor, "*batch k"]:
+    """Ascending eigenvalues of a positive semi-definite matrix; what is below their rounding is set to 0."""
+    floor = eigenvalues[..., -1:] * (eigenvalues.shape[-1] * torch.finfo(torch.float64).eps)
+    return torch.where(eigenvalues > floor, eigenvalues, 0.0)
+
+
+def _roots_of_eigenvalues(gram: Float64[Tensor, "*batch k k"]) -> Float64[Tensor, "*batch k"]:
+    return _not_negative(torch.linalg.eigvalsh(gram)).sqrt().flip(-1)

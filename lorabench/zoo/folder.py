@@ -1,0 +1,194 @@
+"""Adapter files in a folder as a zoo, whatever tools wrote them."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from lorabench.adapters import LoraModule, layer_names, read_adapter
+from lorabench.errors import LorabenchError
+from lorabench.progress import track
+from lorabench.zoo.folder_index import LABELS, SPLITS, Entry, index_folder
+from lorabench.zoo.store import Labels, Module, StoreWriter, Zoo, open_store
+
+__all__ = ["load"]
+
+Missing = Literal["error", "common"]
+
+_log = logging.getLogger(__name__)
+_VERSION = 1
+_CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What the store must know of one module of one adapter."""
+
+    rank: int
+    d_in: int
+    d_out: int
+    scale: float
+
+
+def load(path: str | Path, name: str, cache_dir: str | Path, missing: str = "error") -> Zoo:
+    """The zoo of the adapters in a folder: sub-folders named by category, or a labels.csv.
+
+    Every naming scheme that `read_adapter` knows may stand beside any other. Adapters are read one at a time
+    and written to a store in `cache_dir`, which later calls map into memory; it is built again when a file
+    changes. Ranks that differ are padded with zero rows of down and zero columns of up, and `Zoo.rank` keeps
+    the true ones. labels.csv has the columns file and category, and may have leaf (default: the adapter's
+    name), group, and split (train, val or test).
+
+    Args:
+        path: the folder.
+        name: how results call the zoo.
+        cache_dir: the folder that stores are kept in.
+        missing: "error" refuses adapters without a module that others have, "common" keeps the modules that
+            all have.
+
+    Raises:
+        LorabenchError: the folder, a file, a label or the adapters' shapes cannot be used.
+    """
+    if missing not in get_args(Missing):
+        raise LorabenchError(f"dataset.missing={missing!r}: allowed are {', '.join(get_args(Missing))}.")
+    root = Path(path).expanduser()
+    entries = index_folder(root)
+    store = Path(cache_dir).expanduser() / "zoos" / f"folder-{_key(root, entries, name, missing)}"
+    found = open_store(store)
+    if found is not None:
+        return found
+    sizes = [_sizes(entry) for entry in track(entries, "checking adapters")]
+    modules = _modules(entries, sizes, missing)
+    shapes: dict[str, tuple[int, int]] = {}
+    for module in modules:
+        rank = max(size[module].rank for size in sizes)
+        down, up = layer_names(module)
+        shapes |= {down: (rank, sizes[0][module].d_in), up: (sizes[0][module].d_out, rank)}
+    with StoreWriter(store, shapes) as writer:
+        for layers in _read(entries, modules, shapes):
+            writer.append(layers)
+        writer.finish(
+            name,
+            [Module(module, *layer_names(module)) for module in modules],
+            np.array([[size[module].rank for module in modules] for size in sizes], np.int64),
+            np.array([[size[module].scale for module in modules] for size in sizes], np.float32),
+            _labels(entries),
+        )
+    built = open_store(store)
+    if built is None:
+        raise LorabenchError(f"{store}: vanished or was damaged right after it was written. Start again.")
+    return built
+
+
+def _key(root: Path, entries: list[Entry], name: str, missing: str) -> str:
+    """Changes with the files, the labels and the options."""
+    files = []
+    for entry in entries:
+        for file in (entry.file, entry.file.parent / "adapter_config.json"):
+            if file.is_file():
+                stat = file.stat()
+                files.append([entry.name, file.name, stat.st_size, stat.st_mtime_ns])
+    labels = root / LABELS
+    text = labels.read_text(encoding="utf-8-sig") if labels.is_file() else None
+    said = json.dumps([_VERSION, str(root.resolve()), name, missing, files, text])
+    return hashlib.blake2b(said.encode(), digest_size=12).hexdigest()
+
+
+def _sizes(entry: Entry) -> dict[str, _Size]:
+    adapter = read_adapter(entry.file)
+    if adapter.unsupported:
+        kinds = ", ".join(f"{kind} ({len(keys)})" for kind, keys in adapter.unsupported.items())
+        _log.warning("%s: holds tensors that are not part of a LoRA and stay out: %s", entry.file, kinds)
+    return {
+        name: _Size(module.rank, module.down.shape[1], module.up.shape[0], module.scale)
+        for name, module in adapter.modules.items()
+    }
+
+
+def _modules(entries: list[Entry], sizes: list[dict[str, _Size]], missing: str) -> list[str]:
+    """The modules of the zoo, in the first adapter's order.
+
+    Raises:
+        LorabenchError: modules are missing in some adapters, none is common to all, or widths differ.
+    """
+    counts = Counter(module for size in sizes for module in size)
+    if missing == "error":
+        _refuse_missing(entries, sizes, counts)
+    modules = [module for module in sizes[0] if counts[module] == len(entries)]
+    if not modules:
+        raise LorabenchError(
+            f"no module is common to all {len(entries)} adapters: {entries[0].name} begins with "
+            f"{next(iter(sizes[0]))}. "
+            "They adapt different base models or use names that do not agree; keep one kind in the folder."
+        )
+    for module in modules:
+        first = sizes[0][module]
+        for entry, size in zip(entries, sizes, strict=True):
+            other = size[module]
+            if (other.d_in, other.d_out) != (first.d_in, first.d_out):
+                raise LorabenchError(
+                    f"module {module} is {first.d_out} x {first.d_in} in {entries[0].name} and "
+                    f"{other.d_out} x {other.d_in} in {entry.name}: they adapt different base models. Keep "
+                    "adapters "
+                    "of one base model in the folder (ranks may differ, they are padded)."
+                )
+    return modules
+
+
+def _refuse_missing(entries: list[Entry], sizes: list[dict[str, _Size]], counts: Mapping[str, int]) -> None:
+    for entry, size in zip(entries, sizes, strict=True):
+        lacking = [module for module in counts if module not in size]
+        if lacking:
+            owner = next(e.name for e, s in zip(entries, sizes, strict=True) if lacking[0] in s)
+            more = f" and {len(lacking) - 1} more modules" if len(lacking) > 1 else ""
+            raise LorabenchError(
+                f"{entry.file}: lacks the layer {layer_names(lacking[0])[0]}{more}, which {owner} has. Set "
+                "dataset.missing=common to keep only the layers that all adapters have, or remove this "
+                "adapter."
+            )
+
+
+def _read(
+    entries: list[Entry], modules: list[str], shapes: Mapping[str, tuple[int, int]]
+) -> Iterator[dict[str, Float32[np.ndarray, "n rows cols"]]]:
+    """The layers of consecutive adapters, padded, about 64 MiB at a time."""
+    floats = sum(rows * cols for rows, cols in shapes.values())
+    step = max(1, _CHUNK_BYTES // (4 * floats))
+    chunk: dict[str, Float32[np.ndarray, "n rows cols"]] = {}
+    for number, entry in enumerate(track(entries, "reading adapters")):
+        row = number % step
+        if row == 0:
+            if chunk:
+                yield chunk
+            count = min(step, len(entries) - number)
+            chunk = {layer: np.zeros((count, *shape), np.float32) for layer, shape in shapes.items()}
+        adapter = read_adapter(entry.file)
+        for module in modules:
+            _place(chunk, row, module, adapter.modules[module])
+    yield chunk
+
+
+def _place(chunk: dict[str, Float32[np.ndarray, "n rows cols"]], row: int, name: str, module: LoraModule) -> None:
+    down, up = layer_names(name)
+    chunk[down][row, : module.rank] = module.down.numpy()
+    chunk[up][row, :, : module.rank] = module.up.numpy()
+
+
+def _labels(entries: list[Entry]) -> Labels:
+    groups = [entry.group for entry in entries if entry.group is not None]
+    splits = [SPLITS.index(entry.split) for entry in entries if entry.split is not None]
+    split: Int64[np.ndarray, " n"] | None = np.array(splits, np.int64) if splits else None
+    return Labels.of(
+        adapters=[entry.name for entry in entries],
+        category=[entry.category for entry in entries],
+        leaf=[entry.leaf for entry in entries],
+        group=groups or None,
+        split=split,
+    )

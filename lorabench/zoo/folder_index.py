@@ -1,0 +1,152 @@
+"""Which adapters a folder holds, and what each was fine-tuned on: by labels.csv, or by sub-folder."""
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorabench.adapters.container import ADAPTER_SUFFIXES, FOLDER_FILES, find_adapter_file
+from lorabench.errors import LorabenchError
+
+__all__ = ["INCOMPLETE", "LABELS", "SPLITS", "Entry", "index_folder"]
+
+LABELS = "labels.csv"
+INCOMPLETE = ".incomplete"
+"""A file that stands in a folder while an export writes it."""
+SPLITS = ("train", "val", "test")
+
+_COLUMNS = ("file", "category", "leaf", "group", "split")
+_REQUIRED = ("file", "category")
+# What trainers leave beside an adapter; none of these holds one.
+_NOT_ADAPTERS = ("optimizer", "scheduler", "training_args", "rng_state", "random_states", "scaler")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One adapter of the folder.
+
+    Attributes:
+        file: the file with its tensors.
+        name: path below the folder, of the adapter's own folder where it has one.
+        category: its root label.
+        leaf: its leaf label.
+        group: what must not be on both sides of a split, or None.
+        split: "train", "val", "test", or None.
+    """
+
+    file: Path
+    name: str
+    category: str
+    leaf: str
+    group: str | None = None
+    split: str | None = None
+
+
+def index_folder(root: Path) -> list[Entry]:
+    """The labelled adapters of a folder, in the order of labels.csv or of their names.
+
+    Raises:
+        LorabenchError: no such folder, an unfinished export, no adapters, or labels that cannot be used.
+    """
+    if not root.is_dir():
+        raise LorabenchError(f"dataset.path={root}: no such folder. Give the folder that holds the adapters.")
+    if (root / INCOMPLETE).exists():
+        raise LorabenchError(
+            f"{root}: an export to this folder was interrupted. Run it again with --overwrite, or delete the folder."
+        )
+    entries = _from_csv(root) if (root / LABELS).is_file() else list(_from_folders(root))
+    if not entries:
+        raise LorabenchError(
+            f"{root}: no adapters found. Put files that end in {', '.join(ADAPTER_SUFFIXES)}, or PEFT "
+            "folders, into "
+            f"sub-folders named by category, or list them in {root / LABELS}."
+        )
+    return entries
+
+
+def _from_folders(root: Path) -> Iterator[Entry]:
+    stray = [file.name for _, file in _own_adapters(root)]
+    if stray:
+        raise LorabenchError(
+            f"{root / stray[0]}: lies directly in {root}, so its category is not known. Move it into a "
+            "sub-folder "
+            f"named by category, or write {root / LABELS} with the columns file,category."
+        )
+    for category in sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."):
+        for place, file in _adapters(category):
+            name = place.relative_to(root).as_posix()
+            yield Entry(file, name, category.name, name)
+
+
+def _adapters(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """(what the adapter is called by, its file) of a folder and all below it."""
+    yield from _own_adapters(folder)
+    for below in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
+        yield from _adapters(below)
+
+
+def _own_adapters(folder: Path) -> Iterator[tuple[Path, Path]]:
+    candidates: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix not in ADAPTER_SUFFIXES or file.name.startswith((".", *_NOT_ADAPTERS)):
+            continue
+        # The same adapter is often there twice, as a pickle and as safetensors.
+        twin = candidates.get(file.stem)
+        if file.is_file() and (twin is None or twin.suffix != ".safetensors"):
+            candidates[file.stem] = file
+    main = next((folder / name for name in FOLDER_FILES if folder / name in candidates.values()), None)
+    if main and (len(candidates) == 1 or (folder / "adapter_config.json").is_file()):
+        yield folder, main
+    else:
+        yield from ((file, file) for file in candidates.values())
+
+
+def _from_csv(root: Path) -> list[Entry]:
+    path = root / LABELS
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns, rows = list(reader.fieldnames or ()), [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise LorabenchError(f"{path}: no UTF-8 text with commas ({error}). Save it as such.") from error
+    lacking = [name for name in _REQUIRED if name not in columns]
+    if lacking:
+        raise LorabenchError(
+            f"{path}: lacks the column {' and '.join(map(repr, lacking))}; it has "
+            f"{', '.join(columns) or 'none'}. "
+            "Needed are file and category; leaf, group and split (train, val or test) are optional."
+        )
+    present = [name for name in _COLUMNS if name in columns]
+    seen: dict[Path, int] = {}
+    return [_row(root, path, number, row, present, seen) for number, row in rows]
+
+
+def _row(
+    root: Path, path: Path, number: int, row: Mapping[str, str], columns: list[str], seen: dict[Path, int]
+) -> Entry:
+    for column in columns:
+        if not (row[column] or "").strip():
+            raise LorabenchError(
+                f"{path}, line {number}: the cell of column {column!r} is empty. Fill it in every row, or "
+                f"{'remove the row' if column in _REQUIRED else 'remove the column'}."
+            )
+    place = root / row["file"]
+    if not place.exists():
+        raise LorabenchError(
+            f"{path}, line {number}: names {row['file']!r}, which is not below {root}. Put the file there, or "
+            "remove the row."
+        )
+    file = find_adapter_file(place)
+    first = seen.setdefault(file.resolve(), number)
+    if first != number:
+        raise LorabenchError(
+            f"{path}, lines {first} and {number}: name the same adapter {row['file']!r}. Remove one of the rows."
+        )
+    split = row.get("split") if "split" in columns else None
+    if split is not None and split not in SPLITS:
+        raise LorabenchError(
+            f"{path}, line {number}: split is {split!r}; allowed are {', '.join(SPLITS)}. Correct the cell."
+        )
+    name = Path(row["file"]).as_posix()
+    group = row["group"] if "group" in columns else None
+    return Entry(file, name, row["category"], row["leaf"] if "leaf" in columns else name, group, split)
