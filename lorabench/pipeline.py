@@ -84,9 +84,9 @@ def run(cfg: DictConfig, folder: Path, names: dict[str, str]) -> Result:
     Raises:
         LorabenchError: something in the configuration or the data cannot be used.
     """
-    _check(cfg)
-    cfg.cache_dir = str(Path(cfg.cache_dir).expanduser().resolve())
     with _status(folder):
+        _check(cfg)
+        cfg.cache_dir = str(Path(cfg.cache_dir).expanduser().resolve())
         config = _resolved(cfg)
         logger: Logger = _make(cfg.logger, folder=str(folder), name=f"{names['dataset']}-{names['representation']}")
         with logging_to(logger, config):
@@ -142,26 +142,29 @@ def _status(folder: Path) -> Iterator[None]:
 
 def _evaluate(cfg: DictConfig, config: dict[str, Any], names: dict[str, str], logger: Logger) -> Result:
     clock = _Clock()
+    factory: ClassifierFactory = _make(cfg.classifier)
+    probe = factory(in_features=1, n_classes=2, seed=0)  # a wrong argument is told before anything is computed
+    engine: Engine = _make(cfg.trainer)
+    device = resolve_device(engine.device)
     with clock.phase("zoo"):
         whole: Zoo = _make(cfg.dataset)
         ablation = _make(cfg.ablation)
         zoo = ablation.apply(whole)
         split = split_zoo(zoo.labels, target=cfg.target, seed=cfg.seed, **cfg.split)
-    engine: Engine = _make(cfg.trainer)
     classes, labels = _classes(zoo, split, cfg.target)
     task = _Task(
         zoo=zoo,
         split=split,
         classes=classes,
         labels=torch.from_numpy(labels),
-        factory=_make(cfg.classifier),
+        factory=factory,
         classifier=names["classifier"],
         engine=engine,
-        device=resolve_device(engine.device),
+        device=device,
         seeds=tuple(range(cfg.seed, cfg.seed + cfg.num_runs)),
         cache_dir=Path(cfg.cache_dir),
         ablation=ablation.name,
-        batch_size=cfg.classifier.batch_size,
+        batch_size=probe.batch_size,
         clock=clock,
         logger=logger,
     )
@@ -220,13 +223,18 @@ def _representations(cfg: DictConfig, single: str) -> dict[str, DictConfig]:
     """The representation configs of a run by name, composed from their own yaml files."""
     if cfg.representations is None:
         return {single: cfg.representation}
+    if not cfg.representations:
+        raise LorabenchError("representations=[]: name at least one, or leave it null and choose representation=NAME")
     found: dict[str, DictConfig] = {}
-    for entry in cfg.representations:
-        name, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
-        config = compose("config", overrides=[f"representation={name}"]).representation
-        values = {key: f"{value}" for key, value in options.items()}
-        label = name + "".join(f"[{key}={value}]" for key, value in values.items())
-        found[label] = OmegaConf.merge(config, options)
+    entries: Any = OmegaConf.to_container(cfg.representations)
+    for entry in entries:
+        named = {entry: {}} if isinstance(entry, str) else entry
+        if not isinstance(named, dict) or not all(isinstance(options, dict) for options in named.values()):
+            raise LorabenchError(f"representations: {entry!r} came; a name, or {{name: {{option: value}}}}, is needed")
+        for name, options in named.items():
+            config = compose("config", overrides=[f"representation={name}"]).representation
+            config.merge_with(options)
+            found[",".join([str(name), *(f"{key}={value}" for key, value in options.items())])] = config
     return found
 
 

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lorabench.results import METRICS, Result, Run, Statistic, Summary
@@ -64,9 +65,9 @@ def _table(result: Result, metrics: Sequence[str]) -> Table:
     for name in metrics:
         table.add_column(_TITLES[name], justify="right", no_wrap=True)
     for row in result.summary:
-        first = [row.representation, row.ablation] if ablated else [row.representation]
+        first = [escape(row.representation), escape(row.ablation)] if ablated else [escape(row.representation)]
         table.add_row(*first, str(row.features or "–"), *_cells(row, metrics))
-    failed = [f"{row.representation} failed: {error}" for row in result.summary for error in row.failed]
+    failed = [escape(f"{row.representation} failed: {error}") for row in result.summary for error in row.failed]
     if failed:
         table.caption = "\n".join([str(table.caption), *failed])
     return table

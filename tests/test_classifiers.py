@@ -16,6 +16,7 @@ from lorabench.classifiers.mlp import MLP
 from lorabench.classifiers.stack import _Schedule
 from lorabench.data import FeatureData
 from lorabench.engines import Lightning, Stacked
+from lorabench.errors import LorabenchError
 
 # Lightning advises a logger and worker processes; the data lie on the device already.
 pytestmark = pytest.mark.filterwarnings(
@@ -30,7 +31,9 @@ def planted(n=120, f=12, classes=3, strength=2.0, seed=0, dtype=torch.float32):
     x[torch.arange(n), labels] += strength
     rows = torch.from_numpy(rng.permutation(n))
     split = (rows[: n * 7 // 10], rows[n * 7 // 10 : n * 8 // 10], rows[n * 8 // 10 :])
-    data = FeatureData({"a": x[:, : f // 2].float(), "b": x[:, f // 2 :].float()}, labels, *split, classes, torch.device("cpu"))
+    data = FeatureData(
+        {"a": x[:, : f // 2].float(), "b": x[:, f // 2 :].float()}, labels, *split, classes, torch.device("cpu")
+    )
     data.inputs = data.inputs.to(dtype)
     return data
 
@@ -171,7 +174,7 @@ def test_dropout_keys_differ_by_seed_step_and_layer():
 def test_dropout_is_silent_in_evaluation_and_refuses_nonsense():
     x = torch.randn(3, 4)
     assert SeededDropout(0.5).eval()(x) is x
-    with pytest.raises(ValueError, match=r"dropout=1\.0"):
+    with pytest.raises(LorabenchError, match=r"dropout=1\.0"):
         SeededDropout(1.0)
 
 

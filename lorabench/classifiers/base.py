@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lorabench.classifiers.dropout import set_dropout_keys
 from lorabench.classifiers.metrics import scores
+from lorabench.errors import LorabenchError
 
 __all__ = ["Classifier", "ClassifierFactory", "epoch_order"]
 
@@ -20,6 +21,14 @@ def epoch_order(seed: int, epoch: int, n: int) -> Int64[Tensor, " n"]:
     """The order in which member `seed` sees its n training rows in one epoch."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(n, generator=generator)
+
+
+def _require(least: int = 0, **arguments: float | int) -> None:
+    """Hold numbers to at least 1, or above 0."""
+    for name, value in arguments.items():
+        if value < least or value <= 0:
+            allowed = f"a whole number from {least}" if least else "a number above 0"
+            raise LorabenchError(f"classifier.{name}={value}: {allowed} is needed")
 
 
 class Classifier(pl.LightningModule):
@@ -39,6 +48,9 @@ class Classifier(pl.LightningModule):
         patience: epochs without a lower validation loss before training stops.
         plateau_factor: the learning rate is multiplied by this ...
         plateau_patience: ... after more than this many epochs without a lower validation loss.
+
+    Raises:
+        LorabenchError: an argument that must be positive is not.
     """
 
     def __init__(
@@ -46,15 +58,17 @@ class Classifier(pl.LightningModule):
         in_features: int,
         n_classes: int,
         seed: int,
-        learning_rate: float = 1e-3,
+        learning_rate: float | int = 1e-3,
         batch_size: int = 32,
         max_epochs: int = 1000,
         patience: int = 20,
-        plateau_factor: float = 0.5,
+        plateau_factor: float | int = 0.5,
         plateau_patience: int = 10,
         **_architecture: Any,
     ) -> None:
         super().__init__()
+        _require(learning_rate=learning_rate, plateau_factor=plateau_factor)
+        _require(1, batch_size=batch_size, max_epochs=max_epochs, patience=patience)
         # The subclass's arguments are stored too; all are primitives, so checkpoints load weights-only.
         self.save_hyperparameters()
         self.in_features, self.n_classes, self.seed = in_features, n_classes, seed

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lorabench.errors import LorabenchError
+
 __all__ = ["SeededDropout", "dropout_keys", "set_dropout_keys"]
 
 _GOLDEN = -1640531527  # 2654435769 as int32: Knuth's multiplicative constant
@@ -29,10 +31,10 @@ class SeededDropout(nn.Module):
 
     key: Tensor
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float | int) -> None:
         super().__init__()
         if not 0 <= p < 1:
-            raise ValueError(f"dropout={p}: a probability from 0 to below 1 is needed")
+            raise LorabenchError(f"classifier.dropout={p}: a probability from 0 to below 1 is needed")
         self.p = p
         self.register_buffer("key", torch.zeros((), dtype=torch.int32), persistent=False)
 

@@ -19,7 +19,7 @@ class MLP(Classifier):
         **settings: those of `Classifier`.
     """
 
-    def __init__(self, hidden: list[int], dropout: float, **settings: Any) -> None:
+    def __init__(self, hidden: list[int], dropout: float | int, **settings: Any) -> None:
         self.hidden, self.dropout = list(hidden), dropout
         super().__init__(hidden=self.hidden, dropout=dropout, **settings)
 

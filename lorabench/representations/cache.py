@@ -1,0 +1,178 @@
+"""Features kept on disk, one file a unit, and computed again whenever what they depend on has changed."""
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from lorabench.errors import LorabenchError
+from lorabench.representations.base import Representation
+from lorabench.zoo import Zoo
+
+__all__ = ["cached_features"]
+
+_LOG = logging.getLogger(__name__)
+_FORMAT = 1
+
+
+def cached_features(
+    representation: Representation,
+    zoo: Zoo,
+    train_rows: Int64[np.ndarray, " train"],
+    cache_dir: Path,
+    device: torch.device,
+    on_unit: Callable[[str], None] | None = None,
+) -> dict[str, Float32[Tensor, "n f"]]:
+    """Features of every unit, {unit: [N, f]}; from `cache_dir`/features where they are there and whole.
+
+    A unit's key is made of the zoo's fingerprint, the unit and its layers, the representation's arguments,
+    the code of this package and, if the representation learns, the training rows; so taking other layers away
+    keeps it. `fit` is called, on `train_rows` and the layers of what is missing, only if something is
+    missing. What is damaged is computed again. A disk that takes no more is a warning, and the features stay
+    in memory.
+
+    Args:
+        representation: what to compute; left as it is if nothing is missing.
+        zoo: all N adapters.
+        train_rows: which of them `fit` may see.
+        cache_dir: its sub-folder `features` holds one safetensors file a unit.
+        device: where to compute.
+        on_unit: called with the name of every unit that is ready.
+
+    Raises:
+        LorabenchError: features are not finite.
+    """
+    folder = cache_dir / "features" if representation.cached else None
+    units = representation.units(zoo)
+    keys = {unit: _key(representation, zoo, unit, train_rows) for unit in units}
+    found = {unit: features for unit in units if (features := _load(folder, keys[unit])) is not None}
+    missing = [unit for unit in units if unit not in found]
+    if missing and representation.learns:
+        needed = {layer for unit in missing for layer in representation.layers_of(zoo, unit)}
+        representation.fit(zoo.only(sorted(needed)).rows(train_rows), device)
+    ready: dict[str, Float32[Tensor, "n f"]] = {}
+    for unit in units:
+        if unit in found:
+            ready[unit] = found[unit]
+        else:
+            ready[unit] = _checked(representation, zoo, unit, representation.features(zoo, unit, device))
+            if not _store(folder, keys[unit], ready[unit]):
+                folder = None
+        if on_unit is not None:
+            on_unit(unit)
+    return ready
+
+
+@functools.cache
+def _code_version() -> str:
+    """Hash of the sources that features are computed by."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in [*sorted(here.glob("*.py")), here.parent / "lowrank.py"]:
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _key(representation: Representation, zoo: Zoo, unit: str, train_rows: Int64[np.ndarray, " train"]) -> str:
+    """All that the features of one unit depend on, as one text."""
+    rows = hashlib.sha256(np.ascontiguousarray(train_rows).tobytes()).hexdigest() if representation.learns else None
+    parts = {
+        "format": _FORMAT,
+        "zoo": zoo.fingerprint,
+        "unit": unit,
+        "layers": representation.layers_of(zoo, unit),
+        "representation": representation.config(),
+        "code": _code_version(),
+        "train_rows": rows,
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.safetensors"
+
+
+def _checksum(features: Float32[Tensor, "n f"]) -> str:
+    shape = f"{tuple(features.shape)}".encode()
+    return hashlib.blake2b(shape + features.numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def _load(folder: Path | None, key: str) -> Float32[Tensor, "n f"] | None:
+    """What is kept under `key`; None where there is nothing, or what is there is not that or not whole."""
+    if folder is None:
+        return None
+    path = _path(folder, key)
+    try:
+        data = path.read_bytes()
+        features = load(data)["features"]
+        length = int.from_bytes(data[:8], "little")
+        kept = json.loads(data[8 : 8 + length])["__metadata__"]
+        whole = kept["key"] == key and kept["checksum"] == _checksum(features)
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        _LOG.info("cached features %s cannot be read and are computed again: %s", path, error)
+        return None
+    if not whole or features.dtype != torch.float32:
+        _LOG.info("cached features %s are damaged or of other data and are computed again", path)
+        return None
+    return features
+
+
+def _store(folder: Path | None, key: str, features: Float32[Tensor, "n f"]) -> bool:
+    """Write one entry whole or not at all; False when the disk refuses, which is logged."""
+    if folder is None:
+        return True
+    data = save({"features": features.contiguous()}, {"key": key, "checksum": _checksum(features)})
+    try:
+        _write(_path(folder, key), data)
+    except OSError as error:
+        _LOG.warning(
+            "features are not kept in %s (%s): they stay in memory for this run. Free some space, or set "
+            "cache_dir=DIR (or LORABENCH_CACHE) to a roomier place, to have them kept",
+            folder,
+            error.strerror or error,
+        )
+        return False
+    return True
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=".features-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(partial).replace(path)
+    finally:
+        # After a replace nothing is left under this name; after a failure the half-written file goes.
+        with contextlib.suppress(FileNotFoundError):
+            Path(partial).unlink()
+
+
+def _checked(
+    representation: Representation, zoo: Zoo, unit: str, features: Float32[Tensor, "n f"]
+) -> Float32[Tensor, "n f"]:
+    bad = torch.nonzero(~features.isfinite().all(1)).flatten().tolist()
+    if bad:
+        names = [zoo.labels.adapters[i] for i in bad]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise LorabenchError(
+            f"{type(representation).__name__}: NaN or infinite features in unit {unit} of {zoo.name} for "
+            f"{', '.join(names[:3])}{more}. Remove these adapters from the data set, or choose another "
+            "representation."
+        )
+    return features

@@ -1,0 +1,101 @@
+"""`python -m lorabench` as a user meets it: real subprocesses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY_ZOO, lorabench
+from tests.hub_schema import small_modules, write_hub
+
+QUICK = [*TINY_ZOO, "num_runs=2", "classifier.max_epochs=3"]
+
+
+@pytest.fixture(scope="module")
+def hub_folder(tmp_path_factory) -> Path:
+    return write_hub(tmp_path_factory.mktemp("hub") / "set", 60, small_modules(3))
+
+
+def one_line_of(done: subprocess.CompletedProcess[str]) -> str:
+    assert "Traceback" not in done.stderr + done.stdout
+    return done.stderr
+
+
+def test_help_config_and_completion_are_those_of_a_hydra_app(tmp_path):
+    shown = lorabench("--help", cwd=tmp_path).stdout
+    for group in ("dataset", "representation", "classifier", "ablation", "trainer", "logger", "experiment"):
+        assert f"{group}:" in shown
+    job = lorabench("--cfg", "job", "representation=norms", cwd=tmp_path).stdout
+    assert "_target_: lorabench.representations.norms.Norms" in job
+    assert "complete" in lorabench("--shell-completion", "install=bash", cwd=tmp_path).stdout
+    asked = subprocess.run(
+        [sys.executable, "-m", "lorabench", "--shell-completion", "query=bash"],
+        env={**os.environ, "COMP_LINE": "lorabench representation=sp"},
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "representation=spectral" in asked.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("representaton=spectral", "representaton"),
+        ("representation=spectrall", "spectrall"),
+        ("classifier.droput=0.1", "droput"),
+        ("num_runs", "num_runs"),
+    ],
+)
+def test_a_wrong_option_ends_with_hydras_short_message(word, said, tmp_path):
+    assert said in one_line_of(lorabench(word, cwd=tmp_path, code=1))
+
+
+@pytest.mark.slow
+def test_a_users_mistake_ends_in_one_message(tmp_path):
+    done = lorabench("dataset=1k", "dataset.path=nowhere", cwd=tmp_path, code=1)
+    assert "nowhere" in one_line_of(done)
+    (path,) = tmp_path.glob("outputs/*/*/status.json")
+    assert json.loads(path.read_text())["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_a_folder_in_the_hubs_schema(hub_folder, tmp_path):
+    done = lorabench("representation=spectral", "dataset=50k", f"dataset.path={hub_folder}", "num_runs=2", cwd=tmp_path)
+    assert "spectral" in done.stdout
+    (path,) = tmp_path.glob("outputs/*/*/results.json")
+    result = json.loads(path.read_text())
+    assert result["dataset"]["name"] == "50k"
+    assert result["dataset"]["adapters"] == 60
+    (row,) = result["summary"]
+    assert (row["representation"], row["features"]) == ("spectral", 32 * result["dataset"]["layers"])
+    assert row["test_accuracy"]["n"] == 2
+    names = {file.name for file in path.parent.iterdir()}
+    assert names >= {
+        "results.json", "results.txt", "status.json", "confusion_spectral.png", "learning_curves.png", "csv"
+    }  # fmt: skip
+    assert "spectral" in (path.parent / "results.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_does_not_stop_a_sweep_nor_hide(tmp_path):
+    done = lorabench("--multirun", "representation=stats,norms", "seed=0,-1", *QUICK, cwd=tmp_path, code=1)
+    assert "Traceback" not in done.stderr
+    (sweep,) = tmp_path.glob("multirun/*/*")
+    found = [json.loads((sweep / str(job) / "status.json").read_text()) for job in range(4)]
+    assert [entry["status"] for entry in found] == ["completed", "failed", "completed", "failed"]
+    assert "seed=-1" in found[1]["error"]
+    assert [path.parent.name for path in sorted(sweep.glob("*/results.json"))] == ["0", "2"]
+
+
+@pytest.mark.slow
+def test_several_representations_with_options_in_one_table(tmp_path):
+    done = lorabench("representations=[stats,{spectral:{on:delta}}]", *QUICK, cwd=tmp_path)
+    assert "spectral,on=delta" in done.stdout
+    (path,) = tmp_path.glob("outputs/*/*/results.json")
+    rows = {row["representation"]: row for row in json.loads(path.read_text())["summary"]}
+    assert rows["stats"]["gauge_invariant"] is False
+    assert rows["spectral,on=delta"]["gauge_invariant"] is True
+    assert rows["spectral,on=delta"]["units"] == rows["stats"]["units"] // 2

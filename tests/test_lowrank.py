@@ -1,0 +1,223 @@
+"""Low-rank algebra against dense linear algebra, and against the numbers of the definitions."""
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lorabench import lowrank
+
+SIGMA = torch.tensor([4.0, 2.0, 1.0, 1.0])
+RATIOS = (
+    lowrank.effective_rank,
+    lowrank.stable_rank,
+    lowrank.participation_ratio,
+    lowrank.rank_utilisation,
+    lowrank.condition_number,
+)
+FEW = settings(deadline=None, max_examples=40)
+
+
+def draw(seed: int, batch: tuple[int, ...], rank: int, d_out: int, d_in: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    down = torch.randn(*batch, rank, d_in, generator=generator)
+    up = torch.randn(*batch, d_out, rank, generator=generator)
+    return down, up, torch.randn(batch, generator=generator)
+
+
+def dense(down: Tensor, up: Tensor, scale: Tensor | float) -> Tensor:
+    factor = torch.as_tensor(scale, dtype=torch.float64)[..., None, None]
+    return factor * (up.double() @ down.double())
+
+
+def dense_values(matrix: Tensor, count: int) -> Tensor:
+    """`count` singular values, with the zeros that a matrix with a shorter side leaves out."""
+    found = torch.linalg.svdvals(matrix)
+    return torch.nn.functional.pad(found, (0, max(0, count - found.shape[-1])))[..., :count]
+
+
+def same_values(found: Tensor, expected: Tensor) -> bool:
+    """Equal to far below float32's rounding of the largest value."""
+    return bool(((found - expected).abs() <= 1e-7 * expected[..., :1]).all())
+
+
+cases = {
+    "seed": st.integers(0, 2**20),
+    "rank": st.integers(1, 9),
+    "d_out": st.integers(1, 24),
+    "d_in": st.integers(1, 24),
+}
+
+
+@FEW
+@given(**cases, batch=st.sampled_from([(), (3,), (2, 3)]))
+def test_singular_values_are_the_dense_ones(
+    seed: int, rank: int, d_out: int, d_in: int, batch: tuple[int, ...]
+) -> None:
+    down, up, scale = draw(seed, batch, rank, d_out, d_in)
+    found = lowrank.singular_values(down, up, scale)
+    assert found.shape == (*batch, rank)
+    assert found.dtype == torch.float64
+    assert same_values(found, dense_values(dense(down, up, scale), rank))
+
+
+@FEW
+@given(**cases)
+def test_inner_product_and_norm_are_the_dense_ones(seed: int, rank: int, d_out: int, d_in: int) -> None:
+    a = draw(seed, (3,), rank, d_out, d_in)
+    b = draw(seed + 1, (3,), rank % 4 + 1, d_out, d_in)
+    first, second = dense(*a), dense(*b)
+    size = first.norm(dim=(-2, -1)) * second.norm(dim=(-2, -1))
+    assert ((lowrank.inner_product(a, b) - (first * second).sum((-2, -1))).abs() <= 1e-12 * size).all()
+    assert torch.allclose(lowrank.frobenius_norm(*a), first.norm(dim=(-2, -1)), rtol=1e-12)
+
+
+@FEW
+@given(**cases)
+def test_spectrum_does_not_see_the_gauge(seed: int, rank: int, d_out: int, d_in: int) -> None:
+    down, up, scale = draw(seed, (2,), rank, d_out, d_in)
+    gauge = torch.randn(rank, rank, generator=torch.Generator().manual_seed(seed + 2)).double()
+    gauge = gauge + 3 * torch.eye(rank) * gauge.norm()
+    other = lowrank.singular_values(torch.linalg.solve(gauge, down.double()), up.double() @ gauge, scale)
+    assert same_values(other, lowrank.singular_values(down, up, scale))
+
+
+@FEW
+@given(**cases, factor=st.sampled_from([-3.0, 1e-12, 1e12]))
+def test_spectrum_scales_and_its_ratios_do_not(seed: int, rank: int, d_out: int, d_in: int, factor: float) -> None:
+    down, up, scale = draw(seed, (2,), rank, d_out, d_in)
+    sigma = lowrank.singular_values(down, up, scale)
+    scaled = lowrank.singular_values(down, up, scale.double() * factor)
+    assert torch.allclose(scaled, abs(factor) * sigma, rtol=1e-12, atol=0)
+    for quantity in RATIOS:
+        assert torch.allclose(quantity(scaled), quantity(sigma), rtol=1e-9)
+
+
+@FEW
+@given(**cases, more=st.integers(1, 3))
+def test_padding_adds_zeros_alone(seed: int, rank: int, d_out: int, d_in: int, more: int) -> None:
+    down, up, scale = draw(seed, (2,), rank, d_out, d_in)
+    pad = torch.nn.functional.pad
+    padded = lowrank.singular_values(pad(down, (0, 0, 0, more)), pad(up, (0, more)), scale)
+    assert same_values(padded, pad(lowrank.singular_values(down, up, scale), (0, more)))
+    assert (padded[:, rank:] == 0).all()
+
+
+@FEW
+@given(seed=st.integers(0, 999), rows=st.integers(1, 20), cols=st.integers(1, 20))
+def test_a_factor_has_its_dense_singular_values(seed: int, rows: int, cols: int) -> None:
+    matrix = torch.randn(3, rows, cols, generator=torch.Generator().manual_seed(seed))
+    found = lowrank.matrix_singular_values(matrix)
+    assert found.shape == (3, min(rows, cols))
+    assert same_values(found, torch.linalg.svdvals(matrix.double()))
+
+
+def test_a_badly_balanced_pair_stays_exact() -> None:
+    down, up, scale = draw(0, (4,), 4, 30, 40)
+    sizes = torch.tensor([1e6, 1.0, 1e-6, 1e3])
+    down, up = down.double() * sizes[:, None], up.double() / sizes
+    assert torch.allclose(lowrank.singular_values(down, up, scale), dense_values(dense(down, up, scale), 4), rtol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_no_size_of_float32_weights_leaves_the_range(size: float) -> None:
+    down, up, _ = draw(0, (4,), 3, 8, 9)
+    found = lowrank.singular_values(down * size, up * size, 1.0)
+    assert torch.allclose(found / size**2, dense_values(dense(down, up, 1.0), 3), rtol=1e-5)
+
+
+def test_half_precision_is_read_as_it_is() -> None:
+    down, up, scale = draw(0, (4,), 3, 8, 9)
+    half = lowrank.singular_values(down.half(), up.half(), scale.half())
+    assert torch.equal(half, lowrank.singular_values(down.half().float(), up.half().float(), scale.half()))
+
+
+def test_a_lost_direction_is_exactly_zero() -> None:
+    down, up, _ = draw(0, (), 3, 30, 40)
+    down[2] = down[0] + down[1]
+    sigma = lowrank.singular_values(down, up)
+    assert lowrank.numerical_rank(sigma, (30, 40)).item() == 2
+    up[:, 2] = 0
+    sigma = lowrank.singular_values(down, up)
+    assert sigma[2] == 0
+    assert lowrank.condition_number(sigma).item() == math.inf
+
+
+def test_an_untrained_pair_has_no_ratio() -> None:
+    down, up, scale = draw(0, (2,), 3, 8, 9)
+    sigma = lowrank.singular_values(down, up * 0, scale)
+    assert torch.equal(sigma, torch.zeros(2, 3, dtype=torch.float64))
+    for quantity in RATIOS:
+        assert quantity(sigma).isnan().all()
+    assert lowrank.energy_rank(sigma).tolist() == [0, 0]
+    assert lowrank.numerical_rank(sigma, (8, 9)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "expected"),
+    [
+        (lowrank.effective_rank, 3.364),
+        (lowrank.stable_rank, 1.375),
+        (lowrank.participation_ratio, 1.766),
+        (lowrank.rank_utilisation, 0.841),
+        (lowrank.energy_rank, 2),
+        (lowrank.condition_number, 4),
+    ],
+)
+def test_the_numbers_of_the_definitions(quantity: object, expected: float) -> None:
+    assert callable(quantity)
+    assert round(quantity(SIGMA).item(), 3) == expected
+    for size in (1e-20, 1e20):
+        assert torch.allclose(quantity(SIGMA * size), quantity(SIGMA), rtol=1e-6)
+    assert quantity(SIGMA.expand(2, 3, 4)).shape == (2, 3)
+
+
+def test_numerical_rank_of_the_definitions() -> None:
+    assert lowrank.numerical_rank(SIGMA, (16, 9)).item() == 4
+    eps = torch.finfo(torch.bfloat16).eps
+    sigma = torch.tensor([1.0, 16 * eps * 1.01, 16 * eps * 0.99])
+    assert lowrank.numerical_rank(sigma, (16, 9), torch.bfloat16).item() == 2
+    assert lowrank.numerical_rank(sigma, (16, 9), torch.float32).item() == 3
+
+
+@FEW
+@given(seed=st.integers(0, 999), count=st.integers(1, 12))
+def test_spectral_quantities_against_numpy(seed: int, count: int) -> None:
+    sigma = np.sort(np.random.default_rng(seed).exponential(size=count) ** 3)[::-1].copy()
+    found = torch.from_numpy(sigma)
+    share, energy = sigma / sigma.sum(), sigma**2
+    entropy = -sum(p * math.log(p) for p in share)
+    assert lowrank.effective_rank(found).item() == pytest.approx(math.exp(entropy))
+    assert lowrank.rank_utilisation(found).item() == pytest.approx(math.exp(entropy) / count)
+    assert lowrank.stable_rank(found).item() == pytest.approx(energy.sum() / energy[0])
+    assert lowrank.participation_ratio(found).item() == pytest.approx(energy.sum() ** 2 / (energy**2).sum())
+    assert lowrank.condition_number(found).item() == pytest.approx(sigma[0] / sigma[-1])
+    for part in (0.5, 0.9, 0.999):
+        smallest = next(k for k in range(1, count + 1) if energy[:k].sum() >= part * energy.sum() * (1 - 1e-12))
+        assert lowrank.energy_rank(found, part).item() == smallest
+
+
+def test_energy_rank_of_an_exact_share() -> None:
+    assert lowrank.energy_rank(torch.ones(10), 0.3).item() == 3
+    assert lowrank.energy_rank(torch.ones(10), 1.0).item() == 10
+
+
+def test_numerical_rank_is_that_of_dense_algebra() -> None:
+    down, up, scale = draw(3, (5,), 6, 30, 20)
+    down[2, 4:] = 0
+    up[3, :, 0] = up[3, :, 1]
+    matrices = dense(down, up, scale).float()
+    found = lowrank.numerical_rank(lowrank.singular_values(down, up, scale), (30, 20))
+    assert torch.equal(found, torch.linalg.matrix_rank(matrices))
+    assert found.tolist() == [6, 6, 4, 5, 6]
+
+
+def test_examples_in_the_docstrings() -> None:
+    found = doctest.testmod(lowrank)
+    assert found.attempted > 0
+    assert found.failed == 0
