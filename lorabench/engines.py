@@ -1,7 +1,7 @@
 """How members are trained: all as one stack, or one after another by `pl.Trainer`; the numbers are the same."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from lorabench.classifiers import ClassifierFactory, Fitted, Member, fit_members
-from lorabench.classifiers.base import LogEpoch
+from lorabench.classifiers.members import OnEpoch
 from lorabench.data import FeatureData
 from lorabench.errors import LorabenchError
 
@@ -45,8 +45,7 @@ class Engine(Protocol):
         factory: ClassifierFactory,
         data: FeatureData,
         seeds: Sequence[int],
-        log_epoch: LogEpoch | None = None,
-        on_finished: Callable[[int], None] | None = None,
+        on_epoch: OnEpoch | None = None,
     ) -> list[Fitted]:
         """One `Fitted` a seed."""
         ...
@@ -63,8 +62,7 @@ class Stacked:
         factory: ClassifierFactory,
         data: FeatureData,
         seeds: Sequence[int],
-        log_epoch: LogEpoch | None = None,
-        on_finished: Callable[[int], None] | None = None,
+        on_epoch: OnEpoch | None = None,
     ) -> list[Fitted]:
         """Train the members as one stack."""
         return fit_members(
@@ -75,8 +73,7 @@ class Stacked:
             data.val,
             [Member(seed) for seed in seeds],
             data.n_classes,
-            log_epoch,
-            on_finished,
+            on_epoch,
         )
 
 
@@ -110,18 +107,16 @@ class Lightning:
         factory: ClassifierFactory,
         data: FeatureData,
         seeds: Sequence[int],
-        log_epoch: LogEpoch | None = None,
-        on_finished: Callable[[int], None] | None = None,
+        on_epoch: OnEpoch | None = None,
     ) -> list[Fitted]:
         """Train the members one by one."""
-        del log_epoch  # the means over the members at work need them all at once
         results = []
         for seed in seeds:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = Path(self.keep_checkpoints or scratch) / f"seed_{seed}"
                 results.append(self._fit_one(factory, data, seed, folder))
-            if on_finished is not None:
-                on_finished(1)
+            if on_epoch is not None:
+                on_epoch(len(results[-1].history) - 1, 1)
         return results
 
     def _fit_one(self, factory: ClassifierFactory, data: FeatureData, seed: int, folder: Path) -> Fitted:

@@ -249,13 +249,20 @@ def _one_representation(name: str, representation: Representation, task: _Task) 
         data = _data(features, task)
     with task.clock.phase(f"training/{name}"), bar(f"Train {name}", len(task.seeds)) as shown:
 
-        def log_epoch(epoch: int, row: dict[str, float]) -> None:
-            shown.advance(0, note=f"epoch {epoch + 1}")
-            task.logger.log_metrics({f"{name}/{key}": value for key, value in row.items()}, step=epoch)
+        def on_epoch(epoch: int, finished: int) -> None:
+            shown.advance(finished, note=f"epoch {epoch + 1}")
 
-        fitted = task.engine.fit(task.factory, data, task.seeds, log_epoch, shown.advance)
+        fitted = task.engine.fit(task.factory, data, task.seeds, on_epoch)
+    _log_curves(name, fitted, task.logger)
     runs = [_run(name, member, data, task) for member in fitted]
     return runs, summarise(runs, task.classifier, len(units), width, representation.gauge_invariant)
+
+
+def _log_curves(name: str, fitted: Sequence[Fitted], logger: Logger) -> None:
+    """Every epoch's mean over the members that were at work in it."""
+    for epoch in range(max(len(member.history) for member in fitted)):
+        rows = [member.history[epoch] for member in fitted if epoch < len(member.history)]
+        logger.log_metrics({f"{name}/{key}": float(np.mean([row[key] for row in rows])) for key in rows[0]}, step=epoch)
 
 
 def _data(features: dict[str, Float32[Tensor, "n _f"]], task: _Task) -> FeatureData:

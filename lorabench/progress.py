@@ -1,5 +1,6 @@
 """Progress bars: one a phase, shown only where someone watches and the phase lasts over two seconds."""
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ class Bar:
         self._description = description
         self._total = total
         self._done = 0.0
+        self._lock = threading.Lock()
         self._started = time.monotonic()
         self._console = Console(stderr=True)
         self._progress: Progress | None = None
@@ -43,7 +45,11 @@ class Bar:
             self._progress.stop()
 
     def advance(self, step: int | float = 1, note: str = "") -> None:
-        """Add `step` to what is done; `note` is shown behind the description."""
+        """Add `step` to what is done; `note` is shown behind the description. Any thread may call."""
+        with self._lock:
+            self._advance(step, note)
+
+    def _advance(self, step: float | int, note: str) -> None:
         self._done += step
         late = time.monotonic() - self._started > _PATIENCE_SECONDS
         if self._progress is None and late and self._console.is_terminal:

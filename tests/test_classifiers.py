@@ -9,11 +9,11 @@ import pytorch_lightning as pl
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
-from lorabench.classifiers import Member, confusion, epoch_order, fit_members, scores
+from lorabench.classifiers import Classifier, Member, confusion, epoch_order, fit_members, scores
 from lorabench.classifiers.dropout import SeededDropout, dropout_keys, set_dropout_keys
 from lorabench.classifiers.linear import Linear
 from lorabench.classifiers.mlp import MLP
-from lorabench.classifiers.stack import _Schedule
+from lorabench.classifiers.schedule import Schedule
 from lorabench.data import FeatureData
 from lorabench.engines import Lightning, Stacked
 from lorabench.errors import LorabenchError
@@ -38,7 +38,25 @@ def planted(n=120, f=12, classes=3, strength=2.0, seed=0, dtype=torch.float32):
     return data
 
 
+class Branched(Classifier):
+    """A network that is no plain stack of layers: trained by autograd."""
+
+    def build(self):
+        return Residual(self.in_features, self.n_classes)
+
+
+class Residual(torch.nn.Module):
+    def __init__(self, f, classes):
+        super().__init__()
+        self.inner, self.drop = torch.nn.Linear(f, f), SeededDropout(0.2)
+        self.outer = torch.nn.Linear(f, classes)
+
+    def forward(self, x):
+        return self.outer(x + self.drop(torch.tanh(self.inner(x))))
+
+
 MEMBERS = {
+    "branched": functools.partial(Branched),
     "mlp": functools.partial(MLP, hidden=[32, 16], dropout=0.3),
     "linear": functools.partial(Linear),
 }
@@ -127,7 +145,7 @@ def test_a_diverged_member_is_reported_and_the_others_go_on():
 def test_schedule_is_torchs_plateau_and_lightnings_early_stop():
     rng = np.random.default_rng(0)
     losses = np.abs(rng.normal(1, 0.3, size=(80, 4))).cumsum(0)[::-1].copy() / 40 + rng.normal(0, 0.05, (80, 4))
-    schedule = _Schedule(torch.full((4,), 0.1, dtype=torch.float64), 0.5, 2, 5)
+    schedule = Schedule(torch.full((4,), 0.1, dtype=torch.float64), 0.5, 2, 5)
     optimizers = [torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1) for _ in range(4)]
     plateaus = [torch.optim.lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=2) for o in optimizers]
     stops = [pl.callbacks.EarlyStopping("val_loss", patience=5) for _ in range(4)]
@@ -167,7 +185,7 @@ def test_dropout_keeps_the_asked_share_and_the_mean():
 
 
 def test_dropout_keys_differ_by_seed_step_and_layer():
-    keys = {int(key) for step in range(50) for layer in range(3) for key in dropout_keys(torch.arange(20), step, layer)}
+    keys = {int(key) for step in range(50) for key in dropout_keys(torch.arange(20), step, range(3)).flatten()}
     assert len(keys) == 50 * 3 * 20
 
 

@@ -1,8 +1,8 @@
 """Classifiers: LightningModules written for one member and trained for many."""
 
 from lorabench.classifiers.base import Classifier, ClassifierFactory, epoch_order
+from lorabench.classifiers.members import Fitted, Member, fit_members
 from lorabench.classifiers.metrics import confusion, scores
-from lorabench.classifiers.stack import Fitted, Member, fit_members
 
 __all__ = [
     "Classifier",

@@ -123,6 +123,3 @@ class Classifier(pl.LightningModule):
 
 ClassifierFactory = Callable[..., Classifier]
 """Makes the member of a seed from `in_features`, `n_classes` and `seed`; what a classifier's yaml instantiates to."""
-
-LogEpoch = Callable[[int, dict[str, float]], None]
-"""Called after every epoch with its number and the mean over the members at work."""

@@ -1,12 +1,14 @@
 """Dropout whose masks follow from the member's seed and the step alone, on any device and in any stack."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lorabench.errors import LorabenchError
 
-__all__ = ["SeededDropout", "dropout_keys", "set_dropout_keys"]
+__all__ = ["SeededDropout", "dropout_keys", "keep_mask", "set_dropout_keys"]
 
 _GOLDEN = -1640531527  # 2654435769 as int32: Knuth's multiplicative constant
 _MIX_1, _MIX_2 = 0x21F0AAAD, 0x735A2D97  # Ellis & Wellons, low-bias 32-bit hash (hash-prospector, 2023)
@@ -42,27 +44,32 @@ class SeededDropout(nn.Module):
         """The entries that stay, scaled; x itself in evaluation."""
         if not self.training or self.p == 0:
             return x
-        return x * (self._mask(x.shape[0], x.shape[1], x.device) / (1 - self.p)).to(x.dtype)
-
-    def _mask(self, batch: int, f: int, device: torch.device) -> Bool[Tensor, "batch f"]:
-        half = (batch * f + 1) // 2
-        counter = torch.arange(half, dtype=torch.int32, device=device) * _GOLDEN
-        bits = _mix(counter + self.key)
-        threshold = round(self.p * 2**16)
-        keep = torch.cat([(bits & 0xFFFF) >= threshold, ((bits >> 16) & 0xFFFF) >= threshold])
-        return keep[: batch * f].reshape(batch, f)
+        mask = keep_mask(self.key, x.shape[0], x.shape[1], self.p)
+        return x * mask.to(x.dtype).div_(1 - self.p)
 
 
-def dropout_keys(seeds: Int[Tensor, " members"], step: int, layer: int) -> Int[Tensor, " members"]:
-    """The int32 key of every member's dropout layer number `layer` at one step."""
+def keep_mask(key: Int[Tensor, "*members"], batch: int, f: int, p: float | int) -> Bool[Tensor, "*members batch f"]:
+    """Which entries stay, for one key or for every member's."""
+    half = (batch * f + 1) // 2
+    counter = torch.arange(half, dtype=torch.int32, device=key.device) * _GOLDEN
+    bits = _mix(counter + key.unsqueeze(-1))
+    threshold = round(p * 2**16)
+    keep = torch.cat([(bits & 0xFFFF) >= threshold, ((bits >> 16) & 0xFFFF) >= threshold], -1)
+    return keep[..., : batch * f].reshape(*key.shape, batch, f)
+
+
+def dropout_keys(seeds: Int[Tensor, " members"], step: int, layers: Sequence[int]) -> Int[Tensor, "layers members"]:
+    """The int32 keys of some dropout layers, by their number in the network, of every member at one step."""
     key = _mix(seeds.to(torch.int32) * 0x2C1B3C6D + 0x1B56C4E9)
-    key = _mix(key + torch.tensor(step & 0x7FFFFFFF, dtype=torch.int32, device=key.device))
-    return _mix(key + layer * 0x05F356A1)
+    key = _mix(key + (step & 0x7FFFFFFF))
+    numbers = torch.tensor(layers, dtype=torch.int32, device=seeds.device)
+    return _mix(key + numbers.unsqueeze(-1) * 0x05F356A1)
 
 
 def set_dropout_keys(network: nn.Module, seed: int, step: int) -> None:
     """Give the dropout layers of one member the keys of a training step."""
     layers = [module for module in network.modules() if isinstance(module, SeededDropout)]
-    for number, layer in enumerate(layers):
-        seeds = torch.tensor([seed], device=layer.key.device)
-        layer.key.copy_(dropout_keys(seeds, step, number)[0])
+    if layers:
+        keys = dropout_keys(torch.tensor([seed]), step, range(len(layers)))
+        for layer, key in zip(layers, keys[:, 0], strict=True):
+            layer.key.copy_(key)

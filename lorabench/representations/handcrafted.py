@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from lorabench.errors import LorabenchError
+from lorabench.memory import recycle_freed_blocks
 from lorabench.representations.base import Representation, Unit, chunks, to_device
 from lorabench.representations.matrices import DeltaMatrices, FactorMatrices, Matrices
 from lorabench.zoo import Zoo
@@ -21,7 +22,6 @@ LARGEST_RATIO = 1.0 / torch.finfo(torch.float32).eps
 
 _BATCH_BYTES = {"cpu": 2 * 2**20, "gpu": 256 * 2**20}
 """Entries of one batch, as float32: what stays near a core's cache (measured), or what keeps a GPU busy."""
-_RECYCLED_BYTES = 24 * 2**20
 
 
 @dataclass
@@ -116,9 +116,7 @@ def in_batches(
     Yields:
         (rows [n] of the zoo, [one tensor [n, rows, cols] a layer]).
     """
-    # glibc returns large blocks to the system as they are freed, until it has seen a larger one freed; from then
-    # on it recycles them. Without this block, which is never touched, a fifth of the time goes into page faults.
-    torch.empty(_RECYCLED_BYTES, dtype=torch.uint8)
+    recycle_freed_blocks()
     budget = _BATCH_BYTES["cpu" if device.type == "cpu" else "gpu"]
     size = max(1, budget // max(bytes_each, 1))
     ranks = zoo.layer_rank(layers[0])

@@ -5,10 +5,8 @@
 Times are the best of several rounds, in microseconds a layer; what counts is their ratio within one run.
 """
 
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +23,7 @@ from lorabench.representations.norms import Norms
 from lorabench.representations.spectral import Spectral
 from lorabench.representations.stats import Stats
 from lorabench.zoo import Labels, Module, Stack, Zoo
+from tests.bench.machine import describe
 
 COUNT, RANK, WIDTH = 1000, 4, 320
 DOWN, UP, MODULE = "m.lora.down.weight", "m.lora.up.weight", "m"
@@ -71,16 +70,6 @@ def best_seconds(work: Callable[[], object], rounds: int) -> float:
     return min(times)
 
 
-def machine() -> str:
-    """Processor, cores and versions."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = models[0] if models else platform.processor()
-    cores = f"{len(models) or '?'} cores, {torch.get_num_threads()} torch threads"
-    return f"{processor}, {cores}; torch {torch.__version__}, numpy {np.__version__}"
-
-
 def main() -> None:
     """Print the table."""
     zoo, cpu = synthetic_zoo(), torch.device("cpu")
@@ -91,7 +80,7 @@ def main() -> None:
         for i in range(COUNT):
             whole.compute(FactorMatrices(values[i : i + 1]))
 
-    print(machine())
+    print(describe())
     batched = best_seconds(lambda: whole.features(zoo, DOWN, cpu), 15) / COUNT * 1e6
     single = best_seconds(one_by_one, 2) / COUNT * 1e6
     print(f"ensemble of {COUNT} x [{RANK}, {WIDTH}] layers, µs a layer")

@@ -1,0 +1,262 @@
+"""The embedded zoo: about a thousand LoRA adapters, each trained here to draw one glyph; its category is the script."""
+
+import hashlib
+import importlib.metadata
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event, Lock
+
+import numpy as np
+import safetensors.torch
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+
+from lorabench.adapters.naming import layer_names
+from lorabench.errors import LorabenchError, explain_disk_errors
+from lorabench.progress import bar
+from lorabench.zoo import glyph_model, glyph_pictures
+from lorabench.zoo.glyph_model import MODULES, WIDTH, Base, Leaf, Training, train_loras
+from lorabench.zoo.glyph_pictures import Glyphs, draw_glyphs
+from lorabench.zoo.store import Labels, Module, StoreWriter, Zoo, open_store
+
+__all__ = ["load"]
+
+_REMEDY = "Free some space, or set cache_dir=DIR (or LORABENCH_CACHE) to a roomier place; nothing was kept."
+_MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """All that the adapters depend on, besides the code."""
+
+    init: str
+    rank: int
+    per_category: int
+    styles: int
+    pretrain_steps: int
+    pretrain_batch: int
+    steps: int
+    learning_rate: float
+    batch_size: int
+    together: int
+    seed: int
+
+    def check(self) -> None:
+        if self.init not in ("shared", "independent"):
+            raise LorabenchError(
+                f"init={self.init!r} is no way to start an adapter: shared (all from the same down matrix) or "
+                "independent (each from its own)"
+            )
+        for name, value in asdict(self).items():
+            low, high = {"rank": (1, WIDTH), "seed": (0, 2**63 - 1)}.get(name, (1, 2**31))
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if name not in ("init", "learning_rate") and not (whole and low <= value <= high):
+                raise LorabenchError(f"{name}={value!r}: a whole number from {low} to {high} is needed")
+        rate = self.learning_rate
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
+            raise LorabenchError(f"learning_rate={rate!r}: a number above 0 is needed (the default is 1e-2)")
+
+
+def load(
+    name: str,
+    init: str,
+    rank: int,
+    per_category: int,
+    styles: int,
+    pretrain_steps: int,
+    pretrain_batch: int,
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    together: int,
+    seed: int,
+    cache_dir: str | Path,
+) -> Zoo:
+    """The glyph zoo: trained on the first call, memory-mapped from `cache_dir`/zoos afterwards.
+
+    A denoising transformer is pretrained by flow matching on all glyphs of ten scripts in Matplotlib's DejaVu fonts;
+    then one LoRA (scale 1) on q, k, v and out of its four blocks is fine-tuned for each chosen code point.
+
+    Args:
+        name: how results call the zoo.
+        init: `shared`, every adapter starts from the same down matrix; `independent`, each from its own.
+        rank: r of every module.
+        per_category: at most so many adapters of each script, by a seeded choice.
+        styles: a glyph stands in if at least so many fonts draw it.
+        pretrain_steps: steps of Adam for the base model, which all zoos of the same seed and `styles` share.
+        pretrain_batch: pictures a step of pretraining.
+        steps: steps of Adam for an adapter.
+        learning_rate: of Adam for the adapters.
+        batch_size: pictures a step for an adapter.
+        together: adapters trained at once; changes speed and rounding alone.
+        seed: of everything that is drawn.
+        cache_dir: where the zoo and its base model are kept.
+
+    Raises:
+        LorabenchError: an argument is out of range, a script has no glyph in so many styles, or the disk is full.
+    """
+    recipe = _Recipe(
+        init,
+        rank,
+        per_category,
+        styles,
+        pretrain_steps,
+        pretrain_batch,
+        steps,
+        learning_rate,
+        batch_size,
+        together,
+        seed,
+    )
+    recipe.check()
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise LorabenchError(f"name={name!r}: letters, digits, '_', '-' and '.' are allowed, for it names a folder")
+    path = Path(cache_dir).expanduser() / "zoos" / f"{name}-{_key(recipe=recipe)}"
+    zoo = open_store(path)
+    return _built(name, recipe, path) if zoo is None else zoo
+
+
+def _built(name: str, recipe: _Recipe, path: Path) -> Zoo:
+    base_key = _key(styles=recipe.styles, steps=recipe.pretrain_steps, batch=recipe.pretrain_batch, seed=recipe.seed)
+    base_file = path.with_name(f"glyph-base-{base_key}.safetensors")
+    with _alone(base_file.with_suffix(".lock")):
+        zoo = open_store(path)
+        if zoo is None:
+            # The caller's inference mode is not ours: its tensors could not be trained with.
+            with torch.inference_mode(False), _workers() as workers:
+                zoo = _build(name, recipe, path, base_file, workers)
+    return zoo
+
+
+def _key(**parts: object) -> str:
+    """A hash of `parts`, of the code that makes a zoo of them, and of the packages that it stands on."""
+    code = [Path(str(file)).read_bytes() for file in (__file__, glyph_model.__file__, glyph_pictures.__file__)]
+    packages = [importlib.metadata.version(package) for package in ("torch", "numpy", "pillow", "matplotlib")]
+    return hashlib.sha256(repr((sorted(parts.items()), code, packages)).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Let one process at a time build; the system frees the lock of a process that dies."""
+    with explain_disk_errors(lock, _REMEDY):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@contextmanager
+def _workers() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch may use, each of which computes alone.
+
+    Groups of adapters side by side need no barriers, where an operation split among threads has two: on a busy
+    machine that is many times slower. And what comes out does not depend on the number of threads.
+    """
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(min(threads, _MOST_WORKERS), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        # Torch hands the number that was set last to threads that start later.
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _counted(description: str, total: int) -> Iterator[Callable[[float], None]]:
+    """A bar that several threads may advance; one that still does when the phase is over (Ctrl-C, no space) ends."""
+    lock, over = Lock(), Event()
+    with bar(description, total) as opened:
+
+        def advance(step: float) -> None:
+            if over.is_set():
+                raise CancelledError
+            with lock:
+                opened.advance(step)
+
+        try:
+            yield advance
+        finally:
+            over.set()
+
+
+def _build(name: str, recipe: _Recipe, path: Path, base_file: Path, workers: ThreadPoolExecutor) -> Zoo:
+    glyphs = draw_glyphs(recipe.styles)
+    base = _pretrained(recipe, glyphs, base_file, workers)
+    chosen = glyphs.sample(recipe.per_category, recipe.seed)
+    labels = _labels(glyphs, chosen)
+    training = Training(
+        recipe.rank, recipe.init == "shared", recipe.steps, recipe.learning_rate, recipe.batch_size, recipe.seed
+    )
+    modules = tuple(Module(module, *layer_names(module)) for module in MODULES)
+    shapes = {
+        layer: shape
+        for module in modules
+        for layer, shape in ((module.down, (recipe.rank, WIDTH)), (module.up, (WIDTH, recipe.rank)))
+    }
+    leaves = [Leaf(labels.adapters[i], glyph_model.patches(glyphs.of(leaf))) for i, leaf in enumerate(chosen)]
+    groups = [leaves[start : start + recipe.together] for start in range(0, len(leaves), recipe.together)]
+    with StoreWriter(path, shapes) as store, _counted(f"Training {name}", len(chosen)) as advance:
+        for loras in workers.map(lambda group: train_loras(base, group, training, advance), groups):
+            store.append(loras.layers())
+        size = (len(chosen), len(modules))
+        store.finish(name, modules, np.full(size, recipe.rank), np.ones(size, np.float32), labels)
+    zoo = open_store(path)
+    if zoo is None:
+        raise LorabenchError(f"{path} was changed while the zoo was written. Start again.")
+    return zoo
+
+
+def _labels(glyphs: Glyphs, chosen: tuple[int, ...]) -> Labels:
+    categories = [glyphs.categories[i] for i in chosen]
+    leaves = [f"U+{glyphs.code_points[i]:04X}" for i in chosen]
+    names = [f"{category.lower().replace(' ', '_')}/{leaf}" for category, leaf in zip(categories, leaves, strict=True)]
+    return Labels.of(names, categories, leaves)
+
+
+def _pretrained(recipe: _Recipe, glyphs: Glyphs, file: Path, workers: ThreadPoolExecutor) -> Base:
+    base = _read_base(file)
+    if base is None:
+        pictures, steps, batch = glyph_model.patches(glyphs.pictures), recipe.pretrain_steps, recipe.pretrain_batch
+        with _counted("Pretraining the glyph model", steps) as advance:
+            base, _ = workers.submit(glyph_model.pretrain, pictures, steps, batch, recipe.seed, advance).result()
+        _write_base(file, base)
+    return base
+
+
+def _read_base(file: Path) -> Base | None:
+    """The base model in a file; None where there is none, or what is there is not whole."""
+    try:
+        with safe_open(file, "pt") as opened:
+            base = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (no mapping)
+            whole = (opened.metadata() or {}).get("digest") == _digest(base)
+    except (FileNotFoundError, SafetensorError):
+        return None
+    return base if whole else None
+
+
+def _write_base(file: Path, base: Base) -> None:
+    data = safetensors.torch.save(base, {"digest": _digest(base)})
+    partial = file.with_suffix(".partial")
+    with explain_disk_errors(file, _REMEDY):
+        try:
+            partial.write_bytes(data)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _digest(base: Base) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for key in sorted(base):
+        found.update(f"{key}{tuple(base[key].shape)}".encode())
+        found.update(base[key].contiguous().numpy().data)
+    return found.hexdigest()

@@ -1,0 +1,217 @@
+"""Which adapters are trained on, chosen by, and tested on."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from lorabench.errors import LorabenchError
+from lorabench.zoo.store import Labels
+
+__all__ = ["Split", "Target", "split_zoo"]
+
+Target = Literal["category", "leaf"]
+_PARTS = ("train", "val", "test")
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three sets of adapters without an adapter or a group in common.
+
+    Attributes:
+        train: rows to train on, ascending.
+        val: rows to choose by.
+        test: rows to read once, at the end.
+    """
+
+    train: Int64[np.ndarray, " n_train"]
+    val: Int64[np.ndarray, " n_val"]
+    test: Int64[np.ndarray, " n_test"]
+
+
+def split_zoo(
+    labels: Labels,
+    target: Target = "category",
+    train: float = 0.7,
+    val: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+    min_per_class: int | None = None,
+) -> Split:
+    """A seeded split, stratified by label and disjoint in groups.
+
+    The source's own split wins; what it lacks (validation, say) is cut from its training rows. With
+    `target="leaf"`, groups that are the leaves themselves cannot be kept apart and are ignored. Where groups bind,
+    shares hold to within one group a class; without groups to within one adapter.
+
+    Args:
+        labels: of the adapters.
+        target: which label the classes are.
+        train: share of the training rows.
+        val: share of the validation rows.
+        test: share of the test rows.
+        seed: of the draw.
+        min_per_class: leave out classes with fewer adapters (or groups, where those bind); None keeps all.
+
+    Raises:
+        LorabenchError: shares that are no shares, a single class, or a class too small for a part of each kind.
+    """
+    shares = _shares(train, val, test)
+    codes, names = {
+        "category": (labels.category, labels.category_names),
+        "leaf": (labels.leaf, labels.leaf_names),
+    }[target]
+    units = _units(labels, target)
+    rows = _rows_of_large_classes(codes, units, min_per_class)
+    if len(np.unique(codes[rows])) < 2:
+        _refuse_single_class(codes, names, rows, target, min_per_class)
+    part = np.full(len(codes), -1, np.int64)
+    own = labels.split
+    if own is None or len(np.unique(own[rows])) == 1:
+        _check_size(codes[rows], units[rows], names, target)
+        part[rows] = _draw(codes[rows], units[rows], shares, seed)
+    else:
+        part[rows] = own[rows]
+        _complete(part, codes, units, shares, seed)
+    _check_classes(part, codes, names, target)
+    return Split(*(np.flatnonzero(part == number) for number in range(len(_PARTS))))
+
+
+def _shares(train: float, val: float, test: float) -> Float64[np.ndarray, " parts"]:
+    shares = np.array([train, val, test], np.float64)
+    if not (shares > 0).all() or abs(shares.sum() - 1) > _TOLERANCE:
+        raise LorabenchError(
+            f"split: train={train}, val={val}, test={test} must each be above 0 and sum to 1, for instance "
+            "0.7, 0.1, 0.2"
+        )
+    return shares
+
+
+def _units(labels: Labels, target: Target) -> Int64[np.ndarray, " n"]:
+    """What is moved as one: the group of each adapter, or the adapter where no group binds."""
+    if labels.group is None:
+        return np.arange(len(labels.adapters))
+    group = np.unique(labels.group, return_inverse=True)[1].astype(np.int64)
+    if target == "leaf":
+        pairs = np.unique(np.stack([labels.leaf, group]), axis=1).shape[1]
+        if pairs == len(np.unique(labels.leaf)) == len(np.unique(group)):
+            return np.arange(len(group))
+    return group
+
+
+def _units_of_classes(codes: Int64[np.ndarray, " n"], units: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " c"]:
+    """The number of units in which each class appears, by its code."""
+    return np.bincount(np.unique(np.stack([codes, units]), axis=1)[0])
+
+
+def _rows_of_large_classes(
+    codes: Int64[np.ndarray, " n"], units: Int64[np.ndarray, " n"], least: int | None
+) -> Int64[np.ndarray, " kept"]:
+    if least is None:
+        return np.arange(len(codes))
+    return np.flatnonzero(_units_of_classes(codes, units)[codes] >= least)
+
+
+def _refuse_single_class(
+    codes: Int64[np.ndarray, " n"],
+    names: tuple[str, ...],
+    rows: Int64[np.ndarray, " kept"],
+    target: Target,
+    least: int | None,
+) -> None:
+    left = [names[code] for code in np.unique(codes[rows])]
+    why = "" if least is None else f" of {len(np.unique(codes))} with split.min_per_class={least}"
+    raise LorabenchError(
+        f"target={target}: {len(left)} classes are left{why} {left}; a classifier needs at least 2. Choose the "
+        "other target, another label column, or a smaller split.min_per_class."
+    )
+
+
+def _check_size(
+    codes: Int64[np.ndarray, " n"], units: Int64[np.ndarray, " n"], names: tuple[str, ...], target: Target
+) -> None:
+    """Every class needs a unit in each part."""
+    needed = len(_PARTS)
+    counts = _units_of_classes(codes, units)
+    small = np.flatnonzero((counts < needed) & (np.bincount(codes) > 0))
+    if len(small) == 0:
+        return
+    first = int(small[np.argmin(counts[small])])
+    adapters = int((codes == first).sum())
+    kind = "adapters" if len(np.unique(units)) == len(units) else f"groups ({adapters} adapters)"
+    more = f" ({len(small)} classes are too small)" if len(small) > 1 else ""
+    raise LorabenchError(
+        f"target={target}: class {names[first]!r} has {counts[first]} {kind}, and {needed} are needed, one for "
+        f"each of {', '.join(_PARTS)}{more}. Add adapters, remove the class, or set split.min_per_class={needed} "
+        "to leave out such classes."
+    )
+
+
+def _draw(
+    codes: Int64[np.ndarray, " n"],
+    units: Int64[np.ndarray, " n"],
+    shares: Float64[np.ndarray, " parts"],
+    seed: int,
+) -> Int64[np.ndarray, " n"]:
+    """The part of each adapter: units in random order, large ones first, go where their classes lack most.
+
+    A class that has as few units left as parts that lack it goes to one of those: so every part sees every class
+    as far as groups allow, the training part before the others.
+    """
+    classes, codes = np.unique(codes, return_inverse=True)
+    members = np.unique(units, return_inverse=True)[1]
+    pairs, counts = np.unique(np.stack([members, codes]), axis=1, return_counts=True)
+    bounds = np.searchsorted(pairs[0], np.arange(members.max() + 2))
+    wanted = shares[:, None] * np.bincount(codes)
+    absent = np.ones((len(shares), len(classes)), bool)
+    left = np.bincount(pairs[1])
+    chosen = np.empty(members.max() + 1, np.int64)
+    order = np.random.default_rng(seed).permutation(members.max() + 1)
+    for unit in order[np.argsort(-np.bincount(members)[order], kind="stable")]:
+        inside = slice(bounds[unit], bounds[unit + 1])
+        held, size = pairs[1, inside], counts[inside]
+        urgent = left[held] <= absent[:, held].sum(axis=0)
+        needy = (absent[:, held] & urgent).any(axis=1)
+        part = int(np.argmax(needy if needy.any() else wanted[:, held] @ size))
+        chosen[unit] = part
+        wanted[part, held] -= size
+        absent[part, held] = False
+        left[held] -= 1
+    return chosen[members]
+
+
+def _complete(
+    part: Int64[np.ndarray, " n"],
+    codes: Int64[np.ndarray, " n"],
+    units: Int64[np.ndarray, " n"],
+    shares: Float64[np.ndarray, " parts"],
+    seed: int,
+) -> None:
+    """Cut what the source's own split lacks from its training rows, in place."""
+    rows = np.flatnonzero(part == 0)
+    if len(rows) == 0:
+        raise LorabenchError("the data set's own split has no training rows; add them, or remove its split")
+    given = [0, *(number for number in range(1, len(shares)) if not (part == number).any())]
+    if len(given) > 1:
+        drawn = _draw(codes[rows], units[rows], shares[given] / shares[given].sum(), seed)
+        part[rows] = np.array(given)[drawn]
+
+
+def _check_classes(
+    part: Int64[np.ndarray, " n"], codes: Int64[np.ndarray, " n"], names: tuple[str, ...], target: Target
+) -> None:
+    empty = [_PARTS[number] for number in range(len(_PARTS)) if not (part == number).any()]
+    if empty:
+        raise LorabenchError(
+            f"target={target}: no adapters are left for {empty[0]}; the groups are too few and too large. Use more "
+            "adapters or smaller groups."
+        )
+    absent = np.setdiff1d(codes[part >= 0], codes[part == 0])
+    if len(absent):
+        raise LorabenchError(
+            f"target={target}: class {names[absent[0]]!r} has no adapter to train on (of {len(absent)} such "
+            "classes), since groups or the data set's own split keep it on one side. Choose the other target, or "
+            "remove these adapters."
+        )
