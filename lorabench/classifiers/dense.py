@@ -9,21 +9,18 @@ from torch import Tensor, nn
 
 from lorabench.classifiers.dropout import SeededDropout, dropout_keys, keep_mask
 
-__all__ = ["DenseNetwork", "Gradient"]
+__all__ = ["DenseNetwork"]
 
-Gradient = Tensor | list[Tensor]
-"""Of one parameter: stacked [K, ...], or a tensor a member."""
-
-# Private to torch; `torch.bmm` serves where it is not there.
+# Private to torch; plain matmul serves where it is not there.
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
 class DenseNetwork:
-    """Linear layers, each but the last under an optional ReLU and an optional dropout, for K members at once.
+    """Linear layers, each but the last under a ReLU and an optional dropout: of one member, or of K at once.
 
     Back-propagation by hand (Rumelhart, Hinton & Williams 1986): for layers this small, autograd's bookkeeping and
-    temporary arrays cost as much as the products.
+    temporary arrays cost as much as the products. Tensors have a leading axis of members, or none for one member.
 
     Attributes:
         names: prefix of every linear layer in the state dict.
@@ -61,38 +58,41 @@ class DenseNetwork:
             return None
         return cls(tuple(names), tuple(relu), tuple(dropout), tuple(number))
 
-    def logits(self, params: dict[str, Tensor], x: Float[Tensor, "members n f"]) -> Float[Tensor, "members n classes"]:
-        """What every member says of its own rows, in evaluation."""
-        return self._forward(params, x, None)[-1]
+    def logits(
+        self, params: dict[str, Tensor], x: Float[Tensor, "*members n f"]
+    ) -> Float[Tensor, "*members n classes"]:
+        """Logits in evaluation."""
+        return self._forward(params, x, [None] * len(self.names))[-1]
 
     def gradients(
         self,
         params: dict[str, Tensor],
-        x: Float[Tensor, "members n f"],
-        y: Int64[Tensor, "members n"],
-        seeds: Int[Tensor, " members"],
-        step: int,
-    ) -> tuple[Float[Tensor, " members"], dict[str, Gradient]]:
-        """Cross-entropy of every member, and its gradients by `params`."""
-        active = self._forward(params, x, self._masks(params, x.shape[1], seeds, step))
+        x: Float[Tensor, "*members n f"],
+        y: Int64[Tensor, "*members n"],
+        masks: Sequence[Tensor | None],
+    ) -> tuple[Float[Tensor, "*members"], dict[str, Tensor]]:
+        """Cross-entropy, and its gradients by `params`, under the masks of one step."""
+        active = self._forward(params, x, masks)
         logs = active[-1].log_softmax(-1)
         picked = y.unsqueeze(-1)
-        losses = -logs.gather(-1, picked).squeeze(-1).mean(1)
+        losses = -logs.gather(-1, picked).squeeze(-1).mean(-1)
         delta = logs.exp_()
         delta.scatter_add_(-1, picked, torch.full_like(picked, -1, dtype=delta.dtype))
-        delta /= x.shape[1]
-        grads: dict[str, Gradient] = {}
+        delta /= x.shape[-2]
+        grads: dict[str, Tensor] = {}
         for layer in range(len(self.names) - 1, -1, -1):
             name, below = self.names[layer], active[layer]
-            grads[f"{name}weight"] = products(delta.mT, below.mT)
-            grads[f"{name}bias"] = delta.sum(1)
+            grads[f"{name}weight"] = _product(delta.mT.contiguous(), below.mT.contiguous())
+            grads[f"{name}bias"] = delta.sum(-2)
             if layer:
-                delta = _stacked(products(delta, params[f"{name}weight"].mT))
+                delta = _product(delta, params[f"{name}weight"].mT)
                 # What is positive passed both the ReLU and the dropout below.
-                delta *= (below > 0).to(delta.dtype).div_(1 - self.dropout[layer - 1])
+                delta = torch.ops.aten.threshold_backward(delta, below, 0)
+                if self.dropout[layer - 1]:
+                    delta /= 1 - self.dropout[layer - 1]
         return losses, {name: grads[name] for name in params}
 
-    def _masks(
+    def masks(
         self, params: dict[str, Tensor], batch: int, seeds: Int[Tensor, " members"], step: int
     ) -> list[Float[Tensor, "members batch _"] | None]:
         """What every layer's output is multiplied by; layers of one width and probability are drawn in one go."""
@@ -109,32 +109,31 @@ class DenseNetwork:
         return found
 
     def _forward(
-        self, params: dict[str, Tensor], x: Float[Tensor, "members n f"], masks: Sequence[Tensor | None] | None
-    ) -> list[Float[Tensor, "members n _"]]:
+        self, params: dict[str, Tensor], x: Float[Tensor, "*members n f"], masks: Sequence[Tensor | None]
+    ) -> list[Float[Tensor, "*members n _"]]:
         """Input and output of every layer."""
         active = [x]
-        for layer, name in enumerate(self.names):
-            z = _stacked(products(active[-1], params[f"{name}weight"]))
-            z += params[f"{name}bias"].unsqueeze(1)
-            if self.relu[layer]:
+        for name, relu, mask in zip(self.names, self.relu, masks, strict=True):
+            z = _product(active[-1], params[f"{name}weight"], params[f"{name}bias"])
+            if relu:
                 z.relu_()
-            mask = None if masks is None else masks[layer]
             if mask is not None:
                 z *= mask
             active.append(z)
         return active
 
 
-def products(a: Float[Tensor, "members n k"], b: Float[Tensor, "members m k"]) -> Gradient:
-    """A @ bᵀ of every member, [K, n, m], or one tensor a member.
+def _product(
+    a: Float[Tensor, "*members n k"], b: Float[Tensor, "*members m k"], bias: Float[Tensor, "*members m"] | None = None
+) -> Float[Tensor, "*members n m"]:
+    """A @ bᵀ (+ bias).
 
-    On a CPU in float32 by oneDNN, the way torch's own compiler takes: `torch.bmm` goes to MKL, which keeps processors
-    of other makers from AVX-512 (measured: 160 against 90 GFLOP/s a core).
+    One member's, on a CPU in float32, by oneDNN, the way torch's own compiler takes: torch's matmul goes to MKL,
+    which keeps processors of other makers from AVX-512 (measured: 160 against 90 GFLOP/s a core).
     """
-    if a.device.type == "cpu" and a.dtype == torch.float32 and _ONEDNN is not None:
-        return [_ONEDNN(one, other, None, "none", [], "") for one, other in zip(a.unbind(), b.unbind(), strict=True)]
-    return torch.bmm(a, b.mT)
-
-
-def _stacked(values: Gradient) -> Tensor:
-    return values if isinstance(values, Tensor) else torch.stack(values)
+    if a.dim() == 2 and a.device.type == "cpu" and a.dtype == torch.float32 and _ONEDNN is not None:
+        found: Tensor = _ONEDNN(a, b, bias, "none", [], "")
+        return found
+    if bias is None:
+        return a @ b.mT
+    return (a @ b.mT).add_(bias.unsqueeze(-2))

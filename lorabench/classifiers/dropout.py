@@ -53,8 +53,8 @@ def keep_mask(key: Int[Tensor, "*members"], batch: int, f: int, p: float | int) 
     half = (batch * f + 1) // 2
     counter = torch.arange(half, dtype=torch.int32, device=key.device) * _GOLDEN
     bits = _mix(counter + key.unsqueeze(-1))
-    threshold = round(p * 2**16)
-    keep = torch.cat([(bits & 0xFFFF) >= threshold, ((bits >> 16) & 0xFFFF) >= threshold], -1)
+    # Each half of a hash is a number of its own, from -2¹⁵.
+    keep = bits.view(torch.int16) >= round(p * 2**16) - 2**15
     return keep[..., : batch * f].reshape(*key.shape, batch, f)
 
 

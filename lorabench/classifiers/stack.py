@@ -7,10 +7,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
-from torch.optim.adam import adam
 
 from lorabench.classifiers.base import Classifier
-from lorabench.classifiers.dense import DenseNetwork, Gradient
+from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.dropout import SeededDropout, dropout_keys
 from lorabench.classifiers.schedule import Schedule
 
@@ -25,28 +24,29 @@ class _Adam:
         self.square = {name: torch.zeros_like(p) for name, p in params.items()}
         self.steps = 0
 
-    def step(self, params: dict[str, Tensor], grads: dict[str, Gradient], rates: Float[Tensor, " members"]) -> None:
-        distinct = torch.unique(rates)
-        if len(distinct) == 1 and all(isinstance(grad, Tensor) for grad in grads.values()):
-            self._kernel(
-                [[group[name] for name in params] for group in (params, grads, self.mean, self.square)], rates[0]
-            )
-        else:
-            single = [
-                [list(group[name]) for name in params] for group in (params, grads, self.mean, self.square)
-            ]  # [group][parameter][member]
-            for rate in distinct:
-                members = torch.nonzero(rates == rate).flatten().tolist()
-                self._kernel([[t[k] for t in group for k in members] for group in single], rate)
+    def step(self, params: dict[str, Tensor], grads: dict[str, Tensor], rates: Float[Tensor, " members"]) -> None:
+        """Move all members."""
         self.steps += 1
+        groups = [list(group.values()) for group in (params, grads, self.mean, self.square)]
+        distinct = torch.unique(rates)
+        if len(distinct) == 1:
+            self._kernel(groups, float(distinct[0]))
+            return
+        for rate in distinct:
+            members = torch.nonzero(rates == rate).flatten().tolist()
+            self._kernel([[tensor[k] for tensor in group for k in members] for group in groups], float(rate))
 
-    def _kernel(self, tensors: list[list[Any]], rate: Tensor) -> None:
+    def step_one(self, k: int, params: dict[str, Tensor], grads: dict[str, Tensor], rate: float) -> None:
+        """Move member k, whose parameters and gradients these are; `steps` is for the caller to count."""
+        moments = [[tensor[k] for tensor in group.values()] for group in (self.mean, self.square)]
+        self._kernel([list(params.values()), list(grads.values()), *moments], rate)
+
+    def _kernel(self, tensors: list[list[Tensor]], rate: float) -> None:
         params, grads, mean, square = tensors
-        steps = [torch.tensor(float(self.steps), device=params[0].device) for _ in params]
-        adam(
-            params, grads, mean, square, [], steps,
-            fused=True, foreach=False, amsgrad=False, beta1=0.9, beta2=0.999, lr=float(rate), weight_decay=0.0,
-            eps=1e-8, maximize=False,
+        step = torch.tensor(float(self.steps), device=params[0].device)
+        torch._fused_adam_(
+            params, grads, mean, square, [], [step] * len(params),
+            lr=rate, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
         )  # fmt: skip
 
     def keep(self, members: Int64[Tensor, " kept"]) -> None:
@@ -83,16 +83,33 @@ class Stack:
     @torch.no_grad()
     def step(self, x: Float[Tensor, "members n f"], y: Int64[Tensor, "members n"]) -> Float[Tensor, " members"]:
         """One Adam step of every member; the losses before it."""
-        if self._dense is not None:
-            losses, grads = self._dense.gradients(self.params, x, y, self.seeds, self.adam.steps)
-        else:
+        step = self.adam.steps
+        if self._dense is None:
             losses, grads = self._autograd(x, y)
+        else:
+            masks = self._dense.masks(self.params, x.shape[1], self.seeds, step)
+            if x.device.type == "cpu":
+                return self._step_by_member(self._dense, x, y, masks)
+            losses, grads = self._dense.gradients(self.params, x, y, masks)
         self.adam.step(self.params, grads, self.schedule.rates)
+        return losses
+
+    def _step_by_member(
+        self, dense: DenseNetwork, x: Float[Tensor, "members n f"], y: Int64[Tensor, "members n"], masks: list[Any]
+    ) -> Float[Tensor, " members"]:
+        """Forward, backward and Adam of one member after another, so that its weights stay in the core's cache."""
+        losses = torch.empty(len(x), dtype=x.dtype)
+        self.adam.steps += 1
+        for k, rate in enumerate(self.schedule.rates.tolist()):
+            params = {name: p[k] for name, p in self.params.items()}
+            own = [None if mask is None else mask[k] for mask in masks]
+            losses[k], grads = dense.gradients(params, x[k], y[k], own)
+            self.adam.step_one(k, params, grads, rate)
         return losses
 
     def _autograd(
         self, x: Float[Tensor, "members n f"], y: Int64[Tensor, "members n"]
-    ) -> tuple[Float[Tensor, " members"], dict[str, Gradient]]:
+    ) -> tuple[Float[Tensor, " members"], dict[str, Tensor]]:
         """Losses and gradients of any network, by one batched call of it."""
         self.network.train()
         keys = dropout_keys(self.seeds, self.adam.steps, range(len(self._dropouts)))

@@ -12,7 +12,7 @@ from lorabench.data import FeatureData
 from lorabench.engines import Lightning, Stacked
 from tests.bench.machine import describe, interleaved, ratio
 
-MEMBERS, EPOCHS, ADAPTERS, CLASSES = 10, 20, 972, 10
+MEMBERS, EPOCHS, ADAPTERS, CLASSES = 10, 15, 972, 10
 
 
 def main() -> None:
@@ -20,7 +20,11 @@ def main() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     print(describe())
-    for features, what in ((224, "stats of the embedded zoo"), (2144, "ensemble of the embedded zoo")):
+    for features, what in (
+        (7, "stats of one layer"),
+        (224, "stats of the embedded zoo"),
+        (2144, "ensemble of the embedded zoo"),
+    ):
         data = _data(features)
         factory = functools.partial(MLP, hidden=[512, 512, 512], dropout=0.3, max_epochs=EPOCHS)
         works = {
