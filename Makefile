@@ -21,8 +21,8 @@ $(VENV)/.installed: constraints.txt pyproject.toml
 
 install: $(VENV)/.installed ## make .venv with the exact versions of constraints.txt
 
-run: install ## the result table on the embedded zoo of real adapters
-	$(BIN)/python -m lorabench experiment=table
+run: install ## the result table on the embedded zoo of real adapters; ARGS="num_runs=3" goes to it
+	$(BIN)/python -m lorabench experiment=table $(ARGS)
 
 lint: install ## ruff, mypy and the floors of the house
 	$(BIN)/ruff check .
