@@ -185,7 +185,7 @@ def test_dropout_keeps_the_asked_share_and_the_mean():
 
 
 def test_dropout_keys_differ_by_seed_step_and_layer():
-    keys = {int(key) for step in range(50) for key in dropout_keys(torch.arange(20), step, range(3)).flatten()}
+    keys = {int(key) for step in range(50) for key in dropout_keys(torch.arange(20), [step], range(3)).flatten()}
     assert len(keys) == 50 * 3 * 20
 
 

@@ -49,7 +49,7 @@ def test_every_command_runs(tmp_path):
     assert len(makes) + len(pythons) == len(COMMANDS)
     assert ["make", "run"] in makes
     for words in makes:
-        _run(_small_make(words), ROOT if words[1] != "run" else ROOT, tmp_path)
+        _run(_small_make(words), ROOT, tmp_path)
     for words in pythons:
         _run([sys.executable, *_small_python(words[1:])], tmp_path, tmp_path)
     assert len(list(tmp_path.glob("multirun/*/*/*/results.json"))) == 4

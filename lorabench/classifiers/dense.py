@@ -93,18 +93,18 @@ class DenseNetwork:
         return losses, {name: grads[name] for name in params}
 
     def masks(
-        self, params: dict[str, Tensor], batch: int, seeds: Int[Tensor, " members"], step: int
-    ) -> list[Float[Tensor, "members batch _"] | None]:
+        self, params: dict[str, Tensor], batch: int, seeds: Int[Tensor, " members"], steps: Sequence[int]
+    ) -> list[Float[Tensor, "steps members batch _"] | None]:
         """What every layer's output is multiplied by; layers of one width and probability are drawn in one go."""
         found: list[Tensor | None] = [None] * len(self.names)
         alike: dict[tuple[int, float], list[int]] = {}
         for layer, (name, p) in enumerate(zip(self.names, self.dropout, strict=True)):
             if p:
-                alike.setdefault((params[f"{name}weight"].shape[1], p), []).append(layer)
+                alike.setdefault((params[f"{name}bias"].shape[-1], p), []).append(layer)
         for (width, p), layers in alike.items():
-            keys = dropout_keys(seeds, step, [self.number[layer] for layer in layers])
+            keys = dropout_keys(seeds, steps, [self.number[layer] for layer in layers])
             drawn = keep_mask(keys, batch, width, p).to(next(iter(params.values())).dtype).div_(1 - p)
-            for layer, mask in zip(layers, drawn, strict=True):
+            for layer, mask in zip(layers, drawn.unbind(1), strict=True):
                 found[layer] = mask
         return found
 

@@ -58,18 +58,21 @@ def keep_mask(key: Int[Tensor, "*members"], batch: int, f: int, p: float | int) 
     return keep[..., : batch * f].reshape(*key.shape, batch, f)
 
 
-def dropout_keys(seeds: Int[Tensor, " members"], step: int, layers: Sequence[int]) -> Int[Tensor, "layers members"]:
-    """The int32 keys of some dropout layers, by their number in the network, of every member at one step."""
+def dropout_keys(
+    seeds: Int[Tensor, " members"], steps: Sequence[int], layers: Sequence[int]
+) -> Int[Tensor, "steps layers members"]:
+    """The int32 keys of some dropout layers, by their number in the network, of every member at some steps."""
+    when = torch.tensor([step & 0x7FFFFFFF for step in steps], dtype=torch.int32, device=seeds.device)
+    where = torch.tensor(layers, dtype=torch.int32, device=seeds.device)
     key = _mix(seeds.to(torch.int32) * 0x2C1B3C6D + 0x1B56C4E9)
-    key = _mix(key + (step & 0x7FFFFFFF))
-    numbers = torch.tensor(layers, dtype=torch.int32, device=seeds.device)
-    return _mix(key + numbers.unsqueeze(-1) * 0x05F356A1)
+    key = _mix(key + when[:, None, None])
+    return _mix(key + where[:, None] * 0x05F356A1)
 
 
 def set_dropout_keys(network: nn.Module, seed: int, step: int) -> None:
     """Give the dropout layers of one member the keys of a training step."""
     layers = [module for module in network.modules() if isinstance(module, SeededDropout)]
     if layers:
-        keys = dropout_keys(torch.tensor([seed]), step, range(len(layers)))
-        for layer, key in zip(layers, keys[:, 0], strict=True):
+        keys = dropout_keys(torch.tensor([seed]), [step], range(len(layers)))
+        for layer, key in zip(layers, keys[0, :, 0], strict=True):
             layer.key.copy_(key)

@@ -1,5 +1,6 @@
 """Many members trained together, each as it would be alone."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -155,16 +156,13 @@ def _epoch(stack: Stack, task: _Task, epoch: int) -> dict[str, Float[Tensor, " m
     """One pass of every member over its own order of the training rows, then over the validation rows."""
     train, labels, device = task.train, task.labels, task.features.device
     orders = torch.stack([epoch_order(seed, epoch, len(train)) for seed in stack.seeds.tolist()]).to(device)
-    rows = train[orders]
-    total = torch.zeros(len(rows), dtype=torch.float64, device=device)
     rates = stack.schedule.rates.clone()
-    for start in range(0, len(train), task.batch_size):
-        batch = rows[:, start : start + task.batch_size]
-        total += stack.step(_gather(task.features, stack.units, batch), labels[batch]) * batch.shape[1]
+    inputs = functools.partial(_gather, task.features)
+    train_loss = stack.epoch(inputs, labels, train[orders], task.batch_size)
     rows = task.val.expand(len(stack.seeds), -1)
-    logits = stack.logits(_gather(task.features, stack.units, rows))
+    logits = stack.logits(inputs(stack.units, rows))
     return {
-        "train_loss": (total / len(train)).cpu(),
+        "train_loss": train_loss.cpu(),
         "val_loss": cross_entropy(logits, labels[rows]).double().cpu(),
         "val_accuracy": (logits.argmax(-1) == labels[rows]).double().mean(1).cpu(),
         "learning_rate": rates,

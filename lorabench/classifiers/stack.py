@@ -1,9 +1,10 @@
 """Members as one stack: parameters [K, ...], one set of batched products a step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
@@ -13,7 +14,12 @@ from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.dropout import SeededDropout, dropout_keys
 from lorabench.classifiers.schedule import Schedule
 
-__all__ = ["Stack", "cross_entropy"]
+__all__ = ["Inputs", "Stack", "cross_entropy"]
+
+Inputs = Callable[[Tensor, Tensor], Tensor]
+"""Features [K, n, f] of some adapters, from units [K] and rows [K, n]."""
+
+_DRAWN = 4  # steps whose dropout masks are drawn in one go
 
 
 class _Adam:
@@ -30,20 +36,20 @@ class _Adam:
         groups = [list(group.values()) for group in (params, grads, self.mean, self.square)]
         distinct = torch.unique(rates)
         if len(distinct) == 1:
-            self._kernel(groups, float(distinct[0]))
+            self.kernel(groups, float(distinct[0]), self.steps)
             return
         for rate in distinct:
             members = torch.nonzero(rates == rate).flatten().tolist()
-            self._kernel([[tensor[k] for tensor in group for k in members] for group in groups], float(rate))
+            self.kernel([[tensor[k] for tensor in group for k in members] for group in groups], float(rate), self.steps)
 
-    def step_one(self, k: int, params: dict[str, Tensor], grads: dict[str, Tensor], rate: float) -> None:
-        """Move member k, whose parameters and gradients these are; `steps` is for the caller to count."""
-        moments = [[tensor[k] for tensor in group.values()] for group in (self.mean, self.square)]
-        self._kernel([list(params.values()), list(grads.values()), *moments], rate)
+    def of_member(self, k: int) -> tuple[list[Tensor], list[Tensor]]:
+        """The moments of member k, as views."""
+        return [tensor[k] for tensor in self.mean.values()], [tensor[k] for tensor in self.square.values()]
 
-    def _kernel(self, tensors: list[list[Tensor]], rate: float) -> None:
+    def kernel(self, tensors: list[list[Tensor]], rate: float, steps: int) -> None:
+        """Step number `steps`, from 1, of one learning rate: parameters, gradients and both moments."""
         params, grads, mean, square = tensors
-        step = torch.tensor(float(self.steps), device=params[0].device)
+        step = torch.tensor(float(steps), device=params[0].device)
         torch._fused_adam_(
             params, grads, mean, square, [], [step] * len(params),
             lr=rate, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
@@ -75,44 +81,70 @@ class Stack:
     @torch.no_grad()
     def logits(self, x: Float[Tensor, "members n f"]) -> Float[Tensor, "members n classes"]:
         """What every member says of its own rows, in evaluation."""
-        if self._dense is not None:
+        if self._dense is None:
+            self.network.eval()
+            return self._general(self.params, x)
+        if x.device.type != "cpu":
             return self._dense.logits(self.params, x)
-        self.network.eval()
-        return self._general(self.params, x)
+        return torch.stack([self._dense.logits(self._of_member(k), one) for k, one in enumerate(x.unbind())])
 
     @torch.no_grad()
-    def step(self, x: Float[Tensor, "members n f"], y: Int64[Tensor, "members n"]) -> Float[Tensor, " members"]:
-        """One Adam step of every member; the losses before it."""
-        step = self.adam.steps
+    def epoch(
+        self, inputs: Inputs, labels: Int64[Tensor, " rows"], rows: Int64[Tensor, "members n"], batch_size: int
+    ) -> Float[Tensor, " members"]:
+        """Adam steps of every member over its own `rows` of the adapters, in their order; the mean losses."""
+        if self._dense is not None and rows.device.type == "cpu":
+            losses = [self._epoch_of(self._dense, k, inputs, labels, rows[k], batch_size) for k in range(len(rows))]
+            self.adam.steps += -(-rows.shape[1] // batch_size)
+            return torch.stack(losses) / rows.shape[1]
+        total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for batch in torch.split(rows, batch_size, 1):
+            total += self._step(inputs(self.units, batch), labels[batch]) * batch.shape[1]
+        return total / rows.shape[1]
+
+    def _step(self, x: Float[Tensor, "members n f"], y: Int64[Tensor, "members n"]) -> Float[Tensor, " members"]:
+        """One Adam step of all members; the losses before it."""
         if self._dense is None:
             losses, grads = self._autograd(x, y)
         else:
-            masks = self._dense.masks(self.params, x.shape[1], self.seeds, step)
-            if x.device.type == "cpu":
-                return self._step_by_member(self._dense, x, y, masks)
-            losses, grads = self._dense.gradients(self.params, x, y, masks)
+            masks = self._dense.masks(self.params, x.shape[1], self.seeds, [self.adam.steps])
+            losses, grads = self._dense.gradients(self.params, x, y, [None if m is None else m[0] for m in masks])
         self.adam.step(self.params, grads, self.schedule.rates)
         return losses
 
-    def _step_by_member(
-        self, dense: DenseNetwork, x: Float[Tensor, "members n f"], y: Int64[Tensor, "members n"], masks: list[Any]
-    ) -> Float[Tensor, " members"]:
-        """Forward, backward and Adam of one member after another, so that its weights stay in the core's cache."""
-        losses = torch.empty(len(x), dtype=x.dtype)
-        self.adam.steps += 1
-        for k, rate in enumerate(self.schedule.rates.tolist()):
-            params = {name: p[k] for name, p in self.params.items()}
-            own = [None if mask is None else mask[k] for mask in masks]
-            losses[k], grads = dense.gradients(params, x[k], y[k], own)
-            self.adam.step_one(k, params, grads, rate)
-        return losses
+    def _epoch_of(
+        self,
+        dense: DenseNetwork,
+        k: int,
+        inputs: Inputs,
+        labels: Int64[Tensor, " rows"],
+        rows: Int64[Tensor, " n"],
+        batch_size: int,
+    ) -> Float64[Tensor, ""]:
+        """All steps of one member, one after another: its weights and moments stay in the processor's cache."""
+        params, moments, rate = self._of_member(k), self.adam.of_member(k), float(self.schedule.rates[k])
+        total, step = torch.zeros((), dtype=torch.float64), self.adam.steps
+        for batch in torch.split(rows, batch_size):
+            if (step - self.adam.steps) % _DRAWN == 0 or len(batch) < batch_size:
+                first = step
+                masks = dense.masks(params, len(batch), self.seeds[k : k + 1], range(first, first + _DRAWN))
+            own = [None if mask is None else mask[step - first, 0] for mask in masks]
+            x = inputs(self.units[k : k + 1], batch[None])[0]
+            loss, grads = dense.gradients(params, x, labels[batch], own)
+            step += 1
+            self.adam.kernel([list(params.values()), list(grads.values()), *moments], rate, step)
+            total += loss * len(batch)
+        return total
+
+    def _of_member(self, k: int) -> dict[str, Tensor]:
+        return {name: p[k] for name, p in self.params.items()}
 
     def _autograd(
         self, x: Float[Tensor, "members n f"], y: Int64[Tensor, "members n"]
     ) -> tuple[Float[Tensor, " members"], dict[str, Tensor]]:
         """Losses and gradients of any network, by one batched call of it."""
         self.network.train()
-        keys = dropout_keys(self.seeds, self.adam.steps, range(len(self._dropouts)))
+        keys = dropout_keys(self.seeds, [self.adam.steps], range(len(self._dropouts)))[0]
         self.buffers |= {f"{name}.key": key for name, key in zip(self._dropouts, keys, strict=True)}
         leaves = {name: p.detach().requires_grad_() for name, p in self.params.items()}
         with torch.enable_grad():
