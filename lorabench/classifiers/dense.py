@@ -62,7 +62,7 @@ class DenseNetwork:
         self, params: dict[str, Tensor], x: Float[Tensor, "*members n f"]
     ) -> Float[Tensor, "*members n classes"]:
         """Logits in evaluation."""
-        return self._forward(params, x, [None] * len(self.names))[-1]
+        return self._forward(params, x, [None] * len(self.names))[0][-1]
 
     def gradients(
         self,
@@ -72,24 +72,21 @@ class DenseNetwork:
         masks: Sequence[Tensor | None],
     ) -> tuple[Float[Tensor, "*members"], dict[str, Tensor]]:
         """Cross-entropy, and its gradients by `params`, under the masks of one step."""
-        active = self._forward(params, x, masks)
+        active, passed = self._forward(params, x, masks)
         logs = active[-1].log_softmax(-1)
         picked = y.unsqueeze(-1)
-        losses = -logs.gather(-1, picked).squeeze(-1).mean(-1)
+        losses = logs.gather(-1, picked).mean((-1, -2)).neg_()
         delta = logs.exp_()
-        delta.scatter_add_(-1, picked, torch.full_like(picked, -1, dtype=delta.dtype))
+        delta.scatter_(-1, picked, delta.gather(-1, picked).sub_(1))
         delta /= x.shape[-2]
         grads: dict[str, Tensor] = {}
         for layer in range(len(self.names) - 1, -1, -1):
-            name, below = self.names[layer], active[layer]
-            grads[f"{name}weight"] = _product(delta.mT.contiguous(), below.mT.contiguous())
+            name = self.names[layer]
+            grads[f"{name}weight"] = _product(delta.mT, active[layer].mT)
             grads[f"{name}bias"] = delta.sum(-2)
             if layer:
                 delta = _product(delta, params[f"{name}weight"].mT)
-                # What is positive passed both the ReLU and the dropout below.
-                delta = torch.ops.aten.threshold_backward(delta, below, 0)
-                if self.dropout[layer - 1]:
-                    delta /= 1 - self.dropout[layer - 1]
+                delta *= passed[layer - 1]
         return losses, {name: grads[name] for name in params}
 
     def masks(
@@ -110,17 +107,16 @@ class DenseNetwork:
 
     def _forward(
         self, params: dict[str, Tensor], x: Float[Tensor, "*members n f"], masks: Sequence[Tensor | None]
-    ) -> list[Float[Tensor, "*members n _"]]:
-        """Input and output of every layer."""
-        active = [x]
+    ) -> tuple[list[Float[Tensor, "*members n _"]], list[Float[Tensor, "*members n _"]]]:
+        """Input and output of every layer, and the derivative of every hidden output by its linear part."""
+        active, passed = [x], []
         for name, relu, mask in zip(self.names, self.relu, masks, strict=True):
             z = _product(active[-1], params[f"{name}weight"], params[f"{name}bias"])
             if relu:
-                z.relu_()
-            if mask is not None:
-                z *= mask
+                passed.append(torch.ops.aten.threshold_backward(torch.ones_like(z) if mask is None else mask, z, 0))
+                z *= passed[-1]
             active.append(z)
-        return active
+        return active, passed
 
 
 def _product(

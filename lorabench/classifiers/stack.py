@@ -124,16 +124,16 @@ class Stack:
         """All steps of one member, one after another: its weights and moments stay in the processor's cache."""
         params, moments, rate = self._of_member(k), self.adam.of_member(k), float(self.schedule.rates[k])
         total, step = torch.zeros((), dtype=torch.float64), self.adam.steps
-        for batch in torch.split(rows, batch_size):
-            if (step - self.adam.steps) % _DRAWN == 0 or len(batch) < batch_size:
+        x, y = inputs(self.units[k : k + 1], rows[None])[0], labels[rows]
+        for x_batch, y_batch in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+            if (step - self.adam.steps) % _DRAWN == 0 or len(y_batch) < batch_size:
+                masks = dense.masks(params, len(y_batch), self.seeds[k : k + 1], range(step, step + _DRAWN))
+                drawn = [[None] * _DRAWN if mask is None else mask[:, 0].unbind() for mask in masks]
                 first = step
-                masks = dense.masks(params, len(batch), self.seeds[k : k + 1], range(first, first + _DRAWN))
-            own = [None if mask is None else mask[step - first, 0] for mask in masks]
-            x = inputs(self.units[k : k + 1], batch[None])[0]
-            loss, grads = dense.gradients(params, x, labels[batch], own)
+            loss, grads = dense.gradients(params, x_batch, y_batch, [mask[step - first] for mask in drawn])
             step += 1
             self.adam.kernel([list(params.values()), list(grads.values()), *moments], rate, step)
-            total += loss * len(batch)
+            total += loss * len(y_batch)
         return total
 
     def _of_member(self, k: int) -> dict[str, Tensor]:
