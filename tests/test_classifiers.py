@@ -10,10 +10,12 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
 from lorabench.classifiers import Classifier, Member, confusion, epoch_order, fit_members, scores
+from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.dropout import SeededDropout, dropout_keys, set_dropout_keys
 from lorabench.classifiers.linear import Linear
 from lorabench.classifiers.mlp import MLP
 from lorabench.classifiers.schedule import Schedule
+from lorabench.classifiers.stack import Stack
 from lorabench.data import FeatureData
 from lorabench.engines import Lightning, Stacked
 from lorabench.errors import LorabenchError
@@ -140,6 +142,69 @@ def test_a_diverged_member_is_reported_and_the_others_go_on():
     )  # fmt: skip
     assert fitted[0].error is None
     assert "seed 7" in fitted[1].error
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_closed_form_gradients_are_autograds_for_one_member_and_for_a_stack(dropout):
+    """The stacked form is what a GPU runs; a CPU runs member by member."""
+    generator = torch.Generator().manual_seed(0)
+    seeds, step, n = torch.tensor([3, 8, 5]), 7, 9
+    models = [MLP(in_features=6, n_classes=4, seed=int(s), hidden=[5, 8, 8], dropout=dropout) for s in seeds]
+    networks = [model.network.double() for model in models]
+    dense = DenseNetwork.of(networks[0])
+    params, _ = torch.func.stack_module_state(networks)
+    params = {name: p.detach() for name, p in params.items()}
+    x = torch.randn(3, n, 6, dtype=torch.float64, generator=generator)
+    y = torch.randint(0, 4, (3, n), generator=generator)
+    masks = [None if m is None else m[0] for m in dense.masks(params, n, seeds, [step])]
+    losses, grads = dense.gradients(params, x, y, masks)
+    for k, network in enumerate(networks):
+        set_dropout_keys(network, int(seeds[k]), step)
+        loss = torch.nn.functional.cross_entropy(network.train()(x[k]), y[k])
+        loss.backward()
+        single, alone = dense.gradients(
+            {name: p[k] for name, p in params.items()}, x[k], y[k], [None if m is None else m[k] for m in masks]
+        )
+        torch.testing.assert_close(losses[k], loss.detach())
+        torch.testing.assert_close(single, loss.detach())
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(grads[name][k], parameter.grad)
+            torch.testing.assert_close(alone[name], parameter.grad)
+        torch.testing.assert_close(dense.logits(params, x)[k], network.eval()(x[k]).detach())
+
+
+def test_a_stack_stepped_together_moves_as_members_one_after_another():
+    rows = torch.stack([torch.randperm(40, generator=torch.Generator().manual_seed(s)) for s in range(3)])
+    x, y = torch.randn(40, 6, dtype=torch.float64), torch.arange(40) % 4
+    stacks = []
+    for _ in range(2):
+        models = [MLP(in_features=6, n_classes=4, seed=s, hidden=[5], dropout=0.3).double() for s in range(3)]
+        stacks.append(Stack(models, [0, 0, 0], torch.device("cpu")))
+        stacks[-1].schedule.rates = torch.tensor([1e-3, 5e-4, 1e-3], dtype=torch.float64)
+    alone = stacks[0].epoch(lambda _units, r: x[r], y, rows, 16)
+    with torch.no_grad():
+        batches = [(stacks[1]._step(x[r], y[r]), r.shape[1]) for r in torch.split(rows, 16, 1)]
+    torch.testing.assert_close(alone, sum(losses * n for losses, n in batches) / 40)
+    for name, parameter in stacks[0].params.items():
+        torch.testing.assert_close(parameter, stacks[1].params[name], rtol=1e-9, atol=1e-12)
+
+
+def test_only_plain_networks_are_taken_for_dense():
+    linear, relu = torch.nn.Linear(3, 3), torch.nn.ReLU()
+    assert DenseNetwork.of(linear) is not None
+    assert DenseNetwork.of(torch.nn.Sequential(linear, relu, SeededDropout(0.1), torch.nn.Linear(3, 2))).relu == (
+        True,
+        False,
+    )
+    for other in (
+        torch.nn.Sequential(linear, relu),
+        torch.nn.Sequential(linear, torch.nn.Linear(3, 2)),
+        torch.nn.Sequential(relu, linear),
+        torch.nn.Sequential(linear, torch.nn.Tanh(), torch.nn.Linear(3, 2)),
+        torch.nn.Sequential(linear, relu, torch.nn.Dropout(0.1), torch.nn.Linear(3, 2)),
+        torch.nn.Linear(3, 3, bias=False),
+    ):
+        assert DenseNetwork.of(other) is None, other
 
 
 def test_schedule_is_torchs_plateau_and_lightnings_early_stop():
