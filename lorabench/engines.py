@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from lorabench.classifiers import ClassifierFactory, Fitted, Member, fit_members
-from lorabench.classifiers.members import OnEpoch
+from lorabench.classifiers.members import OnEpoch, divergence
 from lorabench.data import FeatureData
 from lorabench.errors import LorabenchError
 
@@ -100,7 +100,6 @@ class Lightning:
     """One `pl.Trainer` a member, one after another."""
 
     device: str = "auto"
-    keep_checkpoints: str | None = None
 
     def fit(
         self,
@@ -113,8 +112,7 @@ class Lightning:
         results = []
         for seed in seeds:
             with tempfile.TemporaryDirectory() as scratch:
-                folder = Path(self.keep_checkpoints or scratch) / f"seed_{seed}"
-                results.append(self._fit_one(factory, data, seed, folder))
+                results.append(self._fit_one(factory, data, seed, Path(scratch)))
             if on_epoch is not None:
                 on_epoch(len(results[-1].history) - 1, 1)
         return results
@@ -127,10 +125,9 @@ class Lightning:
         history = _History()
         trainer = _trainer(data.inputs.device, model.max_epochs, [best, stop, history])
         trainer.fit(model, data.train_batches(seed), data.val_dataloader())
-        if not best.best_model_path:
-            return Fitted(
-                Member(seed), history=history.rows, error=f"seed {seed}: the validation loss was never finite"
-            )
+        failed = divergence(seed, history.rows)
+        if failed is not None:
+            return Fitted(Member(seed), history=history.rows, error=failed)
         model.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
         model = model.to(data.inputs.device).eval()
         with torch.no_grad():

@@ -1,7 +1,10 @@
 """One run from configuration to result."""
 
+import contextlib
+import errno
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,18 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from jaxtyping import Float32, Int64
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from lorabench.classifiers import ClassifierFactory, Fitted, confusion, scores
+from lorabench.configs import check_values, make, representation_configs
 from lorabench.data import FeatureData
 from lorabench.engines import Engine, resolve_device
-from lorabench.errors import LorabenchError
+from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.progress import bar
 from lorabench.report import table_text, write_figures
 from lorabench.representations import Representation
@@ -51,6 +52,7 @@ class _Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            _LOG.info("%s: %.2f s", name, self.seconds[name])
 
 
 @dataclass(frozen=True)
@@ -85,42 +87,43 @@ def run(cfg: DictConfig, folder: Path, names: dict[str, str]) -> Result:
         LorabenchError: something in the configuration or the data cannot be used.
     """
     with _status(folder):
-        _check(cfg)
-        cfg.cache_dir = str(Path(cfg.cache_dir).expanduser().resolve())
-        config = _resolved(cfg)
-        logger: Logger = _make(cfg.logger, folder=str(folder), name=f"{names['dataset']}-{names['representation']}")
-        with logging_to(logger, config):
-            result = _evaluate(cfg, config, names, logger)
+        check_values(cfg, names)
+        cfg.cache_dir = str(_writable(Path(cfg.cache_dir).expanduser().resolve()))
+        chosen = representation_configs(cfg, names["representation"])
+        config = _resolved(cfg, chosen)
+        logger: Logger = make(cfg.logger, folder=str(folder), name=f"{names['dataset']}-{'+'.join(chosen)}")
+        with (
+            explain_disk_errors(folder, "Free some space, or choose another hydra.run.dir."),
+            logging_to(logger, config),
+        ):
+            result = _evaluate(cfg, config, names["classifier"], chosen, logger)
             log_summary(logger, _flat_summary(result))
             _write(result, folder)
+        if not any(row.test_accuracy.n for row in result.summary):
+            errors = "; ".join(f"{row.representation}: {row.failed[0]}" for row in result.summary)
+            raise LorabenchError(f"nothing could be evaluated. {errors}")
         return result
 
 
-def _make(config: DictConfig, **arguments: Any) -> Any:
-    """`hydra.utils.instantiate`, but a `LorabenchError` of the target comes out as itself."""
-    try:
-        return instantiate(config, _convert_="all", **arguments)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, LorabenchError):
-            raise error.__cause__ from None
-        raise
+def _writable(cache_dir: Path) -> Path:
+    with explain_disk_errors(cache_dir, "Set cache_dir=DIR (or LORABENCH_CACHE) to a folder that may be written to."):
+        with contextlib.suppress(FileNotFoundError):  # /proc and its like
+            cache_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(cache_dir, os.W_OK):
+            raise PermissionError(errno.EACCES, "permission denied", str(cache_dir))
+    return cache_dir
 
 
-def _check(cfg: DictConfig) -> None:
-    """Refuse top-level values that no later stage would name well."""
-    if cfg.target not in ("category", "leaf"):
-        raise LorabenchError(f"target={cfg.target}: allowed are category and leaf")
-    if not isinstance(cfg.num_runs, int) or cfg.num_runs < 1:
-        raise LorabenchError(f"num_runs={cfg.num_runs}: a whole number from 1 is needed")
-    if not isinstance(cfg.seed, int) or cfg.seed < 0:
-        raise LorabenchError(f"seed={cfg.seed}: a whole number from 0 is needed")
-
-
-def _resolved(cfg: DictConfig) -> dict[str, Any]:
+def _resolved(cfg: DictConfig, chosen: dict[str, DictConfig]) -> dict[str, Any]:
+    """The whole configuration, with the representations that are evaluated and no other."""
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise LorabenchError(f"{missing[0]} has no value: give {missing[0]}=...")
     resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    del resolved["representation"]
+    resolved["representations"] = {
+        name: OmegaConf.to_container(config, resolve=True) for name, config in chosen.items()
+    }
     return resolved
 
 
@@ -134,21 +137,26 @@ def _status(folder: Path) -> Iterator[None]:
     write(status="running", pid=os.getpid())
     try:
         yield
+    except KeyboardInterrupt:
+        write(status="interrupted")
+        raise
     except BaseException as error:
         write(status="failed", error=f"{type(error).__name__}: {error}")
         raise
     write(status="completed")
 
 
-def _evaluate(cfg: DictConfig, config: dict[str, Any], names: dict[str, str], logger: Logger) -> Result:
-    clock = _Clock()
-    factory: ClassifierFactory = _make(cfg.classifier)
+def _evaluate(
+    cfg: DictConfig, config: dict[str, Any], classifier: str, chosen: dict[str, DictConfig], logger: Logger
+) -> Result:
+    clock, machine = _Clock(), environment()
+    factory: ClassifierFactory = make(cfg.classifier)
     probe = factory(in_features=1, n_classes=2, seed=0)  # a wrong argument is told before anything is computed
-    engine: Engine = _make(cfg.trainer)
+    engine: Engine = make(cfg.trainer)
     device = resolve_device(engine.device)
     with clock.phase("zoo"):
-        whole: Zoo = _make(cfg.dataset)
-        ablation = _make(cfg.ablation)
+        whole: Zoo = make(cfg.dataset)
+        ablation = make(cfg.ablation)
         zoo = ablation.apply(whole)
         split = split_zoo(zoo.labels, target=cfg.target, seed=cfg.seed, **cfg.split)
     classes, labels = _classes(zoo, split, cfg.target)
@@ -158,7 +166,7 @@ def _evaluate(cfg: DictConfig, config: dict[str, Any], names: dict[str, str], lo
         classes=classes,
         labels=torch.from_numpy(labels),
         factory=factory,
-        classifier=names["classifier"],
+        classifier=classifier,
         engine=engine,
         device=device,
         seeds=tuple(range(cfg.seed, cfg.seed + cfg.num_runs)),
@@ -168,7 +176,7 @@ def _evaluate(cfg: DictConfig, config: dict[str, Any], names: dict[str, str], lo
         clock=clock,
         logger=logger,
     )
-    runs, summary = _all_representations(cfg, names, task)
+    runs, summary = _all_representations(chosen, task)
     train_labels = labels[split.train]
     chance = float(np.mean(labels[split.test] == np.bincount(train_labels).argmax()))
     return Result(
@@ -186,7 +194,7 @@ def _evaluate(cfg: DictConfig, config: dict[str, Any], names: dict[str, str], lo
         runs=runs,
         summary=summary,
         seconds=clock.seconds,
-        environment={**environment(), "device": str(task.device)},
+        environment={**machine, "device": str(task.device)},
     )
 
 
@@ -201,41 +209,21 @@ def _classes(zoo: Zoo, split: Split, target: str) -> tuple[tuple[str, ...], Int6
     return tuple(names[code] for code in known), labels
 
 
-def _all_representations(cfg: DictConfig, names: dict[str, str], task: _Task) -> tuple[list[Run], list[Summary]]:
-    chosen = _representations(cfg, names["representation"])
+def _all_representations(chosen: dict[str, DictConfig], task: _Task) -> tuple[list[Run], list[Summary]]:
     runs: list[Run] = []
     summary: list[Summary] = []
     for name, config in chosen.items():
         try:
-            found, row = _one_representation(name, _make(config), task)
-        except LorabenchError as error:
+            found, row = _one_representation(name, make(config), task)
+        except (LorabenchError, MemoryError, torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             if len(chosen) == 1:
                 raise
             _LOG.warning("%s failed: %s", name, error)
-            found = [Run(name, task.ablation, seed, error=str(error)) for seed in task.seeds[:1]]
+            found = [Run(name, task.ablation, seed, error=f"{error}") for seed in task.seeds[:1]]
             row = summarise(found, task.classifier, 0, 0, None)
         runs += found
         summary.append(row)
     return runs, summary
-
-
-def _representations(cfg: DictConfig, single: str) -> dict[str, DictConfig]:
-    """The representation configs of a run by name, composed from their own yaml files."""
-    if cfg.representations is None:
-        return {single: cfg.representation}
-    if not cfg.representations:
-        raise LorabenchError("representations=[]: name at least one, or leave it null and choose representation=NAME")
-    found: dict[str, DictConfig] = {}
-    entries: Any = OmegaConf.to_container(cfg.representations)
-    for entry in entries:
-        named = {entry: {}} if isinstance(entry, str) else entry
-        if not isinstance(named, dict) or not all(isinstance(options, dict) for options in named.values()):
-            raise LorabenchError(f"representations: {entry!r} came; a name, or {{name: {{option: value}}}}, is needed")
-        for name, options in named.items():
-            config = compose("config", overrides=[f"representation={name}"]).representation
-            config.merge_with(options)
-            found[",".join([str(name), *(f"{key}={value}" for key, value in options.items())])] = config
-    return found
 
 
 def _one_representation(name: str, representation: Representation, task: _Task) -> tuple[list[Run], Summary]:
@@ -274,13 +262,23 @@ def _check_memory(name: str, representation: Representation, task: _Task) -> Non
     """Refuse features that would not fit, before the kernel's out-of-memory killer does."""
     floats = sum(len(representation.feature_names(task.zoo, unit)) for unit in representation.units(task.zoo))
     needed = 3 * 4 * floats * len(task.zoo)  # the features, their standardised copy, and one unit in float64
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > available:
+    available = _free_memory(task.device)
+    if available is not None and needed > available:
         raise LorabenchError(
             f"representation={name} makes {floats} numbers of each of {len(task.zoo)} adapters, about "
             f"{needed / 1e9:.1f} GB with the copies that training needs; {available / 1e9:.1f} GB of memory are free. "
             "Take a smaller data set or a shorter representation (spectral, delta_pca)."
         )
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """Bytes that may still be taken where the features go; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
 
 
 def _run(name: str, member: Fitted, data: FeatureData, task: _Task) -> Run:
@@ -319,11 +317,17 @@ def _flat_summary(result: Result) -> dict[str, float]:
         for row in result.summary
         for metric in metrics
         for key, value in vars(getattr(row, metric)).items()
-        if value == value  # NaN is no number to a logger
+        if key != "n"
+        if not math.isnan(value)
     }
 
 
 def _write(result: Result, folder: Path) -> None:
+    """The numbers first: no trouble with a picture may cost them."""
+    result.write(folder / "results.json")
     (folder / "results.txt").write_text(table_text(result))
-    write_figures(result, folder)
+    started = time.perf_counter()
+    with bar("Pictures") as shown:
+        write_figures(result, folder, shown.advance)
+    result.seconds["pictures"] = time.perf_counter() - started
     result.write(folder / "results.json")

@@ -1,14 +1,17 @@
 """What a person sees of a result: the table and the pictures."""
 
+import functools
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -46,11 +49,13 @@ def table_text(result: Result) -> str:
 
 def _table(result: Result, metrics: Sequence[str]) -> Table:
     data, split = result.dataset, result.split
+    used = split["train"] + split["val"] + split["test"]
+    said = f"{used}" if used == data["adapters"] else f"{used} of {data['adapters']}"
     table = Table(
         title=f"What the weights of {data['name']} say about the {result.target}",
         caption=(
-            f"{data['adapters']} adapters, {data['layers']} layers, {len(result.classes)} classes · "
-            f"{split['train']} train / {split['val']} val / {split['test']} test · "
+            f"{said} adapters, {data['layers']} layers, {len(result.classes)} classes · "
+            f"{split['train']} train / {split['val']} val / {split['test']} test\n"
             f"mean ± std over seeds, in % · chance {100 * result.chance:.1f}"
         ),
         box=box.SIMPLE_HEAD,
@@ -82,25 +87,30 @@ def _cells(row: Summary, metrics: Sequence[str]) -> list[str]:
     return cells
 
 
-def write_figures(result: Result, folder: Path) -> list[Path]:
+def write_figures(result: Result, folder: Path, on_figure: Callable[[], None] = lambda: None) -> list[Path]:
     """Write accuracy.png, learning_curves.png and a confusion_<representation>.png each; their paths."""
     rows = [row for row in result.summary if row.test_accuracy.n]
     runs = {
         row.representation: [r for r in result.runs if r.representation == row.representation and not r.error]
         for row in rows
     }
-    written = []
+    drawings: dict[str, Callable[[], Figure]] = {}
     if rows:
-        written.append(_save(_accuracy_figure(result, rows), folder / "accuracy.png"))
-        written.append(_save(_curves_figure(runs), folder / "learning_curves.png"))
+        drawings["accuracy"] = lambda: _accuracy_figure(result, rows)
+        drawings["learning_curves"] = lambda: _curves_figure(runs)
     for name, members in runs.items():
-        figure = _confusion_figure(name, members, result.classes)
-        written.append(_save(figure, folder / f"confusion_{name}.png"))
+        drawings[f"confusion_{name}"] = functools.partial(_confusion_figure, name, members, result.classes)
+    written = []
+    for name, draw in drawings.items():
+        written.append(_save(draw(), folder / f"{name}.png"))
+        on_figure()
     return written
 
 
 def _save(figure: Figure, path: Path) -> Path:
     FigureCanvasAgg(figure)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a dollar sign in a category's name is a dollar sign
     figure.savefig(path, dpi=120)
     return path
 
@@ -173,6 +183,7 @@ def _curves(axes: Axes, members: Sequence[Run]) -> None:
         axes.plot(run.best_epoch, best, "o", color=_BLUE, ms=3, label="best epoch" if label else None)
     top = max(run.history[0]["val_loss"] for run in members)
     axes.set_ylim(0, 1.5 * top)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(labelsize=8)
 
 

@@ -6,7 +6,6 @@ import os
 import platform
 import statistics
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from typing import Any
 __all__ = ["METRICS", "SCHEMA", "Result", "Run", "Statistic", "Summary", "environment", "read_result", "summarise"]
 
 SCHEMA = 1
+_INDENTED_CLASSES = 50  # beyond it, a line a confusion count would be millions of lines
 METRICS = ("train_accuracy", "val_accuracy", "test_accuracy", "test_macro_f1", "test_auroc")
 
 
@@ -124,10 +124,14 @@ class Result:
 
     def write(self, path: Path) -> None:
         """Write as JSON, in one step: a reader never sees half of it. NaN and infinity become null."""
-        text = json.dumps(_plain(asdict(self)), indent=1, allow_nan=False)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            file.write(text)
-        Path(file.name).replace(path)
+        indent = 1 if len(self.classes) <= _INDENTED_CLASSES else None
+        text = json.dumps(_plain(asdict(self)), indent=indent, allow_nan=False)
+        partial = path.with_name(f".{path.name}-{os.getpid()}")
+        try:
+            partial.write_text(text)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def summarise(runs: Sequence[Run], classifier: str, units: int, features: int, gauge_invariant: bool | None) -> Summary:
@@ -173,7 +177,7 @@ def read_result(path: Path) -> Result:
 def environment() -> dict[str, Any]:
     """Versions of what the numbers depend on, the machine, and the git commit of a checkout."""
     packages = (
-        "lorabench", "torch", "pytorch-lightning", "torchmetrics", "numpy", "scikit-learn", "hydra-core", "omegaconf",
+        "lorabench", "torch", "pytorch-lightning", "torchmetrics", "numpy", "hydra-core", "omegaconf",
         "datasets", "safetensors", "wandb", "matplotlib",
     )  # fmt: skip
     return {

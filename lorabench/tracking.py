@@ -1,17 +1,20 @@
 """Where a run is logged: a CSV file, or Weights & Biases."""
 
+import logging
 import netrc
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import ParseResult, urlparse
 
 import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from lorabench.errors import LorabenchError
+
+_LOG = logging.getLogger(__name__)
 
 __all__ = ["csv_logger", "logging_to", "wandb_logger"]
 
@@ -42,6 +45,8 @@ def wandb_logger(
             "logger.mode=online needs a key: set WANDB_API_KEY or run `wandb login`, or take mode=auto"
         )
     offline = mode == "offline" or (mode == "auto" and not (_has_key() and _reachable()))
+    if offline:
+        _LOG.warning("W&B is offline; `wandb sync %s/wandb/offline-run-*` uploads this run later", folder)
     # Lightning's own call of `init` passes a setting that wandb warns about.
     opened = wandb.init(
         name=name,
@@ -79,7 +84,11 @@ def log_summary(logger: Logger, summary: dict[str, float]) -> None:
 
 
 def _host() -> str:
-    return urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    return _server().hostname or ""
+
+
+def _server() -> ParseResult:
+    return urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
 
 
 def _has_key() -> bool:
@@ -93,7 +102,9 @@ def _has_key() -> bool:
 
 def _reachable() -> bool:
     try:
-        with socket.create_connection((_host(), 443), timeout=3):
+        with socket.create_connection(
+            (_host(), _server().port or (80 if _server().scheme == "http" else 443)), timeout=3
+        ):
             return True
     except OSError:
         return False

@@ -207,6 +207,43 @@ def test_only_plain_networks_are_taken_for_dense():
         assert DenseNetwork.of(other) is None, other
 
 
+def test_networks_with_buffers_of_their_own_keep_them():
+    class Fourier(torch.nn.Module):
+        def __init__(self, f, classes):
+            super().__init__()
+            self.register_buffer("waves", torch.randn(f, 8))
+            self.outer = torch.nn.Linear(8, classes)
+
+        def forward(self, x):
+            return self.outer(torch.cos(x @ self.waves))
+
+    class Random(Classifier):
+        def build(self):
+            return Fourier(self.in_features, self.n_classes)
+
+    data = planted()
+    factory = functools.partial(Random, max_epochs=3)
+    together, alone = Stacked("cpu").fit(factory, data, [0, 1, 2]), Lightning("cpu").fit(factory, data, [0, 1, 2])
+    for stacked, single in zip(together, alone, strict=True):
+        torch.testing.assert_close(stacked.logits, single.logits, rtol=1e-4, atol=1e-4)
+        assert stacked.state.keys() == single.state.keys()
+
+
+def test_both_engines_report_divergence_alike():
+    data = planted()
+    data.inputs[:] = float("nan")
+    factory = functools.partial(MEMBERS["linear"], max_epochs=3)
+    for engine in (Stacked("cpu"), Lightning("cpu")):
+        (fitted,) = engine.fit(factory, data, [5])
+        assert "seed 5: the validation loss became nan in epoch 0" in fitted.error
+
+
+def test_confident_scores_do_not_tie():
+    margins = torch.tensor([20.0, 25.0, 30.0, 40.0])
+    logits = torch.stack([margins, torch.zeros(4)], 1)
+    assert float(scores(logits, torch.tensor([1, 1, 0, 0]), 2)["auroc"]) == 1.0
+
+
 def test_schedule_is_torchs_plateau_and_lightnings_early_stop():
     rng = np.random.default_rng(0)
     losses = np.abs(rng.normal(1, 0.3, size=(80, 4))).cumsum(0)[::-1].copy() / 40 + rng.normal(0, 0.05, (80, 4))

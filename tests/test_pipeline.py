@@ -29,7 +29,10 @@ def run(folder, *overrides):
     folder.mkdir(parents=True, exist_ok=True)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("config", list(overrides))
-        choices = {word.split("=")[0]: word.split("=")[1] for word in overrides if "=" in word}
+        words = dict(word.split("=", 1) for word in overrides)
+        choices = {
+            group: words[group] for group in ("dataset", "representation", "classifier", "trainer") if group in words
+        }
         names = {"dataset": "glyphs", "representation": "spectral", "classifier": "mlp", **choices}
         return pipeline.run(cfg, folder, names)
 
@@ -46,13 +49,22 @@ def test_the_same_configuration_gives_the_same_result_with_and_without_the_cache
     assert stored.summary == runs[0].summary
 
 
-def test_a_planted_category_is_read_and_shuffled_labels_are_not(tmp_path, hub_folder):
-    """The fake set shifts the mean of every layer by its category; `step_loss` is noise."""
+def test_a_planted_category_is_read_and_shuffled_labels_are_not(tmp_path, hub_folder, monkeypatch):
+    """The fake set shifts the mean of every layer by its category."""
     words = ["dataset=1k", f"dataset.path={hub_folder}", "representation=stats", "num_runs=3"]
     found = run(tmp_path / "planted", *words).summary[0]
     assert found.test_accuracy.mean > 0.7
     assert found.features == 7 * 4
     assert found.test_auroc.mean > found.test_accuracy.mean
+    true = pipeline._classes
+
+    def shuffled(*arguments):
+        classes, labels = true(*arguments)
+        return classes, np.random.default_rng(0).permutation(labels)
+
+    monkeypatch.setattr(pipeline, "_classes", shuffled)
+    # 18 test adapters and three classes: 1/3 within three standard errors of the mean over seeds.
+    assert run(tmp_path / "shuffled", *words).summary[0].test_accuracy.mean < 0.6
 
 
 def test_both_engines_give_the_same_table(tmp_path):
@@ -84,7 +96,7 @@ def test_what_fails_is_reported_as_failed_and_the_others_go_on(tmp_path, monkeyp
 
 
 def test_features_larger_than_memory_are_refused_before_they_are_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline.os, "sysconf", lambda _name: 1000)
+    monkeypatch.setattr(pipeline, "_free_memory", lambda _device: 1000)
     with pytest.raises(LorabenchError, match="representation=flat makes 4096 numbers"):
         run(tmp_path / "run", "representation=flat", *TINY_ZOO, "num_runs=1")
 
@@ -94,6 +106,8 @@ def test_the_result_says_what_was_done(tmp_path):
     assert result.dataset["adapters"] == sum(result.dataset["categories"].values())
     assert result.split["train"] + result.split["val"] + result.split["test"] == result.dataset["adapters"]
     assert result.config["dataset"]["rank"] == 4
+    assert list(result.config["representations"]) == ["delta_spectral"]
+    assert "representation" not in result.config
     assert {"zoo", "features/delta_spectral", "training/delta_spectral"} <= set(result.seconds)
     assert 0 < result.chance < 1
     for entry in result.runs:
@@ -115,6 +129,20 @@ def test_the_result_says_what_was_done(tmp_path):
         ([*TINY_ZOO, "split.test=0.9"], "split"),
         ([*TINY_ZOO, "representations=[]"], "representations=\\[\\]: name at least one"),
         ([*TINY_ZOO, "representations=[{stats:3}]"], "representations"),
+        ([*TINY_ZOO, "representations=stats"], "representations=stats: name at least one in a list"),
+        ([*TINY_ZOO, "representations=[{stats:{onn:delta}}]"], "stats has no option onn; it has on"),
+        ([*TINY_ZOO, "representations=[{pca:{components:many}}]"], "components=many: a whole number is needed"),
+        ([*TINY_ZOO, "representations=[{stats:{on:zz}},{norms:{on:zz}}]"], "nothing could be evaluated"),
+        ([*TINY_ZOO, "classifier.learning_rate=abc"], "classifier.learning_rate=abc: a number is needed"),
+        ([*TINY_ZOO, "classifier.hidden=3"], "classifier.hidden=3: a list is needed"),
+        ([*TINY_ZOO, "classifier.hidden=[3,a]"], "every entry must be a whole number"),
+        ([*TINY_ZOO, "classifier.batch_size=2.5"], "classifier.batch_size=2.5: a whole number is needed"),
+        ([*TINY_ZOO, "classifier.plateau_factor=2"], "plateau_factor=2"),
+        ([*TINY_ZOO, "split.train=abc"], "split.train=abc: a number is needed"),
+        ([*TINY_ZOO, "num_runs=null"], "num_runs=None: a whole number is needed"),
+        ([*TINY_ZOO, "seed=99999999999999999999"], "seed=99999999999999999999: a whole number from 0"),
+        ([*TINY_ZOO, "classifier.learning_rate=1e37", "representation=stats"], "the validation loss became"),
+        ([*TINY_ZOO, "trainer=lightning", "classifier.learning_rate=1e37", "num_runs=1"], "the validation loss became"),
         ([*TINY_ZOO, "classifier.batch_size=0"], "batch_size=0"),
         ([*TINY_ZOO, "classifier.dropout=1.5"], "dropout=1.5"),
         ([*TINY_ZOO, "classifier.learning_rate=-0.1"], "learning_rate=-0.1"),

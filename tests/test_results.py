@@ -135,6 +135,12 @@ def test_pictures_are_written_for_every_representation(classes, tmp_path):
         assert pixels[..., :3].std() > 0.01, "the picture is blank"
 
 
+def test_a_dollar_sign_in_a_name_is_no_formula(tmp_path):
+    result = a_result(("stats",), classes=3)
+    result.classes[0] = "$_$"
+    assert len(write_figures(result, tmp_path)) == 3
+
+
 def test_no_picture_of_nothing(tmp_path):
     assert write_figures(a_result(("stats",), failed="stats"), tmp_path) == []
 

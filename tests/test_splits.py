@@ -173,7 +173,7 @@ def test_small_classes_are_left_out_on_request():
     [
         ({"train": 0.7, "val": 0.2, "test": 0.2}, make_labels([0, 1] * 9), ["train=0.7", "val=0.2", "sum to 1"]),
         ({"train": 0.8, "val": 0.0, "test": 0.2}, make_labels([0, 1] * 9), ["val=0.0", "above 0"]),
-        ({}, make_labels([0] * 9), ["1 classes", "'c000'", "at least 2"]),
+        ({}, make_labels([0] * 9), ["1 class", "'c000'", "at least 2"]),
         ({}, make_labels([0] * 9 + [1]), ["'c001'", "has 1 adapters", "3 are needed", "split.min_per_class=3"]),
         ({"target": "leaf"}, make_labels([0, 1] * 9), ["has 1 adapters", "18 classes are too small"]),
         (
@@ -181,7 +181,7 @@ def test_small_classes_are_left_out_on_request():
             make_labels([0] * 9 + [1] * 9, group=[*range(9), *[9, 10] * 4, 9]),
             ["'c001'", "has 2 groups (9 adapters)", "3 are needed"],
         ),
-        ({"min_per_class": 20}, make_labels([0] * 20 + [1] * 9), ["1 classes", "of 2", "min_per_class=20"]),
+        ({"min_per_class": 20}, make_labels([0] * 20 + [1] * 9), ["1 class", "of 2", "min_per_class=20"]),
         ({}, make_labels([0, 1] * 9, split=[1] * 9 + [2] * 9), ["no training rows"]),
         ({}, make_labels([0, 1, 0, 1, 2, 2], split=[0, 0, 1, 1, 2, 2]), ["'c002'", "no adapter to train on"]),
     ],

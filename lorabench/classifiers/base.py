@@ -68,7 +68,9 @@ class Classifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         _require(learning_rate=learning_rate, plateau_factor=plateau_factor)
-        _require(1, batch_size=batch_size, max_epochs=max_epochs, patience=patience)
+        _require(1, batch_size=batch_size, max_epochs=max_epochs, patience=patience, plateau_patience=plateau_patience)
+        if plateau_factor >= 1:
+            raise LorabenchError(f"classifier.plateau_factor={plateau_factor}: a number below 1 is needed")
         # The subclass's arguments are stored too; all are primitives, so checkpoints load weights-only.
         self.save_hyperparameters()
         self.in_features, self.n_classes, self.seed = in_features, n_classes, seed

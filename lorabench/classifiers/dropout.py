@@ -10,6 +10,7 @@ from lorabench.errors import LorabenchError
 
 __all__ = ["SeededDropout", "dropout_keys", "keep_mask", "set_dropout_keys"]
 
+_LARGEST = 0.9999  # a share is met to 2⁻¹⁶
 _GOLDEN = -1640531527  # 2654435769 as int32: Knuth's multiplicative constant
 _MIX_1, _MIX_2 = 0x21F0AAAD, 0x735A2D97  # Ellis & Wellons, low-bias 32-bit hash (hash-prospector, 2023)
 
@@ -35,8 +36,8 @@ class SeededDropout(nn.Module):
 
     def __init__(self, p: float | int) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise LorabenchError(f"classifier.dropout={p}: a probability from 0 to below 1 is needed")
+        if not 0 <= p <= _LARGEST:
+            raise LorabenchError(f"classifier.dropout={p}: a probability from 0 to {_LARGEST} is needed")
         self.p = p
         self.register_buffer("key", torch.zeros((), dtype=torch.int32), persistent=False)
 

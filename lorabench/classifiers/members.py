@@ -1,6 +1,7 @@
 """Many members trained together, each as it would be alone."""
 
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from lorabench.classifiers.base import ClassifierFactory, epoch_order
 from lorabench.classifiers.stack import Stack, cross_entropy
 from lorabench.memory import recycle_freed_blocks
 
-__all__ = ["Fitted", "Member", "fit_members"]
+__all__ = ["Fitted", "Member", "OnEpoch", "divergence", "fit_members"]
 
 OnEpoch = Callable[[int, int], None]
 """Called after an epoch of some members with its number, from 0, and how many of them have just stopped."""
@@ -160,7 +161,7 @@ def _epoch(stack: Stack, task: _Task, epoch: int) -> dict[str, Float[Tensor, " m
     inputs = functools.partial(_gather, task.features)
     train_loss = stack.epoch(inputs, labels, train[orders], task.batch_size)
     rows = task.val.expand(len(stack.seeds), -1)
-    logits = stack.logits(inputs(stack.units, rows))
+    logits = stack.logits(inputs, task.val)
     return {
         "train_loss": train_loss.cpu(),
         "val_loss": cross_entropy(logits, labels[rows]).double().cpu(),
@@ -181,17 +182,28 @@ def _record(fitted: list[Fitted], columns: dict[str, Tensor], improved: Bool[Ten
         result.history.append({name: values[k] for name, values in rows.items()})
         if improved[k]:
             result.best_epoch = epoch
-        if not torch.isfinite(columns["val_loss"][k]):
-            result.error = (
-                f"seed {result.member.seed}: the validation loss became {rows['val_loss'][k]} in epoch {epoch}"
+        result.error = result.error or divergence(result.member.seed, result.history)
+
+
+def divergence(seed: int, history: Sequence[dict[str, float]]) -> str | None:
+    """Why a member with this history failed; None if its validation loss was always finite."""
+    for epoch, row in enumerate(history):
+        if not math.isfinite(row["val_loss"]):
+            return (
+                f"seed {seed}: the validation loss became {row['val_loss']} in epoch {epoch}; "
+                "a lower classifier.learning_rate may help"
             )
+    return None
 
 
 def _close(stack: Stack, k: int, result: Fitted, features: Float[Tensor, "units rows f"]) -> None:
     """Hand a finished member its best weights and logits."""
     state = {name: p[k].clone() for name, p in stack.best.items()}
+    buffers = {name: b[k] for name, b in stack.buffers.items()}
+    kept = stack.network.state_dict().keys()  # without what is not persistent
     stack.network.eval()
     with torch.no_grad():
-        logits = functional_call(stack.network, state, (features[int(stack.units[k])],))
+        logits = functional_call(stack.network, {**state, **buffers}, (features[int(stack.units[k])],))
+    state |= {name: b.clone() for name, b in buffers.items() if name in kept}
     result.state = {name: value.cpu() for name, value in state.items()}
     result.logits = logits.cpu()

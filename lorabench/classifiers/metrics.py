@@ -24,7 +24,7 @@ def scores(logits: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"], n_cl
     seen = torch.bincount(torch.cat([labels, predicted]), minlength=n_classes) > 0
     count = torch.bincount(labels, minlength=n_classes)
     defined = torch.nonzero((count > 0) & (count < len(labels))).flatten()
-    probabilities = logits.softmax(-1)
+    probabilities = logits.double().softmax(-1)  # confident ones do not tie
     areas = [binary_auroc(probabilities[:, c], (labels == c).long()) for c in defined.tolist()]
     return {
         "accuracy": multiclass_accuracy(predicted, labels, n_classes, average="micro"),

@@ -19,7 +19,7 @@ __all__ = ["Inputs", "Stack", "cross_entropy"]
 Inputs = Callable[[Tensor, Tensor], Tensor]
 """Features [K, n, f] of some adapters, from units [K] and rows [K, n]."""
 
-_DRAWN = 4  # steps whose dropout masks are drawn in one go
+_DRAWN = 4  # steps whose rows are gathered and whose dropout masks are drawn in one go
 
 
 class _Adam:
@@ -79,14 +79,17 @@ class Stack:
         self._dropouts = [name for name, m in self.network.named_modules() if isinstance(m, SeededDropout)]
 
     @torch.no_grad()
-    def logits(self, x: Float[Tensor, "members n f"]) -> Float[Tensor, "members n classes"]:
-        """What every member says of its own rows, in evaluation."""
-        if self._dense is None:
-            self.network.eval()
-            return self._general(self.params, x)
-        if x.device.type != "cpu":
+    def logits(self, inputs: Inputs, rows: Int64[Tensor, " n"]) -> Float[Tensor, "members n classes"]:
+        """What every member says of the same rows, in evaluation."""
+        if self._dense is not None and rows.device.type == "cpu":
+            units = {int(unit): inputs(unit[None], rows[None])[0] for unit in torch.unique(self.units)}
+            own = [units[int(unit)] for unit in self.units]
+            return torch.stack([self._dense.logits(self._of_member(k), x) for k, x in enumerate(own)])
+        x = inputs(self.units, rows.expand(len(self.seeds), -1))
+        if self._dense is not None:
             return self._dense.logits(self.params, x)
-        return torch.stack([self._dense.logits(self._of_member(k), one) for k, one in enumerate(x.unbind())])
+        self.network.eval()
+        return self._general(self.params, x)
 
     @torch.no_grad()
     def epoch(
@@ -124,16 +127,19 @@ class Stack:
         """All steps of one member, one after another: its weights and moments stay in the processor's cache."""
         params, moments, rate = self._of_member(k), self.adam.of_member(k), float(self.schedule.rates[k])
         total, step = torch.zeros((), dtype=torch.float64), self.adam.steps
-        x, y = inputs(self.units[k : k + 1], rows[None])[0], labels[rows]
-        for x_batch, y_batch in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
-            if (step - self.adam.steps) % _DRAWN == 0 or len(y_batch) < batch_size:
-                masks = dense.masks(params, len(y_batch), self.seeds[k : k + 1], range(step, step + _DRAWN))
-                drawn = [[None] * _DRAWN if mask is None else mask[:, 0].unbind() for mask in masks]
-                first = step
-            loss, grads = dense.gradients(params, x_batch, y_batch, [mask[step - first] for mask in drawn])
-            step += 1
-            self.adam.kernel([list(params.values()), list(grads.values()), *moments], rate, step)
-            total += loss * len(y_batch)
+        whole = len(rows) // batch_size * batch_size
+        for block in (*torch.split(rows[:whole], batch_size * _DRAWN), rows[whole:]):
+            size = min(batch_size, len(block))
+            if not size:
+                continue
+            x, y = inputs(self.units[k : k + 1], block[None])[0], labels[block]
+            drawn = dense.masks(params, size, self.seeds[k : k + 1], range(step, step + len(block) // size))
+            for number, (x_batch, y_batch) in enumerate(zip(torch.split(x, size), torch.split(y, size), strict=True)):
+                masks = [None if mask is None else mask[number, 0] for mask in drawn]
+                loss, grads = dense.gradients(params, x_batch, y_batch, masks)
+                step += 1
+                self.adam.kernel([list(params.values()), list(grads.values()), *moments], rate, step)
+                total += loss * size
         return total
 
     def _of_member(self, k: int) -> dict[str, Tensor]:

@@ -95,6 +95,7 @@ def _key(representation: Representation, zoo: Zoo, unit: str, train_rows: Int64[
         "unit": unit,
         "layers": representation.layers_of(zoo, unit),
         "representation": representation.config(),
+        "features": representation.feature_names(zoo, unit),  # their order is no part of the arguments
         "code": _code_version(),
         "train_rows": rows,
     }

@@ -96,7 +96,7 @@ class HandCrafted(Representation):
         return 4 * sum(rows * cols for _, rows, cols in shapes)
 
 
-def to_float32(features: Float64[Tensor, "n f"]) -> Float32[Tensor, "n f"]:
+def to_float32(features: Float[Tensor, "n f"]) -> Float32[Tensor, "n f"]:
     """The features as float32 on the CPU; what float32 cannot hold becomes its largest value."""
     limit = torch.finfo(torch.float32).max
     return features.clamp(-limit, limit).float().cpu()

@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.limit is not None:
             zoo = zoo.rows(np.arange(min(options.limit, len(zoo))))
         labels = export(zoo, options.folder, options.format, options.overwrite)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{parser.prog}: interrupted; run the same command with --overwrite to write everything\n")
+        return 130
     except (LorabenchError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

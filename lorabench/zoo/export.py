@@ -69,7 +69,10 @@ def _prepare(folder: Path, overwrite: bool) -> None:
         raise LorabenchError(f"{folder}: is a file. Name a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise LorabenchError(f"{folder}: is not empty. Name a new folder, or add --overwrite.")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:
+        raise LorabenchError(f"{folder}: cannot be made there. Name a folder that may be written to.") from None
     (folder / INCOMPLETE).touch()
     (folder / LABELS).unlink(missing_ok=True)
 

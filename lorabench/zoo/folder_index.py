@@ -124,8 +124,9 @@ def _from_csv(root: Path) -> list[Entry]:
 def _row(
     root: Path, path: Path, number: int, row: Mapping[str, str], columns: list[str], seen: dict[Path, int]
 ) -> Entry:
+    row = {column: (row[column] or "").strip() for column in columns}
     for column in columns:
-        if not (row[column] or "").strip():
+        if not row[column]:
             raise LorabenchError(
                 f"{path}, line {number}: the cell of column {column!r} is empty. Fill it in every row, or "
                 f"{'remove the row' if column in _REQUIRED else 'remove the column'}."

@@ -122,10 +122,13 @@ def _refuse_single_class(
     least: int | None,
 ) -> None:
     left = [names[code] for code in np.unique(codes[rows])]
-    why = "" if least is None else f" of {len(np.unique(codes))} with split.min_per_class={least}"
+    if least is not None and len(np.unique(codes)) > len(left):
+        why, remedy = f" of {len(np.unique(codes))} with split.min_per_class={least}", "a smaller split.min_per_class"
+    else:
+        why, remedy = "", "a data set with more classes"
     raise LorabenchError(
-        f"target={target}: {len(left)} classes are left{why} {left}; a classifier needs at least 2. Choose the "
-        "other target, another label column, or a smaller split.min_per_class."
+        f"target={target}: {len(left)} class{'' if len(left) == 1 else 'es'} left{why}, {left}; a classifier needs at "
+        f"least 2. Take {remedy}, or the other target."
     )
 
 

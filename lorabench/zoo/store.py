@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -263,7 +263,9 @@ class StoreWriter:
     def __enter__(self) -> "StoreWriter":
         with explain_disk_errors(self.path, self._remedy):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._partial = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
+            # Not `mkdtemp`, whose folder nobody else may read.
+            self._partial = self.path.parent / f".{self.path.name}-{uuid.uuid4().hex[:12]}"
+            self._partial.mkdir()
         return self
 
     def __exit__(
@@ -295,7 +297,10 @@ class StoreWriter:
         scale: Float32[np.ndarray, "n modules"],
         labels: Labels,
     ) -> None:
-        """Write the description and move the folder into place, over an older one of that name."""
+        """Write the description and move the folder into place.
+
+        A whole store that another process has put there meanwhile is left as it is.
+        """
         if not len(rank) == len(scale) == len(labels.adapters) == self._count:
             raise ValueError(f"{self._count} adapters were appended, {len(labels.adapters)} are labelled")
         description = {
@@ -315,9 +320,13 @@ class StoreWriter:
         description["fingerprint"] = self._hash.hexdigest()
         with explain_disk_errors(self.path, self._remedy):
             (self._partial / _META).write_text(json.dumps(description))
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            self._partial.rename(self.path)
+            if open_store(self.path) is None:
+                shutil.rmtree(self.path, ignore_errors=True)
+                try:
+                    self._partial.rename(self.path)
+                except OSError:
+                    if open_store(self.path) is None:
+                        raise
 
 
 def open_store(path: Path) -> Zoo | None:

@@ -1,0 +1,121 @@
+"""Configurations: composed, held to the types of their yaml, and made into objects."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra import compose
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lorabench.errors import LorabenchError
+
+__all__ = ["check_values", "make", "representation_configs"]
+
+_NULLABLE = ("dataset", "logger")  # null means something there: no such column, your own account
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "a mapping",
+}
+
+
+def make(config: DictConfig, **arguments: Any) -> Any:
+    """`hydra.utils.instantiate`, but a `LorabenchError` of the target comes out as itself."""
+    try:
+        return instantiate(config, _convert_="all", **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, LorabenchError):
+            raise error.__cause__ from None
+        raise
+
+
+def check_values(cfg: DictConfig, choices: Mapping[str, str]) -> None:
+    """Hold every value to the type that its yaml gives it.
+
+    Args:
+        cfg: the configuration to check.
+        choices: what was chosen of every config group.
+
+    Raises:
+        LorabenchError: a value of another type, or null where the yaml has a value.
+    """
+    groups = [f"{group}={choice}" for group, choice in choices.items() if choice and "/" not in group and group in cfg]
+    _compare(compose("config", overrides=groups), cfg, "")
+    for name, allowed in (("target", ("category", "leaf")),):
+        if cfg[name] not in allowed:
+            raise LorabenchError(f"{name}={cfg[name]}: allowed are {' and '.join(allowed)}")
+    if cfg.num_runs < 1:
+        raise LorabenchError(f"num_runs={cfg.num_runs}: a whole number from 1 is needed")
+    if not 0 <= cfg.seed < 2**32:
+        raise LorabenchError(f"seed={cfg.seed}: a whole number from 0 to 4294967295 is needed")
+
+
+def _compare(known: DictConfig, given: DictConfig, prefix: str) -> None:
+    for (path, default), (_, value) in _pairs(known, given, prefix):
+        if default is None or (value is None and path.startswith(_NULLABLE)):
+            continue
+        wanted = type(default)
+        if type(value) is wanted or (wanted is float and type(value) is int):
+            same = {type(entry) for entry in default} if wanted is list else set()
+            if len(same) == 1 and not all(type(entry) in same for entry in value):
+                raise LorabenchError(f"{path}={value}: every entry must be {_KINDS[same.pop()]}, as in {default}")
+            continue
+        raise LorabenchError(f"{path}={value}: {_KINDS.get(wanted, wanted.__name__)} is needed, such as {default}")
+
+
+def _pairs(known: Any, given: Any, prefix: str) -> Iterator[tuple[tuple[str, Any], tuple[str, Any]]]:
+    """Leaves that both have, without resolving what refers elsewhere."""
+    for key in known:
+        path = f"{prefix}{key}"
+        if key not in given or OmegaConf.is_missing(known, key) or OmegaConf.is_missing(given, key):
+            continue
+        if OmegaConf.is_interpolation(known, key) or OmegaConf.is_interpolation(given, key):
+            continue
+        default, value = (OmegaConf.to_container(node, resolve=False)[key] for node in (known, given))  # type: ignore[index]
+        if isinstance(default, dict) and isinstance(value, dict):
+            yield from _pairs(known[key], given[key], f"{path}.")
+        else:
+            yield (path, default), (path, value)
+
+
+def representation_configs(cfg: DictConfig, single: str) -> dict[str, DictConfig]:
+    """The configurations of a run's representations by name, each composed from its own yaml.
+
+    Raises:
+        LorabenchError: `representations` is no list of names and {name: {option: value}}.
+    """
+    if cfg.representations is None:
+        return {single: cfg.representation}
+    entries: Any = OmegaConf.to_container(cfg.representations) if OmegaConf.is_list(cfg.representations) else None
+    if not entries:
+        raise LorabenchError(
+            f"representations={cfg.representations}: name at least one in a list, such as [stats,flat], or leave it "
+            "null and choose representation=NAME"
+        )
+    found: dict[str, DictConfig] = {}
+    for entry in entries:
+        named = {entry: {}} if isinstance(entry, str) else entry
+        if not isinstance(named, dict) or not all(isinstance(options, dict) for options in named.values()):
+            raise LorabenchError(f"representations: {entry!r} came; a name, or {{name: {{option: value}}}}, is needed")
+        for name, options in named.items():
+            label = "-".join([str(name), *(f"{key}-{value}" for key, value in options.items())])
+            found[label] = _with(str(name), options)
+    return found
+
+
+def _with(name: str, options: dict[str, Any]) -> DictConfig:
+    known: DictConfig = compose("config", overrides=[f"representation={name}"]).representation
+    config: DictConfig = known.copy()
+    try:
+        config.merge_with(options)
+    except OmegaConfBaseException as error:
+        allowed = ", ".join(str(key) for key in known if not str(key).startswith("_"))
+        wrong = ", ".join(key for key in options if key not in known) or str(options)
+        raise LorabenchError(f"representations: {name} has no option {wrong}; it has {allowed}") from error
+    _compare(known, config, f"representation {name}: ")
+    return config
