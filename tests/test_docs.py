@@ -27,7 +27,8 @@ def test_unit_dimension_and_gauge_are_the_codes(stem):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         representation = instantiate(compose("config", [f"representation={stem}"]).representation, _convert_="all")
     zoo = make_zoo()
-    _, unit, dimension, _time, gauge, *_ = ROWS[stem]
+    _, unit, dimension, time, gauge, *_ = ROWS[stem]
+    assert float(time) >= 0, "a measured time"
     assert unit == representation.unit
     names = [len(representation.feature_names(zoo, name)) for name in representation.units(zoo)]
     if dimension == "rows × cols":

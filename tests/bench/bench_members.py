@@ -12,7 +12,7 @@ from lorabench.data import FeatureData
 from lorabench.engines import Lightning, Stacked
 from tests.bench.machine import describe, interleaved, ratio
 
-MEMBERS, EPOCHS, ADAPTERS, CLASSES = 10, 15, 972, 10
+MEMBERS, EPOCHS, ADAPTERS, CLASSES = 10, 10, 972, 10
 
 
 def main() -> None:
