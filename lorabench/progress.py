@@ -31,18 +31,29 @@ class Bar:
         self._total = total
         self._done = 0.0
         self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._closed = False
         self._started = time.monotonic()
         self._console = Console(stderr=True)
         self._progress: Progress | None = None
 
     def __enter__(self) -> "Bar":
+        if self._console.is_terminal:
+            # A phase of one long step shows a bar too.
+            self._timer = threading.Timer(_PATIENCE_SECONDS, self.advance, [0])
+            self._timer.daemon = True
+            self._timer.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        with self._lock:
+            self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._progress is not None:
+                self._progress.stop()
 
     def advance(self, step: int | float = 1, note: str = "") -> None:
         """Add `step` to what is done; `note` is shown behind the description. Any thread may call."""
@@ -51,8 +62,8 @@ class Bar:
 
     def _advance(self, step: float | int, note: str) -> None:
         self._done += step
-        late = time.monotonic() - self._started > _PATIENCE_SECONDS
-        if self._progress is None and late and self._console.is_terminal:
+        late = time.monotonic() - self._started >= _PATIENCE_SECONDS
+        if self._progress is None and late and not self._closed and self._console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -1,0 +1,56 @@
+"""Progress bars: after two seconds, on a terminal alone."""
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from lorabench import progress
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    text = io.StringIO()
+    monkeypatch.setattr(progress, "_PATIENCE_SECONDS", 0.05)
+
+    def use(terminal):
+        monkeypatch.setattr(
+            progress, "Console", lambda **_options: Console(file=text, force_terminal=terminal, width=100)
+        )
+        return text
+
+    return use
+
+
+def test_a_phase_of_one_long_step_shows_a_bar(screen):
+    text = screen(True)
+    with progress.bar("Long step", 1):
+        time.sleep(0.5)
+    assert "Long step" in text.getvalue()
+    assert "0/1" in text.getvalue()
+
+
+def test_a_short_phase_shows_nothing(screen, monkeypatch):
+    text = screen(True)
+    monkeypatch.setattr(progress, "_PATIENCE_SECONDS", 60.0)
+    assert list(progress.track(range(3), "Short")) == [0, 1, 2]
+    assert text.getvalue() == ""
+
+
+def test_a_pipe_sees_no_bar(screen):
+    text = screen(False)
+    with progress.bar("Long step", 2) as opened:
+        time.sleep(0.2)
+        opened.advance(note="on")
+    assert text.getvalue() == ""
+
+
+def test_steps_and_notes_are_shown(screen):
+    text = screen(True)
+    with progress.bar("Train", 2) as opened:
+        time.sleep(0.1)
+        opened.advance(note="epoch 7")
+        time.sleep(0.3)
+    assert "1/2" in text.getvalue()
+    assert "epoch 7" in text.getvalue()
