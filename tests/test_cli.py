@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,28 @@ def test_several_representations_with_options_in_one_table(tmp_path):
     assert rows["stats"]["gauge_invariant"] is False
     assert rows["spectral-on-delta"]["gauge_invariant"] is True
     assert rows["spectral-on-delta"]["units"] == rows["stats"]["units"] // 2
+
+
+@pytest.mark.slow
+def test_an_interruption_is_one_line_and_is_written_down(tmp_path):
+    """SIGINT during training, which no number of epochs would end soon."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "lorabench", "representation=stats", *TINY_ZOO, "classifier.patience=100000",
+         "classifier.max_epochs=100000"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        until = time.monotonic() + 120
+        while not any("features/stats" in log.read_text() for log in tmp_path.glob("outputs/*/*/lorabench.log")):
+            assert time.monotonic() < until, "training has not begun"
+            time.sleep(0.2)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode != 0
+    assert said.strip().startswith("lorabench: interrupted")
+    assert "Traceback" not in said
+    (status,) = tmp_path.glob("outputs/*/*/status.json")
+    assert json.loads(status.read_text()) == {"status": "interrupted"}
+    assert not list(tmp_path.glob("outputs/*/*/results.json"))
