@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -137,13 +138,14 @@ def _status(folder: Path) -> Iterator[None]:
     write(status="running", pid=os.getpid())
     try:
         yield
-    except KeyboardInterrupt:
-        write(status="interrupted")
-        raise
-    except BaseException as error:
-        write(status="failed", error=f"{type(error).__name__}: {error}")
-        raise
-    write(status="completed")
+    finally:
+        error = sys.exception()
+        if error is None:
+            write(status="completed")
+        elif isinstance(error, KeyboardInterrupt):
+            write(status="interrupted")
+        else:
+            write(status="failed", error=f"{type(error).__name__}: {error}")
 
 
 def _evaluate(

@@ -161,24 +161,10 @@ def _curves_figure(runs: dict[str, list[Run]]) -> Figure:
 
 def _curves(axes: Axes, members: Sequence[Run]) -> None:
     for number, run in enumerate(members):
-        epochs = range(len(run.history))
         label = number == 0
-        axes.plot(
-            epochs,
-            [r["train_loss"] for r in run.history],
-            color=_ORANGE,
-            lw=0.8,
-            alpha=0.7,
-            label="train" if label else None,
-        )
-        axes.plot(
-            epochs,
-            [r["val_loss"] for r in run.history],
-            color=_BLUE,
-            lw=0.8,
-            alpha=0.7,
-            label="validation" if label else None,
-        )
+        for key, colour, name in (("train_loss", _ORANGE, "train"), ("val_loss", _BLUE, "validation")):
+            losses = [row[key] for row in run.history]
+            axes.plot(losses, color=colour, lw=0.8, alpha=0.7, label=name if label else None)
         best = run.history[run.best_epoch]["val_loss"]
         axes.plot(run.best_epoch, best, "o", color=_BLUE, ms=3, label="best epoch" if label else None)
     top = max(run.history[0]["val_loss"] for run in members)
