@@ -297,9 +297,9 @@ class StoreWriter:
         scale: Float32[np.ndarray, "n modules"],
         labels: Labels,
     ) -> None:
-        """Write the description and move the folder into place.
+        """Write the description and move the folder into place, over another one of that name.
 
-        A whole store that another process has put there meanwhile is left as it is.
+        The same store, which another process may have put there meanwhile, is left as it is.
         """
         if not len(rank) == len(scale) == len(labels.adapters) == self._count:
             raise ValueError(f"{self._count} adapters were appended, {len(labels.adapters)} are labelled")
@@ -320,13 +320,15 @@ class StoreWriter:
         description["fingerprint"] = self._hash.hexdigest()
         with explain_disk_errors(self.path, self._remedy):
             (self._partial / _META).write_text(json.dumps(description))
-            if open_store(self.path) is None:
-                shutil.rmtree(self.path, ignore_errors=True)
-                try:
-                    self._partial.rename(self.path)
-                except OSError:
-                    if open_store(self.path) is None:
-                        raise
+            there = open_store(self.path)
+            if there is not None and there.fingerprint == description["fingerprint"]:
+                return
+            shutil.rmtree(self.path, ignore_errors=True)
+            try:
+                self._partial.rename(self.path)
+            except OSError:
+                if open_store(self.path) is None:
+                    raise
 
 
 def open_store(path: Path) -> Zoo | None:
