@@ -46,9 +46,8 @@ def check_values(cfg: DictConfig, choices: Mapping[str, str]) -> None:
     """
     groups = [f"{group}={choice}" for group, choice in choices.items() if choice and "/" not in group and group in cfg]
     _compare(compose("config", overrides=groups), cfg, "")
-    for name, allowed in (("target", ("category", "leaf")),):
-        if cfg[name] not in allowed:
-            raise LorabenchError(f"{name}={cfg[name]}: allowed are {' and '.join(allowed)}")
+    if cfg.target not in ("category", "leaf"):
+        raise LorabenchError(f"target={cfg.target}: allowed are category and leaf")
     if cfg.num_runs < 1:
         raise LorabenchError(f"num_runs={cfg.num_runs}: a whole number from 1 is needed")
     if not 0 <= cfg.seed < 2**32:

@@ -30,8 +30,8 @@ from lorabench.progress import bar
 from lorabench.report import table_text, write_figures
 from lorabench.representations import Representation
 from lorabench.representations.cache import cached_features
-from lorabench.results import Result, Run, Summary, environment, summarise
-from lorabench.tracking import log_summary, logging_to
+from lorabench.results import METRICS, Result, Run, Summary, environment, summarise
+from lorabench.tracking import ROOM, log_summary, logging_to
 from lorabench.zoo import Zoo
 from lorabench.zoo.splits import Split, split_zoo
 
@@ -93,13 +93,11 @@ def run(cfg: DictConfig, folder: Path, names: dict[str, str]) -> Result:
         chosen = representation_configs(cfg, names["representation"])
         config = _resolved(cfg, chosen)
         logger: Logger = make(cfg.logger, folder=str(folder), name=f"{names['dataset']}-{'+'.join(chosen)}")
-        with (
-            explain_disk_errors(folder, "Free some space, or choose another hydra.run.dir."),
-            logging_to(logger, config),
-        ):
+        with logging_to(logger, config, folder):
             result = _evaluate(cfg, config, names["classifier"], chosen, logger)
             log_summary(logger, _flat_summary(result))
-            _write(result, folder)
+            with explain_disk_errors(folder, ROOM):
+                _write(result, folder)
         if not any(row.test_accuracy.n for row in result.summary):
             errors = "; ".join(f"{row.representation}: {row.failed[0]}" for row in result.summary)
             raise LorabenchError(f"nothing could be evaluated. {errors}")
@@ -313,11 +311,10 @@ def _describe(zoo: Zoo, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flat_summary(result: Result) -> dict[str, float]:
-    metrics: Sequence[str] = ("train_accuracy", "val_accuracy", "test_accuracy", "test_macro_f1", "test_auroc")
     return {
         f"{row.representation}/{metric}_{key}": value
         for row in result.summary
-        for metric in metrics
+        for metric in METRICS
         for key, value in vars(getattr(row, metric)).items()
         if key != "n"
         if not math.isnan(value)

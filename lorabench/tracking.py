@@ -6,17 +6,21 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import ParseResult, urlparse
 
 import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
-from lorabench.errors import LorabenchError
+from lorabench.errors import LorabenchError, explain_disk_errors
 
 _LOG = logging.getLogger(__name__)
 
-__all__ = ["csv_logger", "logging_to", "wandb_logger"]
+__all__ = ["ROOM", "csv_logger", "log_summary", "logging_to", "wandb_logger"]
+
+ROOM = "Free some space, or choose another hydra.run.dir."
+"""What to do when the run's folder takes no more."""
 
 
 def csv_logger(folder: str, name: str) -> CSVLogger:
@@ -62,7 +66,7 @@ def wandb_logger(
 
 
 @contextmanager
-def logging_to(logger: Logger, config: dict[str, Any]) -> Iterator[Logger]:
+def logging_to(logger: Logger, config: dict[str, Any], folder: Path) -> Iterator[Logger]:
     """Log the configuration, and finish the run whatever happens: two jobs never share one W&B run."""
     failed = True
     try:
@@ -70,7 +74,8 @@ def logging_to(logger: Logger, config: dict[str, Any]) -> Iterator[Logger]:
         yield logger
         failed = False
     finally:
-        logger.finalize("failed" if failed else "success")
+        with explain_disk_errors(folder, ROOM):
+            logger.finalize("failed" if failed else "success")
         if isinstance(logger, WandbLogger):
             wandb.finish(exit_code=int(failed))
 

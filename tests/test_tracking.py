@@ -46,7 +46,7 @@ def keys_of(items) -> set[str]:
 
 
 def test_csv_holds_what_was_logged(tmp_path):
-    with logging_to(csv_logger(str(tmp_path), "job"), {"seed": 1}) as logger:
+    with logging_to(csv_logger(str(tmp_path), "job"), {"seed": 1}, tmp_path) as logger:
         for epoch in range(3):
             logger.log_metrics({"stats/val_loss": 1.0 / (epoch + 1)}, step=epoch)
         log_summary(logger, {"stats/test_accuracy_mean": 0.5})
@@ -60,7 +60,9 @@ def test_wandb_goes_offline_and_every_job_is_a_finished_run_of_its_own(tmp_path)
     for job in range(2):
         folder = tmp_path / str(job)
         folder.mkdir()
-        with logging_to(wandb_logger(str(folder), f"job{job}", "p"), {"seed": job, "dataset": {"rank": 4}}) as logger:
+        with logging_to(
+            wandb_logger(str(folder), f"job{job}", "p"), {"seed": job, "dataset": {"rank": 4}}, folder
+        ) as logger:
             logger.log_metrics({"stats/val_loss": 1.0}, step=0)
             log_summary(logger, {"stats/test_accuracy_mean": 0.25 + job})
         (run,) = records(folder)
@@ -76,7 +78,7 @@ def test_wandb_goes_offline_and_every_job_is_a_finished_run_of_its_own(tmp_path)
 
 
 def test_a_failed_job_is_finished_as_failed(tmp_path):
-    with pytest.raises(RuntimeError, match="boom"), logging_to(wandb_logger(str(tmp_path), "job", "p"), {}):
+    with pytest.raises(RuntimeError, match="boom"), logging_to(wandb_logger(str(tmp_path), "job", "p"), {}, tmp_path):
         raise RuntimeError("boom")
     (run,) = records(tmp_path)
     (code,) = [record.exit.exit_code for record in run if record.WhichOneof("record_type") == "exit"]

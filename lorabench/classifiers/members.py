@@ -182,7 +182,6 @@ def _record(fitted: list[Fitted], columns: dict[str, Tensor], improved: Bool[Ten
         result.history.append({name: values[k] for name, values in rows.items()})
         if improved[k]:
             result.best_epoch = epoch
-        result.error = result.error or divergence(result.member.seed, result.history)
 
 
 def divergence(seed: int, history: Sequence[dict[str, float]]) -> str | None:
@@ -197,7 +196,8 @@ def divergence(seed: int, history: Sequence[dict[str, float]]) -> str | None:
 
 
 def _close(stack: Stack, k: int, result: Fitted, features: Float[Tensor, "units rows f"]) -> None:
-    """Hand a finished member its best weights and logits."""
+    """Hand a finished member its best weights and logits, or its error; what is not finite stops at once."""
+    result.error = divergence(result.member.seed, result.history)
     state = {name: p[k].clone() for name, p in stack.best.items()}
     buffers = {name: b[k] for name, b in stack.buffers.items()}
     kept = stack.network.state_dict().keys()  # without what is not persistent
