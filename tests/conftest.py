@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -33,3 +34,11 @@ def lorabench(*arguments: str, cwd: Path, code: int = 0, module: str = "lorabenc
     )  # fmt: skip
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+@pytest.fixture
+def no_datasets_bars() -> Iterator[None]:
+    """`datasets` draws bars without a terminal too."""
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()

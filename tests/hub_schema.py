@@ -10,10 +10,17 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from lorabench.zoo import Zoo, hub
+from lorabench.zoo.hub_labels import LabelColumns
+from lorabench.zoo.hub_source import Part
+
 __all__ = [
+    "COLUMNS",
     "hub_table",
     "layers_of",
     "list_column",
+    "load",
+    "open_table",
     "put",
     "rows_of",
     "small_modules",
@@ -149,3 +156,14 @@ def rows_of(table: pa.Table, layer: str) -> np.ndarray:
 def layers_of(table: pa.Table) -> list[str]:
     """The names of the columns that are layers."""
     return [name for name in table.schema.names if "lora" in name]
+
+
+COLUMNS = LabelColumns("category_label", "category_name", "leaf_id", "leaf_id", "folder")
+
+
+def open_table(table: pa.Table, cache: Path) -> Zoo:
+    return hub.from_parts("toy", [Part(datasets.Dataset(table))], COLUMNS, cache, "toy.arrow")
+
+
+def load(path: Path, cache: Path, **knobs) -> Zoo:
+    return hub.load("toy", None, cache, path=path, **knobs)

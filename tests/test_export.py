@@ -4,53 +4,23 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from lorabench.adapters import LoraModule, write_adapter
 from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError
 from lorabench.zoo import Labels, Module, Stack, Zoo
 from lorabench.zoo.__main__ import main
 from lorabench.zoo.export import export
-from lorabench.zoo.folder import load
-
-MODULES = ("unet.mid_block.attn1.to_q", "unet.mid_block.attn1.to_out.0", "unet.up_blocks.10.attn1.to_q")
-
-
-def _modules(
-    seed: int, rank: int = 2, names: Sequence[str] = MODULES, d_in: int = 6, scale: float = 1.0
-) -> dict[str, LoraModule]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: LoraModule(torch.randn(rank, d_in, generator=generator), torch.randn(5, rank, generator=generator), scale)
-        for name in names
-    }
+from tests.adapter_folders import delta_of, load_folder, write_mixed
 
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Two categories, three schemes, three ranks."""
-    root = tmp_path / "zoo"
-    write_adapter(root / "cats" / "a.safetensors", _modules(0, rank=1), "diffusers")
-    write_adapter(root / "cats" / "b", _modules(1, rank=3, scale=2.0), "peft")
-    write_adapter(root / "dogs" / "c.safetensors", _modules(2, rank=2, scale=0.5), "kohya")
-    write_adapter(root / "dogs" / "deep" / "d.safetensors", _modules(3, rank=2), "diffusers")
-    return root
-
-
-def _load(root: Path, tmp_path: Path, missing: str = "error") -> Zoo:
-    return load(str(root), "mine", str(tmp_path / "cache"), missing)
-
-
-def _delta(zoo: Zoo, row: int, module: Module) -> np.ndarray:
-    down, up = (zoo.read(layer, row, row + 1)[0].astype(np.float64) for layer in (module.down, module.up))
-    return zoo.scale[row, zoo.module_index(module.name)] * up @ down
+    return write_mixed(tmp_path / "zoo")
 
 
 def _zoo(count: int = 9, scale: float = 1.0, padded: bool = True) -> Zoo:
@@ -90,7 +60,7 @@ def test_an_exported_zoo_comes_back(tmp_path: Path, layout: str) -> None:
     zoo = _zoo()
     out = tmp_path / "out"
     assert export(zoo, out, layout) == out / "labels.csv"
-    back = _load(out, tmp_path)
+    back = load_folder(out, tmp_path)
     assert list(back.layers) == list(zoo.layers)
     assert back.modules == zoo.modules
     for layer in zoo.layers:
@@ -111,13 +81,13 @@ def test_an_exported_zoo_comes_back(tmp_path: Path, layout: str) -> None:
 def test_scales_survive_an_export(tmp_path: Path, layout: str) -> None:
     zoo = _zoo(scale=0.7)
     export(zoo, tmp_path / "out", layout)
-    back = _load(tmp_path / "out", tmp_path)
+    back = load_folder(tmp_path / "out", tmp_path)
     if layout != "diffusers":
         np.testing.assert_array_equal(back.scale, zoo.scale)
         np.testing.assert_array_equal(back.read(zoo.modules[0].up), zoo.read(zoo.modules[0].up))
     for row in range(len(zoo)):
         for module in zoo.modules:
-            np.testing.assert_allclose(_delta(back, row, module), _delta(zoo, row, module), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(delta_of(back, row, module), delta_of(zoo, row, module), rtol=1e-5, atol=1e-6)
 
 
 def test_an_export_does_not_write_over_other_things(tmp_path: Path) -> None:
@@ -128,7 +98,7 @@ def test_an_export_does_not_write_over_other_things(tmp_path: Path) -> None:
         export(_zoo(), out, "kohya")
     export(_zoo(), out, "kohya", overwrite=True)
     export(_zoo(4, padded=False), out, "kohya", overwrite=True)
-    assert len(_load(out, tmp_path)) == 4
+    assert len(load_folder(out, tmp_path)) == 4
     assert (out / "thesis.tex").read_text() == "x"
     (tmp_path / "file").touch()
     with pytest.raises(LorabenchError, match="is a file"):
@@ -152,9 +122,9 @@ def test_a_half_written_export_is_not_read(tmp_path: Path, monkeypatch: pytest.M
         export(_zoo(), out, "diffusers", overwrite=True)
     monkeypatch.undo()
     with pytest.raises(LorabenchError, match="an export to this folder was interrupted"):
-        _load(out, tmp_path)
+        load_folder(out, tmp_path)
     export(_zoo(), out, "diffusers", overwrite=True)
-    assert len(_load(out, tmp_path)) == 9
+    assert len(load_folder(out, tmp_path)) == 9
 
 
 def test_a_lone_layer_cannot_be_exported(tmp_path: Path) -> None:
@@ -180,7 +150,7 @@ def test_the_command_exports_and_reads_back(mixed: Path, tmp_path: Path, capsys:
     out = tmp_path / "out"
     assert main(["export", "folder", str(out), "--format", "kohya", "--limit", "3", *settings]) == 0
     assert "3 adapters of folder" in capsys.readouterr().out
-    zoo, back = _load(mixed, tmp_path), _load(out, tmp_path)
+    zoo, back = load_folder(mixed, tmp_path), load_folder(out, tmp_path)
     assert _named(back) == _named(zoo)[:3]
     np.testing.assert_array_equal(back.scale, zoo.scale[:3])
     for layer in zoo.layers:

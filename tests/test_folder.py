@@ -11,47 +11,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lorabench.adapters import LoraModule, read_adapter, write_adapter
+from lorabench.adapters import read_adapter, write_adapter
 from lorabench.errors import LorabenchError
-from lorabench.zoo import Module, Zoo, folder
+from lorabench.zoo import folder
 from lorabench.zoo.folder import load
-
-ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
-MODULES = ("unet.mid_block.attn1.to_q", "unet.mid_block.attn1.to_out.0", "unet.up_blocks.10.attn1.to_q")
-
-
-def _modules(
-    seed: int, rank: int = 2, names: Sequence[str] = MODULES, d_in: int = 6, scale: float = 1.0
-) -> dict[str, LoraModule]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: LoraModule(torch.randn(rank, d_in, generator=generator), torch.randn(5, rank, generator=generator), scale)
-        for name in names
-    }
+from tests.adapter_folders import MODULES, delta_of, load_folder, make_modules, write_mixed
 
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Two categories, three schemes, three ranks."""
-    root = tmp_path / "zoo"
-    write_adapter(root / "cats" / "a.safetensors", _modules(0, rank=1), "diffusers")
-    write_adapter(root / "cats" / "b", _modules(1, rank=3, scale=2.0), "peft")
-    write_adapter(root / "dogs" / "c.safetensors", _modules(2, rank=2, scale=0.5), "kohya")
-    write_adapter(root / "dogs" / "deep" / "d.safetensors", _modules(3, rank=2), "diffusers")
-    return root
+    return write_mixed(tmp_path / "zoo")
 
 
-def _load(root: Path, tmp_path: Path, missing: str = "error") -> Zoo:
-    return load(str(root), "mine", str(tmp_path / "cache"), missing)
-
-
-def _delta(zoo: Zoo, row: int, module: Module) -> np.ndarray:
-    down, up = (zoo.read(layer, row, row + 1)[0].astype(np.float64) for layer in (module.down, module.up))
-    return zoo.scale[row, zoo.module_index(module.name)] * up @ down
+ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
 
 
 def test_categories_schemes_and_ranks_are_mixed(mixed: Path, tmp_path: Path) -> None:
-    zoo = _load(mixed, tmp_path)
+    zoo = load_folder(mixed, tmp_path)
     assert zoo.name == "mine"
     assert zoo.labels.adapters == ("cats/a.safetensors", "cats/b", "dogs/c.safetensors", "dogs/deep/d.safetensors")
     assert [zoo.labels.category_names[code] for code in zoo.labels.category] == ["cats", "cats", "dogs", "dogs"]
@@ -61,46 +37,46 @@ def test_categories_schemes_and_ranks_are_mixed(mixed: Path, tmp_path: Path) -> 
     np.testing.assert_array_equal(zoo.rank, [[1] * 3, [3] * 3, [2] * 3, [2] * 3])
     np.testing.assert_array_equal(zoo.scale, [[1] * 3, [2] * 3, [0.5] * 3, [1] * 3])
     for row, (rank, scale) in enumerate([(1, 1.0), (3, 2.0), (2, 0.5), (2, 1.0)]):
-        original = _modules(row, rank=rank)
+        original = make_modules(row, rank=rank)
         for module in zoo.modules:
             expected = scale * (original[module.name].up.double() @ original[module.name].down.double()).numpy()
-            np.testing.assert_allclose(_delta(zoo, row, module), expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(delta_of(zoo, row, module), expected, rtol=1e-5, atol=1e-6)
             assert zoo.read(module.down).shape == (4, 3, 6)
             np.testing.assert_array_equal(zoo.read(module.down)[row, rank:], 0)
             np.testing.assert_array_equal(zoo.read(module.up)[row, :, rank:], 0)
 
 
 def test_the_second_call_maps_the_store(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = _load(mixed, tmp_path)
+    first = load_folder(mixed, tmp_path)
 
     def refuse(*_: object) -> None:
         raise AssertionError("an adapter was read again")
 
     monkeypatch.setattr(folder, "read_adapter", refuse)
-    second = _load(mixed, tmp_path)
+    second = load_folder(mixed, tmp_path)
     assert second.fingerprint == first.fingerprint
     assert isinstance(second.layers[f"{MODULES[0]}.lora.down.weight"].pieces[0], np.memmap)
     monkeypatch.undo()
-    write_adapter(mixed / "cats" / "a.safetensors", _modules(9, rank=1), "diffusers")
-    assert _load(mixed, tmp_path).fingerprint != first.fingerprint
+    write_adapter(mixed / "cats" / "a.safetensors", make_modules(9, rank=1), "diffusers")
+    assert load_folder(mixed, tmp_path).fingerprint != first.fingerprint
 
 
 def test_labels_configs_and_options_are_part_of_the_key(mixed: Path, tmp_path: Path) -> None:
     rows = [{"file": "cats/b", "category": "x"}, {"file": "dogs/c.safetensors", "category": "y"}]
     _write_labels(mixed, rows)
-    before = _load(mixed, tmp_path)
+    before = load_folder(mixed, tmp_path)
     _write_labels(mixed, [rows[0], rows[1] | {"category": "z"}])
-    assert _load(mixed, tmp_path).labels.category_names == ("x", "z")
+    assert load_folder(mixed, tmp_path).labels.category_names == ("x", "z")
     config = mixed / "cats" / "b" / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 6.0', '"lora_alpha": 33.0'))
-    assert _load(mixed, tmp_path).scale[0, 0] == 11.0
+    assert load_folder(mixed, tmp_path).scale[0, 0] == 11.0
     assert before.scale[0, 0] == 2.0
-    _load(mixed, tmp_path, "common")
+    load_folder(mixed, tmp_path, "common")
     assert len(list((tmp_path / "cache" / "zoos").iterdir())) == 4
 
 
 def test_many_chunks_give_the_same_zoo(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = _load(mixed, tmp_path)
+    whole = load_folder(mixed, tmp_path)
     size = 4 * sum(rows * cols for _, rows, cols in (stack.shape for stack in whole.layers.values()))
     for count in (1, 3):
         monkeypatch.setattr(folder, "_CHUNK_BYTES", count * size)
@@ -124,7 +100,7 @@ def test_labels_csv_rules_over_folders(mixed: Path, tmp_path: Path) -> None:
     ]
     rows[0]["leaf"] = 'l"1'
     _write_labels(mixed, rows)
-    labels = _load(mixed, tmp_path).labels
+    labels = load_folder(mixed, tmp_path).labels
     assert labels.adapters == ("dogs/c.safetensors", "cats/b", "cats/a.safetensors")
     assert [labels.category_names[code] for code in labels.category] == ["Ä, odd", "plain", "plain"]
     assert [labels.leaf_names[code] for code in labels.leaf] == ['l"1', "q", "q"]
@@ -153,60 +129,60 @@ def test_bad_labels(mixed: Path, tmp_path: Path, text: str, message: str) -> Non
     (mixed / "labels.csv").write_text(text)
     (mixed / "dogs" / "e.safetensors").write_bytes(b"")
     with pytest.raises(LorabenchError, match=re.escape(message)):
-        _load(mixed, tmp_path)
+        load_folder(mixed, tmp_path)
 
 
 def test_labels_that_are_no_text(mixed: Path, tmp_path: Path) -> None:
     (mixed / "labels.csv").write_bytes(b"file,category\n\xff\xfe,x\n")
     with pytest.raises(LorabenchError, match=r"labels\.csv: no UTF-8 text"):
-        _load(mixed, tmp_path)
+        load_folder(mixed, tmp_path)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_column(mixed: Path, tmp_path: Path) -> None:
     (mixed / "labels.csv").write_text("file,category\ncats/b,x\n", encoding="utf-8-sig")
-    assert _load(mixed, tmp_path).labels.adapters == ("cats/b",)
+    assert load_folder(mixed, tmp_path).labels.adapters == ("cats/b",)
 
 
 def test_folders_without_adapters(tmp_path: Path) -> None:
     with pytest.raises(LorabenchError, match="no such folder"):
-        _load(tmp_path / "nowhere", tmp_path)
+        load_folder(tmp_path / "nowhere", tmp_path)
     root = tmp_path / "zoo"
     (root / "cats").mkdir(parents=True)
     with pytest.raises(LorabenchError, match="no adapters found"):
-        _load(root, tmp_path)
-    write_adapter(root / "stray.safetensors", _modules(0), "kohya")
+        load_folder(root, tmp_path)
+    write_adapter(root / "stray.safetensors", make_modules(0), "kohya")
     with pytest.raises(LorabenchError, match=r"stray\.safetensors: lies directly in .* its category is not known"):
-        _load(root, tmp_path)
+        load_folder(root, tmp_path)
     with pytest.raises(LorabenchError, match="missing='drop': allowed are error, common"):
-        _load(root, tmp_path, "drop")
+        load_folder(root, tmp_path, "drop")
 
 
 def test_missing_layers(mixed: Path, tmp_path: Path) -> None:
-    write_adapter(mixed / "dogs" / "few.safetensors", _modules(5, names=MODULES[:2]), "diffusers")
+    write_adapter(mixed / "dogs" / "few.safetensors", make_modules(5, names=MODULES[:2]), "diffusers")
     with pytest.raises(LorabenchError) as caught:
-        _load(mixed, tmp_path)
+        load_folder(mixed, tmp_path)
     for part in ("few.safetensors", f"{MODULES[2]}.lora.down.weight", "dataset.missing=common", "remove this adapter"):
         assert part in str(caught.value)
-    zoo = _load(mixed, tmp_path, "common")
+    zoo = load_folder(mixed, tmp_path, "common")
     assert [module.name for module in zoo.modules] == list(MODULES[:2])
     assert len(zoo) == 5
-    write_adapter(mixed / "dogs" / "none.safetensors", _modules(5, names=["unet.conv_in"]), "diffusers")
+    write_adapter(mixed / "dogs" / "none.safetensors", make_modules(5, names=["unet.conv_in"]), "diffusers")
     with pytest.raises(LorabenchError, match="no module is common to all 6 adapters"):
-        _load(mixed, tmp_path, "common")
+        load_folder(mixed, tmp_path, "common")
 
 
 def test_other_base_models(mixed: Path, tmp_path: Path) -> None:
-    write_adapter(mixed / "dogs" / "wide.safetensors", _modules(5, d_in=7), "diffusers")
+    write_adapter(mixed / "dogs" / "wide.safetensors", make_modules(5, d_in=7), "diffusers")
     for missing in ("error", "common"):
         with pytest.raises(LorabenchError, match=r"5 x 6 in cats/a\.safetensors and 5 x 7 in dogs/wide\.safetensors"):
-            _load(mixed, tmp_path, missing)
+            load_folder(mixed, tmp_path, missing)
 
 
 def test_a_bad_file_is_named_and_nothing_is_kept(mixed: Path, tmp_path: Path) -> None:
     bad = mixed / "dogs" / "deep" / "d.safetensors"
     bad.write_bytes(bad.read_bytes()[:-4])
     with pytest.raises(LorabenchError, match=r"d\.safetensors: the file is truncated"):
-        _load(mixed, tmp_path)
+        load_folder(mixed, tmp_path)
     assert not (tmp_path / "cache" / "zoos").exists()
 
 
@@ -223,38 +199,38 @@ def test_an_interrupted_build_is_not_taken_for_a_zoo(
 
     monkeypatch.setattr(folder, "read_adapter", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        _load(mixed, tmp_path)
+        load_folder(mixed, tmp_path)
     assert list((tmp_path / "cache" / "zoos").iterdir()) == []
     monkeypatch.undo()
-    assert len(_load(mixed, tmp_path)) == 4
+    assert len(load_folder(mixed, tmp_path)) == 4
 
 
 def test_what_lies_beside_adapters_is_left_alone(tmp_path: Path) -> None:
     root = tmp_path / "zoo"
-    write_adapter(root / "cats" / "run" / "checkpoint-5", _modules(0), "peft")
+    write_adapter(root / "cats" / "run" / "checkpoint-5", make_modules(0), "peft")
     torch.save({"step": 1}, root / "cats" / "run" / "checkpoint-5" / "training_args.bin")
     torch.save({"step": 1}, root / "cats" / "run" / "checkpoint-5" / "optimizer.pt")
-    write_adapter(root / "cats" / "both.safetensors", _modules(1), "diffusers")
+    write_adapter(root / "cats" / "both.safetensors", make_modules(1), "diffusers")
     torch.save({}, root / "cats" / "both.bin")
     (root / "cats" / "notes.txt").write_text("hello")
-    write_adapter(root / ".trash" / "x.safetensors", _modules(1), "diffusers")
-    zoo = _load(root, tmp_path)
+    write_adapter(root / ".trash" / "x.safetensors", make_modules(1), "diffusers")
+    zoo = load_folder(root, tmp_path)
     assert zoo.labels.adapters == ("cats/both.safetensors", "cats/run/checkpoint-5")
 
 
 def test_tensors_that_stay_out_are_named(mixed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tensors = {f"{name}.lora.down.weight": module.down for name, module in _modules(0).items()}
-    tensors |= {f"{name}.lora.up.weight": module.up for name, module in _modules(0).items()}
+    tensors = {f"{name}.lora.down.weight": module.down for name, module in make_modules(0).items()}
+    tensors |= {f"{name}.lora.up.weight": module.up for name, module in make_modules(0).items()}
     save_file(tensors | {"score.weight": torch.ones(2)}, mixed / "cats" / "extra.safetensors")
     with caplog.at_level(logging.WARNING):
-        assert len(_load(mixed, tmp_path)) == 5
+        assert len(load_folder(mixed, tmp_path)) == 5
     assert "extra.safetensors: holds tensors that are not part of a LoRA and stay out: full_weight (1)" in caplog.text
 
 
 @pytest.mark.skipif(not ADAPTERS.is_dir(), reason="shared/adapters is not here")
 def test_published_adapters_make_a_zoo(tmp_path: Path) -> None:
-    zoo = _load(ADAPTERS / "parikshit-06__domain-skeleton-gpt2" / "adapters", tmp_path)
+    zoo = load_folder(ADAPTERS / "parikshit-06__domain-skeleton-gpt2" / "adapters", tmp_path)
     assert (len(zoo), len(zoo.modules), zoo.labels.category_names) == (2, 36, ("legal", "medical"))
     assert zoo.scale.tolist() == [[2.0] * 36] * 2
     sam = ADAPTERS / "MathieuNlp__Sam_LoRA"
-    assert _load(sam, tmp_path).rank[:, 0].tolist() == [2, 4, 8]
+    assert load_folder(sam, tmp_path).rank[:, 0].tolist() == [2, 4, 8]

@@ -12,34 +12,27 @@ import pyarrow as pa
 import pytest
 
 from lorabench.errors import LorabenchError
-from lorabench.zoo import Zoo, hub, hub_source
-from lorabench.zoo.hub_labels import LabelColumns
-from lorabench.zoo.hub_source import Part
-from tests.hub_schema import hub_table, layers_of, list_column, put, rows_of, small_modules, write_hub
+from lorabench.zoo import hub, hub_source
+from tests.hub_schema import (
+    hub_table,
+    layers_of,
+    list_column,
+    load,
+    open_table,
+    put,
+    rows_of,
+    small_modules,
+    write_hub,
+)
 
-COLUMNS = LabelColumns("category_label", "category_name", "leaf_id", "leaf_id", "folder")
+pytestmark = pytest.mark.usefixtures("no_datasets_bars")
 Q = next(iter(small_modules()))
 DOWN, UP = f"{Q}.lora.down.weight", f"{Q}.lora.up.weight"
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
 
 
 @pytest.fixture
 def cache(tmp_path) -> Path:
     return tmp_path / "cache"
-
-
-def open_table(table: pa.Table, cache: Path) -> Zoo:
-    return hub.from_parts("toy", [Part(datasets.Dataset(table))], COLUMNS, cache, "toy.arrow")
-
-
-def load(path: Path, cache: Path, **knobs) -> Zoo:
-    return hub.load("toy", None, cache, path=path, **knobs)
 
 
 def ragged(table: pa.Table) -> pa.Table:
