@@ -6,10 +6,18 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError
+
+
+def _run_folder(output_dir: str | None, dataset: str, otherwise: str) -> str:
+    """Where a run goes: `output_dir`/ablation_DATASET if there is one."""
+    return otherwise if output_dir is None else str(Path(output_dir) / f"ablation_{dataset}")
+
+
+OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -26,7 +34,9 @@ def main(cfg: DictConfig) -> float:
     except LorabenchError as error:
         raise CompactHydraException(f"lorabench: {error}") from None
     except KeyboardInterrupt:
-        sys.exit("lorabench: interrupted. Zoos and features that were finished are kept; the same command goes on.")
+        sys.exit(
+            "lorabench: interrupted. What is finished (zoo, features, members) is kept: give the same command again."
+        )
     print_table(result)
     print(f"Written to {folder}")  # noqa: T201
     return max(row.val_accuracy.mean for row in result.summary if row.val_accuracy.n)

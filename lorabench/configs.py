@@ -11,9 +11,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lorabench.errors import LorabenchError
 
-__all__ = ["check_values", "make", "representation_configs"]
+__all__ = ["check_values", "make", "representation_config", "representation_configs"]
 
 _NULLABLE = ("dataset", "logger")  # null means something there: no such column, your own account
+_OF_ITS_OWN = ("representations", "ablation.baseline")  # names, or mappings with options: `representation_config`
+_WHERE_NOT_NULL: dict[str, type] = {
+    "ablation.threshold": float,
+    "output_dir": str,
+    "split.min_per_class": int,
+    "trainer.memory_gb": float,
+}
 _KINDS = {
     bool: "true or false",
     int: "a whole number",
@@ -48,34 +55,39 @@ def check_values(cfg: DictConfig, choices: Mapping[str, str]) -> None:
     _compare(compose("config", overrides=groups), cfg, "")
     if cfg.target not in ("category", "leaf"):
         raise LorabenchError(f"target={cfg.target}: allowed are category and leaf")
-    if cfg.num_runs < 1:
-        raise LorabenchError(f"num_runs={cfg.num_runs}: a whole number from 1 is needed")
+    for name in ("num_runs", "top_k"):
+        if cfg[name] < 1:
+            raise LorabenchError(f"{name}={cfg[name]}: a whole number from 1 is needed")
     if not 0 <= cfg.seed < 2**32:
         raise LorabenchError(f"seed={cfg.seed}: a whole number from 0 to 4294967295 is needed")
 
 
 def _compare(known: DictConfig, given: DictConfig, prefix: str) -> None:
     for (path, default), (_, value) in _pairs(known, given, prefix):
-        if default is None or (value is None and path.startswith(_NULLABLE)):
+        wanted = _WHERE_NOT_NULL.get(path) if default is None else type(default)
+        if path in _OF_ITS_OWN or wanted is None or (value is None and (default is None or path.startswith(_NULLABLE))):
             continue
-        wanted = type(default)
-        if type(value) is wanted or (wanted is float and type(value) is int):
-            same = {type(entry) for entry in default} if wanted is list else set()
-            if len(same) == 1 and not all(type(entry) in same for entry in value):
+        came = type(value)
+        if came is wanted or (wanted is float and came is int):
+            same = {type(entry) for entry in default} if isinstance(default, list) else set()
+            if len(same) == 1 and not {type(entry) for entry in value} <= same:
                 raise LorabenchError(f"{path}={value}: every entry must be {_KINDS[same.pop()]}, as in {default}")
             continue
-        raise LorabenchError(f"{path}={value}: {_KINDS.get(wanted, wanted.__name__)} is needed, such as {default}")
+        example = "" if default is None else f", such as {default}"
+        raise LorabenchError(f"{path}={value}: {_KINDS.get(wanted, wanted.__name__)} is needed{example}")
 
 
 def _pairs(known: Any, given: Any, prefix: str) -> Iterator[tuple[tuple[str, Any], tuple[str, Any]]]:
-    """Leaves that both have, without resolving what refers elsewhere."""
+    """Leaves that both have; what refers elsewhere in the given one is checked there."""
     for key in known:
         path = f"{prefix}{key}"
         if key not in given or OmegaConf.is_missing(known, key) or OmegaConf.is_missing(given, key):
             continue
-        if OmegaConf.is_interpolation(known, key) or OmegaConf.is_interpolation(given, key):
+        if OmegaConf.is_interpolation(given, key):
             continue
-        default, value = (OmegaConf.to_container(node, resolve=False)[key] for node in (known, given))  # type: ignore[index]
+        value: Any = OmegaConf.to_container(given, resolve=False)[key]  # type: ignore[index]
+        default: Any = known[key]
+        default = OmegaConf.to_container(default) if OmegaConf.is_config(default) else default
         if isinstance(default, dict) and isinstance(value, dict):
             yield from _pairs(known[key], given[key], f"{path}.")
         else:
@@ -96,18 +108,29 @@ def representation_configs(cfg: DictConfig, single: str) -> dict[str, DictConfig
             f"representations={cfg.representations}: name at least one in a list, such as [stats,flat], or leave it "
             "null and choose representation=NAME"
         )
-    found: dict[str, DictConfig] = {}
-    for entry in entries:
-        named = {entry: {}} if isinstance(entry, str) else entry
-        if not isinstance(named, dict) or not all(isinstance(options, dict) for options in named.values()):
-            raise LorabenchError(f"representations: {entry!r} came; a name, or {{name: {{option: value}}}}, is needed")
-        for name, options in named.items():
-            label = "-".join([str(name), *(f"{key}-{value}" for key, value in options.items())])
-            found[label] = _with(str(name), options)
-    return found
+    return dict(representation_config(entry, "representations") for entry in entries)
 
 
-def _with(name: str, options: dict[str, Any]) -> DictConfig:
+def representation_config(entry: Any, key: str) -> tuple[str, DictConfig]:
+    """Label and configuration of one representation, a name or {name: {option: value}}, from its own yaml.
+
+    Args:
+        entry: what the configuration says.
+        key: where it says so, for messages.
+
+    Raises:
+        LorabenchError: it says something else, or something that the representation does not have.
+    """
+    said = OmegaConf.to_container(entry) if OmegaConf.is_config(entry) else entry
+    named = {said: {}} if isinstance(said, str) else said
+    if not isinstance(named, dict) or len(named) != 1 or not all(isinstance(value, dict) for value in named.values()):
+        raise LorabenchError(f"{key}: {said!r} came; a name, or {{name: {{option: value}}}}, is needed")
+    name, options = next(iter(named.items()))
+    label = "-".join([str(name), *(f"{option}-{value}" for option, value in options.items())])
+    return label, _with(str(name), options, key)
+
+
+def _with(name: str, options: dict[str, Any], key: str) -> DictConfig:
     known: DictConfig = compose("config", overrides=[f"representation={name}"]).representation
     config: DictConfig = known.copy()
     try:
@@ -115,6 +138,6 @@ def _with(name: str, options: dict[str, Any]) -> DictConfig:
     except OmegaConfBaseException as error:
         allowed = ", ".join(str(key) for key in known if not str(key).startswith("_"))
         wrong = ", ".join(key for key in options if key not in known) or str(options)
-        raise LorabenchError(f"representations: {name} has no option {wrong}; it has {allowed}") from error
+        raise LorabenchError(f"{key}: {name} has no option {wrong}; it has {allowed}") from error
     _compare(known, config, f"representation {name}: ")
     return config

@@ -1,4 +1,4 @@
-"""The LightningDataModule: feature tensors of a zoo on the device, batches by index, no worker processes."""
+"""Features as classifiers take them: standardised, side by side on one device, in batches by index."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,9 +8,37 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from lorabench.classifiers import epoch_order
+from lorabench.classifiers import Member, Problem, epoch_order
 
-__all__ = ["FeatureData", "IndexBatches"]
+__all__ = ["FeatureData", "IndexBatches", "side_by_side"]
+
+
+def side_by_side(
+    features: Mapping[str, Float32[Tensor, "n _f"]], train: Int64[Tensor, " train"], device: torch.device
+) -> tuple[Float32[Tensor, "n f"], dict[str, slice]]:
+    """Standardised features of all units in one tensor [N, Σf] on the device, and every unit's columns.
+
+    Every feature is shifted and scaled by the mean and the (population) standard deviation of the training rows;
+    one that is constant there is only shifted.
+    """
+    widths = {unit: values.shape[1] for unit, values in features.items()}
+    rows = len(next(iter(features.values())))
+    inputs = torch.empty(rows, sum(widths.values()), device=device)
+    columns: dict[str, slice] = {}
+    start = 0
+    for unit, width in widths.items():
+        columns[unit] = slice(start, start + width)
+        inputs[:, start : start + width] = _standardised(features[unit], train).to(device)
+        start += width
+    return inputs, columns
+
+
+def _standardised(values: Float32[Tensor, "n f"], train: Int64[Tensor, " train"]) -> Float32[Tensor, "n f"]:
+    known = values[train].double()
+    mean, std = known.mean(0), known.std(0, correction=0)
+    # Below float32's resolution of the mean, what varies is rounding.
+    constant = std <= 1e-7 * mean.abs()
+    return ((values.double() - mean) / torch.where(constant, 1.0, std)).float()
 
 
 @dataclass
@@ -46,77 +74,39 @@ class IndexBatches:
 
 
 class FeatureData(pl.LightningDataModule):
-    """Standardised features of N adapters, their classes and the split, all on one device.
-
-    Every feature is shifted and scaled by the mean and the (population) standard deviation of the training rows;
-    one that is constant there is only shifted. The units lie side by side in one tensor [N, Σf]; `unit` gives a
-    view of one.
+    """What one member sees of a problem, for a `pl.Trainer`; no worker processes, the data are on the device.
 
     Args:
-        features: {unit: [N, f]}.
-        labels: class of every adapter, [N].
-        train: training rows.
-        val: validation rows.
-        test: test rows.
-        n_classes: number of classes.
-        device: where the tensors are kept.
+        problem: features, labels and rows of all members.
+        member: whose feature set, labels and order these are.
         batch_size: adapters a training batch.
+        test: test rows, where there are any to be read.
     """
 
     def __init__(
-        self,
-        features: Mapping[str, Float32[Tensor, "n _f"]],
-        labels: Int64[Tensor, " n"],
-        train: Int64[Tensor, " train"],
-        val: Int64[Tensor, " val"],
-        test: Int64[Tensor, " test"],
-        n_classes: int,
-        device: torch.device,
-        batch_size: int = 32,
+        self, problem: Problem, member: Member, batch_size: int = 32, test: Int64[Tensor, " test"] | None = None
     ) -> None:
         super().__init__()
-        self.batch_size = batch_size
-        widths = {unit: values.shape[1] for unit, values in features.items()}
-        self.inputs = torch.empty(len(labels), sum(widths.values()), device=device)
-        self._columns: dict[str, slice] = {}
-        start = 0
-        for unit, width in widths.items():
-            self._columns[unit] = slice(start, start + width)
-            self.inputs[:, start : start + width] = _standardised(features[unit], train).to(device)
-            start += width
-        self.labels = labels.to(device)
-        self.train, self.val, self.test = train.to(device), val.to(device), test.to(device)
-        self.n_classes = n_classes
-
-    def unit(self, name: str) -> Float[Tensor, "n f"]:
-        """The standardised features of one unit, a view."""
-        return self.inputs[:, self._columns[name]]
-
-    @property
-    def units(self) -> tuple[str, ...]:
-        """Names of the units, in the order of their columns."""
-        return tuple(self._columns)
-
-    def train_batches(self, seed: int) -> IndexBatches:
-        """The training rows in the order of one member."""
-        return IndexBatches(self.inputs, self.labels, self.train, self.batch_size, seed)
+        self.inputs, self.labels = problem.features(member.features), problem.labels[member.labels]
+        self._problem, self._seed, self._batch_size, self._test = problem, member.seed, batch_size, test
 
     def train_dataloader(self) -> IndexBatches:
-        """The training rows in the order of seed 0."""
-        return self.train_batches(0)
+        """The training rows, in the member's order."""
+        return IndexBatches(self.inputs, self.labels, self._problem.train, self._batch_size, self._seed)
 
     def val_dataloader(self) -> IndexBatches:
         """All validation rows as one batch."""
-        return IndexBatches(self.inputs, self.labels, self.val, max(1, len(self.val)))
+        return self._whole(self._problem.val)
 
     def test_dataloader(self) -> IndexBatches:
-        """All test rows as one batch."""
-        return IndexBatches(self.inputs, self.labels, self.test, max(1, len(self.test)))
+        """All test rows as one batch.
 
+        Raises:
+            ValueError: none were given.
+        """
+        if self._test is None:
+            raise ValueError("this FeatureData was made without test rows")
+        return self._whole(self._test)
 
-def _standardised(values: Float32[Tensor, "n f"], train: Int64[Tensor, " train"]) -> Float32[Tensor, "n f"]:
-    known = values[train].double()
-    mean, std = known.mean(0), known.std(0, correction=0)
-    # Below float32's resolution of the mean, what varies is rounding.
-    constant = std <= 1e-7 * mean.abs()
-    return ((values.double() - mean) / torch.where(constant, 1.0, std)).float()
+    def _whole(self, rows: Int64[Tensor, " m"]) -> IndexBatches:
+        return IndexBatches(self.inputs, self.labels, rows, max(1, len(rows)))

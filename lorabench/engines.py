@@ -1,20 +1,22 @@
 """How members are trained: all as one stack, or one after another by `pl.Trainer`; the numbers are the same."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from lorabench.classifiers import ClassifierFactory, Fitted, Member, fit_members
+from lorabench.classifiers import ClassifierFactory, Fitted, Member, Problem, fit_members
 from lorabench.classifiers.members import OnEpoch, divergence
 from lorabench.data import FeatureData
 from lorabench.errors import LorabenchError
+
+T = TypeVar("T")
 
 __all__ = ["Engine", "Lightning", "Stacked", "resolve_device"]
 
@@ -36,45 +38,45 @@ def resolve_device(name: str) -> torch.device:
 
 @runtime_checkable
 class Engine(Protocol):
-    """Trains the members of seeds on the joined features of a data module."""
+    """Trains members."""
 
     device: str
 
     def fit(
         self,
         factory: ClassifierFactory,
-        data: FeatureData,
-        seeds: Sequence[int],
+        problem: Problem,
+        members: Sequence[Member],
+        finish: Callable[[int, Fitted], T],
         on_epoch: OnEpoch | None = None,
-    ) -> list[Fitted]:
-        """One `Fitted` a seed."""
+    ) -> list[T]:
+        """What `finish` makes of every member, in order (`fit_members`)."""
         ...
 
 
 @dataclass
 class Stacked:
-    """All members at once (`fit_members`); the default."""
+    """All members together (`fit_members`); the default.
+
+    Args:
+        device: auto, cpu or cuda.
+        memory_gb: what a stack may take; null: 70 % of what is free.
+    """
 
     device: str = "auto"
+    memory_gb: float | int | None = None
 
     def fit(
         self,
         factory: ClassifierFactory,
-        data: FeatureData,
-        seeds: Sequence[int],
+        problem: Problem,
+        members: Sequence[Member],
+        finish: Callable[[int, Fitted], T],
         on_epoch: OnEpoch | None = None,
-    ) -> list[Fitted]:
-        """Train the members as one stack."""
-        return fit_members(
-            factory,
-            data.inputs[None],
-            data.labels,
-            data.train,
-            data.val,
-            [Member(seed) for seed in seeds],
-            data.n_classes,
-            on_epoch,
-        )
+    ) -> list[T]:
+        """Train the members together."""
+        memory = None if self.memory_gb is None else int(self.memory_gb * 1e9)
+        return fit_members(factory, problem, members, finish, on_epoch, memory)
 
 
 class _History(Callback):
@@ -97,44 +99,50 @@ class _History(Callback):
 
 @dataclass
 class Lightning:
-    """One `pl.Trainer` a member, one after another."""
+    """One `pl.Trainer` a member, one after another.
+
+    Args:
+        device: auto, cpu or cuda.
+    """
 
     device: str = "auto"
 
     def fit(
         self,
         factory: ClassifierFactory,
-        data: FeatureData,
-        seeds: Sequence[int],
+        problem: Problem,
+        members: Sequence[Member],
+        finish: Callable[[int, Fitted], T],
         on_epoch: OnEpoch | None = None,
-    ) -> list[Fitted]:
+    ) -> list[T]:
         """Train the members one by one."""
         results = []
-        for seed in seeds:
+        for number, member in enumerate(members):
             with tempfile.TemporaryDirectory() as scratch:
-                results.append(self._fit_one(factory, data, seed, Path(scratch)))
+                fitted = self._fit_one(factory, problem, member, Path(scratch))
+            results.append(finish(number, fitted))
             if on_epoch is not None:
-                on_epoch(len(results[-1].history) - 1, 1)
+                on_epoch(len(fitted.history) - 1, 1)
         return results
 
-    def _fit_one(self, factory: ClassifierFactory, data: FeatureData, seed: int, folder: Path) -> Fitted:
-        model = factory(in_features=data.inputs.shape[1], n_classes=data.n_classes, seed=seed)
-        model = model.to(data.inputs.dtype)
+    def _fit_one(self, factory: ClassifierFactory, problem: Problem, member: Member, folder: Path) -> Fitted:
+        width = problem.width(member.features)
+        model = factory(in_features=width, n_classes=problem.n_classes, seed=member.seed).to(problem.inputs.dtype)
+        data = FeatureData(problem, member, model.batch_size)
         best = ModelCheckpoint(folder, filename="best", monitor="val_loss")
         stop = EarlyStopping("val_loss", patience=model.patience)
         history = _History()
-        trainer = _trainer(data.inputs.device, model.max_epochs, [best, stop, history])
-        trainer.fit(model, data.train_batches(seed), data.val_dataloader())
-        failed = divergence(seed, history.rows)
+        trainer = _trainer(problem.inputs.device, model.max_epochs, [best, stop, history])
+        trainer.fit(model, data)
+        failed = divergence(member.seed, history.rows)
         if failed is not None:
-            return Fitted(Member(seed), history=history.rows, error=failed)
+            return Fitted(member, history=history.rows, error=failed)
         model.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
-        model = model.to(data.inputs.device).eval()
+        model = model.to(problem.inputs.device).eval()
         with torch.no_grad():
             logits = model(data.inputs).cpu()
         losses = [row["val_loss"] for row in history.rows]
-        state: dict[str, Any] = {name: value.cpu() for name, value in model.network.state_dict().items()}
-        return Fitted(Member(seed), state, logits, losses.index(min(losses)), history.rows)
+        return Fitted(member, model.network.state_dict(), logits, losses.index(min(losses)), history.rows)
 
 
 def _trainer(device: torch.device, max_epochs: int, callbacks: list[Callback]) -> pl.Trainer:

@@ -12,9 +12,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["METRICS", "SCHEMA", "Result", "Run", "Statistic", "Summary", "environment", "read_result", "summarise"]
+__all__ = [
+    "METRICS",
+    "SCHEMA",
+    "Result",
+    "Run",
+    "Statistic",
+    "Summary",
+    "environment",
+    "read_result",
+    "summarise",
+    "write_json",
+]
 
-SCHEMA = 1
+SCHEMA = 2
 _INDENTED_CLASSES = 50  # beyond it, a line a confusion count would be millions of lines
 METRICS = ("train_accuracy", "val_accuracy", "test_accuracy", "test_macro_f1", "test_auroc")
 
@@ -107,6 +118,7 @@ class Result:
         summary: one row a representation and ablation.
         seconds: wall time of every phase.
         environment: versions, machine and git commit.
+        ablation: what the ablation phase found, by its own keys (docs/ablation.md); its name alone without one.
         schema: version of this layout.
     """
 
@@ -120,18 +132,23 @@ class Result:
     summary: list[Summary]
     seconds: dict[str, float]
     environment: dict[str, Any]
+    ablation: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:
-        """Write as JSON, in one step: a reader never sees half of it. NaN and infinity become null."""
-        indent = 1 if len(self.classes) <= _INDENTED_CLASSES else None
-        text = json.dumps(_plain(asdict(self)), indent=indent, allow_nan=False)
-        partial = path.with_name(f".{path.name}-{os.getpid()}")
-        try:
-            partial.write_text(text)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        """Write as JSON (`write_json`)."""
+        write_json(asdict(self), path, indent=len(self.classes) <= _INDENTED_CLASSES)
+
+
+def write_json(data: Any, path: Path, indent: bool = True) -> None:
+    """Write JSON in one step: a reader never sees half of it. NaN and infinity become null."""
+    text = json.dumps(_plain(data), indent=1 if indent else None, allow_nan=False)
+    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def summarise(runs: Sequence[Run], classifier: str, units: int, features: int, gauge_invariant: bool | None) -> Summary:

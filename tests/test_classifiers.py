@@ -2,6 +2,8 @@
 
 import functools
 import math
+import queue
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ import pytorch_lightning as pl
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
-from lorabench.classifiers import Classifier, Member, confusion, epoch_order, fit_members, scores
+from lorabench.classifiers import Classifier, Member, Problem, as_it_is, confusion, epoch_order, fit_members, scores
+from lorabench.classifiers.adam import Adam
 from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.dropout import SeededDropout, dropout_keys, set_dropout_keys
 from lorabench.classifiers.linear import Linear
+from lorabench.classifiers.members import Fitted, _train, _Work
 from lorabench.classifiers.mlp import MLP
 from lorabench.classifiers.schedule import Schedule
 from lorabench.classifiers.stack import Stack
@@ -26,18 +30,27 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+@dataclass
+class Planted:
+    problem: Problem
+    test: torch.Tensor
+
+
 def planted(n=120, f=12, classes=3, strength=2.0, seed=0, dtype=torch.float32):
+    """Classes raise one feature each; the feature sets are all, the first half, the second half, and every other."""
     rng = np.random.default_rng(seed)
     labels = torch.from_numpy(np.arange(n) % classes)
     x = torch.from_numpy(rng.normal(size=(n, f)))
     x[torch.arange(n), labels] += strength
     rows = torch.from_numpy(rng.permutation(n))
-    split = (rows[: n * 7 // 10], rows[n * 7 // 10 : n * 8 // 10], rows[n * 8 // 10 :])
-    data = FeatureData(
-        {"a": x[:, : f // 2].float(), "b": x[:, f // 2 :].float()}, labels, *split, classes, torch.device("cpu")
-    )
-    data.inputs = data.inputs.to(dtype)
-    return data
+    train, val, test = rows[: n * 7 // 10], rows[n * 7 // 10 : n * 8 // 10], rows[n * 8 // 10 :]
+    other = torch.from_numpy(rng.permutation(labels.numpy()))
+    sets = (slice(None), slice(0, f // 2), slice(f // 2, f), torch.arange(0, f, 2), torch.arange(1, f, 2))
+    return Planted(Problem(x.to(dtype), torch.stack([labels, other]), train, val, classes, sets), test)
+
+
+def fit(engine, factory, problem, seeds):
+    return engine.fit(factory, problem, [Member(seed) for seed in seeds], as_it_is)
 
 
 class Branched(Classifier):
@@ -67,12 +80,13 @@ MEMBERS = {
 @pytest.mark.parametrize("kind", MEMBERS)
 def test_a_stack_gives_what_the_trainer_gives_one_by_one(kind):
     """In float64, over the whole run (plateaus, early stops, best weights included), to 1e-9."""
-    data = planted(strength=1.0, dtype=torch.float64)
+    problem = planted(strength=1.0, dtype=torch.float64).problem
     settings = {"max_epochs": 60, "patience": 8, "plateau_patience": 2, "learning_rate": 2e-2}
     factory = functools.partial(MEMBERS[kind], **settings)
-    seeds = [3, 11, 4]
-    together = Stacked("cpu").fit(factory, data, seeds)
-    alone = Lightning("cpu").fit(factory, data, seeds)
+    # Several seeds, feature sets of one and of other lengths, and other labels.
+    members = [Member(3), Member(11), Member(4, 1), Member(4, 2), Member(4, 3, 1)]
+    together = Stacked("cpu").fit(factory, problem, members, as_it_is)
+    alone = Lightning("cpu").fit(factory, problem, members, as_it_is)
     for stacked, single in zip(together, alone, strict=True):
         assert stacked.best_epoch == single.best_epoch
         assert len(stacked.history) == len(single.history)
@@ -88,60 +102,107 @@ def test_a_stack_gives_what_the_trainer_gives_one_by_one(kind):
 
 
 def test_in_float32_members_of_a_stack_agree_with_the_trainer_to_rounding():
-    data = planted()
+    problem = planted().problem
     factory = functools.partial(MEMBERS["mlp"], max_epochs=10)
-    together, alone = Stacked("cpu").fit(factory, data, [0, 1]), Lightning("cpu").fit(factory, data, [0, 1])
+    together, alone = (fit(engine("cpu"), factory, problem, [0, 1]) for engine in (Stacked, Lightning))
     for stacked, single in zip(together, alone, strict=True):
         torch.testing.assert_close(stacked.logits, single.logits, rtol=1e-3, atol=1e-3)
         assert torch.equal(stacked.logits.argmax(-1), single.logits.argmax(-1))
 
 
-def test_members_may_read_different_units_and_finished_ones_leave_the_others_alone():
-    data = planted(dtype=torch.float64)
-    units = torch.stack([data.unit("a"), data.unit("b")])
-    members = [Member(seed, unit) for unit in (0, 1) for seed in (0, 1)]
-    factory = functools.partial(MEMBERS["mlp"], max_epochs=40, patience=3, learning_rate=1e-2)
-    split = (data.labels, data.train, data.val)
-    together = fit_members(factory, units, *split, members, data.n_classes)
-    assert len({len(f.history) for f in together}) > 1
-    for member, stacked in zip(members, together, strict=True):
-        alone = fit_members(factory, units[member.unit][None], *split, [Member(member.seed)], data.n_classes)[0]
-        assert stacked.best_epoch == alone.best_epoch
-        torch.testing.assert_close(stacked.logits, alone.logits, rtol=1e-9, atol=1e-9)
+def test_two_layers_by_two_seeds_are_the_same_together_and_one_by_one():
+    """To 1e-9 in float64, although members stop in different epochs; one stack as on a GPU, or a member a lane."""
+    problem = planted(dtype=torch.float64).problem
+    members = [Member(seed, half) for half in (1, 2) for seed in (0, 1)]
+    settings = {"max_epochs": 40, "patience": 3, "learning_rate": 1e-2, "plateau_patience": 1}
+    for kind in ("mlp", "branched"):
+        factory = functools.partial(MEMBERS[kind], **settings)
+        alone = [fit_members(factory, problem, [member], as_it_is)[0] for member in members]
+        assert len({len(f.history) for f in alone}) > 1
+        models = [factory(in_features=problem.width(m.features), n_classes=3, seed=m.seed).double() for m in members]
+        kept = {}
+        work = _Work(factory, problem, members, queue.SimpleQueue(), kept.__setitem__, None)
+        _train(Stack(models, members, problem), {i: Fitted(m) for i, m in enumerate(members)}, work)
+        for found in ([kept[i] for i in range(4)], fit_members(factory, problem, members, as_it_is)):
+            for ours, theirs in zip(found, alone, strict=True):
+                assert (ours.member, ours.best_epoch) == (theirs.member, theirs.best_epoch)
+                torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("memory", "stacks"), [(1, [1] * 6), (10**9, [4, 2])])
+def test_a_stack_takes_as_many_members_as_its_memory_holds_and_one_width(memory, stacks, monkeypatch):
+    """On one lane: two sets of six features by two seeds, and twelve features by two."""
+    problem = planted().problem
+    members = [Member(s, number) for number in (1, 0, 2) for s in (0, 1)]
+    made = []
+
+    class Counted(Stack):
+        def __init__(self, models, members, problem):
+            made.append(len(models))
+            super().__init__(models, members, problem)
+
+    monkeypatch.setattr("lorabench.classifiers.members.Stack", Counted)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = fit_members(functools.partial(Branched, max_epochs=2), problem, members, as_it_is, memory=memory)
+    finally:
+        torch.set_num_threads(threads)
+    assert [fitted.member for fitted in found] == members
+    assert made == stacks
+
+
+def test_what_finish_drops_is_not_kept():
+    problem = planted().problem
+    factory = functools.partial(MEMBERS["mlp"], max_epochs=2)
+    found = fit_members(factory, problem, [Member(4), Member(2)], lambda number, fitted: (number, fitted.member.seed))
+    assert found == [(0, 4), (1, 2)]
 
 
 def test_planted_signal_is_found_and_noise_is_not():
-    signal, noise = planted(n=300), planted(n=300, strength=0.0)
-    for data, low, high in ((signal, 0.6, 1.0), (noise, 0.15, 0.5)):
-        for fitted in Stacked("cpu").fit(functools.partial(MEMBERS["mlp"], max_epochs=60), data, [0, 1]):
-            accuracy = (fitted.logits.argmax(-1) == data.labels)[data.test].float().mean()
+    for data, low, high in ((planted(n=300), 0.6, 1.0), (planted(n=300, strength=0.0), 0.15, 0.5)):
+        for fitted in fit(Stacked("cpu"), functools.partial(MEMBERS["mlp"], max_epochs=60), data.problem, [0, 1]):
+            accuracy = (fitted.logits.argmax(-1) == data.problem.labels[0])[data.test].float().mean()
             assert low <= accuracy <= high
 
 
 def test_best_weights_are_copies_of_the_best_epoch():
-    data = planted(strength=1.0)
-    fitted = Stacked("cpu").fit(functools.partial(MEMBERS["mlp"], max_epochs=50, learning_rate=1e-2), data, [0])[0]
+    problem = planted(strength=1.0).problem
+    factory = functools.partial(MEMBERS["mlp"], max_epochs=50, learning_rate=1e-2)
+    fitted = fit(Stacked("cpu"), factory, problem, [0])[0]
     losses = [row["val_loss"] for row in fitted.history]
     assert fitted.best_epoch == losses.index(min(losses)) < len(losses) - 1
     model = MEMBERS["mlp"](in_features=12, n_classes=3, seed=99)
     model.network.load_state_dict(fitted.state)
     model.eval()
     with torch.no_grad():
-        logits = model(data.inputs)
-        loss = torch.nn.functional.cross_entropy(logits[data.val], data.labels[data.val])
+        logits = model(problem.inputs)
+        loss = torch.nn.functional.cross_entropy(logits[problem.val], problem.labels[0, problem.val])
     torch.testing.assert_close(logits, fitted.logits, rtol=1e-5, atol=1e-5)
     assert float(loss) == pytest.approx(min(losses), rel=1e-5)
 
 
 def test_a_diverged_member_is_reported_and_the_others_go_on():
-    data = planted()
-    inputs = torch.stack([data.inputs, torch.full_like(data.inputs, float("nan"))])
-    fitted = fit_members(
-        functools.partial(MEMBERS["mlp"], max_epochs=3), inputs, data.labels, data.train, data.val,
-        [Member(0, 0), Member(7, 1)], data.n_classes,
-    )  # fmt: skip
+    problem = planted().problem
+    broken = replace(problem, inputs=torch.where(torch.arange(12) < 6, problem.inputs, float("nan")))
+    factory = functools.partial(MEMBERS["mlp"], max_epochs=3)
+    fitted = fit_members(factory, broken, [Member(0, 1), Member(7, 2)], as_it_is)
     assert fitted[0].error is None
     assert "seed 7" in fitted[1].error
+
+
+def test_an_error_in_one_lane_ends_the_others():
+    class Wrong(Linear):
+        def build(self):
+            if self.seed == 3:
+                raise LorabenchError("no network for seed 3")
+            return super().build()
+
+    with pytest.raises(LorabenchError, match="seed 3"):
+        fit_members(
+            functools.partial(Wrong, max_epochs=10**9, patience=10**9), planted().problem,
+            [Member(0), Member(3)], as_it_is,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
@@ -156,37 +217,48 @@ def test_closed_form_gradients_are_autograds_for_one_member_and_for_a_stack(drop
     params = {name: p.detach() for name, p in params.items()}
     x = torch.randn(3, n, 6, dtype=torch.float64, generator=generator)
     y = torch.randint(0, 4, (3, n), generator=generator)
-    masks = [None if m is None else m[0] for m in dense.masks(params, n, seeds, [step])]
-    losses, grads = dense.gradients(params, x, y, masks)
+    masks = [None if m is None else m[0] for m in dense.masks(params, n, dropout_keys(seeds, [step], range(3)))]
+    target = -torch.nn.functional.one_hot(y, 4).double() / n
+    logits, grads = dense.gradients(params, x, target, masks)
     for k, network in enumerate(networks):
         set_dropout_keys(network, int(seeds[k]), step)
-        loss = torch.nn.functional.cross_entropy(network.train()(x[k]), y[k])
-        loss.backward()
+        said = network.train()(x[k])
+        torch.nn.functional.cross_entropy(said, y[k]).backward()
         single, alone = dense.gradients(
-            {name: p[k] for name, p in params.items()}, x[k], y[k], [None if m is None else m[k] for m in masks]
+            {name: p[k] for name, p in params.items()}, x[k], target[k], [None if m is None else m[k] for m in masks]
         )
-        torch.testing.assert_close(losses[k], loss.detach())
-        torch.testing.assert_close(single, loss.detach())
+        torch.testing.assert_close(logits[k], said.detach())
+        torch.testing.assert_close(single, said.detach())
         for name, parameter in network.named_parameters():
             torch.testing.assert_close(grads[name][k], parameter.grad)
             torch.testing.assert_close(alone[name], parameter.grad)
         torch.testing.assert_close(dense.logits(params, x)[k], network.eval()(x[k]).detach())
 
 
-def test_a_stack_stepped_together_moves_as_members_one_after_another():
-    rows = torch.stack([torch.randperm(40, generator=torch.Generator().manual_seed(s)) for s in range(3)])
-    x, y = torch.randn(40, 6, dtype=torch.float64), torch.arange(40) % 4
-    stacks = []
-    for _ in range(2):
-        models = [MLP(in_features=6, n_classes=4, seed=s, hidden=[5], dropout=0.3).double() for s in range(3)]
-        stacks.append(Stack(models, [0, 0, 0], torch.device("cpu")))
-        stacks[-1].schedule.rates = torch.tensor([1e-3, 5e-4, 1e-3], dtype=torch.float64)
-    alone = stacks[0].epoch(lambda _units, r: x[r], y, rows, 16)
-    with torch.no_grad():
-        batches = [(stacks[1]._step(x[r], y[r]), r.shape[1]) for r in torch.split(rows, 16, 1)]
-    torch.testing.assert_close(alone, sum(losses * n for losses, n in batches) / 40)
-    for name, parameter in stacks[0].params.items():
-        torch.testing.assert_close(parameter, stacks[1].params[name], rtol=1e-9, atol=1e-12)
+def test_adam_moves_every_member_at_its_own_rate_as_torchs_does():
+    generator = torch.Generator().manual_seed(0)
+    params = {"w": torch.randn(3, 4, 5, dtype=torch.float64, generator=generator), "b": torch.zeros(3, 5).double()}
+    alone = [[p[k].clone().requires_grad_() for p in params.values()] for k in range(3)]
+    rates = torch.tensor([1e-3, 5e-4, 1e-3], dtype=torch.float64)
+    optimizers = [torch.optim.Adam(ps, lr=float(rate)) for ps, rate in zip(alone, rates, strict=True)]
+    ours = Adam(params, torch.full((3,), 1e-3, dtype=torch.float64))
+    for step in range(7):
+        if step == 3:  # the rates part
+            for optimizer, rate in zip(optimizers, rates, strict=True):
+                optimizer.param_groups[0]["lr"] = float(rate)
+            ours.set_rates(rates)
+        elif step < 3:
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = 1e-3
+        grads = {name: torch.randn(p.shape, dtype=torch.float64, generator=generator) for name, p in params.items()}
+        ours.step(params, grads)
+        for k, optimizer in enumerate(optimizers):
+            for p, grad in zip(alone[k], grads.values(), strict=True):
+                p.grad = grad[k]
+            optimizer.step()
+    for k in range(3):
+        for name, p in zip(params, alone[k], strict=True):
+            torch.testing.assert_close(params[name][k], p.detach(), rtol=1e-9, atol=1e-12)
 
 
 def test_only_plain_networks_are_taken_for_dense():
@@ -221,20 +293,20 @@ def test_networks_with_buffers_of_their_own_keep_them():
         def build(self):
             return Fourier(self.in_features, self.n_classes)
 
-    data = planted()
+    problem = planted().problem
     factory = functools.partial(Random, max_epochs=3)
-    together, alone = Stacked("cpu").fit(factory, data, [0, 1, 2]), Lightning("cpu").fit(factory, data, [0, 1, 2])
+    together, alone = (fit(engine("cpu"), factory, problem, [0, 1, 2]) for engine in (Stacked, Lightning))
     for stacked, single in zip(together, alone, strict=True):
         torch.testing.assert_close(stacked.logits, single.logits, rtol=1e-4, atol=1e-4)
         assert stacked.state.keys() == single.state.keys()
 
 
 def test_both_engines_report_divergence_alike():
-    data = planted()
-    data.inputs[:] = float("nan")
+    problem = planted().problem
+    problem.inputs[:] = float("nan")
     factory = functools.partial(MEMBERS["linear"], max_epochs=3)
     for engine in (Stacked("cpu"), Lightning("cpu")):
-        (fitted,) = engine.fit(factory, data, [5])
+        (fitted,) = fit(engine, factory, problem, [5])
         assert "seed 5: the validation loss became nan in epoch 0" in fitted.error
 
 
@@ -339,7 +411,8 @@ def test_scores_leave_out_classes_that_do_not_occur():
 
 @pytest.mark.parametrize("kind", MEMBERS)
 def test_checkpoints_round_trip_under_weights_only_loading(kind, tmp_path):
-    data = planted()
+    planted_ = planted()
+    data = FeatureData(planted_.problem, Member(0), test=planted_.test)
     model = MEMBERS[kind](in_features=12, n_classes=3, seed=1, max_epochs=2)
     trainer = pl.Trainer(
         max_epochs=2, logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
@@ -352,7 +425,7 @@ def test_checkpoints_round_trip_under_weights_only_loading(kind, tmp_path):
     again = type(model).load_from_checkpoint(path, weights_only=True)
     assert dict(again.hparams) == dict(model.hparams)
     tested = trainer.test(model, data, ckpt_path="best", verbose=False, weights_only=True)[0]
-    expected = scores(again.eval()(data.inputs[data.test]), data.labels[data.test], 3)
+    expected = scores(again.eval()(data.inputs[planted_.test]), data.labels[planted_.test], 3)
     assert tested == pytest.approx({f"test_{name}": float(value) for name, value in expected.items()}, abs=1e-6)
     trainer = pl.Trainer(
         max_epochs=4, logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",

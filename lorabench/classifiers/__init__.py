@@ -1,14 +1,19 @@
 """Classifiers: LightningModules written for one member and trained for many."""
 
 from lorabench.classifiers.base import Classifier, ClassifierFactory, epoch_order
-from lorabench.classifiers.members import Fitted, Member, fit_members
-from lorabench.classifiers.metrics import confusion, scores
+from lorabench.classifiers.members import Fitted, as_it_is, fit_members
+from lorabench.classifiers.metrics import accuracy, confusion, scores
+from lorabench.classifiers.problem import Columns, Member, Problem
 
 __all__ = [
     "Classifier",
     "ClassifierFactory",
+    "Columns",
     "Fitted",
     "Member",
+    "Problem",
+    "accuracy",
+    "as_it_is",
     "confusion",
     "epoch_order",
     "fit_members",

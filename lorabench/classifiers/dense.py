@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lorabench.classifiers.dropout import SeededDropout, dropout_keys, keep_mask
+from lorabench.classifiers.dropout import SeededDropout, dropout_mask
 
 __all__ = ["DenseNetwork"]
 
 # Private to torch; plain matmul serves where it is not there.
-_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
+_PACKET = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
+_ONEDNN = None if _PACKET is None else _PACKET.default  # the overload itself: none is looked for at every call
+_LARGE = 2**18
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,20 @@ class DenseNetwork:
         self,
         params: dict[str, Tensor],
         x: Float[Tensor, "*members n f"],
-        y: Int64[Tensor, "*members n"],
+        target: Float[Tensor, "*members n classes"],
         masks: Sequence[Tensor | None],
-    ) -> tuple[Float[Tensor, "*members"], dict[str, Tensor]]:
-        """Cross-entropy, and its gradients by `params`, under the masks of one step."""
+    ) -> tuple[Float[Tensor, "*members n classes"], dict[str, Tensor]]:
+        """Logits under the masks of one step, and the gradients of their mean cross-entropy by `params`.
+
+        Args:
+            params: weights and biases by their names in the state dict.
+            x: inputs of one batch.
+            target: -1/n at every row's class and zero elsewhere.
+            masks: what every layer's output is multiplied by (`masks`).
+        """
         active, passed = self._forward(params, x, masks)
-        logs = active[-1].log_softmax(-1)
-        picked = y.unsqueeze(-1)
-        losses = logs.gather(-1, picked).mean((-1, -2)).neg_()
-        delta = logs.exp_()
-        delta.scatter_(-1, picked, delta.gather(-1, picked).sub_(1))
-        delta /= x.shape[-2]
+        logits = active[-1]
+        delta = torch.add(target, logits.softmax(-1), alpha=1 / x.shape[-2])
         grads: dict[str, Tensor] = {}
         for layer in range(len(self.names) - 1, -1, -1):
             name = self.names[layer]
@@ -87,21 +92,21 @@ class DenseNetwork:
             if layer:
                 delta = _product(delta, params[f"{name}weight"].mT)
                 delta *= passed[layer - 1]
-        return losses, {name: grads[name] for name in params}
+        return logits, {name: grads[name] for name in params}
 
     def masks(
-        self, params: dict[str, Tensor], batch: int, seeds: Int[Tensor, " members"], steps: Sequence[int]
+        self, params: dict[str, Tensor], batch: int, keys: Int[Tensor, "steps dropouts members"]
     ) -> list[Float[Tensor, "steps members batch _"] | None]:
-        """What every layer's output is multiplied by; layers of one width and probability are drawn in one go."""
+        """What every layer's output is multiplied by; dropouts of one width and probability are drawn in one go."""
         found: list[Tensor | None] = [None] * len(self.names)
+        dtype = next(iter(params.values())).dtype
         alike: dict[tuple[int, float], list[int]] = {}
         for layer, (name, p) in enumerate(zip(self.names, self.dropout, strict=True)):
             if p:
                 alike.setdefault((params[f"{name}bias"].shape[-1], p), []).append(layer)
         for (width, p), layers in alike.items():
-            keys = dropout_keys(seeds, steps, [self.number[layer] for layer in layers])
-            drawn = keep_mask(keys, batch, width, p).to(next(iter(params.values())).dtype).div_(1 - p)
-            for layer, mask in zip(layers, drawn.unbind(1), strict=True):
+            own = keys[:, [self.number[layer] for layer in layers]]
+            for layer, mask in zip(layers, dropout_mask(own, batch, width, p, dtype).unbind(1), strict=True):
                 found[layer] = mask
         return found
 
@@ -124,12 +129,17 @@ def _product(
 ) -> Float[Tensor, "*members n m"]:
     """A @ bᵀ (+ bias).
 
-    One member's, on a CPU in float32, by oneDNN, the way torch's own compiler takes: torch's matmul goes to MKL,
-    which keeps processors of other makers from AVX-512 (measured: 160 against 90 GFLOP/s a core).
+    One member's, on a CPU in float32 and not tiny, by oneDNN, the way torch's own compiler takes: torch's matmul
+    goes to MKL, which keeps processors of other makers from AVX-512 (measured: 160 against 90 GFLOP/s a core).
     """
-    if a.dim() == 2 and a.device.type == "cpu" and a.dtype == torch.float32 and _ONEDNN is not None:
-        found: Tensor = _ONEDNN(a, b, bias, "none", [], "")
-        return found
-    if bias is None:
-        return a @ b.mT
-    return (a @ b.mT).add_(bias.unsqueeze(-2))
+    if a.dim() == 2:
+        if a.device.type == "cpu" and a.dtype == torch.float32 and _ONEDNN is not None and _large(a, b):
+            found: Tensor = _ONEDNN(a, b, bias, "none", [], "")
+            return found
+        return a @ b.mT if bias is None else torch.addmm(bias, a, b.mT)
+    return a @ b.mT if bias is None else torch.baddbmm(bias.unsqueeze(-2), a, b.mT)
+
+
+def _large(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> bool:
+    """Whether oneDNN's start, of some 10 µs, is paid back (measured)."""
+    return a.shape[0] * a.shape[1] * b.shape[0] >= _LARGE

@@ -1,34 +1,32 @@
 """Many members trained together, each as it would be alone."""
 
-import functools
 import math
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.func import functional_call
 
-from lorabench.classifiers.base import ClassifierFactory, epoch_order
-from lorabench.classifiers.stack import Stack, cross_entropy
-from lorabench.memory import recycle_freed_blocks
+from lorabench.classifiers.base import Classifier, ClassifierFactory
+from lorabench.classifiers.dense import DenseNetwork
+from lorabench.classifiers.problem import Member, Problem
+from lorabench.classifiers.stack import Stack
+from lorabench.memory import free_memory, recycle_freed_blocks
 
-__all__ = ["Fitted", "Member", "OnEpoch", "divergence", "fit_members"]
+__all__ = ["Fitted", "OnEpoch", "as_it_is", "divergence", "fit_members"]
 
+T = TypeVar("T")
 OnEpoch = Callable[[int, int], None]
 """Called after an epoch of some members with its number, from 0, and how many of them have just stopped."""
 
-
-@dataclass(frozen=True)
-class Member:
-    """One classifier among many: a seed and the feature set it reads."""
-
-    seed: int
-    unit: int = 0
+_BUILDING = threading.Lock()  # initial weights come from torch's one global generator
+_SHARE = 0.7  # of the free memory, for one stack and what its steps take
 
 
 @dataclass
@@ -53,70 +51,112 @@ class Fitted:
 
 
 @dataclass
-class _Task:
-    """What all lanes share."""
+class _Work:
+    """What all lanes share: the chunks of members that are still to do, and who hears of the finished ones."""
 
-    features: Float[Tensor, "units rows f"]
-    labels: Int64[Tensor, " rows"]
-    train: Int64[Tensor, " train"]
-    val: Int64[Tensor, " val"]
-    batch_size: int
-    max_epochs: int
+    factory: ClassifierFactory
+    problem: Problem
+    members: Sequence[Member]
+    chunks: queue.SimpleQueue[list[int]]
+    finish: Callable[[int, Fitted], None]
     on_epoch: OnEpoch | None
     stopped: threading.Event = field(default_factory=threading.Event)
 
 
+def as_it_is(number: int, fitted: Fitted) -> Fitted:
+    """A finished member itself, its weights copied out of the stack to the CPU."""
+    del number
+    fitted.state = {name: value.cpu().clone() for name, value in fitted.state.items()}
+    return fitted
+
+
 def fit_members(
     factory: ClassifierFactory,
-    features: Float[Tensor, "units rows f"],
-    labels: Int64[Tensor, " rows"],
-    train: Int64[Tensor, " train"],
-    val: Int64[Tensor, " val"],
+    problem: Problem,
     members: Sequence[Member],
-    n_classes: int,
+    finish: Callable[[int, Fitted], T],
     on_epoch: OnEpoch | None = None,
-) -> list[Fitted]:
-    """Train all members together; each comes out as it would alone.
+    memory: int | None = None,
+) -> list[T]:
+    """Train all members; each comes out as it would alone.
 
     Every member has its own initial weights, shuffling, dropout, learning-rate plateau, early stop and best
-    weights; those that stop leave the stack. The result of a member is what `pl.Trainer` gives for the same
-    `Classifier` up to the order of floating-point sums (a test says how close). On a CPU the members are shared
-    out among as many stacks as torch has threads, each trained by one thread: products this small lose more to
-    waiting for one another within a product than they gain.
+    weights. The result of a member is what `pl.Trainer` gives for the same `Classifier` up to the order of
+    floating-point sums (a test says how close).
+
+    On a GPU, members of one input width are one stack, as large as the memory allows, and those that stop leave
+    it. On a CPU there are as many lanes as torch has threads, each one thread wide, and a lane that is free takes
+    the next member: products this small lose more to waiting for one another within a product than they gain.
+    Members whose network is no plain stack of layers are stacked there too.
 
     Args:
         factory: makes a member's `Classifier`.
-        features: U feature sets of the same N adapters, standardised, on the device to train on.
-        labels: class of every adapter.
-        train: rows to train on.
-        val: rows that decide when to stop; no other row is looked at before training has ended.
+        problem: features, labels and rows, on the device to train on.
         members: the K classifiers to train.
-        n_classes: number of classes.
+        finish: makes of the number of a finished member, and of the member, what is kept of it; it is called as
+            members finish, in any order, perhaps from another thread, and what it drops takes no memory.
+            `as_it_is` keeps everything.
         on_epoch: called after every epoch of a stack, perhaps from another thread.
+        memory: bytes that one stack may take; None: 70 % of what is free.
 
     Returns:
-        One `Fitted` a member, in order. A member whose validation loss is not finite has an `error`.
+        What `finish` made of every member, in order. A member whose validation loss is not finite has an `error`.
     """
-    models = [factory(in_features=features.shape[2], n_classes=n_classes, seed=m.seed) for m in members]
-    models = [model.to(features.dtype) for model in models]
+    results: dict[int, T] = {}
+
+    def keep(number: int, fitted: Fitted) -> None:
+        results[number] = finish(number, fitted)
+
     recycle_freed_blocks()
-    task = _Task(features, labels, train, val, models[0].batch_size, models[0].max_epochs, on_epoch)
-    fitted = [Fitted(member) for member in members]
-    count = min(torch.get_num_threads(), len(members)) if features.device.type == "cpu" else 1
-    lanes = [range(lane, len(members), count) for lane in range(count)]
-    stacks = [Stack([models[i] for i in lane], [members[i].unit for i in lane], features.device) for lane in lanes]
-    jobs = [(stack, [fitted[i] for i in lane]) for stack, lane in zip(stacks, lanes, strict=True)]
-    if count == 1:
-        _train(*jobs[0], task)
-        return fitted
-    with _one_thread_an_operation(), ThreadPoolExecutor(count) as pool:
-        futures = [pool.submit(_train, stack, results, task) for stack, results in jobs]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            task.stopped.set()  # an interruption ends the other lanes too
-    return fitted
+    device = problem.inputs.device
+    lanes = min(torch.get_num_threads(), len(members)) if device.type == "cpu" else 1
+    work = _Work(factory, problem, members, queue.SimpleQueue(), keep, on_epoch)
+    for chunk in _chunks(work, lanes, memory):
+        work.chunks.put(chunk)
+    if lanes <= 1:
+        _lane(work)
+    else:
+        with _one_thread_an_operation(), ThreadPoolExecutor(lanes) as pool:
+            futures = [pool.submit(_lane, work) for _ in range(lanes)]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            finally:
+                work.stopped.set()  # an interruption, or an error in one lane, ends the others too
+    return [results[number] for number in range(len(members))]
+
+
+def _chunks(work: _Work, lanes: int, memory: int | None) -> Iterator[list[int]]:
+    """Numbers of the members that are trained as one stack: of one input width, and as many as memory holds."""
+    problem = work.problem
+    by_width: dict[int, list[int]] = {}
+    for number, member in enumerate(work.members):
+        by_width.setdefault(problem.width(member.features), []).append(number)
+    for width, numbers in by_width.items():
+        model = _build(work, numbers[0])
+        if problem.inputs.device.type == "cpu" and DenseNetwork.of(model.network) is not None:
+            size = 1
+        else:
+            budget = _SHARE * free_memory(problem.inputs.device) / lanes if memory is None else memory
+            size = max(1, int(budget // _bytes(model, width, problem)))
+            size = min(size, -(-len(numbers) // lanes))
+        yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
+
+
+def _bytes(model: Classifier, width: int, problem: Problem) -> int:
+    """What one member of a stack takes: seven tensors of its weights' size, and what a step works on."""
+    weights = sum(p.numel() for p in model.network.parameters())
+    outputs = sum(p.numel() for name, p in model.network.named_parameters() if name.endswith("bias"))
+    logits = (len(problem.train) + len(problem.val)) * problem.n_classes
+    step = model.batch_size * (2 * width + 8 * outputs)
+    return problem.inputs.element_size() * (7 * weights + step + 3 * logits)
+
+
+def _build(work: _Work, number: int) -> Classifier:
+    member, problem = work.members[number], work.problem
+    with _BUILDING:
+        model = work.factory(in_features=problem.width(member.features), n_classes=problem.n_classes, seed=member.seed)
+    return model.to(problem.inputs.dtype)
 
 
 @contextmanager
@@ -129,58 +169,56 @@ def _one_thread_an_operation() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _train(stack: Stack, fitted: list[Fitted], task: _Task) -> None:
-    """Train the members of one stack; `fitted` takes the results and shrinks with the stack."""
-    for epoch in range(task.max_epochs):
-        if task.stopped.is_set():
+def _lane(work: _Work) -> None:
+    """Train chunk after chunk, until none is left."""
+    while not work.stopped.is_set():
+        try:
+            numbers = work.chunks.get_nowait()
+        except queue.Empty:
             return
-        columns = _epoch(stack, task, epoch)
-        improved, stop = stack.schedule.update(columns["val_loss"])
+        members = {number: work.members[number] for number in numbers}
+        stack = Stack([_build(work, number) for number in numbers], list(members.values()), work.problem)
+        _train(stack, {number: Fitted(member) for number, member in members.items()}, work)
+
+
+def _train(stack: Stack, fitted: dict[int, Fitted], work: _Work) -> None:
+    """Train the members of one stack; `fitted` holds those that are still in it, in its order."""
+    for epoch in range(stack.max_epochs):
+        if work.stopped.is_set():
+            return
+        rates = stack.schedule.rates.clone()
+        train_loss = stack.epoch(epoch)
+        val_loss, val_accuracy = (values.double().cpu() for values in stack.validate())
+        columns = {
+            "train_loss": train_loss.double().cpu(),
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "learning_rate": rates,
+        }
+        improved, stop = stack.schedule.update(val_loss)
         stack.remember(improved)
         _record(fitted, columns, improved, epoch)
-        if epoch + 1 == task.max_epochs:
+        if epoch + 1 == stack.max_epochs:
             stop = torch.ones_like(stop)
-        done = torch.nonzero(stop).flatten().tolist()
-        if done:
-            for k in done:
-                _close(stack, k, fitted[k], task.features)
-            left = torch.nonzero(~stop).flatten()
-            stack.keep(left)
-            fitted[:] = [fitted[k] for k in left.tolist()]
-        if task.on_epoch is not None:
-            task.on_epoch(epoch, len(done))
+        done = torch.nonzero(stop).flatten()
+        if len(done):
+            _close(stack, done, fitted, work)
+        if work.on_epoch is not None:
+            work.on_epoch(epoch, len(done))
         if not fitted:
             return
+        if len(done):
+            stack.keep(torch.nonzero(~stop).flatten())
 
 
-def _epoch(stack: Stack, task: _Task, epoch: int) -> dict[str, Float[Tensor, " members"]]:
-    """One pass of every member over its own order of the training rows, then over the validation rows."""
-    train, labels, device = task.train, task.labels, task.features.device
-    orders = torch.stack([epoch_order(seed, epoch, len(train)) for seed in stack.seeds.tolist()]).to(device)
-    rates = stack.schedule.rates.clone()
-    inputs = functools.partial(_gather, task.features)
-    train_loss = stack.epoch(inputs, labels, train[orders], task.batch_size)
-    rows = task.val.expand(len(stack.seeds), -1)
-    logits = stack.logits(inputs, task.val)
-    return {
-        "train_loss": train_loss.cpu(),
-        "val_loss": cross_entropy(logits, labels[rows]).double().cpu(),
-        "val_accuracy": (logits.argmax(-1) == labels[rows]).double().mean(1).cpu(),
-        "learning_rate": rates,
-    }
-
-
-def _gather(
-    features: Float[Tensor, "units rows f"], units: Int64[Tensor, " members"], rows: Int[Tensor, "members n"]
-) -> Float[Tensor, "members n f"]:
-    return features[0][rows] if len(features) == 1 else features[units[:, None], rows]
-
-
-def _record(fitted: list[Fitted], columns: dict[str, Tensor], improved: Bool[Tensor, " members"], epoch: int) -> None:
+def _record(
+    fitted: dict[int, Fitted], columns: dict[str, Float[Tensor, " members"]], improved: Bool[Tensor, " members"],
+    epoch: int,
+) -> None:  # fmt: skip
     rows = {name: values.tolist() for name, values in columns.items()}
-    for k, result in enumerate(fitted):
+    for k, (result, better) in enumerate(zip(fitted.values(), improved.tolist(), strict=True)):
         result.history.append({name: values[k] for name, values in rows.items()})
-        if improved[k]:
+        if better:
             result.best_epoch = epoch
 
 
@@ -195,15 +233,12 @@ def divergence(seed: int, history: Sequence[dict[str, float]]) -> str | None:
     return None
 
 
-def _close(stack: Stack, k: int, result: Fitted, features: Float[Tensor, "units rows f"]) -> None:
-    """Hand a finished member its best weights and logits, or its error; what is not finite stops at once."""
-    result.error = divergence(result.member.seed, result.history)
-    state = {name: p[k].clone() for name, p in stack.best.items()}
-    buffers = {name: b[k] for name, b in stack.buffers.items()}
-    kept = stack.network.state_dict().keys()  # without what is not persistent
-    stack.network.eval()
-    with torch.no_grad():
-        logits = functional_call(stack.network, {**state, **buffers}, (features[int(stack.units[k])],))
-    state |= {name: b.clone() for name, b in buffers.items() if name in kept}
-    result.state = {name: value.cpu() for name, value in state.items()}
-    result.logits = logits.cpu()
+def _close(stack: Stack, done: Tensor, fitted: dict[int, Fitted], work: _Work) -> None:
+    """Hand the finished members their best weights and logits, or their error, and let them go."""
+    order = list(fitted)
+    for k, (state, logits) in zip(done.tolist(), stack.finished(done), strict=True):
+        number = order[k]
+        result = fitted.pop(number)
+        result.error = divergence(result.member.seed, result.history)  # what is not finite stops at once
+        result.state, result.logits = state, logits
+        work.finish(number, result)

@@ -10,7 +10,13 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
-__all__ = ["confusion", "scores"]
+__all__ = ["accuracy", "confusion", "scores"]
+
+
+def accuracy(logits: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"], n_classes: int) -> Tensor:
+    """Share of the rows whose class is named, a scalar."""
+    found: Tensor = multiclass_accuracy(logits.argmax(-1), labels, n_classes, average="micro")
+    return found
 
 
 def scores(logits: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"], n_classes: int) -> dict[str, Tensor]:
@@ -27,7 +33,7 @@ def scores(logits: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"], n_cl
     probabilities = logits.double().softmax(-1)  # confident ones do not tie
     areas = [binary_auroc(probabilities[:, c], (labels == c).long()) for c in defined.tolist()]
     return {
-        "accuracy": multiclass_accuracy(predicted, labels, n_classes, average="micro"),
+        "accuracy": accuracy(logits, labels, n_classes),
         "macro_f1": f1[seen].mean(),
         "auroc": torch.stack(areas).mean() if areas else torch.tensor(float("nan")),
     }

@@ -1,188 +1,195 @@
 """Members as one stack: parameters [K, ...], one set of batched products a step."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
-from lorabench.classifiers.base import Classifier
+from lorabench.classifiers.adam import Adam
+from lorabench.classifiers.base import Classifier, epoch_order
 from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.dropout import SeededDropout, dropout_keys
+from lorabench.classifiers.problem import Member, Problem
 from lorabench.classifiers.schedule import Schedule
 
-__all__ = ["Inputs", "Stack", "cross_entropy"]
+__all__ = ["Stack"]
 
-Inputs = Callable[[Tensor, Tensor], Tensor]
-"""Features [K, n, f] of some adapters, from units [K] and rows [K, n]."""
-
-_DRAWN = 4  # steps whose rows are gathered and whose dropout masks are drawn in one go
-
-
-class _Adam:
-    """Adam over stacked parameters with a learning rate a member (Kingma & Ba 2015, torch's fused kernel)."""
-
-    def __init__(self, params: dict[str, Tensor]) -> None:
-        self.mean = {name: torch.zeros_like(p) for name, p in params.items()}
-        self.square = {name: torch.zeros_like(p) for name, p in params.items()}
-        self.steps = 0
-
-    def step(self, params: dict[str, Tensor], grads: dict[str, Tensor], rates: Float[Tensor, " members"]) -> None:
-        """Move all members."""
-        self.steps += 1
-        groups = [list(group.values()) for group in (params, grads, self.mean, self.square)]
-        distinct = torch.unique(rates)
-        if len(distinct) == 1:
-            self.kernel(groups, float(distinct[0]), self.steps)
-            return
-        for rate in distinct:
-            members = torch.nonzero(rates == rate).flatten().tolist()
-            self.kernel([[tensor[k] for tensor in group for k in members] for group in groups], float(rate), self.steps)
-
-    def of_member(self, k: int) -> tuple[list[Tensor], list[Tensor]]:
-        """The moments of member k, as views."""
-        return [tensor[k] for tensor in self.mean.values()], [tensor[k] for tensor in self.square.values()]
-
-    def kernel(self, tensors: list[list[Tensor]], rate: float, steps: int) -> None:
-        """Step number `steps`, from 1, of one learning rate: parameters, gradients and both moments."""
-        params, grads, mean, square = tensors
-        step = torch.tensor(float(steps), device=params[0].device)
-        torch._fused_adam_(
-            params, grads, mean, square, [], [step] * len(params),
-            lr=rate, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
-        )  # fmt: skip
-
-    def keep(self, members: Int64[Tensor, " kept"]) -> None:
-        self.mean = {name: m[members] for name, m in self.mean.items()}
-        self.square = {name: s[members] for name, s in self.square.items()}
+_DRAWN = 4  # steps whose rows are gathered and whose dropout masks are drawn in one go, for a member by itself
+_EVALUATED_BYTES = {"cpu": 2**26, "cuda": 2**30}  # of inputs and hidden units that are evaluated in one go
 
 
 class Stack:
-    """The members still at work: stacked parameters, optimiser, schedules and best weights."""
+    """The members still at work: stacked parameters, optimiser, schedules and best weights.
 
-    def __init__(self, models: list[Classifier], units: list[int], device: torch.device) -> None:
-        networks = [model.network.to(device) for model in models]
+    A member by itself on a CPU, if its network is dense, goes through its steps without the leading axis: its
+    products take the fastest way there is, and its weights stay in the processor's cache.
+
+    Args:
+        models: the classifiers, of one architecture.
+        members: what each of them reads and learns; feature sets of one length.
+        problem: features, labels and rows, on the device to train on.
+    """
+
+    def __init__(self, models: list[Classifier], members: list[Member], problem: Problem) -> None:
+        self.problem, self.device = problem, problem.inputs.device
+        networks = [model.network.to(self.device) for model in models]
         first = models[0]
         self.network: nn.Module = networks[0]
         stacked, self.buffers = stack_module_state(networks)
         self.params = {name: p.detach() for name, p in stacked.items()}
         self.best = {name: p.clone() for name, p in self.params.items()}
-        self._dense = DenseNetwork.of(self.network)
-        self.seeds = torch.tensor([model.seed for model in models], dtype=torch.int64, device=device)
-        self.units = torch.tensor(units, dtype=torch.int64, device=device)
-        self.adam = _Adam(self.params)
+        self.batch_size, self.max_epochs = first.batch_size, first.max_epochs
         rates = torch.full((len(models),), first.learning_rate, dtype=torch.float64)
         self.schedule = Schedule(rates, first.plateau_factor, first.plateau_patience, first.patience)
+        self.adam = Adam(self.params, rates)
+        self._dense = DenseNetwork.of(self.network)
+        self._alone = self._dense is not None and len(models) == 1 and self.device.type == "cpu"
         self._dropouts = [name for name, m in self.network.named_modules() if isinstance(m, SeededDropout)]
+        self._onehot = F.one_hot(torch.arange(problem.n_classes, device=self.device)).to(problem.inputs.dtype)
+        self._take(members)
 
-    @torch.no_grad()
-    def logits(self, inputs: Inputs, rows: Int64[Tensor, " n"]) -> Float[Tensor, "members n classes"]:
-        """What every member says of the same rows, in evaluation."""
-        if self._dense is not None and rows.device.type == "cpu":
-            units = {int(unit): inputs(unit[None], rows[None])[0] for unit in torch.unique(self.units)}
-            own = [units[int(unit)] for unit in self.units]
-            return torch.stack([self._dense.logits(self._of_member(k), x) for k, x in enumerate(own)])
-        x = inputs(self.units, rows.expand(len(self.seeds), -1))
-        if self._dense is not None:
-            return self._dense.logits(self.params, x)
-        self.network.eval()
-        return self._general(self.params, x)
-
-    @torch.no_grad()
-    def epoch(
-        self, inputs: Inputs, labels: Int64[Tensor, " rows"], rows: Int64[Tensor, "members n"], batch_size: int
-    ) -> Float[Tensor, " members"]:
-        """Adam steps of every member over its own `rows` of the adapters, in their order; the mean losses."""
-        if self._dense is not None and rows.device.type == "cpu":
-            losses = [self._epoch_of(self._dense, k, inputs, labels, rows[k], batch_size) for k in range(len(rows))]
-            self.adam.steps += -(-rows.shape[1] // batch_size)
-            return torch.stack(losses) / rows.shape[1]
-        total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        for batch in torch.split(rows, batch_size, 1):
-            total += self._step(inputs(self.units, batch), labels[batch]) * batch.shape[1]
-        return total / rows.shape[1]
-
-    def _step(self, x: Float[Tensor, "members n f"], y: Int64[Tensor, "members n"]) -> Float[Tensor, " members"]:
-        """One Adam step of all members; the losses before it."""
-        if self._dense is None:
-            losses, grads = self._autograd(x, y)
+    def _take(self, members: list[Member]) -> None:
+        self.members = members
+        self._seeds = torch.tensor([m.seed for m in members], dtype=torch.int64, device=self.device)
+        if self._alone:
+            self._x, self._y = self.problem.features(members[0].features), self.problem.labels[members[0].labels]
         else:
-            masks = self._dense.masks(self.params, x.shape[1], self.seeds, [self.adam.steps])
-            losses, grads = self._dense.gradients(self.params, x, y, [None if m is None else m[0] for m in masks])
-        self.adam.step(self.params, grads, self.schedule.rates)
-        return losses
+            self._index = self.problem.index([m.features for m in members])
+            self._labels = torch.tensor([m.labels for m in members], dtype=torch.int64, device=self.device)
 
-    def _epoch_of(
-        self,
-        dense: DenseNetwork,
-        k: int,
-        inputs: Inputs,
-        labels: Int64[Tensor, " rows"],
-        rows: Int64[Tensor, " n"],
-        batch_size: int,
-    ) -> Float64[Tensor, ""]:
-        """All steps of one member, one after another: its weights and moments stay in the processor's cache."""
-        params, moments, rate = self._of_member(k), self.adam.of_member(k), float(self.schedule.rates[k])
-        total, step = torch.zeros((), dtype=torch.float64), self.adam.steps
-        whole = len(rows) // batch_size * batch_size
-        for block in (*torch.split(rows[:whole], batch_size * _DRAWN), rows[whole:]):
-            size = min(batch_size, len(block))
-            if not size:
-                continue
-            x, y = inputs(self.units[k : k + 1], block[None])[0], labels[block]
-            drawn = dense.masks(params, size, self.seeds[k : k + 1], range(step, step + len(block) // size))
-            for number, (x_batch, y_batch) in enumerate(zip(torch.split(x, size), torch.split(y, size), strict=True)):
-                masks = [None if mask is None else mask[number, 0] for mask in drawn]
-                loss, grads = dense.gradients(params, x_batch, y_batch, masks)
-                step += 1
-                self.adam.kernel([list(params.values()), list(grads.values()), *moments], rate, step)
-                total += loss * size
-        return total
+    @torch.no_grad()
+    def epoch(self, number: int) -> Float[Tensor, " members"]:
+        """Adam steps of every member over its own order of the training rows; the mean losses."""
+        train = self.problem.train
+        orders = torch.stack([epoch_order(m.seed, number, len(train)) for m in self.members]).to(self.device)
+        rows = train[orders]
+        self.adam.set_rates(self.schedule.rates)
+        first = self.adam.steps
+        steps = range(first, first + -(-rows.shape[1] // self.batch_size))
+        keys = dropout_keys(self._seeds, steps, range(max(len(self._dropouts), 1)))
+        if self._dense is not None and self._alone:
+            return self._epoch_alone(self._dense, rows[0], keys)
+        found = []
+        for batch, key in zip(torch.split(rows, self.batch_size, 1), keys, strict=True):
+            x, y = self.problem.gather(self._index, batch), self._classes(batch)
+            dense = self._dense
+            logits, grads = self._autograd(x, y, key) if dense is None else self._closed_form(dense, x, y, key)
+            self.adam.step(self.params, grads)
+            found.append(logits)
+        return cross_entropy(torch.cat(found, 1), self._classes(rows))
 
-    def _of_member(self, k: int) -> dict[str, Tensor]:
-        return {name: p[k] for name, p in self.params.items()}
+    def _classes(self, rows: Int64[Tensor, "members n"]) -> Int64[Tensor, "members n"]:
+        return self.problem.labels[self._labels[:, None], rows]
+
+    def _closed_form(
+        self, dense: DenseNetwork, x: Float[Tensor, "members n f"], y: Int64[Tensor, "members n"], keys: Tensor
+    ) -> tuple[Float[Tensor, "members n classes"], dict[str, Tensor]]:
+        masks = [None if mask is None else mask[0] for mask in dense.masks(self.params, x.shape[1], keys[None])]
+        return dense.gradients(self.params, x, self._onehot[y].div_(-x.shape[1]), masks)
+
+    def _epoch_alone(self, dense: DenseNetwork, rows: Int64[Tensor, " n"], keys: Tensor) -> Float[Tensor, " members"]:
+        """All steps of one member."""
+        params = {name: p[0] for name, p in self.params.items()}
+        moments = [[m[0] for m in group.values()] for group in (self.adam.mean, self.adam.square)]
+        weights, rate, size = list(params.values()), float(self.schedule.rates[0]), self.batch_size
+        found, y = [], self._y[rows]
+        for block in range(0, len(rows), size * _DRAWN):
+            part = slice(block, min(block + size * _DRAWN, len(rows)))
+            x, target = self._x[rows[part]], self._onehot[y[part]]
+            masks = dense.masks(params, size, keys[block // size : -(-part.stop // size)])
+            for number, (x_batch, to) in enumerate(zip(torch.split(x, size), torch.split(target, size), strict=True)):
+                n = len(x_batch)
+                drawn = [None if mask is None else mask[number, 0, :n] for mask in masks]
+                logits, grads = dense.gradients(params, x_batch, to.div_(-n), drawn)
+                self.adam.steps += 1
+                step = torch.tensor(float(self.adam.steps))
+                self.adam.of_one(weights, list(grads.values()), moments[0], moments[1], rate, step)
+                found.append(logits)
+        return F.cross_entropy(torch.cat(found), y)[None]
 
     def _autograd(
-        self, x: Float[Tensor, "members n f"], y: Int64[Tensor, "members n"]
-    ) -> tuple[Float[Tensor, " members"], dict[str, Tensor]]:
-        """Losses and gradients of any network, by one batched call of it."""
+        self, x: Float[Tensor, "members n f"], y: Int64[Tensor, "members n"], keys: Tensor
+    ) -> tuple[Float[Tensor, "members n classes"], dict[str, Tensor]]:
+        """Logits and gradients of any network, by one batched call of it."""
         self.network.train()
-        keys = dropout_keys(self.seeds, [self.adam.steps], range(len(self._dropouts)))[0]
-        self.buffers |= {f"{name}.key": key for name, key in zip(self._dropouts, keys, strict=True)}
+        self.buffers |= {f"{name}.key": key for name, key in zip(self._dropouts, keys, strict=False)}
         leaves = {name: p.detach().requires_grad_() for name, p in self.params.items()}
         with torch.enable_grad():
-            losses = cross_entropy(self._general(leaves, x), y)
-            found = torch.autograd.grad(losses.sum(), list(leaves.values()))
+            logits = self._general(leaves, self.buffers, x)
+            grads = torch.autograd.grad(cross_entropy(logits, y).sum(), list(leaves.values()))
         # Adam's fused kernel walks memory, not strides.
-        return losses.detach(), {name: grad.contiguous() for name, grad in zip(leaves, found, strict=True)}
+        return logits.detach(), {name: grad.contiguous() for name, grad in zip(leaves, grads, strict=True)}
 
     def _general(
-        self, params: dict[str, Tensor], x: Float[Tensor, "members n f"]
+        self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Float[Tensor, "members n f"]
     ) -> Float[Tensor, "members n classes"]:
         def one(p: dict[str, Tensor], b: dict[str, Tensor], x_: Tensor) -> Any:
             return functional_call(self.network, (p, b), (x_,))
 
-        found: Tensor = vmap(one, randomness="different")(params, self.buffers, x)
+        found: Tensor = vmap(one, randomness="different")(params, buffers, x)
         return found
+
+    def validate(self) -> tuple[Float[Tensor, " members"], Float[Tensor, " members"]]:
+        """Cross-entropy and accuracy of every member on the validation rows."""
+        rows = self.problem.val
+        logits = self._logits(self.params, torch.arange(len(self.members), device=self.device), rows)
+        y = self._y[rows][None] if self._alone else self._classes(rows.expand(len(self.members), -1))
+        return cross_entropy(logits, y), (logits.argmax(-1) == y).double().mean(1)
+
+    @torch.no_grad()
+    def _logits(
+        self, params: dict[str, Tensor], which: Int64[Tensor, " some"], rows: Int64[Tensor, " n"]
+    ) -> Float[Tensor, "some n classes"]:
+        """What the members `which` say of the same rows under `params` [some, ...], in evaluation."""
+        if self._alone and self._dense is not None:
+            return self._dense.logits({name: p[0] for name, p in params.items()}, self._x[rows])[None]
+        index = self._index if isinstance(self._index, slice) else self._index[which]
+        buffers = {name: b[which] for name, b in self.buffers.items()}
+        widest = max(self.problem.width(self.members[0].features), *(p.shape[1] for p in params.values()))
+        at_once = max(1, _EVALUATED_BYTES[self.device.type] // (16 * widest * len(which)))
+        self.network.eval()
+        found = []
+        for part in torch.split(rows, at_once):
+            x = self.problem.gather(index, part.expand(len(which), -1))
+            dense = self._dense
+            found.append(self._general(params, buffers, x) if dense is None else dense.logits(params, x))
+        return torch.cat(found, 1)
+
+    def finished(self, which: Int64[Tensor, " some"]) -> list[tuple[dict[str, Tensor], Float[Tensor, "n classes"]]]:
+        """Best weights, as a state dict of the network, and the logits of all adapters under them.
+
+        The weights are views of the stack's.
+        """
+        rows = which.to(self.device)
+        params = {name: p[rows] for name, p in self.best.items()}
+        everyone = torch.arange(len(self.problem.inputs), device=self.device)
+        logits = self._logits(params, rows, everyone).cpu()
+        kept = self.network.state_dict().keys()  # without what is not persistent
+        buffers = {name: b[rows] for name, b in self.buffers.items() if name in kept}
+        return [({name: p[i] for name, p in {**params, **buffers}.items()}, logits[i]) for i in range(len(rows))]
 
     def remember(self, improved: Bool[Tensor, " members"]) -> None:
         """Copy the weights of the members that improved."""
-        rows = torch.nonzero(improved).flatten().to(self.seeds.device)
-        for name, p in self.params.items():
-            self.best[name][rows] = p[rows]
+        rows = torch.nonzero(improved).flatten().to(self.device)
+        if len(rows) == len(self.members):
+            for name, p in self.params.items():
+                self.best[name].copy_(p)
+        elif len(rows):
+            for name, p in self.params.items():
+                self.best[name][rows] = p[rows]
 
-    def keep(self, members: Int64[Tensor, " kept"]) -> None:
+    def keep(self, left: Int64[Tensor, " kept"]) -> None:
         """Drop all members but these."""
-        rows = members.to(self.seeds.device)
-        self.params = {name: p[rows] for name, p in self.params.items()}
-        self.buffers = {name: b[rows] for name, b in self.buffers.items()}
-        self.best = {name: p[rows] for name, p in self.best.items()}
+        rows = left.to(self.device)
+        for group in (self.params, self.buffers, self.best):
+            for name in group:  # one tensor at a time: the old one goes before the next is made
+                group[name] = group[name][rows]
         self.adam.keep(rows)
-        self.schedule.keep(members)
-        self.seeds, self.units = self.seeds[rows], self.units[rows]
+        self.schedule.keep(left)
+        self._take([self.members[k] for k in left.tolist()])
 
 
 def cross_entropy(

@@ -1,0 +1,106 @@
+"""Which layers the classifier of all layers looks at: integrated gradients."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from lorabench.ablation.redundancy import agreement
+from lorabench.ablation.study import Findings, Study
+from lorabench.classifiers import ClassifierFactory, Fitted, Problem
+from lorabench.errors import LorabenchError
+from lorabench.evaluation import Probe
+
+__all__ = ["Attribution", "integrated_gradients"]
+
+
+def integrated_gradients(
+    network: nn.Module, x: Float[Tensor, "n f"], classes: Int64[Tensor, " n"], steps: int
+) -> Float[Tensor, "n f"]:
+    """xᵢ · ∫₀¹ ∂F_c(a·x)/∂xᵢ da from the zero vector, by the midpoint rule (Sundararajan, Taly & Yan 2017).
+
+    Their sum over i is F_c(x) - F_c(0), up to the rule's error. Features are standardised, so zero is the average
+    training adapter.
+
+    Args:
+        network: logits of a batch, in evaluation.
+        x: inputs.
+        classes: the class c whose logit F is explained, for every row.
+        steps: of the rule.
+    """
+    total = torch.zeros_like(x)
+    for step in range(steps):
+        point = (x * ((step + 0.5) / steps)).requires_grad_()
+        with torch.enable_grad():
+            picked = network(point).gather(1, classes[:, None]).sum()
+        total += torch.autograd.grad(picked, point)[0]
+    return x * total / steps
+
+
+@dataclass
+class Attribution:
+    """Shares of a representation's layers in the logit of the true class, beside the accuracy of each alone.
+
+    A layer's share is |Σ attributions of its features|, averaged over the validation adapters, and divided by the
+    sum over all layers.
+
+    Args:
+        baseline: name of the representation that ranks the layers alone.
+        rank_on: val, or test for the published protocol.
+        steps: of the integral.
+        name: what results call the phase.
+    """
+
+    baseline: str
+    rank_on: str
+    steps: int
+    name: str = "attribution"
+
+    def run(self, study: Study) -> Findings:
+        """One row for all layers, and a share a unit."""
+        if self.steps < 1:
+            raise LorabenchError(f"ablation.steps={self.steps}: a whole number from 1 is needed")
+        name, representation = study.one(self.name)
+        ranking = study.rank(self.rank_on)
+        factory = study.evaluator.factory
+
+        def measure(fitted: Fitted, problem: Problem, widths: Mapping[str, int]) -> dict[str, float]:
+            return _shares(fitted, problem, widths, factory, self.steps)
+
+        probe = Probe(f"integrated gradients, {self.steps} steps", measure)
+        found = study.evaluate(name, representation, [study.all_layers()], probe)
+        alone = {row.layer: row.test_accuracy for row in ranking.rows}
+        known = [shares for shares in found[0].probes if shares]
+        rows: list[dict[str, Any]] = []
+        for unit in found[0].units:
+            shares = [one[unit] for one in known]
+            std = float(np.std(shares, ddof=1)) if len(shares) > 1 else float("nan")
+            # A unit of another kind than the baseline's (a module beside layers) has no accuracy alone.
+            rows.append({"layer": unit, "share": float(np.mean(shares)), "std": std, "accuracy": alone.get(unit)})
+        pairs = [(row["share"], row["accuracy"]) for row in rows if row["accuracy"] is not None]
+        tau = agreement([p[0] for p in pairs], [p[1] for p in pairs]) if pairs else None
+        data = {
+            "name": self.name,
+            **ranking.as_data(),
+            "attribution": {"representation": name, "rows": rows, "kendall_tau": tau},
+        }
+        return Findings(study.runs(found), [study.row(found, representation, "none")], data)
+
+
+def _shares(
+    fitted: Fitted, problem: Problem, widths: Mapping[str, int], factory: ClassifierFactory, steps: int
+) -> dict[str, float]:
+    member = fitted.member
+    x = problem.features(member.features)[problem.val]
+    classes = problem.labels[member.labels, problem.val]
+    model = factory(in_features=x.shape[1], n_classes=problem.n_classes, seed=member.seed)
+    model.network.load_state_dict(fitted.state)
+    network = model.network.to(x).eval().requires_grad_(False)
+    found = integrated_gradients(network, x, classes, steps)
+    parts = torch.stack([part.sum(1).abs().mean() for part in torch.split(found, list(widths.values()), 1)])
+    shares = (parts / parts.sum()).tolist()
+    return dict(zip(widths, shares, strict=True))

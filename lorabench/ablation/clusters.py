@@ -1,0 +1,96 @@
+"""Which layers say the same: hierarchical clustering of what each alone predicts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from lorabench.ablation.study import Findings, Ranking, Study
+from lorabench.errors import LorabenchError
+from lorabench.evaluation import Evaluation
+
+__all__ = ["Clusters", "disagreement"]
+
+
+def disagreement(predicted: Sequence[np.ndarray], n_classes: int) -> Float64[np.ndarray, "layers layers"]:
+    """How often two layers name different classes, over adapters and pairs of different seeds, [L, L].
+
+    Entry (i, j) is the share of (adapter, seed of i, other seed of j) whose predictions differ; the diagonal is how
+    often two seeds of one layer differ, which no other layer can be expected to fall below. With one seed the pairs
+    are of that seed with itself and the diagonal is zero.
+
+    Args:
+        predicted: classes that the members of each layer predict, L times [seeds, adapters].
+        n_classes: number of classes.
+    """
+    onehot = np.eye(n_classes, dtype=np.float32)
+    votes = np.stack([onehot[one] for one in predicted])  # layers, seeds, adapters, classes
+    layers, seeds, adapters, _ = votes.shape
+    total = votes.sum(1).reshape(layers, -1)
+    same = (total @ total.T).astype(np.float64)
+    pairs = seeds * seeds
+    if seeds > 1:
+        flat = votes.reshape(layers, seeds, -1)
+        same -= np.einsum("isx,jsx->ij", flat, flat, optimize=True)
+        pairs -= seeds
+    return np.asarray(1 - same / (pairs * adapters))
+
+
+@dataclass
+class Clusters:
+    """Average-linkage clustering (UPGMA; scipy) of the layers by how often their predictions differ.
+
+    Validation and test adapters are looked at, their labels are not.
+
+    Args:
+        baseline: name of the representation that reads the layers.
+        rank_on: val, or test for the published protocol.
+        threshold: clusters are cut at this disagreement; null: what two seeds of one layer have on average, so that
+            a cluster's layers differ no more than a layer differs from itself.
+        name: what results call the phase.
+    """
+
+    baseline: str
+    rank_on: str
+    threshold: float | int | None
+    name: str = "clusters"
+
+    def run(self, study: Study) -> Findings:
+        """One row for all layers, and the tree."""
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise LorabenchError(f"ablation.threshold={self.threshold}: a share from 0 to 1 is needed, or null")
+        ranking = study.rank(self.rank_on)
+        if len(ranking.rows) < 2:
+            raise LorabenchError(f"ablation={self.name} needs at least two layers, and {study.zoo.name} has one")
+        name, make = study.baseline
+        representation = make()
+        everything = study.evaluate(name, representation, [study.all_layers()])
+        data = {"name": self.name, **ranking.as_data(), "clusters": self._tree(ranking, study.evaluator.n_classes)}
+        return Findings(study.runs(everything), [study.row(everything, representation, "none")], data)
+
+    def _tree(self, ranking: Ranking, n_classes: int) -> dict[str, Any]:
+        from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
+        from scipy.spatial.distance import squareform
+
+        distance = disagreement([_said(one) for one in ranking.evaluations], n_classes)
+        own = float(distance.diagonal().mean())
+        threshold = own if self.threshold is None else float(self.threshold)
+        np.fill_diagonal(distance, 0.0)
+        tree = linkage(squareform(distance, checks=False), "average")
+        return {
+            "layers": [one.arm.name for one in ranking.evaluations],
+            "order": leaves_list(tree).tolist(),
+            "linkage": tree.tolist(),
+            "cluster": fcluster(tree, threshold, "distance").tolist(),
+            "distance": distance.tolist(),
+            "threshold": threshold,
+            "between_seeds": own,
+        }
+
+
+def _said(one: Evaluation) -> np.ndarray:
+    """Predictions of the members that trained, [seeds, val + test]."""
+    good = [seed for seed, run in enumerate(one.runs) if run.error is None]
+    return np.concatenate([one.val[good], one.test[good]], 1)

@@ -1,0 +1,122 @@
+"""The order of the layers by what each alone predicts, and how far that order can be trusted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Integer
+
+from lorabench.ablation.statistics import interval, kendall_tau, replicates
+from lorabench.errors import LorabenchError
+
+__all__ = ["Ranked", "rank_layers", "stability"]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A layer's place in the ranking. Accuracies are fractions.
+
+    Attributes:
+        layer: its name.
+        rank: from 1, the best.
+        accuracy: mean over seeds on the split that ranks.
+        low, high: its 95 % interval over seeds and groups of adapters; NaN for one seed and one group.
+        std: sample standard deviation over seeds on that split; NaN for one seed.
+        val_accuracy, test_accuracy: mean over seeds on the two splits.
+        per_seed: accuracy of each seed on the split that ranks.
+        tied_to: the last rank that the layer cannot be told from; its own where it is told from the next one.
+    """
+
+    layer: str
+    rank: int
+    accuracy: float
+    low: float
+    high: float
+    std: float
+    val_accuracy: float
+    test_accuracy: float
+    per_seed: list[float]
+    tied_to: int
+
+
+def rank_layers(
+    layers: Sequence[str],
+    val_correct: Bool[np.ndarray, "layers seeds val"] | Float[np.ndarray, "layers seeds val"],
+    test_correct: Bool[np.ndarray, "_layers _seeds test"] | Float[np.ndarray, "_layers _seeds test"],
+    rank_on: str,
+    val_groups: Integer[np.ndarray, " val"] | None = None,
+    test_groups: Integer[np.ndarray, " test"] | None = None,
+    draws: int = 2000,
+) -> list[Ranked]:
+    """The layers, best first by mean accuracy over seeds; equal ones keep the order of `layers`.
+
+    `tied_to` walks down from a layer's own rank and stops before the first layer whose paired difference to it has a
+    95 % interval without zero. Each comparison stands for itself: no correction is made for their number. Intervals
+    are those of `lorabench.ablation.statistics.replicates`.
+
+    Args:
+        layers: their names, in the zoo's order.
+        val_correct: 1 where a layer's member predicts a validation adapter right, [layers, seeds, val].
+        test_correct: the same of the test adapters, [layers, seeds, test].
+        rank_on: "val", or "test" for the published protocol, which picks layers on the split that it reports.
+        val_groups: code of the group of each validation adapter, [val]; None: each is its own.
+        test_groups: the same of the test adapters, [test].
+        draws: number of resamples.
+
+    Raises:
+        LorabenchError: `rank_on` is neither.
+        ValueError: names and tables that do not match, or a table without rows.
+    """
+    if rank_on not in ("val", "test"):
+        raise LorabenchError(f"ablation.rank_on={rank_on}: allowed are val and test")
+    val, test = val_correct.shape, test_correct.shape
+    if val[:2] != test[:2] or len(layers) != val[0] or 0 in val + test:
+        raise ValueError(
+            f"{len(layers)} layers; val_correct is {val}, test_correct {test}: both are [layers, seeds, n]"
+        )
+    correct, groups = (val_correct, val_groups) if rank_on == "val" else (test_correct, test_groups)
+    values = replicates(correct, groups, draws)
+    low, high = interval(values)
+    # over seeds and adapters at once: layers with as many right answers tie exactly, however seeds share them
+    val_accuracy, test_accuracy = val_correct.mean((1, 2)), test_correct.mean((1, 2))
+    accuracy = val_accuracy if rank_on == "val" else test_accuracy
+    per_seed = correct.mean(2)
+    std = per_seed.std(1, ddof=1) if per_seed.shape[1] > 1 else np.full(len(layers), np.nan)
+    order = np.argsort(-accuracy, kind="stable")
+    return [
+        Ranked(
+            layer=layers[i], rank=rank, accuracy=float(accuracy[i]), low=float(low[i]), high=float(high[i]),
+            std=float(std[i]), val_accuracy=float(val_accuracy[i]), test_accuracy=float(test_accuracy[i]),
+            per_seed=per_seed[i].tolist(), tied_to=tied_to,
+        )
+        for rank, (i, tied_to) in enumerate(zip(order, _tied_to(values[:, order]), strict=True), start=1)
+    ]  # fmt: skip
+
+
+def stability(ranking: Sequence[Ranked]) -> dict[str, float | int | None]:
+    """How far the seeds agree on the order: mean and lowest Kendall's τ-b over the pairs of seeds.
+
+    Both are None where no pair has one: a single seed or layer, or seeds that rate all layers the same. A pair
+    with such a seed counts in neither.
+
+    Returns:
+        "kendall_tau", "lowest" and "seeds", the number of seeds.
+    """
+    scores = np.array([row.per_seed for row in ranking]).T
+    pairs = kendall_tau(scores)[np.triu_indices(len(scores), 1)]
+    defined = pairs[~np.isnan(pairs)]
+    return {
+        "kendall_tau": float(defined.mean()) if defined.size else None,
+        "lowest": float(defined.min()) if defined.size else None,
+        "seeds": len(scores),
+    }
+
+
+def _tied_to(values: Float64[np.ndarray, "draws ranks"]) -> list[int]:
+    """For every rank, from 1, the last one before the first that its replicates are told from."""
+    found = []
+    for rank in range(1, values.shape[1] + 1):
+        low, high = interval(values[:, rank - 1 : rank] - values[:, rank:])
+        told = (low > 0) | (high < 0)
+        found.append(rank + int(told.argmax() if told.any() else told.size))
+    return found

@@ -1,0 +1,245 @@
+"""What all ablation phases share: evaluations, the ranking of layers, rows of the table, paired differences."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+
+from lorabench.ablation.ranking import Ranked, rank_layers, stability
+from lorabench.ablation.statistics import interval, paired_difference, replicates
+from lorabench.errors import LorabenchError
+from lorabench.evaluation import Arm, Evaluation, Evaluator, Probe
+from lorabench.representations import Representation
+from lorabench.results import Run, Summary, summarise
+from lorabench.zoo import Zoo
+
+__all__ = ["Ablation", "Findings", "Ranking", "Study", "good_seeds", "measured"]
+
+CANNOT_GO_ON = (LorabenchError, MemoryError, torch.OutOfMemoryError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+"""What makes one representation fail and lets the others go on."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an ablation phase found.
+
+    Attributes:
+        runs: of the members that read several layers.
+        summary: a row a representation and set of arms.
+        ablation: everything else, as plain data (docs/ablation.md).
+    """
+
+    runs: list[Run]
+    summary: list[Summary]
+    ablation: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The layers (or modules, for a baseline of modules) by what each alone predicts.
+
+    Attributes:
+        baseline: name of the representation.
+        rank_on: the split whose accuracy ranks: val, or test for the published protocol.
+        rows: best first.
+        layers: those of every unit.
+        evaluations: one a unit, in the zoo's order.
+        dropped: seeds left out because a member of theirs failed, and why.
+    """
+
+    baseline: str
+    rank_on: str
+    rows: list[Ranked]
+    layers: dict[str, tuple[str, ...]]
+    evaluations: list[Evaluation]
+    dropped: list[str]
+
+    @property
+    def units(self) -> list[str]:
+        """Names of the units, best first."""
+        return [row.layer for row in self.rows]
+
+    def layers_of(self, units: Sequence[str]) -> set[str]:
+        """All layers of some units."""
+        return {layer for unit in units for layer in self.layers[unit]}
+
+    def as_data(self) -> dict[str, Any]:
+        """For results.json."""
+        return {
+            "baseline": self.baseline,
+            "rank_on": self.rank_on,
+            "ranking": [asdict(row) for row in self.rows],
+            "stability": stability(self.rows),
+            "dropped_seeds": self.dropped,
+        }
+
+
+@dataclass
+class Study:
+    """One zoo, the representations that were chosen, and the one that ranks layers.
+
+    Attributes:
+        evaluator: trains and tests.
+        classifier: its name, for the table.
+        classes: names of the classes.
+        chosen: makes the representations that are compared, by name.
+        baseline: name of the representation that ranks, and what makes it.
+    """
+
+    evaluator: Evaluator
+    classifier: str
+    classes: tuple[str, ...]
+    chosen: Mapping[str, Callable[[], Representation]]
+    baseline: tuple[str, Callable[[], Representation]]
+
+    @property
+    def zoo(self) -> Zoo:
+        """The zoo with all its layers."""
+        return self.evaluator.zoo
+
+    @property
+    def val_groups(self) -> Int64[np.ndarray, " val"] | None:
+        """Groups of the validation adapters."""
+        found = self.zoo.labels.group
+        return None if found is None else found[self.evaluator.split.val]
+
+    @property
+    def test_groups(self) -> Int64[np.ndarray, " test"] | None:
+        """Groups of the test adapters."""
+        found = self.zoo.labels.group
+        return None if found is None else found[self.evaluator.split.test]
+
+    def one(self, phase: str) -> tuple[str, Representation]:
+        """The one representation of a phase that looks at one.
+
+        Raises:
+            LorabenchError: several were chosen.
+        """
+        if len(self.chosen) > 1:
+            raise LorabenchError(
+                f"ablation={phase} looks at one representation, and representations names {', '.join(self.chosen)}: "
+                "leave representations out and give representation=NAME"
+            )
+        name, make = next(iter(self.chosen.items()))
+        return name, make()
+
+    def without(self, layers: set[str], name: str) -> Arm:
+        """The arm in which these layers are taken away."""
+        return Arm(name, tuple(layer for layer in self.zoo.layers if layer not in layers))
+
+    def only(self, layers: set[str], name: str) -> Arm:
+        """The arm in which these layers alone stand."""
+        return Arm(name, tuple(layer for layer in self.zoo.layers if layer in layers))
+
+    def all_layers(self) -> Arm:
+        """The arm in which nothing is taken away."""
+        return Arm("none", self.evaluator.everything)
+
+    def evaluate(
+        self, name: str, representation: Representation, arms: Sequence[Arm], probe: Probe | None = None
+    ) -> list[Evaluation]:
+        """`Evaluator.evaluate`; where several representations are compared, one that fails is told so in its rows."""
+        try:
+            return self.evaluator.evaluate(name, representation, arms, probe)
+        except CANNOT_GO_ON as error:
+            if len(self.chosen) == 1:
+                raise
+            return [Evaluation(name, arm, error=str(error)) for arm in arms]
+
+    def rank(self, rank_on: str) -> Ranking:
+        """Every unit of the baseline representation alone.
+
+        Raises:
+            LorabenchError: the baseline describes whole adapters, or no seed has trained on every unit.
+        """
+        name, make = self.baseline
+        representation = make()
+        if rank_on not in ("val", "test"):
+            raise LorabenchError(f"ablation.rank_on={rank_on}: allowed are val and test")
+        if representation.unit == "all":
+            raise LorabenchError(
+                f"ablation.baseline={name} describes whole adapters: take a representation of layers or modules, "
+                "such as stats"
+            )
+        layers = {unit: representation.layers_of(self.zoo, unit) for unit in representation.units(self.zoo)}
+        arms = [Arm(unit, tuple(sorted(own, key=self.evaluator.everything.index))) for unit, own in layers.items()]
+        found = self.evaluator.evaluate(name, representation, arms)
+        good, dropped = good_seeds(found)
+        val = np.stack([one.val_correct[good] for one in found])
+        test = np.stack([one.test_correct[good] for one in found])
+        rows = rank_layers(list(layers), val, test, rank_on, self.val_groups, self.test_groups)
+        return Ranking(name, rank_on, rows, layers, found, dropped)
+
+    def row(self, evaluations: Sequence[Evaluation], representation: Representation, ablation: str) -> Summary:
+        """The row of one representation under arms that differ by the draw alone."""
+        first = evaluations[0]
+        runs = self.runs(evaluations)
+        row = summarise(runs, self.classifier, len(first.units), first.features, representation.gauge_invariant)
+        return replace(row, ablation=ablation)
+
+    def runs(self, evaluations: Sequence[Evaluation]) -> list[Run]:
+        """The runs of some arms; an arm without any is one run that says why."""
+        return [
+            run
+            for one in evaluations
+            for run in one.runs or (Run(one.representation, one.arm.name, self.evaluator.seeds[0], error=one.error),)
+        ]
+
+    def difference(self, first: Sequence[Evaluation], second: Sequence[Evaluation]) -> dict[str, float] | None:
+        """Test accuracy of `first` minus that of `second`, paired by seed and adapter; draws are averaged first.
+
+        None where no seed has trained on both.
+        """
+        if not all(one.runs for one in (*first, *second)):
+            return None
+        good, _ = good_seeds([*first, *second], refuse=False)
+        if not good:
+            return None
+        ours, theirs = (np.mean([one.test_correct[good] for one in side], 0) for side in (first, second))
+        return asdict(paired_difference(ours, theirs, self.test_groups))
+
+
+def measured(evaluations: Sequence[Evaluation], study: Study) -> list[dict[str, float] | None]:
+    """Test accuracy of every arm: mean, std, n over seeds, and its 95 % interval; None where no member has trained."""
+    found: list[dict[str, float] | None] = []
+    for one in evaluations:
+        good = [seed for seed, run in enumerate(one.runs) if run.error is None]
+        if not good:
+            found.append(None)
+            continue
+        correct = one.test_correct[good]
+        per_seed: Float64[np.ndarray, " seeds"] = correct.mean(1)
+        low, high = interval(replicates(correct[None], study.test_groups))
+        std = float(per_seed.std(ddof=1)) if len(good) > 1 else float("nan")
+        found.append(
+            {"mean": float(correct.mean()), "std": std, "n": len(good), "low": float(low[0]), "high": float(high[0])}
+        )
+    return found
+
+
+def good_seeds(evaluations: Sequence[Evaluation], refuse: bool = True) -> tuple[list[int], list[str]]:
+    """Numbers of the seeds that trained in every arm, and why the others are left out: pairs must be whole."""
+    errors: dict[int, str] = {}
+    for one in evaluations:
+        for number, run in enumerate(one.runs):
+            if run.error is not None:
+                errors.setdefault(number, f"{one.arm.name}: {run.error}")
+    good = [number for number in range(len(evaluations[0].runs)) if number not in errors]
+    if not good and refuse:
+        raise LorabenchError(f"no seed has trained on every layer. {next(iter(errors.values()))}")
+    return good, list(errors.values())
+
+
+@runtime_checkable
+class Ablation(Protocol):
+    """A phase: what is taken away, and what is asked of what is left."""
+
+    name: str
+    baseline: str
+
+    def run(self, study: Study) -> Findings:
+        """Ask."""
+        ...

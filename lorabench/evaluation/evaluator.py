@@ -1,0 +1,243 @@
+"""Evaluates representations in arms: features, members, outcomes."""
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from lorabench.classifiers import ClassifierFactory, Columns, Problem
+from lorabench.data import side_by_side
+from lorabench.engines import Engine
+from lorabench.errors import LorabenchError
+from lorabench.evaluation.arm import Arm, Evaluation, Probe
+from lorabench.evaluation.clock import Clock
+from lorabench.evaluation.journal import Journal, digest, source_code
+from lorabench.evaluation.members import Record, Trained, train
+from lorabench.memory import free_memory
+from lorabench.progress import bar
+from lorabench.representations import Representation
+from lorabench.representations.cache import cached_features
+from lorabench.results import Run
+from lorabench.zoo import Zoo
+from lorabench.zoo.splits import Split
+
+__all__ = ["Evaluator"]
+
+_UnitKey = tuple[str, tuple[str, ...]]
+"""A unit and the layers that it is computed from."""
+
+
+@dataclass
+class Evaluator:
+    """Evaluates representations on one zoo, one split and one classifier.
+
+    Attributes:
+        zoo: all N adapters and layers.
+        split: which adapters are trained on, decide when to stop, and are tested on.
+        labels: class of every adapter, [N]; -1 outside the split.
+        n_classes: number of classes.
+        factory: makes a member's classifier.
+        engine: trains the members.
+        device: where features and members are computed.
+        seeds: of the members of every arm.
+        cache_dir: keeps features, and finished members.
+        resume: whether finished members are kept there, and taken from there.
+        clock: takes the time of every phase.
+        on_curves: called with a representation's name and its runs, for arms in which all layers stand.
+        trained: members that were trained.
+        taken: members that an earlier run, or an earlier phase of this one, had trained.
+    """
+
+    zoo: Zoo
+    split: Split
+    labels: Int64[np.ndarray, " n"]
+    n_classes: int
+    factory: ClassifierFactory
+    engine: Engine
+    device: torch.device
+    seeds: tuple[int, ...]
+    cache_dir: Path
+    resume: bool = True
+    clock: Clock = field(default_factory=Clock)
+    on_curves: Callable[[str, Sequence[Run]], None] = lambda name, runs: None  # noqa: ARG005
+    trained: int = 0
+    taken: int = 0
+
+    @property
+    def everything(self) -> tuple[str, ...]:
+        """All layers."""
+        return tuple(self.zoo.layers)
+
+    def evaluate(
+        self, name: str, representation: Representation, arms: Sequence[Arm], probe: Probe | None = None
+    ) -> list[Evaluation]:
+        """Train the members of all arms together, `seeds` each, and test them.
+
+        Features of a layer or module do not depend on the layers beside it, so they are computed once for all
+        arms; a representation of the whole adapter is computed anew for every arm.
+
+        Args:
+            name: what results call the representation.
+            representation: makes the features.
+            arms: the sets of layers to compare.
+            probe: what else to measure on every member.
+
+        Returns:
+            One evaluation an arm, in order. An arm in which the representation has no unit left has an `error`.
+
+        Raises:
+            LorabenchError: features cannot be made, or do not fit into memory.
+        """
+        standing = [self._standing(representation, arm) for arm in arms]
+        wanted = list(dict.fromkeys(key for one in standing for key in one.units))
+        if wanted:
+            self._check_memory(name, representation, wanted)
+        with self.clock.phase(f"features/{name}"), bar(f"Features {name}", len(wanted)) as shown:
+            features = self._features(representation, wanted, lambda _: shown.advance())
+        with self.clock.phase(f"training/{name}"):
+            trained = self._trained(representation, [one for one in standing if one.units], features, probe)
+            records = iter(train(self, name, trained) if wanted else [])
+        found = [
+            self._evaluation(name, one, features, next(records))
+            if one.units
+            else Evaluation(name, one.arm, error=one.error)
+            for one in standing
+        ]
+        for one in found:
+            if one.runs and one.arm.layers == self.everything and not one.arm.permuted:
+                self.on_curves(name, one.runs)
+        return found
+
+    def permuted(self, seed: int) -> Int64[np.ndarray, " n"]:
+        """The labels, shuffled by `seed` within the training, the validation and the test rows."""
+        rng = np.random.default_rng([seed, 0x9E37])
+        labels = self.labels.copy()
+        for rows in (self.split.train, self.split.val, self.split.test):
+            labels[rows] = self.labels[rng.permutation(rows)]
+        return labels
+
+    @functools.cached_property
+    def journal(self) -> Journal:
+        """The finished members of this zoo, split, classifier, engine and code."""
+        if not self.resume:
+            return Journal(None)
+        probe = self.factory(in_features=1, n_classes=2, seed=0)
+        own = {key: value for key, value in probe.hparams.items() if key not in ("in_features", "n_classes", "seed")}
+        rows = b"".join(np.ascontiguousarray(part).tobytes() for part in (*vars(self.split).values(), self.labels))
+        context = digest(
+            zoo=self.zoo.fingerprint,
+            rows=hashlib.sha256(rows).hexdigest(),
+            classifier=[type(probe).__module__, type(probe).__qualname__, own],
+            engine=[type(self.engine).__name__, self.device.type, torch.__version__],
+            code=source_code(),
+        )
+        return Journal(self.cache_dir / "members" / f"{context}.jsonl")
+
+    def _standing(self, representation: Representation, arm: Arm) -> "_Standing":
+        """The units that stand in an arm, or why there is none."""
+        zoo = self.zoo.only(arm.layers)
+        try:
+            return _Standing(arm, [(unit, representation.layers_of(zoo, unit)) for unit in representation.units(zoo)])
+        except LorabenchError as error:
+            if arm.layers == self.everything:
+                raise
+            return _Standing(arm, error=str(error))
+
+    def _features(
+        self, representation: Representation, wanted: Sequence[_UnitKey], on_unit: Callable[[str], None]
+    ) -> dict[_UnitKey, Float32[Tensor, "n _f"]]:
+        make = functools.partial(
+            cached_features, representation, train_rows=self.split.train, cache_dir=self.cache_dir,
+            device=self.device, on_unit=on_unit,
+        )  # fmt: skip
+        if representation.unit == "all":
+            return {key: make(zoo=self.zoo.only(key[1]))[key[0]] for key in wanted}
+        if not wanted:
+            return {}
+        found = make(zoo=self.zoo.only([layer for _, layers in wanted for layer in layers]))
+        return {key: found[key[0]] for key in wanted}
+
+    def _trained(
+        self,
+        representation: Representation,
+        standing: Sequence["_Standing"],
+        features: dict[_UnitKey, Float32[Tensor, "n _f"]],
+        probe: Probe | None,
+    ) -> Trained:
+        train, val = (torch.from_numpy(part) for part in (self.split.train, self.split.val))
+        labels = [self.labels]
+        if any(one.arm.permuted for one in standing):
+            labels += [self.permuted(seed) for seed in self.seeds]
+        inputs, columns = side_by_side({_text(key): values for key, values in features.items()}, train, self.device)
+        sets = tuple(_joined([columns[_text(key)] for key in one.units], self.device) for one in standing)
+        onto = torch.from_numpy(np.stack(labels)).to(self.device)
+        problem = Problem(inputs, onto, train.to(self.device), val.to(self.device), self.n_classes, sets)
+        widths = [{unit: features[unit, layers].shape[1] for unit, layers in one.units} for one in standing]
+        keys = [
+            {"representation": representation.config(), "units": one.units, "permuted": one.arm.permuted}
+            for one in standing
+        ]
+        return Trained(problem, keys, widths, [one.arm for one in standing], probe)
+
+    def _evaluation(
+        self,
+        name: str,
+        standing: "_Standing",
+        features: dict[_UnitKey, Float32[Tensor, "n _f"]],
+        records: Sequence[Record],
+    ) -> Evaluation:
+        arm = standing.arm
+        labels = np.stack([self.permuted(seed) if arm.permuted else self.labels for seed in self.seeds])
+        runs = [Run(name, arm.name, seed, **one.measured) for seed, one in zip(self.seeds, records, strict=True)]
+        val, test = np.stack([one.val for one in records]), np.stack([one.test for one in records])
+        return Evaluation(
+            representation=name,
+            arm=arm,
+            runs=tuple(runs),
+            units=tuple(unit for unit, _ in standing.units),
+            features=sum(features[key].shape[1] for key in standing.units),
+            val=val,
+            test=test,
+            val_correct=val == labels[:, self.split.val],
+            test_correct=test == labels[:, self.split.test],
+            probes=tuple(one.probed for one in records),
+        )
+
+    def _check_memory(self, name: str, representation: Representation, wanted: Sequence[_UnitKey]) -> None:
+        """Refuse features that would not fit, before the kernel's out-of-memory killer does."""
+        floats = sum(len(representation.feature_names(self.zoo.only(layers), unit)) for unit, layers in wanted)
+        needed = 3 * 4 * floats * len(self.zoo)  # the features, their standardised copy, and one unit in float64
+        available = free_memory(self.device)
+        if needed > available:
+            raise LorabenchError(
+                f"representation={name} makes {floats} numbers of each of {len(self.zoo)} adapters, about "
+                f"{needed / 1e9:.1f} GB with the copies that training needs; {available / 1e9:.1f} GB of memory are "
+                "free. Take a smaller data set or a shorter representation (spectral, delta_pca)."
+            )
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """What is left of a representation in an arm."""
+
+    arm: Arm
+    units: list[_UnitKey] = field(default_factory=list)
+    error: str | None = None
+
+
+def _text(key: _UnitKey) -> str:
+    return "\n".join([key[0], *key[1]])
+
+
+def _joined(parts: Sequence[slice], device: torch.device) -> Columns:
+    """The columns of several units: one slice where they are neighbours, else their numbers."""
+    if all(a.stop == b.start for a, b in itertools.pairwise(parts)):
+        return slice(parts[0].start, parts[-1].stop)
+    return torch.cat([torch.arange(part.start, part.stop, device=device) for part in parts])

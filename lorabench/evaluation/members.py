@@ -1,0 +1,138 @@
+"""The members of an evaluation: which are to be trained, and what is kept of each."""
+
+import base64
+import functools
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from lorabench.classifiers import Fitted, Member, Problem, accuracy, confusion, scores
+from lorabench.evaluation.arm import Arm, Probe
+from lorabench.evaluation.journal import digest
+from lorabench.progress import bar
+from lorabench.zoo.splits import Split
+
+if TYPE_CHECKING:
+    from lorabench.evaluation.evaluator import Evaluator
+
+__all__ = ["Record", "Trained", "train"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of one member.
+
+    Attributes:
+        measured: fields of a `Run`.
+        val: predicted class of every validation row; -1 where the member failed.
+        test: predicted class of every test row.
+        probed: what a probe measured.
+    """
+
+    measured: dict[str, Any]
+    val: Int64[np.ndarray, " val"]
+    test: Int64[np.ndarray, " test"]
+    probed: dict[str, float] = field(default_factory=dict)
+
+    def packed(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**vars(self), "val": _packed(self.val), "test": _packed(self.test)}
+
+    @classmethod
+    def unpacked(cls, data: dict[str, Any]) -> "Record":
+        """From JSON."""
+        return cls(**{**data, "val": _unpacked(data["val"]), "test": _unpacked(data["test"])})
+
+
+def _packed(codes: Int64[np.ndarray, " n"]) -> str:
+    return base64.b64encode(zlib.compress(codes.astype("<i4").tobytes())).decode()
+
+
+def _unpacked(text: str) -> Int64[np.ndarray, " n"]:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i4").astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is to be trained: a feature set of `problem` an arm.
+
+    Attributes:
+        problem: features, labels and rows.
+        keys: what the features of an arm depend on, beside what all members of the evaluator share.
+        widths: length of every unit's features, in their order, for every arm.
+        arms: the arms.
+        probe: what else to measure.
+    """
+
+    problem: Problem
+    keys: Sequence[dict[str, Any]]
+    widths: Sequence[Mapping[str, int]]
+    arms: Sequence[Arm]
+    probe: Probe | None
+
+
+def train(evaluator: "Evaluator", name: str, trained: Trained) -> list[list[Record]]:
+    """The records of every arm and seed; what the journal has is not trained again."""
+    probe = None if trained.probe is None else trained.probe.name
+    seeds, journal = evaluator.seeds, evaluator.journal
+    keys = [digest(**key, seed=seed, probe=probe) for key in trained.keys for seed in seeds]
+    members = [
+        Member(seed, number, 1 + i if arm.permuted else 0)
+        for number, arm in enumerate(trained.arms)
+        for i, seed in enumerate(seeds)
+    ]
+    missing = [i for i, key in enumerate(keys) if journal.get(key) is None]
+    evaluator.trained += len(missing)
+    evaluator.taken += len(keys) - len(missing)
+
+    def finish(number: int, fitted: Fitted) -> None:
+        record = _record(fitted, evaluator.split, trained)
+        journal.add(keys[missing[number]], record.packed())
+
+    if missing:
+        with bar(f"Train {name}", len(missing)) as shown:
+
+            def on_epoch(epoch: int, finished: int) -> None:
+                shown.advance(finished, note=f"epoch {epoch + 1}")
+
+            wanted = [members[i] for i in missing]
+            evaluator.engine.fit(evaluator.factory, trained.problem, wanted, finish, on_epoch)
+    records = [Record.unpacked(journal.get(key) or {}) for key in keys]
+    return [records[start : start + len(seeds)] for start in range(0, len(records), len(seeds))]
+
+
+def _record(fitted: Fitted, split: Split, trained: Trained) -> Record:
+    member = fitted.member
+    measured: dict[str, Any] = {"epochs": len(fitted.history), "history": fitted.history}
+    if fitted.error is not None:
+        val, test = (np.full(len(rows), -1, np.int64) for rows in (split.val, split.test))
+        return Record({**measured, "error": fitted.error}, val, test)
+    labels = trained.problem.labels[member.labels].cpu()
+    metrics = _metrics(fitted, split, labels, trained.problem.n_classes)
+    rows = torch.from_numpy(split.test)
+    table = confusion(fitted.logits[rows], labels[rows], trained.problem.n_classes).tolist()
+    predicted = fitted.logits.argmax(-1).numpy()
+    widths = trained.widths[member.features]
+    probed = trained.probe.measure(fitted, trained.problem, widths) if trained.probe else {}
+    return Record(
+        {**measured, "best_epoch": fitted.best_epoch, "metrics": metrics, "confusion": table},
+        predicted[split.val],
+        predicted[split.test],
+        probed,
+    )
+
+
+def _metrics(fitted: Fitted, split: Split, labels: torch.Tensor, n_classes: int) -> dict[str, float]:
+    train, val, test = (torch.from_numpy(rows) for rows in (split.train, split.val, split.test))
+    measure = functools.partial(accuracy, n_classes=n_classes)
+    found = {
+        "train_accuracy": measure(fitted.logits[train], labels[train]),
+        "val_accuracy": measure(fitted.logits[val], labels[val]),
+        **{f"test_{key}": value for key, value in scores(fitted.logits[test], labels[test], n_classes).items()},
+    }
+    return {key: float(value) for key, value in found.items()}

@@ -1,0 +1,70 @@
+"""The pictures of a result: those whose data are there, drawn from the result alone."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lorabench.report.arm_figures import degradation, groups_figure, with_without
+from lorabench.report.arms import shown_arms, with_arm
+from lorabench.report.layer_figures import importance_by_place, layer_importance
+from lorabench.report.map_figures import clusters_figure, concepts_figure
+from lorabench.report.scatter_figures import attribution_figure, redundancy_figure
+from lorabench.report.style import save
+from lorabench.report.training_figures import accuracy_figure, confusion_figure, curves_figure
+from lorabench.results import Result
+
+__all__ = ["drawings", "write_figures"]
+
+_OF_ABLATION: dict[str, dict[str, Callable[[Result], Figure]]] = {
+    "ranking": {"layer_importance": layer_importance, "importance_by_place": importance_by_place},
+    "curve": {"degradation": degradation},
+    "groups": {"groups": groups_figure},
+    "clusters": {"clusters": clusters_figure},
+    "concepts": {"concepts": concepts_figure},
+    "attribution": {"attribution": attribution_figure},
+    "redundancy": {"redundancy": redundancy_figure},
+}
+
+
+def write_figures(result: Result, folder: Path, on_figure: Callable[[], None] = lambda: None) -> list[Path]:
+    """Write a picture of everything that was found; their paths.
+
+    accuracy.png, learning_curves.png and a confusion_<representation>.png each for the representations over all
+    layers; with_without.png where layers were taken away; layer_importance.png, importance_by_place.png,
+    degradation.png, groups.png, clusters.png, concepts.png, attribution.png, redundancy.png where an ablation
+    found such.
+    """
+    written = []
+    for name, draw in drawings(result).items():
+        written.append(save(draw(), folder / f"{name}.png"))
+        on_figure()
+    return written
+
+
+def drawings(result: Result) -> dict[str, Callable[[], Figure]]:
+    """Name of every picture that there are data for, and what draws it."""
+    found: dict[str, Callable[[], Figure]] = {}
+    rows = [row for row in with_arm(result, "none") if row.test_accuracy.n]
+    runs = {
+        row.representation: [
+            run
+            for run in result.runs
+            if (run.representation, run.ablation) == (row.representation, "none") and not run.error
+        ]
+        for row in rows
+    }
+    runs = {name: members for name, members in runs.items() if members}
+    if rows:
+        found["accuracy"] = functools.partial(accuracy_figure, result, rows)
+    if runs:
+        found["learning_curves"] = functools.partial(curves_figure, runs)
+    for name, members in runs.items():
+        found[f"confusion_{name}"] = functools.partial(confusion_figure, name, members, result.classes)
+    if shown_arms(result) and any(row.test_accuracy.n for row in result.summary):
+        found["with_without"] = functools.partial(with_without, result)
+    for key, makers in _OF_ABLATION.items():
+        if result.ablation.get(key):
+            found |= {name: functools.partial(draw, result) for name, draw in makers.items()}
+    return found

@@ -1,0 +1,62 @@
+"""How numbers are written: fractions as percent, what is not known as a dash or not at all."""
+
+import math
+from typing import Any
+
+from lorabench.results import Result, Statistic, Summary
+
+__all__ = ["counted", "difference", "interval", "mean_std", "number", "p_value", "percent", "spread"]
+
+
+def number(value: float | int | None) -> float:
+    """The value; NaN for the null of a JSON file."""
+    return math.nan if value is None else float(value)
+
+
+def percent(value: float | int | None) -> str:
+    """A fraction in percent."""
+    value = number(value)
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def spread(value: float | int | None) -> str:
+    """The deviation, as in " ± 2.0", or nothing where it is not known."""
+    value = number(value)
+    return "" if math.isnan(value) else f" ±{100 * value:4.1f}"
+
+
+def mean_std(statistic: Statistic, row: Summary) -> str:
+    """Mean and standard deviation of a row's metric, or that the row failed."""
+    if statistic.n == 0:
+        return "failed" if row.failed else "–"
+    return percent(statistic.mean) + spread(statistic.std)
+
+
+def interval(found: dict[str, Any], signed: bool = False) -> str:
+    """The interval, as in " [33.0, 49.0]", or nothing where it is not known."""
+    low, high = number(found.get("low")), number(found.get("high"))
+    sign = "+" if signed else ""
+    return "" if math.isnan(low) or math.isnan(high) else f" [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def difference(value: float | int | None, found: dict[str, Any]) -> str:
+    """A difference in points of percent, with its sign and its interval."""
+    value = number(value)
+    return "–" if math.isnan(value) else f"{100 * value:+.1f}{interval(found, signed=True)}"
+
+
+def p_value(value: float | int | None) -> str:
+    """A probability to three digits."""
+    value = number(value)
+    if math.isnan(value):
+        return "–"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def counted(result: Result) -> str:
+    """How many adapters, layers and classes there are, and how they are split."""
+    data, split = result.dataset, result.split
+    used = split["train"] + split["val"] + split["test"]
+    said = f"{used}" if used == data["adapters"] else f"{used} of {data['adapters']}"
+    parts = f"{split['train']} train / {split['val']} val / {split['test']} test"
+    return f"{said} adapters, {data['layers']} layers, {len(result.classes)} classes · {parts}"
