@@ -30,10 +30,9 @@ def run(folder, *overrides):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("config", list(overrides))
         words = dict(word.split("=", 1) for word in overrides)
-        choices = {
-            group: words[group] for group in ("dataset", "representation", "classifier", "trainer") if group in words
-        }
-        names = {"dataset": "glyphs", "representation": "spectral", "classifier": "mlp", **choices}
+        groups = ("dataset", "representation", "classifier", "ablation", "trainer", "experiment")
+        choices = {group: words[group] for group in groups if group in words}
+        names = {"dataset": "glyphs", "representation": "spectral", "classifier": "mlp", "ablation": "none", **choices}
         return pipeline.run(cfg, folder, names)
 
 
@@ -96,7 +95,7 @@ def test_what_fails_is_reported_as_failed_and_the_others_go_on(tmp_path, monkeyp
 
 
 def test_features_larger_than_memory_are_refused_before_they_are_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "_free_memory", lambda _device: 1000)
+    monkeypatch.setattr("lorabench.evaluation.evaluator.free_memory", lambda _device: 1000)
     with pytest.raises(LorabenchError, match="representation=flat makes 4096 numbers"):
         run(tmp_path / "run", "representation=flat", *TINY_ZOO, "num_runs=1")
 
