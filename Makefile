@@ -1,4 +1,4 @@
-# make run    the result table on the embedded zoo
+# make run    the quick ablation on the embedded zoo
 # make test   lint, types, floors, and the whole test suite
 PYTHON ?= python3
 VENV := .venv
@@ -21,8 +21,8 @@ $(VENV)/.installed: constraints.txt pyproject.toml
 
 install: $(VENV)/.installed ## make .venv with the exact versions of constraints.txt
 
-run: install ## the result table on the embedded zoo of real adapters; ARGS="num_runs=3" goes to it
-	$(BIN)/python -m lorabench experiment=table $(ARGS)
+run: install ## the quick ablation on the embedded zoo of real adapters; ARGS="num_runs=10" goes to it
+	$(BIN)/python -m lorabench experiment=quick $(ARGS)
 
 lint: install ## ruff, mypy and the floors of the house
 	$(BIN)/ruff check .

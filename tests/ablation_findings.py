@@ -123,21 +123,28 @@ def found_clusters(layers, rng):
     return {
         "layers": list(layers), "order": leaves_list(tree).tolist(), "linkage": tree.tolist(),
         "cluster": fcluster(tree, threshold, "distance").tolist(),
-        "distance": squareform(pdist(points)).tolist(), "threshold": threshold,
+        "distance": squareform(pdist(points)).tolist(), "threshold": threshold, "between_seeds": threshold,
     }  # fmt: skip
 
 
 def found_concepts(layers, classes, rng):
     recall = rng.uniform(0, 0.8, (len(layers), len(classes)))
     best = {
-        name: {"layer": layers[int(recall[:, i].argmax())], "recall": float(recall[:, i].max())}
+        name: {"layer": layers[int(recall[:, i].argmax())], "val_recall": 0.7, "recall": float(recall[:, i].max())}
         for i, name in enumerate(classes)
     }
     table = recall.tolist()
     for row in table:
         row[-1] = None
     del best[classes[-1]]
-    return {"classes": list(classes), "layers": list(layers), "recall": table, "best": best, "spread": 0.2}
+    return {
+        "classes": list(classes),
+        "layers": list(layers),
+        "recall": table,
+        "best": best,
+        "tau_between_classes": 0.21,
+        "tau_between_seeds": 0.43,
+    }
 
 
 def add_arms(found, ranked, representations, controls, seeds, failed, unknown):
@@ -158,8 +165,15 @@ def add_arms(found, ranked, representations, controls, seeds, failed, unknown):
         {"representation": name, "ablation": arm, "against": "none", "difference": levels[arm] - 0.55,
          "low": None if unknown else levels[arm] - 0.59, "high": None if unknown else levels[arm] - 0.51,
          "p": 0.0213, "seeds": seeds, "adapters": 198}
-        for name in representations if name != failed for arm in levels if arm != "none"
+        for name in representations if name != failed for arm in levels if arm not in ("none", "permuted")
     ]  # fmt: skip
+    if "random" in controls:
+        # Told apart from random removal for the first representation alone.
+        found["differences"] += [
+            {"representation": name, "ablation": "top-5", "against": "random-5", "difference": -0.07, "low": -0.11,
+             "high": -0.03 if number == 0 else 0.01, "p": 0.01, "seeds": seeds, "adapters": 198}
+            for number, name in enumerate(representations) if name != failed
+        ]  # fmt: skip
     return levels
 
 
@@ -199,10 +213,15 @@ def an_ablation(
     rows = ranking(layers, seeds, unknown, rng)
     ranked, depth = [row["layer"] for row in rows], by_depth(layers)
     alone = {row["layer"]: row["accuracy"] for row in rows}
-    found = {
-        "name": phase, "baseline": "stats", "rank_on": rank_on, "ranking": rows, "top_k": 5, "removed": ranked[:5],
-        "stability": None if seeds == 1 else {"kendall_tau": 0.61, "lowest": 0.52, "seeds": seeds},
-    }  # fmt: skip
+    stability = {"kendall_tau": None, "lowest": None, "seeds": 1}
+    if seeds > 1:
+        stability = {"kendall_tau": 0.61, "lowest": 0.52, "seeds": seeds}
+    found = {"name": phase, "rank_on": rank_on}
+    if phase != "grouping":
+        found |= {"baseline": "stats", "ranking": rows, "stability": stability, "dropped_seeds": []}
+    if phase in ("layers", "top_k", "compare"):
+        key = "top_layers" if phase == "layers" else "removed"
+        found |= {"top_k": 5, key: ranked[:5]}
     levels = {"none": 0.55}
     if phase in ("top_k", "compare"):
         levels |= add_arms(found, ranked, representations, controls, seeds, failed, unknown)
@@ -219,7 +238,7 @@ def an_ablation(
         found[key] = makes()
     runs, summary = [], []
     for number, name in enumerate(representations):
-        for arm, level in levels.items() if phase != "layers" else ():
+        for arm, level in levels.items():
             level = level + 0.1 * math.sin(number) * (arm != "permuted")
             members = member_runs(name, arm, seeds, level, rng, len(classes))
             if name == failed:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from lorabench.zoo import Zoo, hub
 from lorabench.zoo.hub_labels import LabelColumns
 from lorabench.zoo.hub_source import Part
+from tests.bench.hub_shapes import stable_diffusion_modules
 
 __all__ = [
     "COLUMNS",
@@ -30,22 +31,6 @@ __all__ = [
 
 Modules = Mapping[str, tuple[int, int]]
 """Module name -> (d_in, d_out)."""
-
-
-def stable_diffusion_modules() -> dict[str, tuple[int, int]]:
-    """The 64 modules of the hub's sets: to_q and to_v of attn1, attn2 in the 16 blocks of SD 1.5."""
-    widths = {"down_blocks.0": 320, "down_blocks.1": 640, "down_blocks.2": 1280}
-    blocks = [(f"{name}.attentions.{j}", width) for name, width in widths.items() for j in range(2)]
-    blocks += [("mid_block.attentions.0", 1280)]
-    widths = {"up_blocks.1": 1280, "up_blocks.2": 640, "up_blocks.3": 320}
-    blocks += [(f"{name}.attentions.{j}", width) for name, width in widths.items() for j in range(3)]
-    found: dict[str, tuple[int, int]] = {}
-    for block, width in blocks:
-        for attention, context in (("attn1", width), ("attn2", 768)):
-            stem = f"unet.{block}.transformer_blocks.0.{attention}"
-            found[f"{stem}.to_q"] = (width, width)
-            found[f"{stem}.to_v"] = (context, width)
-    return found
 
 
 def small_modules(count: int = 2, width: int = 8) -> dict[str, tuple[int, int]]:

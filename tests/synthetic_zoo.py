@@ -1,6 +1,7 @@
 """A small zoo in memory for tests: adapters of several ranks, padded as a source pads them."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -71,3 +72,45 @@ def regauged(zoo: Zoo, seed: int = 0) -> Zoo:
             down[i, :r] = np.linalg.solve(gauge, down[i, :r])
         changed[module.down], changed[module.up] = down.astype(np.float32), up.astype(np.float32)
     return with_layers(zoo, changed)
+
+
+def planted_zoo(
+    signal: Mapping[int, Sequence[float]],
+    count: int = 300,
+    classes: int = 3,
+    modules: int = 6,
+    seed: int = 0,
+    copies: Mapping[int, int] | None = None,
+) -> Zoo:
+    """Adapters of `modules` modules, two layers each, whose 16 entries are noise; adapter i is of class i % classes.
+
+    Args:
+        signal: number of a layer -> what is added to all its entries, for every class.
+        count: number of adapters.
+        classes: number of classes.
+        modules: number of modules, half of them attn1 and half attn2.
+        seed: of the noise.
+        copies: number of a layer -> number of the layer that it is a copy of.
+    """
+    rng = np.random.default_rng(seed)
+    category = np.arange(count) % classes
+    layers, found = {}, []
+    for number in range(modules):
+        block, kind = divmod(number, 2)
+        name = f"unet.down_blocks.{block}.attentions.0.transformer_blocks.0.attn{kind + 1}.to_{'qv'[block % 2]}"
+        module = Module(name, f"{name}.lora.down.weight", f"{name}.lora.up.weight")
+        found.append(module)
+        for side, (layer, shape) in enumerate(((module.down, (2, 8)), (module.up, (8, 2)))):
+            shift = np.array(signal.get(2 * number + side, [0.0] * classes), np.float32)[category]
+            values = rng.standard_normal((count, *shape), dtype=np.float32) + shift[:, None, None]
+            layers[layer] = Stack((values,))
+    names = list(layers)
+    for to, source in (copies or {}).items():
+        values = layers[names[source]].pieces[0]
+        layers[names[to]] = Stack((values.reshape(count, *layers[names[to]].shape[1:]),))
+    labels = Labels.of(
+        [f"adapter{i}" for i in range(count)], [f"c{c}" for c in category], [f"leaf{i}" for i in range(count)]
+    )
+    rank = np.full((count, modules), 2, np.int64)
+    print_of = hashlib.sha256(b"".join(stack.pieces[0].tobytes() for stack in layers.values())).hexdigest()[:32]
+    return Zoo("planted", layers, tuple(found), rank, np.ones((count, modules), np.float32), labels, print_of)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from lorabench.report import write_figures
+from lorabench.report import table_text, write_figures
 from lorabench.report.figures import drawings
 from lorabench.report.labels import layer_labels
 from lorabench.results import Run, read_result, summarise
@@ -66,8 +66,9 @@ def test_every_phase_has_exactly_its_pictures_and_its_table(phase, tmp_path):
     result = an_ablation(phase, "glyphs-12")
     seen = []
     written = write_figures(result, tmp_path, lambda: seen.append(1))
-    whole = set() if phase == "layers" else {"accuracy", "learning_curves", "confusion_stats"}
-    assert {path.stem for path in written} == {"layer_importance", "importance_by_place", *whole, *PICTURES[phase]}
+    whole = {"accuracy", "learning_curves", "confusion_stats"}
+    ranked = set() if phase == "grouping" else {"layer_importance", "importance_by_place"}
+    assert {path.stem for path in written} == whole | ranked | PICTURES[phase]
     assert len(seen) == len(written) == len(list(tmp_path.iterdir()))
     for path in written:
         pixels = imread(path)
@@ -162,7 +163,7 @@ def test_layer_importance_shows_every_accuracy_and_interval():
     segments = [s[:, 1] for axes in panels for c in axes.containers for s in c.lines[2][0].get_segments()]
     ends = [(100 * row["low"], 100 * row["high"]) for row in rows]
     assert np.allclose(sorted(map(tuple, segments)), sorted(ends))
-    rings = [line for axes in panels for line in axes.get_lines() if "taken away" in str(line.get_label())]
+    rings = [line for axes in panels for line in axes.get_lines() if line.get_label() == "best 5"]
     marked = np.concatenate([line.get_ydata() for line in rings])
     assert np.allclose(np.sort(marked), np.sort([100 * row["accuracy"] for row in rows[:5]]))
 
@@ -196,7 +197,7 @@ def test_results_json_is_enough_for_the_pictures(tmp_path):
         assert np.array_equal(imread(path), imread(tmp_path / "two" / path.name)), path.name
 
 
-@pytest.mark.parametrize("phase", ["layers", "compare", "progressive", "attribution", "redundancy"])
+@pytest.mark.parametrize("phase", ["layers", "compare", "progressive", "grouping", "attribution", "redundancy"])
 def test_a_ranking_on_the_test_split_is_said(phase):
     honest, published = (an_ablation(phase, "glyphs-12", rank_on=split) for split in ("val", "test"))
     for name in PICTURES[phase] or {"layer_importance", "importance_by_place"}:
@@ -214,3 +215,24 @@ def test_one_failed_arm_is_no_point():
     figure = drawings(result)["with_without"]()
     assert faults(figure) == []
     assert sorted(len(c.lines[0].get_xdata()) for c in figure.axes[0].containers) == [1, 2, 2, 2, 2]
+
+
+def test_modules_are_a_series_of_their_own():
+    result = an_ablation("compare", "glyphs-12")
+    found = result.ablation
+    modules = [row["layer"].removesuffix(".lora.up.weight") for row in found["ranking"] if ".up." in row["layer"]]
+    found["ranking"] = [{**row, "layer": name} for name, row in zip(modules, found["ranking"], strict=False)]
+    figure = drawings(result)["layer_importance"]()
+    assert faults(figure) == []
+    assert {name for name, _ in drawn(figure)} >= {"module", "taken away (best 5)"}
+    rings = [line for axes in figure.axes for line in axes.get_lines() if "taken away" in str(line.get_label())]
+    assert sum(len(line.get_xdata()) for line in rings) == 5
+
+
+def test_a_layer_without_an_accuracy_alone_is_no_point():
+    result = an_ablation("attribution", "glyphs-12")
+    result.ablation["attribution"]["rows"][0]["accuracy"] = None
+    axes = drawings(result)["attribution"]().axes[0]
+    shown = np.concatenate([c.lines[0].get_ydata() for c in axes.containers])
+    assert np.isnan(shown).sum() == 1
+    assert "–" in table_text(result)

@@ -42,7 +42,7 @@ def test_what_was_read_from_json_is_shown_alike(phase, tmp_path):
     assert set(drawings(again)) == set(drawings(result))
     for text in (table_text(result), on_terminal(result, 80)):
         assert "…" not in text
-        assert "cannot be" in text
+        assert ("cannot be" in text) == (phase != "grouping")
         assert "nan" not in text.lower()
 
 
@@ -81,7 +81,7 @@ def test_the_ranking_table_holds_the_best_twenty_whole():
 
 def test_one_seed_has_no_stability_and_no_interval():
     text = table_text(an_ablation("layers", "glyphs-12", seeds=1, unknown=True))
-    assert "one seed: nothing is known of the ranking's stability" in text
+    assert "no pair of seeds to compare: nothing is known of the ranking's stability" in text
     assert "[" not in line_of(text, "1")
     assert "nan" not in text.lower()
 
@@ -106,6 +106,8 @@ def test_the_comparison_is_one_row_a_representation():
     assert "5 of 128 layers taken away · random: 3 draws · chance 10.0" in caption
     assert "a bootstrap over 3 seeds and 198 test adapters" in caption
     assert "693 train / 99 val / 198 test" in caption
+    assert "without the best, below 5 random out by an interval under 0: stats (-7.0 [-11.0, -3.0])" in caption
+    assert "norms (-7.0" not in caption
     assert caption.count("pca failed: the weights are not finite") == 1
 
 
@@ -126,7 +128,7 @@ def test_the_columns_follow_the_arms_that_are_there(controls):
     table = text[text.index("with and without") :]
     for control, header in (("random", "random out"), ("worst", "worst out"), ("permuted", "permuted")):
         assert (header in table) == (control in controls)
-    assert ("draws" in table) == ("random" in controls)
+    assert ("draws" in table) == ("below 5 random out" in table) == ("random" in controls)
 
 
 @pytest.mark.parametrize("columns", [60, 80, 100, 120])
@@ -185,6 +187,7 @@ def test_the_other_findings_have_their_numbers():
     for name, found in result.ablation["concepts"]["best"].items():
         assert line_of(table_text(result), name).split() == [name, f"{100 * found['recall']:.1f}", found["layer"]]
     assert line_of(table_text(result), CLASSES[-1]).split()[1:] == ["–", "–"]
+    assert "0.21 between classes, 0.43 between seeds of one class" in " ".join(table_text(result).split())
     result = an_ablation("clusters", "glyphs-32")
     text = table_text(result)
     shown = text[text.index("answer alike") :]
@@ -200,3 +203,28 @@ def test_dollar_signs_and_brackets_are_themselves(tmp_path):
     assert len(write_figures(result, tmp_path)) == 6
     text = table_text(result)
     assert all(name in text for name in classes)
+
+
+def test_groups_are_said_to_be_ranked_on_the_test_split():
+    for split, said_so in (("val", False), ("test", True)):
+        text = table_text(an_ablation("grouping", "glyphs-12", rank_on=split))
+        assert ("ranked on the TEST split" in text) == ("RANKED ON THE TEST SPLIT" in text) == said_so
+
+
+def test_seeds_left_out_of_the_ranking_are_said():
+    result = an_ablation("layers", "glyphs-12")
+    result.ablation["dropped_seeds"] = ["seed 2: [out] of memory"]
+    assert "left out: seed 2: [out] of memory" in table_text(result)
+
+
+def test_modules_can_be_ranked_and_taken_away():
+    result = an_ablation("compare", "glyphs-12")
+    found = result.ablation
+    modules = [row["layer"].removesuffix(".lora.up.weight") for row in found["ranking"] if ".up." in row["layer"]]
+    found["ranking"] = [{**row, "layer": name} for name, row in zip(modules, found["ranking"], strict=False)]
+    found["arms"][1]["removed"] = [f"{name}.lora.{side}.weight" for name in modules[:5] for side in ("down", "up")]
+    text = table_text(result)
+    assert f"  {modules[0]} " in line_of(text, "1")
+    assert "10 of 12 layers taken away" in " ".join(text.split())
+    assert "top 5" in text
+    assert "top 10" not in text

@@ -64,7 +64,8 @@ class Stack:
     def epoch(self, number: int) -> Float[Tensor, " members"]:
         """Adam steps of every member over its own order of the training rows; the mean losses."""
         train = self.problem.train
-        orders = torch.stack([epoch_order(m.seed, number, len(train)) for m in self.members]).to(self.device)
+        by_seed = {seed: epoch_order(seed, number, len(train)) for seed in {m.seed for m in self.members}}
+        orders = torch.stack([by_seed[m.seed] for m in self.members]).to(self.device)
         rows = train[orders]
         self.adam.set_rates(self.schedule.rates)
         first = self.adam.steps

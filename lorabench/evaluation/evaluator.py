@@ -97,13 +97,14 @@ class Evaluator:
         """
         standing = [self._standing(representation, arm) for arm in arms]
         wanted = list(dict.fromkeys(key for one in standing for key in one.units))
-        if wanted:
-            self._check_memory(name, representation, wanted)
+        if not wanted:
+            return [Evaluation(name, one.arm, error=one.error) for one in standing]
+        self._check_memory(name, representation, wanted)
         with self.clock.phase(f"features/{name}"), bar(f"Features {name}", len(wanted)) as shown:
             features = self._features(representation, wanted, lambda _: shown.advance())
         with self.clock.phase(f"training/{name}"):
             trained = self._trained(representation, [one for one in standing if one.units], features, probe)
-            records = iter(train(self, name, trained) if wanted else [])
+            records = iter(train(self, name, trained))
         found = [
             self._evaluation(name, one, features, next(records))
             if one.units
@@ -159,8 +160,6 @@ class Evaluator:
         )  # fmt: skip
         if representation.unit == "all":
             return {key: make(zoo=self.zoo.only(key[1]))[key[0]] for key in wanted}
-        if not wanted:
-            return {}
         found = make(zoo=self.zoo.only([layer for _, layers in wanted for layer in layers]))
         return {key: found[key[0]] for key in wanted}
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lorabench.report.arms import Arm, on_test, shown_arms, with_arm
-from lorabench.report.numbers import counted, difference, interval, mean_std, p_value, percent, spread
+from lorabench.report.numbers import counted, difference, interval, mean_std, number, p_value, percent, spread
 from lorabench.report.sheet import Sheet
 from lorabench.results import Result
 
@@ -55,8 +55,8 @@ def _ranking(result: Result) -> Sheet:
     more = f"; the first {_BEST} of {len(layers)}, all are in layers.json" if len(layers) > _BEST else ""
     agreement = (
         f"Kendall's τ between {stable['seeds']} seeds {stable['kendall_tau']:.2f} (lowest {stable['lowest']:.2f})"
-        if stable
-        else "one seed: nothing is known of the ranking's stability"
+        if stable and stable.get("kendall_tau") is not None
+        else "no pair of seeds to compare: nothing is known of the ranking's stability"
     )
     return Sheet(
         title=_title(result, f"Layers of {result.dataset['name']} by what each alone says about the {result.target}"),
@@ -75,6 +75,7 @@ def _ranking(result: Result) -> Sheet:
             f"{found['baseline']} of one layer each, ranked on {_SPLITS[ranked]} accuracy{more}",
             f"mean over seeds, in %, [bootstrap over seeds and adapters] · chance {percent(result.chance)}",
             agreement,
+            *(f"left out: {reason}" for reason in found.get("dropped_seeds") or []),
             *_warning(result),
         ],
         text=("layer",),
@@ -119,7 +120,7 @@ def _differences(result: Result, arm: Arm) -> dict[str, dict[str, str]]:
 
 def _compared_caption(result: Result, arms: Sequence[Arm]) -> list[str]:
     seeds = max((row.test_accuracy.n for row in with_arm(result, "none")), default=0)
-    taken = next((f"{arm.count} of {result.dataset['layers']} layers taken away" for arm in arms if arm.count), "")
+    taken = next((f"{arm.layers} of {result.dataset['layers']} layers taken away" for arm in arms if arm.layers), "")
     draws = next((f"random: {arm.draws} draws" for arm in arms if arm.draws), "")
     said = (f"test accuracy, mean ± std over {seeds} seeds, in %", taken, draws, f"chance {percent(result.chance)}")
     pairs = [
@@ -137,7 +138,21 @@ def _compared_caption(result: Result, arms: Sequence[Arm]) -> list[str]:
     failed = [
         reason if len(where) == len(arms) else f"{reason} ({', '.join(where)})" for reason, where in reasons.items()
     ]
-    return [counted(result), " · ".join(text for text in said if text), *pairs, *_warning(result), *failed]
+    beside = _beside_random(result, arms)
+    return [counted(result), " · ".join(text for text in said if text), *pairs, *beside, *_warning(result), *failed]
+
+
+def _beside_random(result: Result, arms: Sequence[Arm]) -> list[str]:
+    """Where the best layers are missed more than as many random ones."""
+    drawn = {arm.name: arm for arm in arms if arm.kind == "random"}
+    rows = [row for row in result.ablation.get("differences") or [] if row["against"] in drawn]
+    if not rows:
+        return []
+    below = [
+        f"{row['representation']} ({difference(row['difference'], row)})" for row in rows if number(row["high"]) < 0
+    ]
+    beside = f"without the best, below {drawn[rows[0]['against']].title} by an interval under 0"
+    return [f"{beside}: {', '.join(below) or 'no representation'}"]
 
 
 def _curve(result: Result) -> Sheet:
@@ -194,7 +209,7 @@ def _groups(result: Result) -> Sheet:
     """Whole groups of layers, alone and taken away."""
     found = result.ablation["groups"]
     return Sheet(
-        title=f"{found['representation']} of {result.dataset['name']} by {found['by']}",
+        title=_title(result, f"{found['representation']} of {result.dataset['name']} by {found['by']}"),
         columns=("group", "layers", "alone", "without it", "difference\n[95 %]", "p"),
         rows=[
             (
@@ -208,7 +223,9 @@ def _groups(result: Result) -> Sheet:
         ],
         caption=[
             f"test accuracy, mean ± std over seeds [95 %], in % · chance {percent(result.chance)}",
-            "difference: without the group minus all layers, in points, paired by seed and adapter",
+            f"best first by {_SPLITS[result.ablation.get('rank_on', 'val')]} accuracy alone",
+            "difference: without it minus all layers, in points, paired",
+            *_warning(result),
         ],
         text=("group",),
         names=("group",),
@@ -223,18 +240,21 @@ def _statistic(found: dict[str, Any] | None) -> str:
 def _clusters(result: Result) -> Sheet:
     """Layers that answer alike."""
     found = result.ablation["clusters"]
-    ids, rows = found["cluster"], []
-    for number in dict.fromkeys(ids[leaf] for leaf in found["order"]):
-        members = [found["layers"][leaf] for leaf in found["order"] if ids[leaf] == number]
+    ids, rows, own = found["cluster"], [], found.get("between_seeds")
+    for cluster in dict.fromkeys(ids[leaf] for leaf in found["order"]):
+        members = [found["layers"][leaf] for leaf in found["order"] if ids[leaf] == cluster]
         rows += [
-            (str(number) if first else "", str(len(members)) if first else "", layer)
+            (str(cluster) if first else "", str(len(members)) if first else "", layer)
             for first, layer in ((i == 0, layer) for i, layer in enumerate(members))
         ]
     return Sheet(
         title=f"Layers of {result.dataset['name']} whose members answer alike",
         columns=("cluster", "layers", "layer"),
         rows=rows,
-        caption=[f"cut at a distance of {found['threshold']:.2f}; neighbours in the list are neighbours in the tree"],
+        caption=[
+            "distance: how often two layers name different classes; neighbours here are neighbours in the tree",
+            f"cut at {found['threshold']:.2f}" + ("" if own is None else f" · two seeds of one layer: {own:.2f}"),
+        ],
         text=("layer",),
         names=("layer",),
         spare=("layers",),
@@ -252,10 +272,21 @@ def _concepts(result: Result) -> Sheet:
             (name, percent(best[name]["recall"]), best[name]["layer"]) if best.get(name) else (name, "–", "–")
             for name in found["classes"]
         ],
-        caption=["recall: share of the class's test adapters found by that layer alone, mean over seeds, in %"],
+        caption=[
+            "recall: share of the class's test adapters that the layer alone finds, mean over seeds, in %",
+            "the layer is the one with the best validation recall",
+            *_taus(found),
+        ],
         text=("class", "layer"),
         names=("layer",),
     )
+
+
+def _taus(found: dict[str, Any]) -> list[str]:
+    between, within = found.get("tau_between_classes"), found.get("tau_between_seeds")
+    if between is None or within is None:
+        return []
+    return [f"Kendall's τ of the layers' order: {between:.2f} between classes, {within:.2f} between seeds of one class"]
 
 
 def _attribution(result: Result) -> Sheet:
@@ -297,4 +328,4 @@ def _beside(result: Result, text: str, found: dict[str, Any], count: int) -> lis
     more = f"the first {_BEST} of {count}, all are in results.json" if count > _BEST else f"all {count}"
     tau = found.get("kendall_tau")
     agreement = "" if tau is None else f" · Kendall's τ with the accuracy alone {tau:.2f}"
-    return [text, f"{more} · alone: accuracy of one layer · chance {percent(result.chance)}{agreement}"]
+    return [text, f"{more} · alone: test accuracy of one layer · chance {percent(result.chance)}{agreement}"]

@@ -53,7 +53,7 @@ def with_without(result: Result) -> Figure:
         )  # fmt: skip
     axes.set_yticks(range(len(names)), [name if name in seen else f"{name} (failed)" for name in names])
     axes.set_ylim(-0.5, len(names) - 0.5)
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=-0.015 * axes.get_xlim()[1])  # a marker at 0 stays whole
     tidy(axes, "x")
     seeds = max((row.test_accuracy.n for row in result.summary if row.ablation == arms[0].name), default=0)
     axes.set_xlabel(f"test accuracy, % (mean ± std over {seeds} seeds)", fontsize=9)
@@ -95,7 +95,7 @@ def _band(axes: Axes, rows: Sequence[dict[str, Any]], colour: str, marker: str, 
 
 
 def groups_figure(result: Result) -> Figure:
-    """Each group alone and without it; what is lost without it."""
+    """Each group alone and without it, the best alone on top; what is lost without it."""
     found = result.ablation["groups"]
     rows = list(reversed(found["rows"]))
     places = np.arange(len(rows))
@@ -119,7 +119,7 @@ def groups_figure(result: Result) -> Figure:
     for axes in (left, right):
         tidy(axes, "x")
     title = f"{result.dataset['name']}: {found['representation']} by {found['by']} (number of layers)"
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(ended(result, title), fontsize=10)
     legend_below(figure, [left, right])
     return figure
 

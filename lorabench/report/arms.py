@@ -5,7 +5,7 @@ from typing import Any
 
 from lorabench.results import Result, Summary
 
-__all__ = ["Arm", "on_test", "shown_arms", "with_arm"]
+__all__ = ["Arm", "marked_units", "on_test", "shown_arms", "with_arm"]
 
 _KINDS = ("none", "top", "random", "worst", "permuted")
 
@@ -17,13 +17,15 @@ class Arm:
     Attributes:
         name: the `ablation` of its rows.
         kind: "none", "top", "random", "worst" or "permuted".
-        count: how many layers went.
-        draws: how many times random layers were drawn; 0 of another kind.
+        k: how many units of the ranking went (layers, or modules where these are ranked).
+        layers: how many layers went.
+        draws: how many times random ones were drawn; 0 of another kind.
     """
 
     name: str
     kind: str
-    count: int
+    k: int
+    layers: int
     draws: int
 
     @property
@@ -31,19 +33,19 @@ class Arm:
         """As a column or a legend says it."""
         return {
             "none": "all layers",
-            "top": f"without top {self.count}",
-            "random": f"{self.count} random out",
-            "worst": f"{self.count} worst out",
+            "top": f"without top {self.k}",
+            "random": f"{self.k} random out",
+            "worst": f"{self.k} worst out",
             "permuted": "labels permuted",
         }[self.kind]
 
 
 def shown_arms(result: Result) -> list[Arm]:
     """The arms in the order of tables, all layers first; none where nothing was compared."""
-    arms = [_arm(found) for found in result.ablation.get("arms") or []]
+    arms = [_arm(found, result.ablation.get("top_k")) for found in result.ablation.get("arms") or []]
     if all(arm.kind == "none" for arm in arms):
         return []
-    whole = [arm for arm in arms if arm.kind == "none"] or [Arm("none", "none", 0, 0)]
+    whole = [arm for arm in arms if arm.kind == "none"] or [Arm("none", "none", 0, 0, 0)]
     return sorted([*whole, *(arm for arm in arms if arm.kind != "none")], key=lambda arm: _KINDS.index(arm.kind))
 
 
@@ -57,7 +59,14 @@ def on_test(result: Result) -> bool:
     return result.ablation.get("rank_on") == "test"
 
 
-def _arm(found: dict[str, Any]) -> Arm:
+def marked_units(result: Result) -> tuple[set[str], str]:
+    """The best k of the ranking, and what a legend calls them."""
+    found = result.ablation
+    best = {row["layer"] for row in (found.get("ranking") or [])[: found.get("top_k") or 0]}
+    return best, f"taken away (best {len(best)})" if found.get("removed") else f"best {len(best)}"
+
+
+def _arm(found: dict[str, Any], k: int | None) -> Arm:
     draws = found.get("draws") or []
     removed = draws[0] if draws else found.get("removed") or []
-    return Arm(found["name"], found["kind"], len(removed), len(draws))
+    return Arm(found["name"], found["kind"], len(removed) if k is None else k, len(removed), len(draws))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lorabench.ablation.places import Place, by_depth, groups, place
-from lorabench.report.arms import on_test
+from lorabench.report.arms import marked_units, on_test
 from lorabench.report.labels import axis_of_blocks, block_labels
 from lorabench.report.style import (
     FACTOR_STYLES,
@@ -125,7 +125,7 @@ def _columns(names: Sequence[str], inches: float) -> int:
 
 def _panel(axes: Axes, result: Result, rows: Sequence[Mapping[str, Any]], axis: _Axis) -> None:
     draw_chance(axes, result)
-    removed = set(result.ablation.get("removed") or [])
+    best, best_label = marked_units(result)
     factors = [factor for factor in FACTOR_STYLES if any(place(row["layer"]).factor == factor for row in rows)]
     marked: list[tuple[float, float]] = []
     for number, factor in enumerate(factors):
@@ -140,9 +140,9 @@ def _panel(axes: Axes, result: Result, rows: Sequence[Mapping[str, Any]], axis: 
         )  # fmt: skip
         if axis.title != "module" and len({axis.at[row["layer"]] for row in chosen}) == len(chosen):
             axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.5, zorder=2)
-        marked += [(x[i], y[i]) for i, row in enumerate(chosen) if row["layer"] in removed]
+        marked += [(x[i], y[i]) for i, row in enumerate(chosen) if row["layer"] in best]
     if marked:
-        ring(axes, [x for x, _ in marked], [y for _, y in marked], f"taken away (best {len(removed)})")
+        ring(axes, [x for x, _ in marked], [y for _, y in marked], best_label)
     tidy(axes, "y")
 
 

@@ -40,7 +40,7 @@ def clusters_figure(result: Result) -> Figure:
     heat.set_xlabel("the same layers in the same order", fontsize=8)
     heat.set_ylim(count - 0.5, -0.5)
     bar = figure.colorbar(image, ax=[tree, strip, heat], location="bottom", shrink=0.4, aspect=40, pad=0.01)
-    bar.set_label("distance of two layers' answers", fontsize=8)
+    bar.set_label("how often two layers name different classes", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     figure.suptitle(f"{result.dataset['name']}: layers whose members answer alike", fontsize=10)
     return figure
@@ -50,8 +50,8 @@ def _tree(axes: Axes, linkage: Sequence[Sequence[float]], order: Sequence[int], 
     """The dendrogram, leaves at the rows of the heat map."""
     height = {leaf: float(place) for place, leaf in enumerate(order)}
     joined = dict.fromkeys(order, 0.0)
-    for number_, (a, b, distance, _) in enumerate(linkage):
-        one, two, node = int(a), int(b), len(order) + number_
+    for step, (a, b, distance, _) in enumerate(linkage):
+        one, two, node = int(a), int(b), len(order) + step
         colour = BLUE if distance <= threshold else GREY
         axes.plot(
             [joined[one], distance, distance, joined[two]],
@@ -104,8 +104,8 @@ def concepts_figure(result: Result) -> Figure:
     rows, columns = -(-len(layers) // _MOST_LINES), -(-len(classes) // _MOST_COLUMNS)
     axes.set_yticks(range(0, len(layers), rows), labels[::rows], fontsize=6.5)
     axes.set_xticks(range(0, len(classes), columns), classes[::columns], rotation=90, fontsize=8)
-    axes.set_title(f"{result.dataset['name']}: which layer knows which {result.target}", fontsize=10)
+    axes.set_title(f"{result.dataset['name']}: which layer alone knows which {result.target}", fontsize=10)
     bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.8, aspect=40, pad=0.01)
-    bar.set_label("recall of one layer alone, % (dot: best layer; grey: no test adapter)", fontsize=8)
+    bar.set_label("test recall, % (dot: best on validation; grey: no test adapter)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lorabench.ablation.places import place
+from lorabench.report.arms import marked_units
 from lorabench.report.style import FACTOR_STYLES, draw_chance, ended, errors, legend_below, percents, ring, tidy
 from lorabench.results import Result
 
@@ -49,7 +50,7 @@ def _figure(result: Result, text: str, found: dict[str, Any]) -> tuple[Figure, A
     axes.set_title(
         ended(result, f"{result.dataset['name']}, {found['representation']}: {text}{agreement}"), fontsize=10
     )
-    axes.set_ylabel("accuracy of the layer alone, %", fontsize=9)
+    axes.set_ylabel("test accuracy of the layer alone, %", fontsize=9)
     draw_chance(axes, result)
     tidy(axes, "both")
     return figure, axes
@@ -73,7 +74,7 @@ def _scatter(
                 x[chosen], y[chosen], xerr=bars[:, chosen], fmt=marker, color=colour, alpha=0.8,
                 markersize=4.5, elinewidth=0.6, label=factor or "module",
             )  # fmt: skip
-    removed = set(result.ablation.get("removed") or [])
-    marked = [i for i, row in enumerate(rows) if row["layer"] in removed]
+    best, best_label = marked_units(result)
+    marked = [i for i, row in enumerate(rows) if row["layer"] in best]
     if marked:
-        ring(axes, x[marked].tolist(), y[marked].tolist(), f"best {len(removed)} alone")
+        ring(axes, x[marked].tolist(), y[marked].tolist(), best_label)

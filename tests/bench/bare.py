@@ -1,0 +1,29 @@
+"""Lets lorabench be imported where jaxtyping is missing: import this module first.
+
+A bare GPU machine has torch, pytorch-lightning, torchmetrics, safetensors and numpy. Of what lorabench needs
+beside them, its numbers need nothing but jaxtyping's names, which nobody checks there: `Float[Tensor, "n f"]` is
+taken for `Tensor`.
+"""
+
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any
+
+_NAMES = (
+    "Bool", "Complex64", "Float", "Float32", "Float64", "Int", "Int32", "Int64", "Integer", "UInt8",
+)  # fmt: skip
+
+
+class _Unchecked:
+    """Stands for any of jaxtyping's array types."""
+
+    def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
+        return item[0]
+
+
+if importlib.util.find_spec("jaxtyping") is None:
+    _module = ModuleType("jaxtyping", "A stand-in: its types are the arrays' own.")
+    for _name in _NAMES:
+        setattr(_module, _name, _Unchecked)
+    sys.modules["jaxtyping"] = _module

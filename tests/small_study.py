@@ -1,0 +1,80 @@
+"""An evaluator and a study over a zoo in memory, and a whole run in this process."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+
+from lorabench import pipeline
+from lorabench.ablation import Study
+from lorabench.classifiers import ClassifierFactory, Member, Problem
+from lorabench.classifiers.mlp import MLP
+from lorabench.conf_dir import conf_dir
+from lorabench.engines import Engine, Stacked
+from lorabench.evaluation import Evaluator
+from lorabench.representations import Representation
+from lorabench.representations.stats import Stats
+from lorabench.results import Result
+from lorabench.zoo import Zoo
+from lorabench.zoo.splits import split_zoo
+
+SHARES = {"train": 0.5, "val": 0.25, "test": 0.25}
+SMALL = functools.partial(MLP, hidden=[32], dropout=0.0, max_epochs=15, learning_rate=1e-2)
+
+
+class Recorded(Stacked):
+    """The stacked engine, which remembers what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        self.calls: list[tuple[Problem, list[Member]]] = []
+
+    def fit(
+        self, factory: ClassifierFactory, problem: Problem, members: Sequence[Member], finish: Any, on_epoch: Any = None
+    ) -> list[Any]:
+        self.calls.append((problem, list(members)))
+        return super().fit(factory, problem, members, finish, on_epoch)
+
+
+def evaluator_of(
+    zoo: Zoo, cache_dir: Path, seeds: int = 2, engine: Engine | None = None, **knobs: Any
+) -> Evaluator:
+    """All that an evaluator needs for a zoo in memory; `knobs` are further attributes."""
+    knobs = {"factory": SMALL, "split": split_zoo(zoo.labels, **SHARES), "resume": True, **knobs}
+    return Evaluator(
+        zoo=zoo,
+        labels=zoo.labels.category,
+        n_classes=len(zoo.labels.category_names),
+        engine=engine or Stacked("cpu"),
+        device=torch.device("cpu"),
+        seeds=tuple(range(seeds)),
+        cache_dir=cache_dir,
+        **knobs,
+    )
+
+
+def study_of(
+    evaluator: Evaluator,
+    chosen: Mapping[str, Callable[[], Representation]] | None = None,
+    baseline: tuple[str, Callable[[], Representation]] = ("stats", Stats),
+) -> Study:
+    """A study of `chosen`, or of the baseline itself."""
+    return Study(evaluator, "mlp", evaluator.zoo.labels.category_names, chosen or dict([baseline]), baseline)
+
+
+def run(folder: Path, *overrides: str) -> Result:
+    """`python -m lorabench` with these overrides, in this process, into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        words = list(overrides)
+        names = dict(compose("config", words, return_hydra_config=True).hydra.runtime.choices)
+        return pipeline.run(compose("config", words), folder, names)
+
+
+def mean_accuracy(correct: np.ndarray) -> float:
+    """Over seeds and adapters."""
+    return float(correct.mean())
