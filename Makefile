@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint fix bench wheel clean
+.PHONY: help install run test lint fix bench bench-gpu wheel clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -39,6 +39,11 @@ fix: install ## mend what ruff can mend
 
 bench: install ## speed and memory, as ratios measured side by side
 	$(BIN)/python -m tests.bench
+
+# A bare GPU machine needs no install: `python -m tests.bench.bench_gpu --record` from a checkout, with torch,
+# pytorch-lightning, torchmetrics, safetensors and numpy. This target takes .venv, whose torch must know the GPU.
+bench-gpu: ## phase 1 and compare on one GPU, into docs/benchmarks.md; ARGS="--quick" goes to it
+	$(BIN)/python -m tests.bench.bench_gpu --record $(ARGS)
 
 wheel: install ## build the wheel and run it from an empty venv in an empty folder
 	sh tests/try_wheel.sh $(BIN)/python

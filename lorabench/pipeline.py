@@ -108,6 +108,7 @@ def _evaluate(
     cfg: DictConfig, config: dict[str, Any], names: dict[str, str], chosen: dict[str, DictConfig], logger: Logger
 ) -> Result:
     clock, machine = Clock(), environment()
+    ranks, baseline = representation_config(cfg.ablation.baseline, "ablation.baseline")
     phase: Ablation = make(cfg.ablation)
     factory: ClassifierFactory = make(cfg.classifier)
     factory(in_features=1, n_classes=2, seed=0)  # a wrong argument is told before anything is computed
@@ -132,7 +133,6 @@ def _evaluate(
         on_curves=functools.partial(_log_curves, logger),
     )
     makers = {name: functools.partial(make, one) for name, one in chosen.items()}
-    ranks, baseline = representation_config(cfg.ablation.baseline, "ablation.baseline")
     study = Study(evaluator, names["classifier"], classes, makers, (ranks, functools.partial(make, baseline)))
     findings = phase.run(study)
     _LOG.info("members: %d trained, %d kept from before", evaluator.trained, evaluator.taken)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
 
 from lorabench import pipeline
 from lorabench.ablation import Study
@@ -23,7 +23,7 @@ from lorabench.zoo import Zoo
 from lorabench.zoo.splits import split_zoo
 
 SHARES = {"train": 0.5, "val": 0.25, "test": 0.25}
-SMALL = functools.partial(MLP, hidden=[32], dropout=0.0, max_epochs=15, learning_rate=1e-2)
+SMALL = functools.partial(MLP, hidden=[32], dropout=0.0, max_epochs=12, learning_rate=2e-2, batch_size=80)
 
 
 class Recorded(Stacked):
@@ -40,9 +40,7 @@ class Recorded(Stacked):
         return super().fit(factory, problem, members, finish, on_epoch)
 
 
-def evaluator_of(
-    zoo: Zoo, cache_dir: Path, seeds: int = 2, engine: Engine | None = None, **knobs: Any
-) -> Evaluator:
+def evaluator_of(zoo: Zoo, cache_dir: Path, seeds: int = 2, engine: Engine | None = None, **knobs: Any) -> Evaluator:
     """All that an evaluator needs for a zoo in memory; `knobs` are further attributes."""
     knobs = {"factory": SMALL, "split": split_zoo(zoo.labels, **SHARES), "resume": True, **knobs}
     return Evaluator(
@@ -70,11 +68,8 @@ def run(folder: Path, *overrides: str) -> Result:
     """`python -m lorabench` with these overrides, in this process, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        words = list(overrides)
-        names = dict(compose("config", words, return_hydra_config=True).hydra.runtime.choices)
-        return pipeline.run(compose("config", words), folder, names)
-
-
-def mean_accuracy(correct: np.ndarray) -> float:
-    """Over seeds and adapters."""
-    return float(correct.mean())
+        cfg = compose("config", list(overrides), return_hydra_config=True)
+        names = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if choice is not None}
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return pipeline.run(cfg, folder, names)

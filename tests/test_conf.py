@@ -85,6 +85,13 @@ def test_an_experiment_wins_over_the_values_of_the_root():
     assert composed(["experiment=table"]).representations is not None
     assert composed(["experiment=table", "num_runs=2"]).num_runs == 2
     assert composed([]).representations is None
+    quick = composed(["experiment=quick"])
+    assert (quick.ablation.name, quick.num_runs, list(quick.representations)) == (
+        "compare",
+        3,
+        ["stats", "norms", "distribution"],
+    )
+    assert list(composed(["ablation=compare", "representations=[flat]"]).representations) == ["flat"]
 
 
 def test_the_protocol_of_the_design():

@@ -38,11 +38,11 @@ def zoo():
 
 
 def arms_of(zoo):
-    """Nothing gone, an end, the middle, a whole module, one layer, every second one (no pair is whole), nothing left."""
+    """All, without one end or the middle, here and there, a module, a layer, every second one, nothing."""
     layers = list(zoo.layers)
     standing = {
         "none": layers, "first": layers[1:], "middle": layers[:2] + layers[4:], "scattered": [layers[0], *layers[2:5]],
-        "module": layers[2:4], "one": layers[3:4], "downs": layers[::2], "nothing": [],
+        "module": layers[:2], "one": layers[3:4], "downs": layers[::2], "nothing": [],
     }  # fmt: skip
     return [Arm(name, tuple(left)) for name, left in standing.items()]
 

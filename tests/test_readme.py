@@ -30,7 +30,7 @@ def test_the_first_screen_has_the_two_commands_the_table_and_the_picture():
     assert "make run" in first
     assert "make test" in first
     assert "![" in first
-    named = OmegaConf.load(ROOT / "conf" / "experiment" / "table.yaml").representations
+    named = OmegaConf.load(ROOT / "conf" / "experiment" / "quick.yaml").representations
     rows = [line.split()[0] for line in first.splitlines() if re.match(r"^ \w+ +\d+ ", line)]
     assert rows == list(named)
 

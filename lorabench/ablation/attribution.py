@@ -55,7 +55,7 @@ class Attribution:
         name: what results call the phase.
     """
 
-    baseline: str
+    baseline: str | dict[str, Any]
     rank_on: str
     steps: int
     name: str = "attribution"
@@ -76,7 +76,7 @@ class Attribution:
         alone = {row.layer: row.test_accuracy for row in ranking.rows}
         known = [shares for shares in found[0].probes if shares]
         rows: list[dict[str, Any]] = []
-        for unit in found[0].units:
+        for unit in found[0].units if known else ():
             shares = [one[unit] for one in known]
             std = float(np.std(shares, ddof=1)) if len(shares) > 1 else float("nan")
             # A unit of another kind than the baseline's (a module beside layers) has no accuracy alone.

@@ -52,7 +52,7 @@ class Clusters:
         name: what results call the phase.
     """
 
-    baseline: str
+    baseline: str | dict[str, Any]
     rank_on: str
     threshold: float | int | None
     name: str = "clusters"

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from lorabench.ablation.layers import best
 from lorabench.ablation.study import Findings, Ranking, Study
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluation
@@ -40,7 +39,7 @@ class Compare:
         name: what results call the phase.
     """
 
-    baseline: str
+    baseline: str | dict[str, Any]
     rank_on: str
     top_k: int
     random_draws: int
@@ -52,7 +51,7 @@ class Compare:
         """A row for every representation and kind of arm, and the differences to all layers."""
         if self.random_draws < 0:
             raise LorabenchError(f"ablation.random_draws={self.random_draws}: a whole number from 0 is needed")
-        ranking = study.rank(self.rank_on)
+        ranking = study.rank(self.rank_on, self.top_k)
         kinds = self._kinds(study, ranking)
         runs: list[Run] = []
         summary: list[Summary] = []
@@ -79,7 +78,7 @@ class Compare:
         """The arms, by what the table calls them."""
         k, seed = self.top_k, study.evaluator.seeds[0]
         kinds = {"none": [study.all_layers()]}
-        kinds[f"top-{k}"] = [study.without(ranking.layers_of(best(ranking, k)), f"top-{k}")]
+        kinds[f"top-{k}"] = [study.without(ranking.layers_of(ranking.units[:k]), f"top-{k}")]
         draws = random_units(ranking, k, self.random_draws, seed)
         if draws:
             kinds[f"random-{k}"] = [

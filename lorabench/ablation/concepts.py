@@ -27,7 +27,7 @@ class Concepts:
         name: what results call the phase.
     """
 
-    baseline: str
+    baseline: str | dict[str, Any]
     rank_on: str
     name: str = "concepts"
 

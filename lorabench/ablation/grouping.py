@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorabench.ablation.places import groups
+from lorabench.ablation.ranking import check_rank_on
 from lorabench.ablation.study import Findings, Study, measured
 
 __all__ = ["Grouping"]
@@ -21,12 +22,13 @@ class Grouping:
     """
 
     by: str
-    baseline: str
+    baseline: str | dict[str, Any]
     rank_on: str
     name: str = "grouping"
 
     def run(self, study: Study) -> Findings:
         """One row for all layers, and a row a group."""
+        check_rank_on(self.rank_on)
         name, representation = study.one(self.name)
         found = groups(study.evaluator.everything, self.by)
         arms = [study.all_layers()]

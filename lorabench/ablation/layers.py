@@ -1,26 +1,11 @@
 """Phase 1: every layer alone."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from lorabench.ablation.study import Findings, Ranking, Study
-from lorabench.errors import LorabenchError
+from lorabench.ablation.study import Findings, Study
 
-__all__ = ["Layers", "best"]
-
-
-def best(ranking: Ranking, k: int) -> list[str]:
-    """The k units at the top.
-
-    Raises:
-        LorabenchError: k is not from 1 to one less than there are.
-    """
-    most = len(ranking.rows) - 1
-    if not 1 <= k <= most:
-        raise LorabenchError(
-            f"top_k={k}: the zoo has {len(ranking.rows)} units of {ranking.baseline}; "
-            + (f"1 to {most} can be taken away" if most else "none can be taken away")
-        )
-    return ranking.units[:k]
+__all__ = ["Layers"]
 
 
 @dataclass
@@ -34,15 +19,15 @@ class Layers:
         name: what results call the phase.
     """
 
-    baseline: str
+    baseline: str | dict[str, Any]
     rank_on: str
     top_k: int
     name: str = "layers"
 
     def run(self, study: Study) -> Findings:
         """The ranking; the table has one row, the baseline on all layers."""
-        ranking = study.rank(self.rank_on)
-        top = ranking.layers_of(best(ranking, self.top_k))
+        ranking = study.rank(self.rank_on, self.top_k)
+        top = ranking.layers_of(ranking.units[: self.top_k])
         name, make = study.baseline
         representation = make()
         found = study.evaluate(name, representation, [study.all_layers()])

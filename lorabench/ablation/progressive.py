@@ -27,7 +27,7 @@ class Progressive:
         name: what results call the phase.
     """
 
-    baseline: str
+    baseline: str | dict[str, Any]
     rank_on: str
     points: int
     random_points: int
@@ -88,9 +88,9 @@ def _curve(
     ]
 
 
-def _band(at: Sequence[int], evaluations: Sequence[Evaluation], draws: int) -> list[dict[str, float]]:
+def _band(at: Sequence[int], evaluations: Sequence[Evaluation], draws: int) -> list[dict[str, float | int]]:
     """Mean, lowest and highest of the draws' mean test accuracies."""
-    band = []
+    band: list[dict[str, float | int]] = []
     for number, k in enumerate(at):
         own = evaluations[number * draws : (number + 1) * draws]
         means = [

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float64, Integer
 from lorabench.ablation.statistics import interval, kendall_tau, replicates
 from lorabench.errors import LorabenchError
 
-__all__ = ["Ranked", "rank_layers", "stability"]
+__all__ = ["Ranked", "check_rank_on", "rank_layers", "stability"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,16 @@ class Ranked:
     test_accuracy: float
     per_seed: list[float]
     tied_to: int
+
+
+def check_rank_on(rank_on: str) -> None:
+    """Hold the name of the split that ranks to "val" and "test".
+
+    Raises:
+        LorabenchError: it is neither.
+    """
+    if rank_on not in ("val", "test"):
+        raise LorabenchError(f"ablation.rank_on={rank_on}: allowed are val and test")
 
 
 def rank_layers(
@@ -67,8 +77,7 @@ def rank_layers(
         LorabenchError: `rank_on` is neither.
         ValueError: names and tables that do not match, or a table without rows.
     """
-    if rank_on not in ("val", "test"):
-        raise LorabenchError(f"ablation.rank_on={rank_on}: allowed are val and test")
+    check_rank_on(rank_on)
     val, test = val_correct.shape, test_correct.shape
     if val[:2] != test[:2] or len(layers) != val[0] or 0 in val + test:
         raise ValueError(

@@ -29,7 +29,7 @@ class Redundancy:
         name: what results call the phase.
     """
 
-    baseline: str
+    baseline: str | dict[str, Any]
     rank_on: str
     name: str = "redundancy"
 

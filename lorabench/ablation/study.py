@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from lorabench.ablation.ranking import Ranked, rank_layers, stability
+from lorabench.ablation.ranking import Ranked, check_rank_on, rank_layers, stability
 from lorabench.ablation.statistics import interval, paired_difference, replicates
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluation, Evaluator, Probe
@@ -149,22 +149,30 @@ class Study:
                 raise
             return [Evaluation(name, arm, error=str(error)) for arm in arms]
 
-    def rank(self, rank_on: str) -> Ranking:
+    def rank(self, rank_on: str, top_k: int | None = None) -> Ranking:
         """Every unit of the baseline representation alone.
 
+        Args:
+            rank_on: val, or test for the published protocol.
+            top_k: how many of the best are to be taken away, where any are: told to be too many before the training.
+
         Raises:
-            LorabenchError: the baseline describes whole adapters, or no seed has trained on every unit.
+            LorabenchError: the baseline describes whole adapters, `top_k` would leave nothing, or no seed has
+                trained on every unit.
         """
         name, make = self.baseline
         representation = make()
-        if rank_on not in ("val", "test"):
-            raise LorabenchError(f"ablation.rank_on={rank_on}: allowed are val and test")
+        check_rank_on(rank_on)
         if representation.unit == "all":
             raise LorabenchError(
                 f"ablation.baseline={name} describes whole adapters: take a representation of layers or modules, "
                 "such as stats"
             )
         layers = {unit: representation.layers_of(self.zoo, unit) for unit in representation.units(self.zoo)}
+        most = len(layers) - 1
+        if top_k is not None and not 1 <= top_k <= most:
+            allowed = f"1 to {most} can be taken away" if most else "none can be taken away"
+            raise LorabenchError(f"top_k={top_k}: the zoo has {len(layers)} units of {name}; {allowed}")
         arms = [Arm(unit, tuple(sorted(own, key=self.evaluator.everything.index))) for unit, own in layers.items()]
         found = self.evaluator.evaluate(name, representation, arms)
         good, dropped = good_seeds(found)
@@ -238,7 +246,7 @@ class Ablation(Protocol):
     """A phase: what is taken away, and what is asked of what is left."""
 
     name: str
-    baseline: str
+    baseline: str | dict[str, Any]
 
     def run(self, study: Study) -> Findings:
         """Ask."""

@@ -131,10 +131,10 @@ class Evaluator:
             return Journal(None)
         probe = self.factory(in_features=1, n_classes=2, seed=0)
         own = {key: value for key, value in probe.hparams.items() if key not in ("in_features", "n_classes", "seed")}
-        rows = b"".join(np.ascontiguousarray(part).tobytes() for part in (*vars(self.split).values(), self.labels))
+        rows = (*vars(self.split).values(), self.labels)
         context = digest(
             zoo=self.zoo.fingerprint,
-            rows=hashlib.sha256(rows).hexdigest(),
+            rows=[hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest() for part in rows],
             classifier=[type(probe).__module__, type(probe).__qualname__, own],
             engine=[type(self.engine).__name__, self.device.type, torch.__version__],
             code=source_code(),

@@ -99,6 +99,9 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         lines = path.read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        _LOG.info("finished members %s cannot be read and are trained again: %s", path, error)
+        return {}
     records = {}
     for line in lines:
         found, _, text = line.partition(" ")

@@ -86,7 +86,9 @@ def train(evaluator: "Evaluator", name: str, trained: Trained) -> list[list[Reco
         for number, arm in enumerate(trained.arms)
         for i, seed in enumerate(seeds)
     ]
-    missing = [i for i, key in enumerate(keys) if journal.get(key) is None]
+    # Arms may leave a representation the same units: a module goes with either of its layers.
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+    missing = sorted(i for key, i in first.items() if journal.get(key) is None)
     evaluator.trained += len(missing)
     evaluator.taken += len(keys) - len(missing)
 

@@ -52,7 +52,9 @@ def _ranking(result: Result) -> Sheet:
     found = result.ablation
     ranked, other = ("test", "val") if on_test(result) else ("val", "test")
     stable, layers = found.get("stability"), found["ranking"]
-    more = f"; the first {_BEST} of {len(layers)}, all are in layers.json" if len(layers) > _BEST else ""
+    # Beside the comparison, the ranking itself is an aside.
+    shown = max(5, min(found["top_k"], _BEST)) if found.get("arms") else _BEST
+    more = f"; the first {shown} of {len(layers)}, all are in layers.json" if len(layers) > shown else ""
     agreement = (
         f"Kendall's τ between {stable['seeds']} seeds {stable['kendall_tau']:.2f} (lowest {stable['lowest']:.2f})"
         if stable and stable.get("kendall_tau") is not None
@@ -69,7 +71,7 @@ def _ranking(result: Result) -> Sheet:
                 percent(row[f"{other}_accuracy"]),
                 f"{row['rank']}–{row['tied_to']}" if row["tied_to"] > row["rank"] else "–",
             )
-            for row in layers[:_BEST]
+            for row in layers[:shown]
         ],
         caption=[
             f"{found['baseline']} of one layer each, ranked on {_SPLITS[ranked]} accuracy{more}",

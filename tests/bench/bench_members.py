@@ -2,6 +2,7 @@
 
 import functools
 import statistics
+from collections.abc import Callable
 
 import torch
 
@@ -29,7 +30,7 @@ def main(epochs: int = EPOCHS) -> None:
         def fit(engine: Engine, problem: Problem = problem) -> None:
             engine.fit(factory, problem, members, as_it_is)
 
-        works = {
+        works: dict[str, Callable[[], object]] = {
             "one by one": functools.partial(fit, Lightning("cpu")),
             "stacked": functools.partial(fit, Stacked("cpu")),
         }

@@ -44,7 +44,8 @@ def describe() -> str:
 def quiet_lightning() -> None:
     """Keep Lightning from telling of every fit."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    for text in (".*does not have many workers.*", ".*LeafSpec.*"):  # the second is between torch and Lightning
+        warnings.filterwarnings("ignore", text)
 
 
 def interleaved(works: dict[str, Callable[[], object]], rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
