@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from lorabench.classifiers import Member, Problem, epoch_order
+from lorabench.classifiers import Member, Problem
+from lorabench.training import epoch_order
 
 __all__ = ["FeatureData", "IndexBatches", "side_by_side"]
 

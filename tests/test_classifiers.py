@@ -11,18 +11,17 @@ import pytorch_lightning as pl
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
-from lorabench.classifiers import Classifier, Member, Problem, as_it_is, confusion, epoch_order, fit_members, scores
-from lorabench.classifiers.adam import Adam
+from lorabench.classifiers import Classifier, Member, Problem, as_it_is, confusion, fit_members, scores
 from lorabench.classifiers.dense import DenseNetwork
-from lorabench.classifiers.dropout import SeededDropout, dropout_keys, set_dropout_keys
+from lorabench.classifiers.dropout import SeededDropout, set_dropout_keys
 from lorabench.classifiers.linear import Linear
 from lorabench.classifiers.members import Fitted, _train, _Work
 from lorabench.classifiers.mlp import MLP
-from lorabench.classifiers.schedule import Schedule
 from lorabench.classifiers.stack import Stack
 from lorabench.data import FeatureData
 from lorabench.engines import Lightning, Stacked
 from lorabench.errors import LorabenchError
+from lorabench.training import Adam, Schedule, draw_keys, epoch_order
 
 # Lightning advises a logger and worker processes; the data lie on the device already.
 pytestmark = pytest.mark.filterwarnings(
@@ -130,7 +129,7 @@ def test_two_layers_by_two_seeds_are_the_same_together_and_one_by_one():
 
 
 @pytest.mark.parametrize(("memory", "stacks"), [(1, [1] * 6), (10**9, [4, 2])])
-def test_a_stack_takes_as_many_members_as_its_memory_holds_and_one_width(memory, stacks, monkeypatch):
+def test_a_stack_takes_as_many_members_as_its_memory_holds_and_one_width(memory, stacks, lanes, monkeypatch):
     """On one lane: two sets of six features by two seeds, and twelve features by two."""
     problem = planted().problem
     members = [Member(s, number) for number in (1, 0, 2) for s in (0, 1)]
@@ -142,12 +141,8 @@ def test_a_stack_takes_as_many_members_as_its_memory_holds_and_one_width(memory,
             super().__init__(models, members, problem)
 
     monkeypatch.setattr("lorabench.classifiers.members.Stack", Counted)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        found = fit_members(functools.partial(Branched, max_epochs=2), problem, members, as_it_is, memory=memory)
-    finally:
-        torch.set_num_threads(threads)
+    lanes(1)
+    found = fit_members(functools.partial(Branched, max_epochs=2), problem, members, as_it_is, memory=memory)
     assert [fitted.member for fitted in found] == members
     assert made == stacks
 
@@ -191,18 +186,24 @@ def test_a_diverged_member_is_reported_and_the_others_go_on():
     assert "seed 7" in fitted[1].error
 
 
-def test_an_error_in_one_lane_ends_the_others():
+def test_an_error_in_one_lane_ends_the_others(lanes):
     class Wrong(Linear):
         def build(self):
             if self.seed == 3:
                 raise LorabenchError("no network for seed 3")
             return super().build()
 
+    lanes(2)
+    endless = functools.partial(Wrong, max_epochs=10**9, patience=10**9)
     with pytest.raises(LorabenchError, match="seed 3"):
-        fit_members(
-            functools.partial(Wrong, max_epochs=10**9, patience=10**9), planted().problem,
-            [Member(0), Member(3)], as_it_is,
-        )  # fmt: skip
+        fit_members(endless, planted().problem, [Member(0), Member(3)], as_it_is)
+
+
+@pytest.fixture
+def lanes():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
@@ -217,7 +218,7 @@ def test_closed_form_gradients_are_autograds_for_one_member_and_for_a_stack(drop
     params = {name: p.detach() for name, p in params.items()}
     x = torch.randn(3, n, 6, dtype=torch.float64, generator=generator)
     y = torch.randint(0, 4, (3, n), generator=generator)
-    masks = [None if m is None else m[0] for m in dense.masks(params, n, dropout_keys(seeds, [step], range(3)))]
+    masks = [None if m is None else m[0] for m in dense.masks(params, n, draw_keys(seeds, [step], range(3)))]
     target = -torch.nn.functional.one_hot(y, 4).double() / n
     logits, grads = dense.gradients(params, x, target, masks)
     for k, network in enumerate(networks):
@@ -359,7 +360,7 @@ def test_dropout_keeps_the_asked_share_and_the_mean():
 
 
 def test_dropout_keys_differ_by_seed_step_and_layer():
-    keys = {int(key) for step in range(50) for key in dropout_keys(torch.arange(20), [step], range(3)).flatten()}
+    keys = {int(key) for step in range(50) for key in draw_keys(torch.arange(20), [step], range(3)).flatten()}
     assert len(keys) == 50 * 3 * 20
 
 

@@ -1,6 +1,6 @@
 """Classifiers: LightningModules written for one member and trained for many."""
 
-from lorabench.classifiers.base import Classifier, ClassifierFactory, epoch_order
+from lorabench.classifiers.base import Classifier, ClassifierFactory
 from lorabench.classifiers.members import Fitted, as_it_is, fit_members
 from lorabench.classifiers.metrics import accuracy, confusion, scores
 from lorabench.classifiers.problem import Columns, Member, Problem
@@ -15,7 +15,6 @@ __all__ = [
     "accuracy",
     "as_it_is",
     "confusion",
-    "epoch_order",
     "fit_members",
     "scores",
 ]

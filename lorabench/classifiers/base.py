@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,13 +14,7 @@ from lorabench.classifiers.dropout import set_dropout_keys
 from lorabench.classifiers.metrics import scores
 from lorabench.errors import LorabenchError
 
-__all__ = ["Classifier", "ClassifierFactory", "epoch_order"]
-
-
-def epoch_order(seed: int, epoch: int, n: int) -> Int64[Tensor, " n"]:
-    """The order in which member `seed` sees its n training rows in one epoch."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    return torch.randperm(n, generator=generator)
+__all__ = ["Classifier", "ClassifierFactory"]
 
 
 def _require(least: int = 0, **arguments: float | int) -> None:

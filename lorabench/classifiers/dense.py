@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lorabench.classifiers.dropout import SeededDropout, dropout_mask
+from lorabench.classifiers.dropout import SeededDropout
+from lorabench.training import keep_mask
 
 __all__ = ["DenseNetwork"]
 
@@ -106,7 +107,7 @@ class DenseNetwork:
                 alike.setdefault((params[f"{name}bias"].shape[-1], p), []).append(layer)
         for (width, p), layers in alike.items():
             own = keys[:, [self.number[layer] for layer in layers]]
-            for layer, mask in zip(layers, dropout_mask(own, batch, width, p, dtype).unbind(1), strict=True):
+            for layer, mask in zip(layers, keep_mask(own, batch, width, p, dtype).unbind(1), strict=True):
                 found[layer] = mask
         return found
 

@@ -8,12 +8,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
-from lorabench.classifiers.adam import Adam
-from lorabench.classifiers.base import Classifier, epoch_order
+from lorabench.classifiers.base import Classifier
 from lorabench.classifiers.dense import DenseNetwork
-from lorabench.classifiers.dropout import SeededDropout, dropout_keys
+from lorabench.classifiers.dropout import SeededDropout
 from lorabench.classifiers.problem import Member, Problem
-from lorabench.classifiers.schedule import Schedule
+from lorabench.training import Adam, Schedule, draw_keys, epoch_order
 
 __all__ = ["Stack"]
 
@@ -70,7 +69,7 @@ class Stack:
         self.adam.set_rates(self.schedule.rates)
         first = self.adam.steps
         steps = range(first, first + -(-rows.shape[1] // self.batch_size))
-        keys = dropout_keys(self._seeds, steps, range(max(len(self._dropouts), 1)))
+        keys = draw_keys(self._seeds, steps, range(max(len(self._dropouts), 1)))
         if self._dense is not None and self._alone:
             return self._epoch_alone(self._dense, rows[0], keys)
         found = []

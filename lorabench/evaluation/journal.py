@@ -25,7 +25,9 @@ def source_code() -> str:
     package = Path(__file__).parents[1]
     files = [package / "data.py", package / "engines.py", package / "lowrank.py"]
     files += [
-        path for room in ("classifiers", "evaluation", "representations") for path in (package / room).glob("*.py")
+        path
+        for room in ("classifiers", "evaluation", "representations", "training")
+        for path in (package / room).glob("*.py")
     ]
     found = hashlib.sha256()
     for path in sorted(files):
