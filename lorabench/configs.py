@@ -41,7 +41,7 @@ def make(config: DictConfig, **arguments: Any) -> Any:
         raise
 
 
-def check_values(cfg: DictConfig, choices: Mapping[str, str]) -> None:
+def check_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     """Hold every value to the type that its yaml gives it.
 
     Args:

@@ -37,7 +37,7 @@ __all__ = ["run"]
 _LOG = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, folder: Path, names: dict[str, str]) -> Result:
+def run(cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> Result:
     """Read the zoo, compute the features, train the members, and write everything into `folder`.
 
     Args:
@@ -51,11 +51,11 @@ def run(cfg: DictConfig, folder: Path, names: dict[str, str]) -> Result:
     with _status(folder):
         check_values(cfg, names)
         cfg.cache_dir = str(_writable(Path(cfg.cache_dir).expanduser().resolve()))
-        chosen = representation_configs(cfg, names["representation"])
+        chosen = representation_configs(cfg, str(names["representation"]))
         config = _resolved(cfg, chosen)
         logger: Logger = make(cfg.logger, folder=str(folder), name=f"{names['dataset']}-{'+'.join(chosen)}")
         with logging_to(logger, config, folder):
-            result = _evaluate(cfg, config, names, chosen, logger)
+            result = _evaluate(cfg, config, str(names["classifier"]), chosen, logger)
             log_summary(logger, _flat_summary(result))
             with explain_disk_errors(folder, ROOM):
                 _write(result, folder)
@@ -105,7 +105,7 @@ def _status(folder: Path) -> Iterator[None]:
 
 
 def _evaluate(
-    cfg: DictConfig, config: dict[str, Any], names: dict[str, str], chosen: dict[str, DictConfig], logger: Logger
+    cfg: DictConfig, config: dict[str, Any], classifier: str, chosen: dict[str, DictConfig], logger: Logger
 ) -> Result:
     clock, machine = Clock(), environment()
     ranks, baseline = representation_config(cfg.ablation.baseline, "ablation.baseline")
@@ -133,7 +133,7 @@ def _evaluate(
         on_curves=functools.partial(_log_curves, logger),
     )
     makers = {name: functools.partial(make, one) for name, one in chosen.items()}
-    study = Study(evaluator, names["classifier"], classes, makers, (ranks, functools.partial(make, baseline)))
+    study = Study(evaluator, classifier, classes, makers, (ranks, functools.partial(make, baseline)))
     findings = phase.run(study)
     _LOG.info("members: %d trained, %d kept from before", evaluator.trained, evaluator.taken)
     if not any(row.test_accuracy.n for row in findings.summary):

@@ -3,6 +3,7 @@
 import logging
 import netrc
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ ROOM = "Free some space, or choose another hydra.run.dir."
 def csv_logger(folder: str, name: str) -> CSVLogger:
     """Writes `csv/metrics.csv` and `csv/hparams.yaml` below `folder`."""
     del name
+    shutil.rmtree(Path(folder) / "csv", ignore_errors=True)  # an earlier run's, where output_dir names the folder
     return CSVLogger(folder, name="csv", version="", flush_logs_every_n_steps=1000)
 
 

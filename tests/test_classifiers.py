@@ -147,6 +147,16 @@ def test_a_stack_takes_as_many_members_as_its_memory_holds_and_one_width(memory,
     assert made == stacks
 
 
+def test_a_member_is_the_same_to_the_bit_whatever_else_is_trained():
+    """What an interrupted run has left may be one member, or many: its results must not show that."""
+    problem = planted(n=990).problem
+    factory = functools.partial(MLP, hidden=[512, 512, 512], dropout=0.3, max_epochs=3)
+    together = fit_members(factory, problem, [Member(seed) for seed in range(3)], as_it_is)
+    (alone,) = fit_members(factory, problem, [Member(1)], as_it_is)
+    assert torch.equal(together[1].logits, alone.logits)
+    assert together[1].history == alone.history
+
+
 def test_what_finish_drops_is_not_kept():
     problem = planted().problem
     factory = functools.partial(MEMBERS["mlp"], max_epochs=2)

@@ -17,8 +17,6 @@ from tests.small_study import run
 
 pytestmark = [
     pytest.mark.slow,
-    # Lightning, of the csv folder that the stopped run has left in output_dir.
-    pytest.mark.filterwarnings("ignore:Experiment logs directory"),
 ]
 
 WORDS = [

@@ -113,9 +113,9 @@ def fit_members(
     work = _Work(factory, problem, members, queue.SimpleQueue(), keep, on_epoch)
     for chunk in _chunks(work, lanes, memory):
         work.chunks.put(chunk)
-    if lanes <= 1:
+    if device.type != "cpu":
         _lane(work)
-    else:
+    else:  # a single lane too: a member's sums are in the same order whether others are trained beside it or not
         with _one_thread_an_operation(), ThreadPoolExecutor(lanes) as pool:
             futures = [pool.submit(_lane, work) for _ in range(lanes)]
             try:

@@ -8,13 +8,13 @@ from tests.bench.hub_shapes import stable_diffusion_modules
 __all__ = ["CLASSES", "hub_zoo"]
 
 CLASSES = 10
-_SHIFT = 0.15  # of the mean of the layer that tells most, from the first class to the last, in standard deviations
+_SHIFT = 0.4  # of the mean of the layer that tells most, from the first class to the last, in standard deviations
 
 
 def hub_zoo(adapters: int, layers: int, seed: int = 0) -> Zoo:
     """Adapters of rank 1 for SD 1.5, [adapters, 1, d_in] and [adapters, d_out, 1], and ten categories.
 
-    The category shifts the mean of a layer by a little, from nothing in the first one to 0.15 standard deviations in
+    The category shifts the mean of a layer by a little, from nothing in the first one to 0.4 standard deviations in
     the last, so that some layers are learned, some are not, and members stop at different epochs.
 
     Args:
