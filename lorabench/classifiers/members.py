@@ -177,7 +177,11 @@ def _lane(work: _Work) -> None:
         except queue.Empty:
             return
         members = {number: work.members[number] for number in numbers}
-        stack = Stack([_build(work, number) for number in numbers], list(members.values()), work.problem)
+        # Initial weights follow from the seed: members of one width and seed start from the same ones.
+        first = {member.seed: number for number, member in reversed(members.items())}
+        models = {seed: _build(work, number) for seed, number in first.items()}
+        stack = Stack([models[member.seed] for member in members.values()], list(members.values()), work.problem)
+        del models
         _train(stack, {number: Fitted(member) for number, member in members.items()}, work)
 
 
@@ -207,8 +211,13 @@ def _train(stack: Stack, fitted: dict[int, Fitted], work: _Work) -> None:
             work.on_epoch(epoch, len(done))
         if not fitted:
             return
-        if len(done):
-            stack.keep(torch.nonzero(~stop).flatten())
+        left = torch.nonzero(~stop).flatten()
+        # Neighbours of one learning rate are moved in one go.
+        order = torch.argsort(stack.schedule.rates[left], descending=True, stable=True)
+        if len(done) or (order.diff() < 0).any():
+            stack.keep(left[order])
+            numbers = list(fitted)
+            fitted = {numbers[k]: fitted[numbers[k]] for k in order.tolist()}
 
 
 def _record(

@@ -47,7 +47,7 @@ class Stack:
         self._dense = DenseNetwork.of(self.network)
         self._alone = self._dense is not None and len(models) == 1 and self.device.type == "cpu"
         self._dropouts = [name for name, m in self.network.named_modules() if isinstance(m, SeededDropout)]
-        self._onehot = F.one_hot(torch.arange(problem.n_classes, device=self.device)).to(problem.inputs.dtype)
+        self._onehot = torch.eye(problem.n_classes, dtype=problem.inputs.dtype, device=self.device)
         self._take(members)
 
     def _take(self, members: list[Member]) -> None:

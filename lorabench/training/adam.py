@@ -1,5 +1,7 @@
 """Adam over stacked parameters, with a learning rate a member."""
 
+import itertools
+
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
@@ -10,8 +12,8 @@ __all__ = ["Adam"]
 class Adam:
     """Kingma & Ba 2015, by torch's fused kernel: parameters, gradient and both moments are read once.
 
-    The kernel knows one learning rate. Where members have different ones, it moves a tensor of zeros at rate 1,
-    and that move is added to the parameters at every member's own rate.
+    The kernel knows one learning rate: it is called once for every run of neighbours that share one, so members
+    are best kept in order of their rates.
 
     Args:
         params: stacked parameters, [members, ...] each; they are moved in place.
@@ -23,34 +25,26 @@ class Adam:
         self.square = {name: torch.zeros_like(p) for name, p in params.items()}
         self.steps = 0
         self._step = torch.zeros((), device=next(iter(params.values())).device)
-        self._move: dict[str, Tensor] = {}
         self.set_rates(rates)
 
     def set_rates(self, rates: Float64[Tensor, " members"]) -> None:
-        """Move at these rates from now on; call it once an epoch, for it waits for the device."""
-        distinct = set(rates.tolist())
-        self._rate = distinct.pop() if len(distinct) == 1 else None
-        self._rates = rates
+        """Move at these rates from now on."""
+        self._runs: list[tuple[float, slice]] = []
+        start = 0
+        for rate, same in itertools.groupby(rates.tolist()):
+            stop = start + len(list(same))
+            self._runs.append((rate, slice(start, stop)))
+            start = stop
 
     def step(self, params: dict[str, Tensor], grads: dict[str, Tensor]) -> None:
         """Move all members."""
         self.steps += 1
         self._step += 1
-        if self._rate is not None:
-            self._kernel(params, grads, self._rate)
-            return
-        if not self._move or self._move.keys() != params.keys():
-            self._move = {name: torch.empty_like(p) for name, p in params.items()}
-        for move in self._move.values():
-            move.zero_()
-        self._kernel(self._move, grads, 1.0)
-        for name, p in params.items():
-            rates = self._rates.to(p).reshape(-1, *[1] * (p.dim() - 1))
-            p.addcmul_(self._move[name], rates)
-
-    def _kernel(self, params: dict[str, Tensor], grads: dict[str, Tensor], rate: float) -> None:
-        mean, square = ([group[name] for name in params] for group in (self.mean, self.square))
-        self.of_one(list(params.values()), [grads[name] for name in params], mean, square, rate, self._step)
+        for rate, run in self._runs:
+            p, grad, mean, square = (
+                [group[name][run] for name in params] for group in (params, grads, self.mean, self.square)
+            )
+            self.of_one(p, grad, mean, square, rate, self._step)
 
     @staticmethod
     def of_one(
@@ -69,6 +63,6 @@ class Adam:
 
     def keep(self, members: Int64[Tensor, " kept"]) -> None:
         """Drop all members but these."""
-        self._move = {}
-        self.mean = {name: m[members] for name, m in self.mean.items()}
-        self.square = {name: s[members] for name, s in self.square.items()}
+        for group in (self.mean, self.square):
+            for name in group:  # one tensor at a time: the old one goes before the next is made
+                group[name] = group[name][members]

@@ -57,7 +57,11 @@ def keep_mask(
     # Each half of a hash is a number of its own, from -2¹⁵. Clamping to two neighbours is a comparison whose
     # result is a number at once: torch's own comparison and its conversion take five times as long on a CPU.
     least = round(p * 2**16) - 2**15
-    mask = bits.view(torch.int16).to(dtype).clamp(least - 1, least).sub_(least - 1).mul_(1 / (1 - p))
+    drawn = bits.view(torch.int16)
+    if key.device.type == "cpu":
+        mask = drawn.to(dtype).clamp(least - 1, least).sub_(least - 1).mul_(1 / (1 - p))
+    else:
+        mask = (drawn >= least).to(dtype).mul_(1 / (1 - p))
     return mask[..., : batch * f].reshape(*key.shape, batch, f)
 
 
