@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra import compose
-from hydra.errors import InstantiationException
+from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError
 
 __all__ = ["check_values", "make", "representation_config", "representation_configs"]
@@ -131,7 +132,11 @@ def representation_config(entry: Any, key: str) -> tuple[str, DictConfig]:
 
 
 def _with(name: str, options: dict[str, Any], key: str) -> DictConfig:
-    known: DictConfig = compose("config", overrides=[f"representation={name}"]).representation
+    try:
+        known: DictConfig = compose("config", overrides=[f"representation={name}"]).representation
+    except (MissingConfigException, OverrideParseException) as error:
+        there = ", ".join(sorted(path.stem for path in (conf_dir() / "representation").glob("*.yaml")))
+        raise LorabenchError(f"{key}: there is no representation {name}; there are {there}") from error
     config: DictConfig = known.copy()
     try:
         config.merge_with(options)

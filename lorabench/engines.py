@@ -66,6 +66,10 @@ class Stacked:
     device: str = "auto"
     memory_gb: float | int | None = None
 
+    def __post_init__(self) -> None:
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            raise LorabenchError(f"trainer.memory_gb={self.memory_gb}: a number above 0 is needed, or null")
+
     def fit(
         self,
         factory: ClassifierFactory,

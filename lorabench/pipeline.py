@@ -19,7 +19,7 @@ from jaxtyping import Int64
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
-from lorabench.ablation import Ablation, Study
+from lorabench.ablation import READ_THE_BASELINE, Ablation, Study
 from lorabench.classifiers import ClassifierFactory
 from lorabench.configs import check_values, make, representation_config, representation_configs
 from lorabench.engines import Engine, resolve_device
@@ -52,6 +52,8 @@ def run(cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> Result:
         check_values(cfg, names)
         cfg.cache_dir = str(_writable(Path(cfg.cache_dir).expanduser().resolve()))
         chosen = representation_configs(cfg, str(names["representation"]))
+        if names["ablation"] in READ_THE_BASELINE:
+            chosen = dict([representation_config(cfg.ablation.baseline, "ablation.baseline")])
         config = _resolved(cfg, chosen)
         logger: Logger = make(cfg.logger, folder=str(folder), name=f"{names['dataset']}-{'+'.join(chosen)}")
         with logging_to(logger, config, folder):
@@ -107,9 +109,39 @@ def _status(folder: Path) -> Iterator[None]:
 def _evaluate(
     cfg: DictConfig, config: dict[str, Any], classifier: str, chosen: dict[str, DictConfig], logger: Logger
 ) -> Result:
-    clock, machine = Clock(), environment()
-    ranks, baseline = representation_config(cfg.ablation.baseline, "ablation.baseline")
+    machine = environment()
     phase: Ablation = make(cfg.ablation)
+    evaluator, classes = _evaluator(cfg, logger)
+    makers = {name: functools.partial(make, one) for name, one in chosen.items()}
+    baseline = next(iter(makers.items()))
+    if "baseline" in cfg.ablation:
+        name, one = representation_config(cfg.ablation.baseline, "ablation.baseline")
+        baseline = name, functools.partial(make, one)
+    findings = phase.run(Study(evaluator, classifier, classes, makers, baseline))
+    _LOG.info("members: %d trained, %d kept from before", evaluator.trained, evaluator.taken)
+    if not any(row.test_accuracy.n for row in findings.summary):
+        errors = "; ".join(f"{row.representation}: {row.failed[0]}" for row in findings.summary)
+        raise LorabenchError(f"nothing could be evaluated. {errors}")
+    split, labels, zoo = evaluator.split, evaluator.labels, evaluator.zoo
+    sizes = {part: len(rows) for part, rows in vars(split).items()}
+    return Result(
+        dataset=_describe(zoo, config["dataset"]),
+        split={**sizes, "by_source": zoo.labels.split is not None},
+        target=cfg.target,
+        classes=list(classes),
+        chance=float(np.mean(labels[split.test] == np.bincount(labels[split.train]).argmax())),
+        config=config,
+        runs=findings.runs,
+        summary=findings.summary,
+        seconds=evaluator.clock.seconds,
+        environment={**machine, "device": str(evaluator.device)},
+        ablation=findings.ablation,
+    )
+
+
+def _evaluator(cfg: DictConfig, logger: Logger) -> tuple[Evaluator, tuple[str, ...]]:
+    """What evaluates this configuration's zoo, and the names of the classes."""
+    clock = Clock()
     factory: ClassifierFactory = make(cfg.classifier)
     factory(in_features=1, n_classes=2, seed=0)  # a wrong argument is told before anything is computed
     engine: Engine = make(cfg.trainer)
@@ -118,7 +150,7 @@ def _evaluate(
         zoo: Zoo = make(cfg.dataset)
         split = split_zoo(zoo.labels, target=cfg.target, seed=cfg.seed, **cfg.split)
     classes, labels = _classes(zoo, split, cfg.target)
-    evaluator = Evaluator(
+    return Evaluator(
         zoo=zoo,
         split=split,
         labels=labels,
@@ -131,33 +163,7 @@ def _evaluate(
         resume=cfg.resume,
         clock=clock,
         on_curves=functools.partial(_log_curves, logger),
-    )
-    makers = {name: functools.partial(make, one) for name, one in chosen.items()}
-    study = Study(evaluator, classifier, classes, makers, (ranks, functools.partial(make, baseline)))
-    findings = phase.run(study)
-    _LOG.info("members: %d trained, %d kept from before", evaluator.trained, evaluator.taken)
-    if not any(row.test_accuracy.n for row in findings.summary):
-        errors = "; ".join(f"{row.representation}: {row.failed[0]}" for row in findings.summary)
-        raise LorabenchError(f"nothing could be evaluated. {errors}")
-    chance = float(np.mean(labels[split.test] == np.bincount(labels[split.train]).argmax()))
-    return Result(
-        dataset=_describe(zoo, config["dataset"]),
-        split={
-            "train": len(split.train),
-            "val": len(split.val),
-            "test": len(split.test),
-            "by_source": zoo.labels.split is not None,
-        },
-        target=cfg.target,
-        classes=list(classes),
-        chance=chance,
-        config=config,
-        runs=findings.runs,
-        summary=findings.summary,
-        seconds=clock.seconds,
-        environment={**machine, "device": str(device)},
-        ablation=findings.ablation,
-    )
+    ), classes
 
 
 def _classes(zoo: Zoo, split: Split, target: str) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]]:
@@ -204,7 +210,9 @@ def _flat_summary(result: Result) -> dict[str, float]:
 
 
 def _write(result: Result, folder: Path) -> None:
-    """The numbers first: no trouble with a picture may cost them."""
+    """The numbers first: no trouble with a picture may cost them. What another phase has left here goes."""
+    for old in (*folder.glob("*.png"), folder / "layers.json", folder / "top_layers.json"):
+        old.unlink(missing_ok=True)
     result.write(folder / "results.json")
     (folder / "results.txt").write_text(table_text(result))
     ranking = result.ablation.get("ranking")
@@ -212,7 +220,7 @@ def _write(result: Result, folder: Path) -> None:
         how = {key: result.ablation[key] for key in ("baseline", "rank_on")}
         rows = [{**row, **how} for row in ranking]
         write_json(rows, folder / "layers.json")
-        write_json(rows[: result.ablation.get("top_k") or len(rows)], folder / "top_layers.json")
+        write_json(rows[: result.config["top_k"]], folder / "top_layers.json")
     started = time.perf_counter()
     with bar("Pictures") as shown:
         write_figures(result, folder, shown.advance)

@@ -15,8 +15,8 @@ from sklearn.metrics import recall_score
 
 from lorabench.ablation.attribution import Attribution, _shares, integrated_gradients
 from lorabench.ablation.clusters import Clusters, disagreement
-from lorabench.ablation.compare import Compare
-from lorabench.ablation.concepts import Concepts
+from lorabench.ablation.compare import Compare, random_units
+from lorabench.ablation.concepts import Concepts, halves_agreement
 from lorabench.ablation.grouping import Grouping
 from lorabench.ablation.layers import Layers
 from lorabench.ablation.places import GROUPINGS, groups
@@ -249,7 +249,7 @@ def test_groups_alone_and_without_them_are_all_layers(planted, by, monkeypatch):
         return evaluate(self, name, representation, arms, probe)
 
     monkeypatch.setattr(Evaluator, "evaluate", heard)
-    found = Grouping(by, "stats", "val").run(planted).ablation["groups"]
+    found = Grouping(by, "val").run(planted).ablation["groups"]
     arms = {arm.name: set(arm.layers) for arm in asked}
     named = groups(planted.evaluator.everything, by)
     assert {row["group"]: row["layers"] for row in found["rows"]} == {name: len(own) for name, own in named.items()}
@@ -262,7 +262,7 @@ def test_groups_alone_and_without_them_are_all_layers(planted, by, monkeypatch):
 
 
 def test_differences_of_groups_are_those_of_the_arms(planted):
-    found = Grouping("factor", "stats", "test").run(planted)
+    found = Grouping("factor", "test").run(planted)
     everything = mean_of(found, "none")
     rows = found.ablation["groups"]["rows"]
     assert {row["group"] for row in rows} == {"down", "up"}
@@ -277,7 +277,7 @@ def test_differences_of_groups_are_those_of_the_arms(planted):
 
 def test_a_group_that_is_everything_has_no_without(cache):
     study = study_of(evaluator_of(planted_zoo({0: [0.0, 1.0, 2.0]}, 60, modules=2), cache))
-    (row,) = Grouping("block", "stats", "val").run(study).ablation["groups"]["rows"]
+    (row,) = Grouping("block", "val").run(study).ablation["groups"]["rows"]
     assert row["layers"] == 4
     assert row["without"] is row["difference"] is row["low"] is row["high"] is row["p"] is None
 
@@ -373,7 +373,35 @@ def test_clusters_of_one_layer_are_refused(cache):
     zoo = planted_zoo({0: [0.0, 1.0, 2.0]}, 60, modules=1)
     study = study_of(evaluator_of(zoo.only(list(zoo.layers)[:1]), cache))
     with pytest.raises(LorabenchError, match="ablation=clusters needs at least two layers"):
-        Clusters("stats", "val", None).run(study)
+        Clusters("stats", "val", 0.5).run(study)
+
+
+def test_one_seed_has_no_disagreement_with_itself_to_cut_at(planted):
+    alone = study_of(replace(planted.evaluator, seeds=(0,)))
+    with pytest.raises(LorabenchError, match="num_runs=2"):
+        Clusters("stats", "val", None).run(alone)
+    assert Clusters("stats", "val", 0.5).run(alone).ablation["clusters"]["between_seeds"] is None
+
+
+def test_a_seed_that_failed_on_one_layer_is_left_out_of_the_tree(planted):
+    ranking = planted.rank("val")
+    ranking.evaluations[4] = replace(
+        ranking.evaluations[4],
+        runs=(*ranking.evaluations[4].runs[:2], replace(ranking.evaluations[4].runs[2], error="no")),
+    )
+    tree = Clusters("stats", "val", None)._tree(ranking, CLASSES)
+    said = [np.concatenate([one.val[:2], one.test[:2]], 1) for one in ranking.evaluations]
+    assert tree["between_seeds"] == pytest.approx(disagreement(said, CLASSES).diagonal().mean())
+
+
+def test_random_sets_differ_and_are_no_more_than_there_are():
+    units = list("abcdef")
+    sets = random_units(units, 2, 10, 0)
+    assert len({frozenset(one) for one in sets}) == 10
+    assert all(len(set(one)) == 2 for one in sets)
+    assert len(random_units(units, 5, 10, 0)) == 6
+    assert random_units(units, 2, 10, 0) == sets != random_units(units, 2, 10, 1)
+    assert random_units(units, 2, 0, 0) == []
 
 
 # Concepts.
@@ -393,11 +421,11 @@ def test_concepts_live_where_they_were_planted(cache):
         (one,) = study.evaluator.evaluate("stats", Stats(), [Arm(layer, (layer,))])
         by_sklearn = np.mean([recall_score(labels, said, average=None) for said in one.test], 0)
         np.testing.assert_allclose(recall, by_sklearn)
-        tables = np.mean([np.diag(run.confusion) / np.sum(run.confusion, 1) for run in one.runs], 0)
+        tables = np.mean([np.diag(run.confusion) / np.sum(run.confusion, 1) for run in one.confused(3)], 0)
         np.testing.assert_allclose(recall, tables)
     row = found["layers"].index(names[1])
     assert found["best"]["c0"]["recall"] == found["recall"][row][0]
-    assert found["tau_between_classes"] < found["tau_between_seeds"]
+    assert found["tau_between_classes"] < found["tau_within_classes"]
 
 
 def test_a_class_without_a_test_adapter_has_no_recall_and_no_best(cache):
@@ -406,7 +434,23 @@ def test_a_class_without_a_test_adapter_has_no_recall_and_no_best(cache):
     evaluator = replace(evaluator, split=replace(evaluator.split, test=rows[evaluator.labels[rows] != 2]))
     found = Concepts("stats", "val").run(study_of(evaluator)).ablation["concepts"]
     assert all(math.isnan(row[2]) and not math.isnan(row[0]) for row in found["recall"])
-    assert found["tau_between_seeds"] is not None
+    assert found["tau_within_classes"] is not None
+
+
+def test_halves_of_classes_agree_as_much_as_halves_of_one_where_all_live_in_the_same_layers():
+    """The order of the layers is one for all classes; only the adapters differ."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 10
+    known = rng.uniform(0.1, 0.9, 32)
+    same = rng.uniform(size=(32, 200)) < known[:, None]
+    between, within = halves_agreement(same.astype(float), labels, 10)
+    assert within > 0.2
+    assert between == pytest.approx(within, abs=0.05)
+    own = np.stack([rng.permutation(known) for _ in range(10)], 1)
+    apart = rng.uniform(size=(32, 200)) < own[:, labels]
+    between, within = halves_agreement(apart.astype(float), labels, 10)
+    assert between < 0.1 < within
+    assert halves_agreement(np.ones((3, 4)), np.arange(4), 4) == (None, None)
 
 
 # Attribution.
@@ -484,7 +528,7 @@ def diverging_on(width):
     [
         Compare("stats", "val", 1, 1, worst=True, permuted=True),
         Progressive("stats", "val", 10, 2, 2),
-        Grouping("factor", "stats", "val"),
+        Grouping("factor", "val"),
         Redundancy("stats", "val"),
         Attribution("stats", "val", 4),
         Clusters("stats", "val", None),

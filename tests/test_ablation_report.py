@@ -103,7 +103,7 @@ def test_the_comparison_is_one_row_a_representation():
     rows = [line for line in table.splitlines() if line.split()[:1] and line.split()[0] in REPRESENTATIONS]
     assert max(map(len, rows)) <= 120
     caption = " ".join(table.split())
-    assert "5 of 128 layers taken away · random: 3 draws · chance 10.0" in caption
+    assert "5 of 128 layers taken away · random: mean of 3 sets · chance 10.0" in caption
     assert "a bootstrap over 3 seeds and 198 test adapters" in caption
     assert "693 train / 99 val / 198 test" in caption
     assert "without the best, below 5 random out by an interval under 0: stats (-7.0 [-11.0, -3.0])" in caption
@@ -128,7 +128,8 @@ def test_the_columns_follow_the_arms_that_are_there(controls):
     table = text[text.index("with and without") :]
     for control, header in (("random", "random out"), ("worst", "worst out"), ("permuted", "permuted")):
         assert (header in table) == (control in controls)
-    assert ("draws" in table) == ("below 5 random out" in table) == ("random" in controls)
+    said = " ".join(table.split())
+    assert ("mean of 3 sets" in said) == ("below 5 random out" in said) == ("random" in controls)
 
 
 @pytest.mark.parametrize("columns", [60, 80, 100, 120])
@@ -187,7 +188,7 @@ def test_the_other_findings_have_their_numbers():
     for name, found in result.ablation["concepts"]["best"].items():
         assert line_of(table_text(result), name).split() == [name, f"{100 * found['recall']:.1f}", found["layer"]]
     assert line_of(table_text(result), CLASSES[-1]).split()[1:] == ["–", "–"]
-    assert "0.21 between classes, 0.43 between seeds of one class" in " ".join(table_text(result).split())
+    assert "0.21 between halves of two classes, 0.43 between those of one" in " ".join(table_text(result).split())
     result = an_ablation("clusters", "glyphs-32")
     text = table_text(result)
     shown = text[text.index("answer alike") :]

@@ -406,7 +406,7 @@ def test_scores_are_scikit_learns():
     assert float(found["macro_f1"]) == pytest.approx(f1_score(labels, predicted, average="macro"))
     area = np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in range(4)])
     assert float(found["auroc"]) == pytest.approx(area, abs=1e-6)
-    table = confusion(torch.from_numpy(logits), torch.from_numpy(labels), 4)
+    table = confusion(torch.from_numpy(predicted), torch.from_numpy(labels), 4)
     assert table.tolist() == confusion_matrix(labels, predicted).tolist()
 
 

@@ -64,6 +64,46 @@ def test_a_users_mistake_ends_in_one_message(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["output_dir=3"], "lorabench: output_dir=3: the name of a folder is needed"),
+        (["output_dir=''"], "lorabench: output_dir='': the name of a folder is needed"),
+        (["output_dir=afile"], "afile"),
+        (["ablation=compare", "representation=pca"], "give representations=[pca] in its place"),
+    ],
+)
+def test_what_hydra_lets_pass_is_one_message_too(words, said, tmp_path):
+    (tmp_path / "afile").write_text("")
+    assert said in one_line_of(lorabench(*words, cwd=tmp_path, code=1))
+    assert (tmp_path / "afile").is_file()
+
+
+@pytest.mark.slow
+def test_output_dir_is_the_published_layout_and_what_another_phase_left_there_goes(tmp_path):
+    words = [*QUICK, "output_dir=ablation-results", "classifier.hidden=[8]", "top_k=2"]
+    lorabench("ablation=layers", *words, cwd=tmp_path)
+    folder = tmp_path / "ablation-results" / "ablation_glyphs"
+    top = json.loads((folder / "top_layers.json").read_text())
+    assert len(top) == 2
+    assert top[0]["accuracy"] >= top[1]["accuracy"]
+    assert "layer" in top[0]
+    assert (folder / "layer_importance.png").exists()
+    lorabench("ablation=grouping", "representation=stats", *words, cwd=tmp_path)
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"groups.png", "results.json", "results.txt"}
+    assert not names & {"layer_importance.png", "layers.json", "top_layers.json"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ablation-results"]
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_to_output_dir_too(tmp_path):
+    lorabench("--multirun", "representation=stats,norms", "output_dir=swept", *QUICK, cwd=tmp_path)
+    assert sorted(path.parent.name for path in (tmp_path / "swept").glob("*/results.json")) == ["0", "1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["swept"]
+
+
+@pytest.mark.slow
 def test_a_folder_in_the_hubs_schema(hub_folder, tmp_path):
     done = lorabench("representation=spectral", "dataset=50k", f"dataset.path={hub_folder}", "num_runs=2", cwd=tmp_path)
     assert "spectral" in done.stdout
@@ -116,6 +156,7 @@ def test_an_interruption_is_one_line_and_is_written_down(tmp_path):
         while not any("features/stats" in log.read_text() for log in tmp_path.glob("outputs/*/*/lorabench.log")):
             assert time.monotonic() < until, "training has not begun"
             time.sleep(0.2)
+        time.sleep(1)  # not while something is imported, whose callbacks swallow an interruption
         running.send_signal(signal.SIGINT)
         _, said = running.communicate(timeout=60)
     finally:

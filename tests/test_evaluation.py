@@ -129,7 +129,7 @@ def test_numbers_of_a_run_are_those_of_its_predictions(zoo, tmp_path):
     evaluator = evaluator_of(zoo, tmp_path, engine=engine, factory=QUICK)
     arms = [Arm("none", evaluator.everything), Arm("permuted", evaluator.everything, permuted=True)]
     for one in evaluator.evaluate("stats", Stats(), arms):
-        for seed, run in zip(evaluator.seeds, one.runs, strict=True):
+        for seed, run in zip(evaluator.seeds, one.confused(3), strict=True):
             labels = evaluator.permuted(seed) if one.arm.permuted else evaluator.labels
             true, said = labels[evaluator.split.test], one.test[seed]
             assert (run.representation, run.ablation, run.seed, run.error) == ("stats", one.arm.name, seed, None)

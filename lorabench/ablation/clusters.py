@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from lorabench.ablation.study import Findings, Ranking, Study
+from lorabench.ablation.study import Findings, Ranking, Study, good_seeds
 from lorabench.errors import LorabenchError
-from lorabench.evaluation import Evaluation
 
 __all__ = ["Clusters", "disagreement"]
 
@@ -61,22 +60,29 @@ class Clusters:
         """One row for all layers, and the tree."""
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise LorabenchError(f"ablation.threshold={self.threshold}: a share from 0 to 1 is needed, or null")
-        ranking = study.rank(self.rank_on)
-        if len(ranking.rows) < 2:
+        if self.threshold is None and len(study.evaluator.seeds) < 2:
+            raise LorabenchError(
+                "ablation.threshold=null cuts the tree at the disagreement of two seeds of one layer: "
+                "take num_runs=2 or more, or give ablation.threshold"
+            )
+        if len(study.zoo.layers) < 2:
             raise LorabenchError(f"ablation={self.name} needs at least two layers, and {study.zoo.name} has one")
+        ranking = study.rank(self.rank_on)
         name, make = study.baseline
-        representation = make()
-        everything = study.evaluate(name, representation, [study.all_layers()])
         data = {"name": self.name, **ranking.as_data(), "clusters": self._tree(ranking, study.evaluator.n_classes)}
-        return Findings(study.runs(everything), [study.row(everything, representation, "none")], data)
+        return study.findings(name, make(), data)
 
     def _tree(self, ranking: Ranking, n_classes: int) -> dict[str, Any]:
         from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
         from scipy.spatial.distance import squareform
 
-        distance = disagreement([_said(one) for one in ranking.evaluations], n_classes)
-        own = float(distance.diagonal().mean())
+        good, _ = good_seeds(ranking.evaluations)
+        said = [np.concatenate([one.val[good], one.test[good]], 1) for one in ranking.evaluations]
+        distance = disagreement(said, n_classes)
+        own = float(distance.diagonal().mean()) if len(good) > 1 else None
         threshold = own if self.threshold is None else float(self.threshold)
+        if threshold is None:
+            raise LorabenchError("ablation.threshold=null: one seed alone has trained on every layer; give a threshold")
         np.fill_diagonal(distance, 0.0)
         tree = linkage(squareform(distance, checks=False), "average")
         return {
@@ -88,9 +94,3 @@ class Clusters:
             "threshold": threshold,
             "between_seeds": own,
         }
-
-
-def _said(one: Evaluation) -> np.ndarray:
-    """Predictions of the members that trained, [seeds, val + test]."""
-    good = [seed for seed, run in enumerate(one.runs) if run.error is None]
-    return np.concatenate([one.val[good], one.test[good]], 1)

@@ -1,5 +1,6 @@
 """Phases 2 and 3: representations with and without the best layers, beside their controls."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,14 @@ from lorabench.results import Run, Summary
 __all__ = ["Compare", "random_units"]
 
 
-def random_units(ranking: Ranking, k: int, draws: int, seed: int) -> list[list[str]]:
-    """Sets of k units at random, several times, from those that are not the best k; fewer if fewer are left."""
-    others = ranking.units[k:] if len(ranking.rows) >= 2 * k else ranking.units
+def random_units(units: Sequence[str], k: int, draws: int, seed: int) -> list[list[str]]:
+    """Different sets of k of the units at random; fewer than `draws` where no more can be told apart."""
     rng = np.random.default_rng([seed, k, 0xAB1A])
-    return [[others[i] for i in rng.choice(len(others), min(k, len(others)), replace=False)] for _ in range(draws)]
+    found: dict[frozenset[int], list[str]] = {}
+    while len(found) < min(draws, math.comb(len(units), k)):
+        picked = rng.choice(len(units), k, replace=False)
+        found.setdefault(frozenset(picked.tolist()), [units[i] for i in picked])
+    return list(found.values())
 
 
 @dataclass
@@ -26,8 +30,8 @@ class Compare:
     """Ranks the layers, takes the best k away, and evaluates every representation before and after.
 
     A fall after the removal says something only beside the controls: k other layers at random, the k worst, and
-    labels that say nothing. Draws come from the layers that are not among the best k, or from all where fewer than
-    2k there are.
+    labels that say nothing. Random layers come from those that are not among the best k, or from all where fewer than
+    3k there are; a seed's draws are averaged, and intervals hold for the sets that were drawn.
 
     Args:
         baseline: name of the representation that ranks.
@@ -79,7 +83,8 @@ class Compare:
         k, seed = self.top_k, study.evaluator.seeds[0]
         kinds = {"none": [study.all_layers()]}
         kinds[f"top-{k}"] = [study.without(ranking.layers_of(ranking.units[:k]), f"top-{k}")]
-        draws = random_units(ranking, k, self.random_draws, seed)
+        others = ranking.units[k:] if len(ranking.rows) >= 3 * k else ranking.units
+        draws = random_units(others, k, self.random_draws, seed)
         if draws:
             kinds[f"random-{k}"] = [
                 study.without(ranking.layers_of(units), f"random-{k}/{number}")

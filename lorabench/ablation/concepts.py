@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 
 from lorabench.ablation.places import by_depth
 from lorabench.ablation.statistics import kendall_tau
@@ -17,9 +17,13 @@ __all__ = ["Concepts"]
 class Concepts:
     """Test accuracy of every class by layer, and whether the classes' rankings of the layers differ.
 
-    If all concepts lived in the same layers, two classes would rank the layers as two seeds of one class do. So the
-    mean Kendall τ between classes is put beside the mean τ between seeds of one class: the first below the second
-    is what speaks for layers of their own.
+    If all concepts lived in the same layers, two classes would rank the layers as alike as two halves of one class do.
+    So every class's test adapters are halved at random, many times, and the mean Kendall τ between halves of two
+    classes is put beside that between the two halves of one: what speaks for layers of their own is the first below
+    the second. Both compare disjoint adapters, as many of them, so chance lowers both alike.
+
+    The best layer of a class is the one with the highest validation accuracy on it; what is told of it is the test
+    accuracy.
 
     Args:
         baseline: name of the representation that reads the layers.
@@ -35,54 +39,71 @@ class Concepts:
         """One row for all layers, and the classes by layer."""
         ranking = study.rank(self.rank_on)
         name, make = study.baseline
-        representation = make()
-        everything = study.evaluate(name, representation, [study.all_layers()])
         data = {"name": self.name, **ranking.as_data(), "concepts": _by_class(study, ranking)}
-        return Findings(study.runs(everything), [study.row(everything, representation, "none")], data)
+        return study.findings(name, make(), data)
 
 
 def _by_class(study: Study, ranking: Ranking) -> dict[str, Any]:
     order = by_depth([one.arm.name for one in ranking.evaluations])
     by_name = {one.arm.name: one for one in ranking.evaluations}
-    parts = study.evaluator.split
-    labels = study.evaluator.labels
-    n_classes = len(study.classes)
+    labels, split, n_classes = study.evaluator.labels, study.evaluator.split, len(study.classes)
     good, _ = good_seeds(ranking.evaluations)
-    found, chosen_by = (
-        np.stack([_recall(getattr(by_name[layer], f"{part}_correct")[good], labels[rows], n_classes)
-                  for layer in order])
-        for part, rows in (("test", parts.test), ("val", parts.val))
-    )  # fmt: skip
-    between_classes = _mean_tau(found.mean(1).T)
-    of_one_class = [tau for c in range(n_classes) if (tau := _mean_tau(found[:, :, c].T)) is not None]
-    mean, choice = found.mean(1), chosen_by.mean(1)
+    test, val = (
+        np.stack([getattr(by_name[layer], f"{part}_correct")[good].mean(0) for layer in order])
+        for part in ("test", "val")
+    )
+    recall, chosen_by = _recall(test, labels[split.test], n_classes), _recall(val, labels[split.val], n_classes)
+    between, within = halves_agreement(test, labels[split.test], n_classes)
     best = {
-        study.classes[c]: {"layer": order[at], "val_recall": float(choice[at, c]), "recall": float(mean[at, c])}
+        study.classes[c]: {"layer": order[at], "val_recall": float(chosen_by[at, c]), "recall": float(recall[at, c])}
         for c in range(n_classes)
-        if not np.isnan(choice[:, c]).any()
-        for at in [int(choice[:, c].argmax())]
+        if not np.isnan(chosen_by[:, c]).any()
+        for at in [int(chosen_by[:, c].argmax())]
     }
     return {
         "classes": list(study.classes),
         "layers": list(order),
-        "recall": mean.tolist(),
+        "recall": recall.tolist(),
         "best": best,
-        "tau_between_classes": between_classes,
-        "tau_between_seeds": float(np.mean(of_one_class)) if of_one_class else None,
+        "tau_between_classes": between,
+        "tau_within_classes": within,
     }
 
 
+def halves_agreement(
+    correct: Float64[np.ndarray, "layers n"], labels: Int64[np.ndarray, " n"], n_classes: int, draws: int = 50
+) -> tuple[float | None, float | None]:
+    """Mean Kendall τ-b of the layers' order between halves of two classes, and between the two halves of one.
+
+    None where no class has two adapters, or no pair of halves has an order.
+
+    Args:
+        correct: how often each layer names each adapter right, over seeds.
+        labels: classes of the adapters.
+        n_classes: number of classes.
+        draws: random halvings.
+    """
+    rng = np.random.default_rng(0)
+    rows = [own for c in range(n_classes) if len(own := np.flatnonzero(labels == c)) > 1]
+    between, within = [], []
+    for _ in range(draws if rows else 0):
+        halves = [np.array_split(rng.permutation(own), 2) for own in rows]
+        profiles = np.stack([correct[:, half].mean(1) for side in (0, 1) for half in (pair[side] for pair in halves)])
+        tau = kendall_tau(profiles)[: len(rows), len(rows) :]
+        within.append(tau.diagonal())
+        between.append(tau[~np.eye(len(rows), dtype=bool)])
+    found = []
+    for taus in (between, within):
+        known = np.concatenate(taus) if taus else np.empty(0)
+        known = known[~np.isnan(known)]
+        found.append(float(known.mean()) if known.size else None)
+    return found[0], found[1]
+
+
 def _recall(
-    correct: Bool[np.ndarray, "seeds n"], labels: Int64[np.ndarray, " n"], n_classes: int
-) -> Float64[np.ndarray, "seeds classes"]:
-    """Share of every class that is named right, by seed; NaN for a class without adapters."""
+    correct: Float64[np.ndarray, "layers n"], labels: Int64[np.ndarray, " n"], n_classes: int
+) -> Float64[np.ndarray, "layers classes"]:
+    """Share of every class that is named right; NaN for a class without adapters."""
     member = np.eye(n_classes)[labels]
     with np.errstate(invalid="ignore"):  # 0 / 0 of an absent class is the NaN that is promised
         return np.asarray(correct @ member / member.sum(0))
-
-
-def _mean_tau(ratings: Float64[np.ndarray, "raters layers"]) -> float | None:
-    """Mean Kendall τ-b over pairs of raters that have one."""
-    pairs = kendall_tau(ratings)[np.triu_indices(len(ratings), 1)]
-    pairs = pairs[~np.isnan(pairs)]
-    return float(pairs.mean()) if pairs.size else None

@@ -16,13 +16,11 @@ class Grouping:
 
     Args:
         by: block, attention, projection, factor or depth.
-        baseline: not used: groups are ranked by the representation itself.
         rank_on: val, or test for the published protocol.
         name: what results call the phase.
     """
 
     by: str
-    baseline: str | dict[str, Any]
     rank_on: str
     name: str = "grouping"
 

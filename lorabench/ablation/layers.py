@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorabench.ablation.study import Findings, Study
+from lorabench.errors import LorabenchError
 
 __all__ = ["Layers"]
 
@@ -26,11 +27,11 @@ class Layers:
 
     def run(self, study: Study) -> Findings:
         """The ranking; the table has one row, the baseline on all layers."""
-        ranking = study.rank(self.rank_on, self.top_k)
-        top = ranking.layers_of(ranking.units[: self.top_k])
+        if self.top_k < 1:
+            raise LorabenchError(f"ablation.top_k={self.top_k}: a whole number from 1 is needed")
+        ranking = study.rank(self.rank_on)
         name, make = study.baseline
-        representation = make()
-        found = study.evaluate(name, representation, [study.all_layers()])
-        removed = [layer for layer in study.zoo.layers if layer in top]
-        data = {"name": self.name, **ranking.as_data(), "top_k": self.top_k, "top_layers": removed}
-        return Findings(study.runs(found), [study.row(found, representation, "none")], data)
+        top = ranking.units[: self.top_k]
+        return study.findings(
+            name, make(), {"name": self.name, **ranking.as_data(), "top_k": len(top), "top_layers": top}
+        )

@@ -1,7 +1,6 @@
 """All layers stand."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from lorabench.ablation.study import Findings, Study
 from lorabench.results import Run, Summary
@@ -14,7 +13,6 @@ class NoAblation:
     """Every representation on all layers."""
 
     name: str = "none"
-    baseline: str | dict[str, Any] = "stats"
 
     def run(self, study: Study) -> Findings:
         """One row a representation."""

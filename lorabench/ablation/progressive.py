@@ -52,7 +52,9 @@ class Progressive:
         random = [
             study.without(ranking.layers_of(units), f"random-{k}/{number}")
             for k in drawn
-            for number, units in enumerate(random_units(ranking, k, self.random_draws, study.evaluator.seeds[0]), 1)
+            for number, units in enumerate(
+                random_units(ranking.units, k, self.random_draws, study.evaluator.seeds[0]), 1
+            )
         ]
         found = study.evaluate(name, representation, [*removing, *keeping, *random])
         removed, kept = found[: len(at)], found[len(at) : len(at) + len(keeping)]
@@ -64,7 +66,7 @@ class Progressive:
                 "representation": name,
                 "remove": _curve(study, at, [units[k] for k in at], removed),
                 "keep": _curve(study, at[1:], [units[k] for k in at[1:]], kept),
-                "random": _band(drawn, found[len(at) + len(keeping) :], self.random_draws),
+                "random": _band(study, drawn, found[len(at) + len(keeping) :]),
             },
         }
         return Findings(study.runs(removed[:1]), [study.row(removed[:1], representation, "none")], data)
@@ -88,16 +90,12 @@ def _curve(
     ]
 
 
-def _band(at: Sequence[int], evaluations: Sequence[Evaluation], draws: int) -> list[dict[str, float | int]]:
+def _band(study: Study, at: Sequence[int], evaluations: Sequence[Evaluation]) -> list[dict[str, float | int]]:
     """Mean, lowest and highest of the draws' mean test accuracies."""
     band: list[dict[str, float | int]] = []
-    for number, k in enumerate(at):
-        own = evaluations[number * draws : (number + 1) * draws]
-        means = [
-            float(np.mean([run.metrics["test_accuracy"] for run in good]))
-            for one in own
-            if (good := [run for run in one.runs if run.error is None])
-        ]
+    for k in at:
+        own = [one for one in evaluations if one.arm.name.startswith(f"random-{k}/")]
+        means = [found["mean"] for found in measured(own, study) if found is not None]
         if means:
             band.append({"layers": k, "accuracy": float(np.mean(means)), "low": min(means), "high": max(means)})
     return band

@@ -86,7 +86,8 @@ class Study:
         classifier: its name, for the table.
         classes: names of the classes.
         chosen: makes the representations that are compared, by name.
-        baseline: name of the representation that ranks, and what makes it.
+        baseline: name of the representation that ranks, and what makes it; for a phase that ranks no layer, the
+            first of the chosen.
     """
 
     evaluator: Evaluator
@@ -182,19 +183,28 @@ class Study:
         return Ranking(name, rank_on, rows, layers, found, dropped)
 
     def row(self, evaluations: Sequence[Evaluation], representation: Representation, ablation: str) -> Summary:
-        """The row of one representation under arms that differ by the draw alone."""
+        """The row of one representation under arms that differ by the draw alone; a seed's draws are averaged."""
         first = evaluations[0]
-        runs = self.runs(evaluations)
-        row = summarise(runs, self.classifier, len(first.units), first.features, representation.gauge_invariant)
+        empty = [one for one in evaluations if not one.runs]
+        by_arm = [one.runs or self.runs([one]) for one in empty[:1] or evaluations]
+        by_seed = [_averaged(draws) for draws in zip(*by_arm, strict=True)]
+        row = summarise(by_seed, self.classifier, len(first.units), first.features, representation.gauge_invariant)
         return replace(row, ablation=ablation)
 
     def runs(self, evaluations: Sequence[Evaluation]) -> list[Run]:
         """The runs of some arms; an arm without any is one run that says why."""
+        n_classes = self.evaluator.n_classes
         return [
             run
             for one in evaluations
-            for run in one.runs or (Run(one.representation, one.arm.name, self.evaluator.seeds[0], error=one.error),)
+            for run in one.confused(n_classes)
+            or [Run(one.representation, one.arm.name, self.evaluator.seeds[0], error=one.error)]
         ]
+
+    def findings(self, name: str, representation: Representation, data: dict[str, Any]) -> Findings:
+        """What was found, with one row for the table: this representation on all layers."""
+        found = self.evaluate(name, representation, [self.all_layers()])
+        return Findings(self.runs(found), [self.row(found, representation, "none")], data)
 
     def difference(self, first: Sequence[Evaluation], second: Sequence[Evaluation]) -> dict[str, float] | None:
         """Test accuracy of `first` minus that of `second`, paired by seed and adapter; draws are averaged first.
@@ -208,6 +218,15 @@ class Study:
             return None
         ours, theirs = (np.mean([one.test_correct[good] for one in side], 0) for side in (first, second))
         return asdict(paired_difference(ours, theirs, self.test_groups))
+
+
+def _averaged(draws: Sequence[Run]) -> Run:
+    """One run in place of a seed's draws: the means of their metrics, or the first error."""
+    failed = [run for run in draws if run.error is not None]
+    if failed or len(draws) == 1:
+        return (failed or list(draws))[0]
+    metrics = {name: float(np.mean([run.metrics[name] for run in draws])) for name in draws[0].metrics}
+    return replace(draws[0], metrics=metrics)
 
 
 def measured(evaluations: Sequence[Evaluation], study: Study) -> list[dict[str, float] | None]:
@@ -246,7 +265,6 @@ class Ablation(Protocol):
     """A phase: what is taken away, and what is asked of what is left."""
 
     name: str
-    baseline: str | dict[str, Any]
 
     def run(self, study: Study) -> Findings:
         """Ask."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lorabench.classifiers.dropout import set_dropout_keys
 from lorabench.classifiers.metrics import scores
 from lorabench.errors import LorabenchError
+from lorabench.training import seeded
 
 __all__ = ["Classifier", "ClassifierFactory"]
 
@@ -71,8 +72,7 @@ class Classifier(pl.LightningModule):
         self.learning_rate, self.batch_size = learning_rate, batch_size
         self.max_epochs, self.patience = max_epochs, patience
         self.plateau_factor, self.plateau_patience = plateau_factor, plateau_patience
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.network = self.build()
 
     @abstractmethod

@@ -25,7 +25,6 @@ T = TypeVar("T")
 OnEpoch = Callable[[int, int], None]
 """Called after an epoch of some members with its number, from 0, and how many of them have just stopped."""
 
-_BUILDING = threading.Lock()  # initial weights come from torch's one global generator
 _SHARE = 0.7  # of the free memory, for one stack and what its steps take
 
 
@@ -154,8 +153,7 @@ def _bytes(model: Classifier, width: int, problem: Problem) -> int:
 
 def _build(work: _Work, number: int) -> Classifier:
     member, problem = work.members[number], work.problem
-    with _BUILDING:
-        model = work.factory(in_features=problem.width(member.features), n_classes=problem.n_classes, seed=member.seed)
+    model = work.factory(in_features=problem.width(member.features), n_classes=problem.n_classes, seed=member.seed)
     return model.to(problem.inputs.dtype)
 
 

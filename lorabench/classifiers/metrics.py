@@ -40,8 +40,8 @@ def scores(logits: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"], n_cl
 
 
 def confusion(
-    logits: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"], n_classes: int
+    predicted: Int64[Tensor, " n"], labels: Int64[Tensor, " n"], n_classes: int
 ) -> Int64[Tensor, "classes classes"]:
     """Counts of (true class, predicted class)."""
-    table: Tensor = multiclass_confusion_matrix(logits.argmax(-1), labels, n_classes)
+    table: Tensor = multiclass_confusion_matrix(predicted, labels, n_classes)
     return table

@@ -37,7 +37,7 @@ class Problem:
         train: rows to train on.
         val: rows that decide when to stop.
         n_classes: number of classes.
-        columns: the feature sets; sets may share columns, nothing is copied for them.
+        columns: the feature sets, which may share columns.
     """
 
     inputs: Float[Tensor, "n f"]

@@ -12,11 +12,11 @@ from lorabench.classifiers.base import Classifier
 from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.dropout import SeededDropout
 from lorabench.classifiers.problem import Member, Problem
+from lorabench.classifiers.solo import Solo
 from lorabench.training import Adam, Schedule, draw_keys, epoch_order
 
 __all__ = ["Stack"]
 
-_DRAWN = 4  # steps whose rows are gathered and whose dropout masks are drawn in one go, for a member by itself
 _EVALUATED_BYTES = {"cpu": 2**26, "cuda": 2**30}  # of inputs and hidden units that are evaluated in one go
 
 
@@ -71,7 +71,12 @@ class Stack:
         steps = range(first, first + -(-rows.shape[1] // self.batch_size))
         keys = draw_keys(self._seeds, steps, range(max(len(self._dropouts), 1)))
         if self._dense is not None and self._alone:
-            return self._epoch_alone(self._dense, rows[0], keys)
+            rate = float(self.schedule.rates[0])
+            solo = Solo.of(
+                self._dense, self.params, self.adam, self._x, self._y, self.problem.n_classes, self.batch_size
+            )
+            self.adam.steps += len(steps)
+            return solo.epoch(rows[0], keys[..., 0], first, rate)[None]
         found = []
         for batch, key in zip(torch.split(rows, self.batch_size, 1), keys, strict=True):
             x, y = self.problem.gather(self._index, batch), self._classes(batch)
@@ -89,26 +94,6 @@ class Stack:
     ) -> tuple[Float[Tensor, "members n classes"], dict[str, Tensor]]:
         masks = [None if mask is None else mask[0] for mask in dense.masks(self.params, x.shape[1], keys[None])]
         return dense.gradients(self.params, x, self._onehot[y].div_(-x.shape[1]), masks)
-
-    def _epoch_alone(self, dense: DenseNetwork, rows: Int64[Tensor, " n"], keys: Tensor) -> Float[Tensor, " members"]:
-        """All steps of one member."""
-        params = {name: p[0] for name, p in self.params.items()}
-        moments = [[m[0] for m in group.values()] for group in (self.adam.mean, self.adam.square)]
-        weights, rate, size = list(params.values()), float(self.schedule.rates[0]), self.batch_size
-        found, y = [], self._y[rows]
-        for block in range(0, len(rows), size * _DRAWN):
-            part = slice(block, min(block + size * _DRAWN, len(rows)))
-            x, target = self._x[rows[part]], self._onehot[y[part]]
-            masks = dense.masks(params, size, keys[block // size : -(-part.stop // size)])
-            for number, (x_batch, to) in enumerate(zip(torch.split(x, size), torch.split(target, size), strict=True)):
-                n = len(x_batch)
-                drawn = [None if mask is None else mask[number, 0, :n] for mask in masks]
-                logits, grads = dense.gradients(params, x_batch, to.div_(-n), drawn)
-                self.adam.steps += 1
-                step = torch.tensor(float(self.adam.steps))
-                self.adam.of_one(weights, list(grads.values()), moments[0], moments[1], rate, step)
-                found.append(logits)
-        return F.cross_entropy(torch.cat(found), y)[None]
 
     def _autograd(
         self, x: Float[Tensor, "members n f"], y: Int64[Tensor, "members n"], keys: Tensor

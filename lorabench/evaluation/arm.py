@@ -1,11 +1,12 @@
 """What is evaluated, and what comes of it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
-from lorabench.classifiers import Fitted, Problem
+from lorabench.classifiers import Fitted, Problem, confusion
 from lorabench.results import Run
 
 __all__ = ["Arm", "Evaluation", "Probe"]
@@ -31,7 +32,7 @@ class Probe:
     """Something to measure on every trained member while its weights are there.
 
     Attributes:
-        name: part of the key under which the numbers are kept.
+        name: part of the key under which the numbers are kept; it changes whenever `measure` does.
         measure: makes of the member, the problem and the length of every unit's features a number a unit.
     """
 
@@ -46,11 +47,12 @@ class Evaluation:
     Attributes:
         representation: its name.
         arm: the arm.
-        runs: a run a seed.
+        runs: a run a seed, without its table of confusion (`confused`).
         units: the units that stood.
         features: length of the joined feature vector.
         val: predicted class of every validation adapter, [seeds, val]; -1 where the member failed.
         test: the same of the test adapters, [seeds, test].
+        test_labels: class that was to be learned of every test adapter, [seeds, test].
         val_correct: whether it is the class that was to be learned, [seeds, val].
         test_correct: the same, [seeds, test].
         probes: what the probe measured of every seed.
@@ -64,7 +66,16 @@ class Evaluation:
     features: int = 0
     val: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64))
     test: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    test_labels: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64))
     val_correct: np.ndarray = field(default_factory=lambda: np.empty((0, 0), bool))
     test_correct: np.ndarray = field(default_factory=lambda: np.empty((0, 0), bool))
     probes: tuple[dict[str, float], ...] = ()
     error: str | None = None
+
+    def confused(self, n_classes: int) -> list[Run]:
+        """The runs with their tables of confusion, which are large where classes are many."""
+        said, true = torch.from_numpy(self.test), torch.from_numpy(self.test_labels)
+        return [
+            run if run.error else replace(run, confusion=confusion(said[i], true[i], n_classes).tolist())
+            for i, run in enumerate(self.runs)
+        ]

@@ -99,20 +99,20 @@ class Evaluator:
         wanted = list(dict.fromkeys(key for one in standing for key in one.units))
         if not wanted:
             return [Evaluation(name, one.arm, error=one.error) for one in standing]
-        self._check_memory(name, representation, wanted)
-        with self.clock.phase(f"features/{name}"), bar(f"Features {name}", len(wanted)) as shown:
-            features = self._features(representation, wanted, lambda _: shown.advance())
+        self._check_memory(name, representation, wanted, arms)
+        with self.clock.phase(f"features/{name}"):
+            inputs, columns = self._inputs(name, representation, wanted)
         with self.clock.phase(f"training/{name}"):
-            trained = self._trained(representation, [one for one in standing if one.units], features, probe)
+            trained = self._trained(representation, [one for one in standing if one.units], inputs, columns, probe)
             records = iter(train(self, name, trained))
         found = [
-            self._evaluation(name, one, features, next(records))
+            self._evaluation(name, one, columns, next(records))
             if one.units
             else Evaluation(name, one.arm, error=one.error)
             for one in standing
         ]
         for one in found:
-            if one.runs and one.arm.layers == self.everything and not one.arm.permuted:
+            if one.runs and one.arm.name == "none":
                 self.on_curves(name, one.runs)
         return found
 
@@ -151,34 +151,39 @@ class Evaluator:
                 raise
             return _Standing(arm, error=str(error))
 
-    def _features(
-        self, representation: Representation, wanted: Sequence[_UnitKey], on_unit: Callable[[str], None]
-    ) -> dict[_UnitKey, Float32[Tensor, "n _f"]]:
-        make = functools.partial(
-            cached_features, representation, train_rows=self.split.train, cache_dir=self.cache_dir,
-            device=self.device, on_unit=on_unit,
-        )  # fmt: skip
-        if representation.unit == "all":
-            return {key: make(zoo=self.zoo.only(key[1]))[key[0]] for key in wanted}
-        found = make(zoo=self.zoo.only([layer for _, layers in wanted for layer in layers]))
-        return {key: found[key[0]] for key in wanted}
+    def _inputs(
+        self, name: str, representation: Representation, wanted: Sequence[_UnitKey]
+    ) -> tuple[Float32[Tensor, "n f"], dict[_UnitKey, slice]]:
+        """Standardised features of all units side by side, and every unit's columns."""
+        with bar(f"Features {name}", len(wanted)) as shown:
+            make = functools.partial(
+                cached_features, representation, train_rows=self.split.train, cache_dir=self.cache_dir,
+                device=self.device, on_unit=lambda _: shown.advance(),
+            )  # fmt: skip
+            if representation.unit == "all":
+                found = {_text(key): make(zoo=self.zoo.only(key[1]))[key[0]] for key in wanted}
+            else:
+                own = make(zoo=self.zoo.only([layer for _, layers in wanted for layer in layers]))
+                found = {_text(key): own[key[0]] for key in wanted}
+        inputs, columns = side_by_side(found, torch.from_numpy(self.split.train), self.device)
+        return inputs, {key: columns[_text(key)] for key in wanted}
 
     def _trained(
         self,
         representation: Representation,
         standing: Sequence["_Standing"],
-        features: dict[_UnitKey, Float32[Tensor, "n _f"]],
+        inputs: Float32[Tensor, "n f"],
+        columns: dict[_UnitKey, slice],
         probe: Probe | None,
     ) -> Trained:
-        train, val = (torch.from_numpy(part) for part in (self.split.train, self.split.val))
+        train, val = (torch.from_numpy(part).to(self.device) for part in (self.split.train, self.split.val))
         labels = [self.labels]
         if any(one.arm.permuted for one in standing):
             labels += [self.permuted(seed) for seed in self.seeds]
-        inputs, columns = side_by_side({_text(key): values for key, values in features.items()}, train, self.device)
-        sets = tuple(_joined([columns[_text(key)] for key in one.units], self.device) for one in standing)
+        sets = tuple(_joined([columns[key] for key in one.units], self.device) for one in standing)
         onto = torch.from_numpy(np.stack(labels)).to(self.device)
-        problem = Problem(inputs, onto, train.to(self.device), val.to(self.device), self.n_classes, sets)
-        widths = [{unit: features[unit, layers].shape[1] for unit, layers in one.units} for one in standing]
+        problem = Problem(inputs, onto, train, val, self.n_classes, sets)
+        widths = [{key[0]: _length(columns[key]) for key in one.units} for one in standing]
         keys = [
             {"representation": representation.config(), "units": one.units, "permuted": one.arm.permuted}
             for one in standing
@@ -189,7 +194,7 @@ class Evaluator:
         self,
         name: str,
         standing: "_Standing",
-        features: dict[_UnitKey, Float32[Tensor, "n _f"]],
+        columns: dict[_UnitKey, slice],
         records: Sequence[Record],
     ) -> Evaluation:
         arm = standing.arm
@@ -201,18 +206,24 @@ class Evaluator:
             arm=arm,
             runs=tuple(runs),
             units=tuple(unit for unit, _ in standing.units),
-            features=sum(features[key].shape[1] for key in standing.units),
+            features=sum(_length(columns[key]) for key in standing.units),
             val=val,
             test=test,
+            test_labels=labels[:, self.split.test],
             val_correct=val == labels[:, self.split.val],
             test_correct=test == labels[:, self.split.test],
             probes=tuple(one.probed for one in records),
         )
 
-    def _check_memory(self, name: str, representation: Representation, wanted: Sequence[_UnitKey]) -> None:
+    def _check_memory(
+        self, name: str, representation: Representation, wanted: Sequence[_UnitKey], arms: Sequence[Arm]
+    ) -> None:
         """Refuse features that would not fit, before the kernel's out-of-memory killer does."""
         floats = sum(len(representation.feature_names(self.zoo.only(layers), unit)) for unit, layers in wanted)
-        needed = 3 * 4 * floats * len(self.zoo)  # the features, their standardised copy, and one unit in float64
+        copies = 3  # the features, their standardised copy, and one unit in float64
+        if self.device.type == "cpu" and any(arm.layers != self.everything for arm in arms):
+            copies = max(copies, 1 + torch.get_num_threads())  # a lane's, of the columns that stand
+        needed = 4 * copies * floats * len(self.zoo)
         available = free_memory(self.device)
         if needed > available:
             raise LorabenchError(
@@ -229,6 +240,10 @@ class _Standing:
     arm: Arm
     units: list[_UnitKey] = field(default_factory=list)
     error: str | None = None
+
+
+def _length(columns: slice) -> int:
+    return int(columns.stop) - int(columns.start)
 
 
 def _text(key: _UnitKey) -> str:

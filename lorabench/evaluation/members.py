@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from lorabench.classifiers import Fitted, Member, Problem, accuracy, confusion, scores
+from lorabench.classifiers import Fitted, Member, Problem, accuracy, scores
 from lorabench.evaluation.arm import Arm, Probe
 from lorabench.evaluation.journal import digest
 from lorabench.progress import bar
@@ -116,13 +116,11 @@ def _record(fitted: Fitted, split: Split, trained: Trained) -> Record:
         return Record({**measured, "error": fitted.error}, val, test)
     labels = trained.problem.labels[member.labels].cpu()
     metrics = _metrics(fitted, split, labels, trained.problem.n_classes)
-    rows = torch.from_numpy(split.test)
-    table = confusion(fitted.logits[rows], labels[rows], trained.problem.n_classes).tolist()
     predicted = fitted.logits.argmax(-1).numpy()
     widths = trained.widths[member.features]
     probed = trained.probe.measure(fitted, trained.problem, widths) if trained.probe else {}
     return Record(
-        {**measured, "best_epoch": fitted.best_epoch, "metrics": metrics, "confusion": table},
+        {**measured, "best_epoch": fitted.best_epoch, "metrics": metrics},
         predicted[split.val],
         predicted[split.test],
         probed,

@@ -55,11 +55,13 @@ def _ranking(result: Result) -> Sheet:
     # Beside the comparison, the ranking itself is an aside.
     shown = max(5, min(found["top_k"], _BEST)) if found.get("arms") else _BEST
     more = f"; the first {shown} of {len(layers)}, all are in layers.json" if len(layers) > shown else ""
-    agreement = (
-        f"Kendall's τ between {stable['seeds']} seeds {stable['kendall_tau']:.2f} (lowest {stable['lowest']:.2f})"
-        if stable and stable.get("kendall_tau") is not None
-        else "no pair of seeds to compare: nothing is known of the ranking's stability"
-    )
+    agreement = "no pair of seeds to compare: nothing is known of the ranking's stability"
+    if stable and stable.get("kendall_tau") is not None:
+        agreement = (
+            f"Kendall's τ between {stable['seeds']} seeds {stable['kendall_tau']:.2f} (lowest {stable['lowest']:.2f})"
+        )
+    elif stable and stable["seeds"] > 1:
+        agreement = "seeds that rate all layers alike: nothing is known of the ranking's stability"
     return Sheet(
         title=_title(result, f"Layers of {result.dataset['name']} by what each alone says about the {result.target}"),
         columns=("rank", "layer", f"{ranked} acc [95 %]", f"{other} acc", "cannot be\ntold from"),
@@ -88,7 +90,7 @@ def _ranking(result: Result) -> Sheet:
 
 def _compared(result: Result) -> Sheet:
     """Every representation with and without the best layers, and the controls."""
-    columns = {"features": {row.representation: str(row.features) for row in result.summary if row.features}}
+    columns = {"features": {row.representation: str(row.features) for row in with_arm(result, "none") if row.features}}
     spare = []
     for arm in shown_arms(result):
         header = arm.title.replace(" ", "\n", 1)
@@ -123,7 +125,7 @@ def _differences(result: Result, arm: Arm) -> dict[str, dict[str, str]]:
 def _compared_caption(result: Result, arms: Sequence[Arm]) -> list[str]:
     seeds = max((row.test_accuracy.n for row in with_arm(result, "none")), default=0)
     taken = next((f"{arm.layers} of {result.dataset['layers']} layers taken away" for arm in arms if arm.layers), "")
-    draws = next((f"random: {arm.draws} draws" for arm in arms if arm.draws), "")
+    draws = next((f"random: mean of {arm.draws} sets" for arm in arms if arm.draws), "")
     said = (f"test accuracy, mean ± std over {seeds} seeds, in %", taken, draws, f"chance {percent(result.chance)}")
     pairs = [
         "difference: to all layers, in points, paired; its interval and p are a bootstrap over "
@@ -250,7 +252,7 @@ def _clusters(result: Result) -> Sheet:
             for first, layer in ((i == 0, layer) for i, layer in enumerate(members))
         ]
     return Sheet(
-        title=f"Layers of {result.dataset['name']} whose members answer alike",
+        title=_title(result, f"Layers of {result.dataset['name']} whose members answer alike"),
         columns=("cluster", "layers", "layer"),
         rows=rows,
         caption=[
@@ -268,7 +270,7 @@ def _concepts(result: Result) -> Sheet:
     found = result.ablation["concepts"]
     best = found["best"]
     return Sheet(
-        title=f"The layer of {result.dataset['name']} that knows each {result.target} best",
+        title=_title(result, f"The layer of {result.dataset['name']} that knows each {result.target} best"),
         columns=("class", "recall", "layer"),
         rows=[
             (name, percent(best[name]["recall"]), best[name]["layer"]) if best.get(name) else (name, "–", "–")
@@ -285,10 +287,11 @@ def _concepts(result: Result) -> Sheet:
 
 
 def _taus(found: dict[str, Any]) -> list[str]:
-    between, within = found.get("tau_between_classes"), found.get("tau_between_seeds")
+    between, within = found.get("tau_between_classes"), found.get("tau_within_classes")
     if between is None or within is None:
         return []
-    return [f"Kendall's τ of the layers' order: {between:.2f} between classes, {within:.2f} between seeds of one class"]
+    said = f"{between:.2f} between halves of two classes, {within:.2f} between those of one"
+    return [f"Kendall's τ of the layers' order: {said}"]
 
 
 def _attribution(result: Result) -> Sheet:
@@ -296,7 +299,7 @@ def _attribution(result: Result) -> Sheet:
     found = result.ablation["attribution"]
     rows = sorted(found["rows"], key=lambda row: -row["share"])
     return Sheet(
-        title=f"Where the classifier of {found['representation']} over all layers looks",
+        title=_title(result, f"Where the classifier of {found['representation']} over all layers looks"),
         columns=("layer", "share", "alone"),
         rows=[(row["layer"], percent(row["share"]) + spread(row.get("std")), percent(row["accuracy"])) for row in rows][
             :_BEST
@@ -313,7 +316,7 @@ def _redundancy(result: Result) -> Sheet:
     found = result.ablation["redundancy"]
     rows = sorted(found["rows"], key=lambda row: -row["drop"])
     return Sheet(
-        title=f"What {found['representation']} of {result.dataset['name']} loses without one layer",
+        title=_title(result, f"What {found['representation']} of {result.dataset['name']} loses without one layer"),
         columns=("layer", "loss\n[95 %]", "p", "alone"),
         rows=[
             (row["layer"], difference(row["drop"], row), p_value(row.get("p")), percent(row["accuracy"]))

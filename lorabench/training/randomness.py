@@ -5,16 +5,29 @@ draw's key and i, so a member of a stack draws what it would draw by itself.
 """
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor
 
-__all__ = ["draw_keys", "epoch_order", "keep_mask", "normal"]
+__all__ = ["draw_keys", "epoch_order", "keep_mask", "normal", "seeded"]
 
 _GOLDEN = -1640531527  # 2654435769 as int32: Knuth's multiplicative constant
 _MIX_1, _MIX_2 = 0x21F0AAAD, 0x735A2D97  # Ellis & Wellons, low-bias 32-bit hash (hash-prospector, 2023)
+
+
+_GLOBAL = threading.Lock()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's global generator, from `seed` on, for one thread at a time; it is left as it was."""
+    with _GLOBAL, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Int64[Tensor, " n"]:
@@ -54,11 +67,11 @@ def keep_mask(
 ) -> Float[Tensor, "*members {batch} {f}"]:
     """Zero with probability p, else 1/(1-p), for one key or for every member's; p is met to 2⁻¹⁶."""
     bits = _bits(key, (batch * f + 1) // 2)
-    # Each half of a hash is a number of its own, from -2¹⁵. Clamping to two neighbours is a comparison whose
-    # result is a number at once: torch's own comparison and its conversion take five times as long on a CPU.
-    least = round(p * 2**16) - 2**15
-    drawn = bits.view(torch.int16)
+    # Each half of a hash is a number of its own, from -2¹⁵.
+    least, drawn = round(p * 2**16) - 2**15, bits.view(torch.int16)
     if key.device.type == "cpu":
+        # Clamping to two neighbours is a comparison whose result is a number at once: torch's own comparison and its
+        # conversion take five times as long on a CPU.
         mask = drawn.to(dtype).clamp(least - 1, least).sub_(least - 1).mul_(1 / (1 - p))
     else:
         mask = (drawn >= least).to(dtype).mul_(1 / (1 - p))
