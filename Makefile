@@ -31,7 +31,7 @@ lint: install ## ruff, mypy and the floors of the house
 	$(BIN)/lint-imports
 
 test: lint ## lint, then the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 fix: install ## mend what ruff can mend
 	$(BIN)/ruff check --fix .

@@ -28,7 +28,7 @@ def _run_folder(output_dir: Any, within: str, otherwise: str) -> str:
 OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
 
 
-def _check(cfg: DictConfig, overrides: list[str]) -> None:
+def _check(cfg: DictConfig, overrides: list[str], ablation: str) -> None:
     """What Hydra has let pass."""
     if cfg.output_dir is not None:
         if not cfg.output_dir or not isinstance(cfg.output_dir, str):
@@ -36,6 +36,13 @@ def _check(cfg: DictConfig, overrides: list[str]) -> None:
         with explain_disk_errors(Path(cfg.output_dir), "Take another output_dir."):
             Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)
     single = [word for word in overrides if word.startswith("representation=")]
+    if single and single[0].startswith("representation=["):
+        raise LorabenchError(f"{single[0]}: one name is needed; for several, give representations=[...]")
+    if single and ablation in ("layers", "clusters", "concepts"):
+        raise LorabenchError(
+            f"{single[0]}: ablation={ablation} looks at the representation that ranks: "
+            f"give ablation.baseline={single[0].partition('=')[2]}"
+        )
     if single and cfg.representations is not None:
         raise LorabenchError(
             f"{single[0]} and a list of representations were chosen; some ablations and experiments bring a list: "
@@ -49,7 +56,7 @@ def main(cfg: DictConfig) -> float:
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     try:
-        _check(cfg, list(settings.overrides.task))
+        _check(cfg, list(settings.overrides.task), str(settings.runtime.choices.get("ablation")))
         # `--help`, `--cfg` and shell completion answer without torch.
         from lorabench.pipeline import run
         from lorabench.report import print_table

@@ -106,7 +106,7 @@ def test_the_comparison_is_one_row_a_representation():
     assert "5 of 128 layers taken away · random: mean of 3 sets · chance 10.0" in caption
     assert "a bootstrap over 3 seeds and 198 test adapters" in caption
     assert "693 train / 99 val / 198 test" in caption
-    assert "without the best, below 5 random out by an interval under 0: stats (-7.0 [-11.0, -3.0])" in caption
+    assert "the best are missed more than 5 random out (interval under 0) by: stats (-7.0 [-11.0, -3.0])" in caption
     assert "norms (-7.0" not in caption
     assert caption.count("pca failed: the weights are not finite") == 1
 
@@ -129,7 +129,7 @@ def test_the_columns_follow_the_arms_that_are_there(controls):
     for control, header in (("random", "random out"), ("worst", "worst out"), ("permuted", "permuted")):
         assert (header in table) == (control in controls)
     said = " ".join(table.split())
-    assert ("mean of 3 sets" in said) == ("below 5 random out" in said) == ("random" in controls)
+    assert ("mean of 3 sets" in said) == ("missed more than 5 random out" in said) == ("random" in controls)
 
 
 @pytest.mark.parametrize("columns", [60, 80, 100, 120])

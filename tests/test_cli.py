@@ -71,6 +71,8 @@ def test_a_users_mistake_ends_in_one_message(tmp_path):
         (["output_dir=''"], "lorabench: output_dir='': the name of a folder is needed"),
         (["output_dir=afile"], "afile"),
         (["ablation=compare", "representation=pca"], "give representations=[pca] in its place"),
+        (["ablation=layers", "representation=norms"], "give ablation.baseline=norms"),
+        (["representation=[stats,norms]"], "for several, give representations=[...]"),
     ],
 )
 def test_what_hydra_lets_pass_is_one_message_too(words, said, tmp_path):

@@ -52,8 +52,8 @@ def _ranking(result: Result) -> Sheet:
     found = result.ablation
     ranked, other = ("test", "val") if on_test(result) else ("val", "test")
     stable, layers = found.get("stability"), found["ranking"]
-    # Beside the comparison, the ranking itself is an aside.
-    shown = max(5, min(found["top_k"], _BEST)) if found.get("arms") else _BEST
+    # Beside another question, the ranking is an aside.
+    shown = _BEST if found["name"] == "layers" else max(5, min(found.get("top_k") or 0, _BEST))
     more = f"; the first {shown} of {len(layers)}, all are in layers.json" if len(layers) > shown else ""
     agreement = "no pair of seeds to compare: nothing is known of the ranking's stability"
     if stable and stable.get("kendall_tau") is not None:
@@ -155,7 +155,7 @@ def _beside_random(result: Result, arms: Sequence[Arm]) -> list[str]:
     below = [
         f"{row['representation']} ({difference(row['difference'], row)})" for row in rows if number(row["high"]) < 0
     ]
-    beside = f"without the best, below {drawn[rows[0]['against']].title} by an interval under 0"
+    beside = f"the best are missed more than {drawn[rows[0]['against']].title} (interval under 0) by"
     return [f"{beside}: {', '.join(below) or 'no representation'}"]
 
 
@@ -179,6 +179,7 @@ def _curve(result: Result) -> Sheet:
         caption=[
             f"test accuracy, mean ± std over seeds [95 %], in % · chance {percent(result.chance)}",
             "random: mean [lowest, highest draw]",
+            *(["steps evenly spaced; results.json and the picture have all"] if len({*remove, *keep}) > _STEPS else []),
             *_warning(result),
         ],
         text=("layer of rank k",),
@@ -257,6 +258,7 @@ def _clusters(result: Result) -> Sheet:
         rows=rows,
         caption=[
             "distance: how often two layers name different classes; neighbours here are neighbours in the tree",
+            *(["no two layers answer alike at this cut"] if len(set(ids)) == len(ids) else []),
             f"cut at {found['threshold']:.2f}" + ("" if own is None else f" · two seeds of one layer: {own:.2f}"),
         ],
         text=("layer",),
@@ -333,4 +335,5 @@ def _beside(result: Result, text: str, found: dict[str, Any], count: int) -> lis
     more = f"the first {_BEST} of {count}, all are in results.json" if count > _BEST else f"all {count}"
     tau = found.get("kendall_tau")
     agreement = "" if tau is None else f" · Kendall's τ with the accuracy alone {tau:.2f}"
-    return [text, f"{more} · alone: test accuracy of one layer · chance {percent(result.chance)}{agreement}"]
+    alone = f"alone: test accuracy of {result.ablation['baseline']} of one layer"
+    return [text, f"{more} · {alone} · chance {percent(result.chance)}{agreement}"]

@@ -51,10 +51,16 @@ def fitted(sheet: Sheet, width: int | None = None) -> Table:
     """The sheet at most `width` characters wide: spare columns go first, then names are folded; None takes all."""
     if width is None:
         return _table(sheet)
+    spared = []
     for column in (name for name in sheet.spare if name in sheet.columns):
         if width_of(_table(_folded(sheet, _NAME_WIDTH))) <= width:
             break
         sheet = sheet.without(column)
+        spared.append(column.replace("\n", " "))
+    if spared:
+        sheet = replace(
+            sheet, caption=[*sheet.caption, f"left out on a narrow terminal: {', '.join(spared)}; results.txt has them"]
+        )
     excess = width_of(_table(sheet)) - width
     named = [name for name in sheet.names if name in sheet.columns]
     if excess > 0 and named:
