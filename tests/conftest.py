@@ -1,6 +1,7 @@
 """What several tests share. Nothing here touches the cache of the person who runs the tests."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,12 @@ import datasets
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+
+def listen_to_sigint() -> None:
+    """For a child process: a shell has its background jobs ignore SIGINT, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 
 TINY_ZOO = ["dataset.per_category=8", "dataset.pretrain_steps=40", "dataset.steps=10"]
 """Overrides that make the embedded zoo small: 80 adapters in seconds."""

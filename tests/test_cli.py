@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY_ZOO, lorabench
+from tests.conftest import TINY_ZOO, listen_to_sigint, lorabench
 from tests.hub_schema import small_modules, write_hub
 
 QUICK = [*TINY_ZOO, "num_runs=2", "classifier.max_epochs=3"]
@@ -151,7 +151,7 @@ def test_an_interruption_is_one_line_and_is_written_down(tmp_path):
     running = subprocess.Popen(
         [sys.executable, "-m", "lorabench", "representation=stats", *TINY_ZOO, "classifier.patience=100000",
          "classifier.max_epochs=100000"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_sigint,
     )  # fmt: skip
     try:
         until = time.monotonic() + 120

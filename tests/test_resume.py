@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lorabench import pipeline
-from tests.conftest import TINY_ZOO
+from tests.conftest import TINY_ZOO, listen_to_sigint
 from tests.small_study import run
 
 pytestmark = [
@@ -35,7 +35,7 @@ def stopped(folder: Path, cache: Path, members: int, how: signal.Signals) -> sub
     """The run, stopped once so many members are written down."""
     running = subprocess.Popen(
         [sys.executable, "-m", "lorabench", *WORDS, f"output_dir={folder}", f"cache_dir={cache}"],
-        cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_sigint,
     )  # fmt: skip
     try:
         until = time.monotonic() + 120
