@@ -38,11 +38,14 @@ def _check(cfg: DictConfig, overrides: list[str], ablation: str) -> None:
     single = [word for word in overrides if word.startswith("representation=")]
     if single and single[0].startswith("representation=["):
         raise LorabenchError(f"{single[0]}: one name is needed; for several, give representations=[...]")
-    if single and ablation in ("layers", "clusters", "concepts"):
-        raise LorabenchError(
-            f"{single[0]}: ablation={ablation} looks at the representation that ranks: "
-            f"give ablation.baseline={single[0].partition('=')[2]}"
-        )
+    if single:
+        from lorabench.ablation import READ_THE_BASELINE
+
+        if ablation in READ_THE_BASELINE:
+            raise LorabenchError(
+                f"{single[0]}: ablation={ablation} looks at the representation that ranks: "
+                f"give ablation.baseline={single[0].partition('=')[2]}"
+            )
     if single and cfg.representations is not None:
         raise LorabenchError(
             f"{single[0]} and a list of representations were chosen; some ablations and experiments bring a list: "

@@ -15,7 +15,7 @@ from lorabench.ablation.study import Findings, Study
 from lorabench.classifiers import ClassifierFactory, Fitted, Problem
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Probe
-from lorabench.evaluation.journal import hash_of
+from lorabench.sources import hash_of
 
 __all__ = ["Attribution", "integrated_gradients"]
 
@@ -90,7 +90,7 @@ class Attribution:
             **ranking.as_data(),
             "attribution": {"representation": name, "rows": rows, "kendall_tau": tau},
         }
-        return Findings(study.runs(found), [study.row(found, representation, "none")], data)
+        return study.findings(found[0], representation, data)
 
 
 def _shares(

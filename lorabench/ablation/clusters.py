@@ -68,9 +68,8 @@ class Clusters:
         if len(study.zoo.layers) < 2:
             raise LorabenchError(f"ablation={self.name} needs at least two layers, and {study.zoo.name} has one")
         ranking = study.rank(self.rank_on)
-        name, make = study.baseline
         data = {"name": self.name, **ranking.as_data(), "clusters": self._tree(ranking, study.evaluator.n_classes)}
-        return study.findings(name, make(), data)
+        return study.baseline_findings(data)
 
     def _tree(self, ranking: Ranking, n_classes: int) -> dict[str, Any]:
         from scipy.cluster.hierarchy import fcluster, leaves_list, linkage

@@ -38,9 +38,8 @@ class Concepts:
     def run(self, study: Study) -> Findings:
         """One row for all layers, and the classes by layer."""
         ranking = study.rank(self.rank_on)
-        name, make = study.baseline
         data = {"name": self.name, **ranking.as_data(), "concepts": _by_class(study, ranking)}
-        return study.findings(name, make(), data)
+        return study.baseline_findings(data)
 
 
 def _by_class(study: Study, ranking: Ranking) -> dict[str, Any]:

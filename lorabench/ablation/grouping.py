@@ -34,13 +34,13 @@ class Grouping:
         some = {group: layers for group, layers in found.items() if len(layers) < len(study.zoo.layers)}
         arms += [study.without(set(layers), f"without {group}") for group, layers in some.items()]
         evaluations = study.evaluate(name, representation, arms)
-        everything = evaluations[:1]
+        everything = evaluations[0]
         alone = dict(zip(found, evaluations[1:], strict=False))
         left = dict(zip(some, evaluations[1 + len(found) :], strict=True))
         rows: list[dict[str, Any]] = []
         for group, layers in found.items():
             own, rest = alone[group], left.get(group)
-            difference = study.difference([rest], everything) if rest else None
+            difference = study.difference([rest], [everything]) if rest else None
             rows.append(
                 {
                     "group": group,
@@ -51,14 +51,13 @@ class Grouping:
                     **(difference or dict.fromkeys(("difference", "low", "high", "p"))),
                 }
             )
-        key = "val_accuracy"
         if self.rank_on == "test":
             rows.sort(key=lambda row: -(row["alone"] or {"mean": -1.0})["mean"])
         else:
-            rows.sort(key=lambda row: -row[key] if row["alone"] else 1.0)
+            rows.sort(key=lambda row: -row["val_accuracy"] if row["alone"] else 1.0)
         data = {
             "name": self.name,
             "rank_on": self.rank_on,
             "groups": {"by": self.by, "representation": name, "rows": rows},
         }
-        return Findings(study.runs(everything), [study.row(everything, representation, "none")], data)
+        return study.findings(everything, representation, data)

@@ -30,8 +30,6 @@ class Layers:
         if self.top_k < 1:
             raise LorabenchError(f"ablation.top_k={self.top_k}: a whole number from 1 is needed")
         ranking = study.rank(self.rank_on)
-        name, make = study.baseline
         top = ranking.units[: self.top_k]
-        return study.findings(
-            name, make(), {"name": self.name, **ranking.as_data(), "top_k": len(top), "top_layers": top}
-        )
+        data = {"name": self.name, **ranking.as_data(), "top_k": len(top), "top_layers": top}
+        return study.baseline_findings(data)

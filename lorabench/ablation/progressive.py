@@ -69,7 +69,7 @@ class Progressive:
                 "random": _band(study, drawn, found[len(at) + len(keeping) :]),
             },
         }
-        return Findings(study.runs(removed[:1]), [study.row(removed[:1], representation, "none")], data)
+        return study.findings(removed[0], representation, data)
 
 
 def _spaced(count: int, points: int) -> list[int]:

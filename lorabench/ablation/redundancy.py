@@ -52,4 +52,4 @@ class Redundancy:
             **ranking.as_data(),
             "redundancy": {"representation": name, "rows": rows, "kendall_tau": tau},
         }
-        return Findings(study.runs([everything]), [study.row([everything], representation, "none")], data)
+        return study.findings(everything, representation, data)

@@ -201,10 +201,16 @@ class Study:
             or [Run(one.representation, one.arm.name, self.evaluator.seeds[0], error=one.error)]
         ]
 
-    def findings(self, name: str, representation: Representation, data: dict[str, Any]) -> Findings:
-        """What was found, with one row for the table: this representation on all layers."""
-        found = self.evaluate(name, representation, [self.all_layers()])
-        return Findings(self.runs(found), [self.row(found, representation, "none")], data)
+    def findings(self, everything: Evaluation, representation: Representation, data: dict[str, Any]) -> Findings:
+        """What was found, with one row for the table: the representation on all layers, already evaluated."""
+        return Findings(self.runs([everything]), [self.row([everything], representation, "none")], data)
+
+    def baseline_findings(self, data: dict[str, Any]) -> Findings:
+        """The same with the row of the representation that ranks."""
+        name, make = self.baseline
+        representation = make()
+        (everything,) = self.evaluate(name, representation, [self.all_layers()])
+        return self.findings(everything, representation, data)
 
     def difference(self, first: Sequence[Evaluation], second: Sequence[Evaluation]) -> dict[str, float] | None:
         """Test accuracy of `first` minus that of `second`, paired by seed and adapter; draws are averaged first.

@@ -9,7 +9,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Journal", "digest", "hash_of", "source_code"]
+from lorabench.sources import hash_of
+
+__all__ = ["Journal", "digest", "source_code"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,15 +32,6 @@ def source_code() -> str:
         for path in (package / room).glob("*.py")
     ]
     return hash_of(*sorted(files))
-
-
-def hash_of(*files: Path) -> str:
-    """Hash of some files' names and contents."""
-    found = hashlib.sha256()
-    for path in files:
-        found.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        found.update(path.read_bytes())
-    return found.hexdigest()
 
 
 class Journal:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lorabench.errors import LorabenchError
 from lorabench.representations.base import Representation
+from lorabench.sources import hash_of
 from lorabench.zoo import Zoo
 
 __all__ = ["cached_features"]
@@ -79,11 +80,7 @@ def cached_features(
 def _code_version() -> str:
     """Hash of the sources that features are computed by."""
     here = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in [*sorted(here.glob("*.py")), here.parent / "lowrank.py"]:
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return hash_of(*sorted(here.glob("*.py")), here.parent / "lowrank.py")
 
 
 def _key(representation: Representation, zoo: Zoo, unit: str, train_rows: Int64[np.ndarray, " train"]) -> str:
