@@ -17,6 +17,7 @@ __all__ = ["check_values", "make", "representation_config", "representation_conf
 _NULLABLE = ("dataset", "logger")  # null means something there: no such column, your own account
 _OF_ITS_OWN = ("representations", "ablation.baseline")  # names, or mappings with options: `representation_config`
 _WHERE_NOT_NULL: dict[str, type] = {
+    "ablation.against": list,
     "ablation.threshold": float,
     "output_dir": str,
     "split.min_per_class": int,

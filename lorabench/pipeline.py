@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
+from torch import Tensor
 
 from lorabench.ablation import READ_THE_BASELINE, Ablation, Study
 from lorabench.classifiers import ClassifierFactory
@@ -25,8 +26,11 @@ from lorabench.configs import check_values, make, representation_config, represe
 from lorabench.engines import Engine, resolve_device
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.evaluation import Clock, Evaluator
+from lorabench.evaluation.latent import latent_summary
 from lorabench.progress import bar
 from lorabench.report import table_text, write_figures
+from lorabench.representations import Learned
+from lorabench.representations.fitted import save_fitted
 from lorabench.results import METRICS, Result, Run, environment, write_json
 from lorabench.tracking import ROOM, log_summary, logging_to
 from lorabench.zoo import Zoo
@@ -57,7 +61,7 @@ def run(cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> Result:
         config = _resolved(cfg, chosen)
         logger: Logger = make(cfg.logger, folder=str(folder), name=f"{names['dataset']}-{'+'.join(chosen)}")
         with logging_to(logger, config, folder):
-            result = _evaluate(cfg, config, str(names["classifier"]), chosen, logger)
+            result = _evaluate(cfg, config, str(names["classifier"]), chosen, logger, folder)
             log_summary(logger, _flat_summary(result))
             with explain_disk_errors(folder, ROOM):
                 _write(result, folder)
@@ -107,11 +111,18 @@ def _status(folder: Path) -> Iterator[None]:
 
 
 def _evaluate(
-    cfg: DictConfig, config: dict[str, Any], classifier: str, chosen: dict[str, DictConfig], logger: Logger
+    cfg: DictConfig,
+    config: dict[str, Any],
+    classifier: str,
+    chosen: dict[str, DictConfig],
+    logger: Logger,
+    folder: Path,
 ) -> Result:
     machine = environment()
     phase: Ablation = make(cfg.ablation)
     evaluator, classes = _evaluator(cfg, logger)
+    learned: dict[str, Any] = {}
+    evaluator.on_fitted = functools.partial(_keep_fitted, evaluator, logger, folder / "fitted", learned)
     makers = {name: functools.partial(make, one) for name, one in chosen.items()}
     baseline = next(iter(makers.items()))
     if "baseline" in cfg.ablation:
@@ -136,6 +147,7 @@ def _evaluate(
         seconds=evaluator.clock.seconds,
         environment={**machine, "device": str(evaluator.device)},
         ablation=findings.ablation,
+        learned=learned,
     )
 
 
@@ -182,6 +194,42 @@ def _log_curves(logger: Logger, name: str, runs: Sequence[Run]) -> None:
     for epoch in range(max(run.epochs for run in runs)):
         rows = [run.history[epoch] for run in runs if epoch < run.epochs]
         logger.log_metrics({f"{name}/{key}": float(np.mean([row[key] for row in rows])) for key in rows[0]}, step=epoch)
+
+
+def _keep_fitted(
+    evaluator: Evaluator,
+    logger: Logger,
+    folder: Path,
+    learned: dict[str, Any],
+    name: str,
+    representation: Learned,
+    features: Mapping[str, Tensor],
+) -> None:
+    """Write a learned representation's autoencoders into the run's folder, log how they went, and keep it for the result."""
+    if name in learned:
+        return
+    fitted = {unit: representation.fitted_[unit] for unit in features}
+    with explain_disk_errors(folder, ROOM):
+        save_fitted(fitted, representation.config(), folder / name.replace("/", "_"))
+    learned[name] = latent_summary(representation, features, evaluator.labels)
+    curves = [one.notes["history"] for one in fitted.values()]
+    for epoch in range(max(map(len, curves))):
+        rows = [curve[epoch] for curve in curves if epoch < len(curve)]
+        means = {f"{name}/fit/{key}": float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        logger.log_metrics(means, step=epoch)
+    logger.log_metrics(_flat_diagnostics(name, learned[name]["units"]))
+
+
+def _flat_diagnostics(name: str, units: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Every number of every unit, and KL by dimension, from the largest, as a mean over units."""
+    found: dict[str, float] = {}
+    for unit, known in units.items():
+        numbers = {key: value for key, value in known.items() if isinstance(value, int | float)}
+        found |= {f"{name}/unit/{unit}/{key}": float(value) for key, value in numbers.items()}
+    kl = [sorted(known["kl"], reverse=True) for known in units.values() if "kl" in known]
+    for k in range(max(map(len, kl), default=0)):
+        found[f"{name}/fit/kl_{k + 1}"] = float(np.mean([one[k] for one in kl if k < len(one)]))
+    return found
 
 
 def _describe(zoo: Zoo, config: dict[str, Any]) -> dict[str, Any]:

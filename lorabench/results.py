@@ -25,7 +25,7 @@ __all__ = [
     "write_json",
 ]
 
-SCHEMA = 2
+SCHEMA = 3
 _INDENTED_CLASSES = 50  # beyond it, a line a confusion count would be millions of lines
 METRICS = ("train_accuracy", "val_accuracy", "test_accuracy", "test_macro_f1", "test_auroc")
 
@@ -119,6 +119,8 @@ class Result:
         seconds: wall time of every phase.
         environment: versions, machine and git commit.
         ablation: what the ablation phase found, by its own keys (docs/ablation.md); its name alone without one.
+        learned: how the training of every learned representation went, by unit, and a map of its latent space
+            (`lorabench.evaluation.latent`).
         schema: version of this layout.
     """
 
@@ -133,6 +135,7 @@ class Result:
     seconds: dict[str, float]
     environment: dict[str, Any]
     ablation: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
+    learned: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:

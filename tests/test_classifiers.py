@@ -13,7 +13,6 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_
 
 from lorabench.classifiers import Classifier, Member, Problem, as_it_is, confusion, fit_members, scores
 from lorabench.classifiers.dense import DenseNetwork
-from lorabench.classifiers.dropout import SeededDropout, set_dropout_keys
 from lorabench.classifiers.linear import Linear
 from lorabench.classifiers.members import Fitted, _train, _Work
 from lorabench.classifiers.mlp import MLP
@@ -21,7 +20,7 @@ from lorabench.classifiers.stack import Stack
 from lorabench.data import FeatureData
 from lorabench.engines import Lightning, Stacked
 from lorabench.errors import LorabenchError
-from lorabench.training import Adam, Schedule, draw_keys, epoch_order
+from lorabench.training import Adam, Schedule, SeededDropout, draw_keys, epoch_order, set_keys
 
 # Lightning advises a logger and worker processes; the data lie on the device already.
 pytestmark = pytest.mark.filterwarnings(
@@ -232,7 +231,7 @@ def test_closed_form_gradients_are_autograds_for_one_member_and_for_a_stack(drop
     target = -torch.nn.functional.one_hot(y, 4).double() / n
     logits, grads = dense.gradients(params, x, target, masks)
     for k, network in enumerate(networks):
-        set_dropout_keys(network, int(seeds[k]), step)
+        set_keys(network, int(seeds[k]), step)
         said = network.train()(x[k])
         torch.nn.functional.cross_entropy(said, y[k]).backward()
         single, alone = dense.gradients(
@@ -351,7 +350,7 @@ def test_dropout_keeps_the_asked_share_and_the_mean():
     x = torch.ones(64, 512)
     masks = []
     for step in range(20):
-        set_dropout_keys(layer, seed=5, step=step)
+        set_keys(layer, seed=5, step=step)
         out = layer(x)
         assert out.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
         masks.append(out > 0)

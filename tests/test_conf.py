@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from lorabench.conf_dir import conf_dir
 
 CONF = conf_dir()
-FILES = sorted(CONF.rglob("*.yaml"))
+FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "_parts")  # those are parts of others
 
 
 def composed(overrides):

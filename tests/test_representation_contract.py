@@ -20,6 +20,8 @@ from tests.synthetic_zoo import make_zoo, regauged, with_layers
 CPU = torch.device("cpu")
 CONF = Path(__file__).parents[1] / "conf"
 STEMS = sorted(path.stem for path in (CONF / "representation").glob("*.yaml"))
+CHEAP = ("epochs=3", "hidden=[16,8]", "projection=[8,8]")
+"""What is trained need not be good here."""
 TRAIN, TEST = np.arange(16), np.arange(16, 24)
 
 
@@ -27,9 +29,16 @@ TRAIN, TEST = np.arange(16), np.arange(16, 24)
 def settings(choice: str) -> dict[str, Any]:
     """Arguments of one representation; `spectral:on=delta` is the yaml with one of them changed."""
     stem, *changes = choice.split(":")
+    found = composed(stem, changes)
+    if "epochs" not in found:
+        return found
+    return composed(stem, [*changes, *(change for change in CHEAP if change.partition("=")[0] in found)])
+
+
+def composed(stem: str, changes: list[str]) -> dict[str, Any]:
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        composed = compose(f"representation/{stem}", [f"representation.{change}" for change in changes])
-    plain = OmegaConf.to_container(composed, resolve=True)
+        found = compose(f"representation/{stem}", [f"representation.{change}" for change in changes])
+    plain = OmegaConf.to_container(found, resolve=True)
     assert isinstance(plain, dict)
     # Hydra puts the file under its package; `# @package` and a defaults list may lift it out.
     return dict(plain.get("representation", plain))
@@ -44,6 +53,9 @@ def choices() -> list[str]:
             found.append(f"{stem}:on=delta")
         if "scope" in knobs:
             found.append(f"{stem}:scope=all")
+            module = f"{stem}:scope=module"
+            if knobs["scope"] != "module" and build(module).unit == "module":
+                found.append(module)
     return found
 
 
@@ -63,15 +75,25 @@ def choice(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module")
-def zoo() -> Zoo:
+@functools.cache
+def the_zoo() -> Zoo:
     # Layers both under and over 50 numbers, 10 rows and 10 singular values.
     return make_zoo(24, shapes=((6, 5), (16, 12), (12, 12)), ranks=(1, 2, 4))
 
 
 @pytest.fixture
-def fitted(choice: str, zoo: Zoo) -> Representation:
-    return build(choice).fit(zoo.rows(TRAIN), CPU)
+def zoo() -> Zoo:
+    return the_zoo()
+
+
+@functools.cache
+def fitted_on(choice: str) -> Representation:
+    return build(choice).fit(the_zoo().rows(TRAIN), CPU)
+
+
+@pytest.fixture
+def fitted(choice: str) -> Representation:
+    return fitted_on(choice)
 
 
 def close(a: torch.Tensor, b: torch.Tensor, rtol: float = 1e-4) -> bool:

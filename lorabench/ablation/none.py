@@ -1,8 +1,11 @@
 """All layers stand."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from lorabench.ablation.study import Findings, Study
+from lorabench.errors import LorabenchError
+from lorabench.evaluation import Evaluation
 from lorabench.results import Run, Summary
 
 __all__ = ["NoAblation"]
@@ -10,17 +13,42 @@ __all__ = ["NoAblation"]
 
 @dataclass
 class NoAblation:
-    """Every representation on all layers."""
+    """Every representation on all layers, and the paired differences between them.
 
+    Args:
+        against: names of those that the others are compared with; None: the first.
+        name: what results call the phase.
+    """
+
+    against: list[str] | None = None
     name: str = "none"
 
     def run(self, study: Study) -> Findings:
-        """One row a representation."""
+        """One row a representation, and one a pair.
+
+        Raises:
+            LorabenchError: `against` names what is not evaluated.
+        """
+        names = list(study.chosen)
+        against = names[:1] if self.against is None else self.against
+        unknown = [name for name in against if name not in names]
+        if unknown:
+            raise LorabenchError(
+                f"ablation.against={unknown[0]} is none of the representations: {', '.join(names)} are evaluated"
+            )
         runs: list[Run] = []
         summary: list[Summary] = []
+        evaluated: dict[str, list[Evaluation]] = {}
         for name, make in study.chosen.items():
             representation = make()
-            found = study.evaluate(name, representation, [study.all_layers()])
-            runs += study.runs(found)
-            summary.append(study.row(found, representation, "none"))
-        return Findings(runs, summary, {"name": self.name})
+            evaluated[name] = study.evaluate(name, representation, [study.all_layers()])
+            runs += study.runs(evaluated[name])
+            summary.append(study.row(evaluated[name], representation, "none"))
+        data: dict[str, Any] = {"name": self.name}
+        pairs = [(name, other) for name in names for other in against if name != other]
+        between = [
+            {"representation": name, "against": other, **found}
+            for name, other in pairs
+            if (found := study.difference(evaluated[name], evaluated[other])) is not None
+        ]
+        return Findings(runs, summary, {**data, "between": between} if between else data)

@@ -10,10 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorabench.classifiers.dropout import set_dropout_keys
 from lorabench.classifiers.metrics import scores
 from lorabench.errors import LorabenchError
-from lorabench.training import seeded
+from lorabench.training import seeded, set_keys
 
 __all__ = ["Classifier", "ClassifierFactory"]
 
@@ -87,7 +86,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of one batch."""
         del batch_idx
-        set_dropout_keys(self.network, self.seed, self.global_step)
+        set_keys(self.network, self.seed, self.global_step)
         x, y = batch
         loss = F.cross_entropy(self(x), y)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(y))

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lorabench.classifiers.dropout import SeededDropout
-from lorabench.training import keep_mask
+from lorabench.training import SeededDropout, keep_mask
 
 __all__ = ["ONEDNN", "DenseNetwork", "by_onednn"]
 

@@ -211,8 +211,9 @@ def _train(stack: Stack, fitted: dict[int, Fitted], work: _Work) -> None:
             return
         left = torch.nonzero(~stop).flatten()
         # Neighbours of one learning rate are moved in one go.
-        order = torch.argsort(stack.schedule.rates[left], descending=True, stable=True)
-        if len(done) or (order.diff() < 0).any():
+        rates = stack.schedule.rates[left]
+        if len(done) or (rates.diff() > 0).any():
+            order = torch.argsort(rates, descending=True, stable=True)
             stack.keep(left[order])
             numbers = list(fitted)
             fitted = {numbers[k]: fitted[numbers[k]] for k in order.tolist()}

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from lorabench.classifiers.base import Classifier
-from lorabench.classifiers.dropout import SeededDropout
+from lorabench.training import SeededDropout
 
 __all__ = ["MLP"]
 

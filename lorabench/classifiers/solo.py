@@ -7,7 +7,8 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorabench.classifiers.dense import ONEDNN, DenseNetwork, by_onednn
+from lorabench.classifiers.dense import DenseNetwork, by_onednn
+from lorabench.classifiers.steps import take_steps
 from lorabench.training import Adam
 
 __all__ = ["Solo"]
@@ -19,9 +20,9 @@ _DRAWN = 8  # steps whose rows are gathered and whose dropout masks are drawn in
 class Solo:
     """One member's weights and moments, and what it learns from.
 
-    Every operation costs its call, and lanes wait for one another between calls, Python being one thread at a time.
-    So nothing is done twice, nothing is looked up, and every layer is moved as soon as its gradient is there, while
-    both are in the processor's cache. The numbers are those of `DenseNetwork.gradients` and `Adam.step`.
+    Every operation costs its call, and lanes wait for one another where they need Python. So some steps are one call
+    (`take_steps`), nothing is done twice, and every layer is moved as soon as its gradient is there, while both are
+    in the processor's cache. The numbers are those of `DenseNetwork.gradients` and `Adam.step`.
 
     Attributes:
         dense: the network's form.
@@ -74,59 +75,21 @@ class Solo:
         size = self.batch_size
         y = self.y[rows]
         target = F.one_hot(y, self.n_classes).to(self.x.dtype)
-        counts = torch.arange(taken + 1, taken + 1 + len(keys), dtype=torch.float32).unbind()
+        counts = torch.arange(taken + 1, taken + 1 + len(keys), dtype=torch.float32)
         found = []
         for start in range(0, len(rows), size * _DRAWN):
             stop, first = min(start + size * _DRAWN, len(rows)), start // size
-            batches = torch.split(self.x[rows[start:stop]], size)
-            masks = self._masks(keys[first : first + len(batches)])
-            for i, (x, to) in enumerate(zip(batches, torch.split(target[start:stop], size), strict=True)):
-                n = len(x)
-                drawn = masks[i] if n == size else [None if mask is None else mask[:n] for mask in masks[i]]
-                found.append(self._step(x, to.div_(-n), drawn, rate, counts[first + i]))
+            masks = self._masks(keys[first : first + _DRAWN])
+            found.append(
+                take_steps(
+                    self.x[rows[start:stop]], target[start:stop], masks, self.weights, self._turned, self.biases,
+                    self.means, self.squares, self._big, rate, counts[first : first + _DRAWN], size,
+                )
+            )  # fmt: skip
         return F.cross_entropy(torch.cat(found), y)
 
-    def _masks(self, keys: Int[Tensor, "steps dropouts"]) -> list[list[Tensor | None]]:
+    def _masks(self, keys: Int[Tensor, "steps dropouts"]) -> list[Float[Tensor, "steps batch _"] | None]:
         """What the output of every layer is multiplied by, for some steps."""
         params = {f"{name}bias": bias for name, bias in zip(self.dense.names, self.biases, strict=True)}
         layers = self.dense.masks(params, self.batch_size, keys[:, :, None])
-        none = [None] * len(keys)
-        by_layer = [none if mask is None else mask[:, 0].unbind() for mask in layers]
-        return [list(step) for step in zip(*by_layer, strict=True)]
-
-    def _step(
-        self,
-        x: Float[Tensor, "n f"],
-        target: Float[Tensor, "n classes"],
-        masks: list[Tensor | None],
-        rate: float,
-        count: Float[Tensor, ""],
-    ) -> Float[Tensor, "n classes"]:
-        """One step; the logits before it."""
-        weights, biases, turned, big, active, passed = self.weights, self.biases, self._turned, self._big, [x], []
-        last = len(weights) - 1
-        for i, mask in enumerate(masks[:last]):
-            z = _forward(active[i], weights[i], turned[i], biases[i], big[i])
-            through = torch.ops.aten.threshold_backward(torch.ones_like(z) if mask is None else mask, z, 0)
-            z.mul_(through)
-            passed.append(through)
-            active.append(z)
-        logits = _forward(active[last], weights[last], turned[last], biases[last], big[last])
-        delta = torch.add(target, logits.softmax(-1), alpha=1 / len(x))
-        for i in range(last, -1, -1):
-            a, own = active[i], delta
-            steep = ONEDNN(own.t(), a.t(), None, "none", [], "") if big[i] else torch.mm(own.t(), a)
-            if i:
-                delta = ONEDNN(own, turned[i], None, "none", [], "") if big[i] else torch.mm(own, weights[i])
-                delta.mul_(passed[i - 1])
-            moved = [weights[i], biases[i]]
-            Adam.of_one(moved, [steep, own.sum(0)], self.means[i], self.squares[i], rate, count)
-        return logits
-
-
-def _forward(
-    a: Float[Tensor, "n k"], weight: Float[Tensor, "m k"], turned: Float[Tensor, "k m"], bias: Float[Tensor, " m"],
-    big: bool,
-) -> Float[Tensor, "n m"]:  # fmt: skip
-    found: Tensor = ONEDNN(a, weight, bias, "none", [], "") if big else torch.addmm(bias, a, turned)
-    return found
+        return [None if mask is None else mask[:, 0] for mask in layers]

@@ -10,10 +10,9 @@ from torch.nn import functional as F
 
 from lorabench.classifiers.base import Classifier
 from lorabench.classifiers.dense import DenseNetwork
-from lorabench.classifiers.dropout import SeededDropout
 from lorabench.classifiers.problem import Member, Problem
 from lorabench.classifiers.solo import Solo
-from lorabench.training import Adam, Schedule, draw_keys, epoch_order
+from lorabench.training import Adam, Schedule, SeededDropout, draw_keys, epoch_order
 
 __all__ = ["Stack"]
 

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from lorabench.evaluation.journal import Journal, digest, source_code
 from lorabench.evaluation.members import Record, Trained, train
 from lorabench.memory import free_memory
 from lorabench.progress import bar
-from lorabench.representations import Representation
+from lorabench.representations import Learned, Representation
 from lorabench.representations.cache import cached_features
 from lorabench.results import Run
 from lorabench.zoo import Zoo
@@ -50,6 +50,8 @@ class Evaluator:
         cache_dir: keeps features, and finished members.
         resume: whether finished members are kept there, and taken from there.
         clock: takes the time of every phase.
+        on_fitted: called with a learned representation's name, itself, and its features of every unit, once it is fitted
+            on all layers.
         on_curves: called with a representation's name and its runs, for arms in which all layers stand.
         trained: members that were trained.
         taken: members that an earlier run, or an earlier phase of this one, had trained.
@@ -66,6 +68,7 @@ class Evaluator:
     cache_dir: Path
     resume: bool = True
     clock: Clock = field(default_factory=Clock)
+    on_fitted: Callable[[str, Learned, Mapping[str, Tensor]], None] = lambda name, fitted, features: None  # noqa: ARG005
     on_curves: Callable[[str, Sequence[Run]], None] = lambda name, runs: None  # noqa: ARG005
     trained: int = 0
     taken: int = 0
@@ -161,12 +164,26 @@ class Evaluator:
                 device=self.device, on_unit=lambda _: shown.advance(),
             )  # fmt: skip
             if representation.unit == "all":
-                found = {_text(key): make(zoo=self.zoo.only(key[1]))[key[0]] for key in wanted}
+                found = {}
+                for key in wanted:
+                    own = make(zoo=self.zoo.only(key[1]))
+                    found[_text(key)] = own[key[0]]
+                    self._tell_of(name, representation, own, key[1])
             else:
-                own = make(zoo=self.zoo.only([layer for _, layers in wanted for layer in layers]))
+                layers = dict.fromkeys(layer for _, layers in wanted for layer in layers)
+                own = make(zoo=self.zoo.only(list(layers)))
                 found = {_text(key): own[key[0]] for key in wanted}
+                self._tell_of(name, representation, own, layers)
         inputs, columns = side_by_side(found, torch.from_numpy(self.split.train), self.device)
         return inputs, {key: columns[_text(key)] for key in wanted}
+
+    def _tell_of(
+        self, name: str, representation: Representation, own: Mapping[str, Tensor], layers: Collection[str]
+    ) -> None:
+        if not isinstance(representation, Learned) or set(own) != set(representation.units(self.zoo)):
+            return
+        if {layer for unit in own for layer in representation.layers_of(self.zoo, unit)} <= set(layers):
+            self.on_fitted(name, representation, own)
 
     def _trained(
         self,

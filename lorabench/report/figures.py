@@ -1,6 +1,7 @@
 """The pictures of a result: those whose data are there, drawn from the result alone."""
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from matplotlib.figure import Figure
 
 from lorabench.report.arm_figures import degradation, groups_figure, with_without
 from lorabench.report.arms import shown_arms, with_arm
+from lorabench.report.latent_figures import latent_figure
 from lorabench.report.layer_figures import importance_by_place, layer_importance
+from lorabench.report.learned_figures import fitting_figure, reconstruction_figure
 from lorabench.report.map_figures import clusters_figure, concepts_figure
 from lorabench.report.scatter_figures import attribution_figure, redundancy_figure
 from lorabench.report.style import save
@@ -16,6 +19,8 @@ from lorabench.report.training_figures import accuracy_figure, confusion_figure,
 from lorabench.results import Result
 
 __all__ = ["drawings", "write_figures"]
+
+_LONGEST = 100  # letters of a picture's file name, each four bytes at most
 
 _OF_ABLATION: dict[str, dict[str, Callable[[Result], Figure]]] = {
     "ranking": {"layer_importance": layer_importance, "importance_by_place": importance_by_place},
@@ -34,13 +39,23 @@ def write_figures(result: Result, folder: Path, on_figure: Callable[[], None] = 
     accuracy.png, learning_curves.png and a confusion_<representation>.png each for the representations over all
     layers; with_without.png where layers were taken away; layer_importance.png, importance_by_place.png,
     degradation.png, groups.png, clusters.png, concepts.png, attribution.png, redundancy.png where an ablation
-    found such.
+    found such; latent_<representation>.png each, reconstruction.png and fitting.png for learned representations.
+    What no file name may have (a "/", more than 100 characters) is replaced.
     """
-    written = []
+    written: list[Path] = []
     for name, draw in drawings(result).items():
-        written.append(save(draw(), folder / f"{name}.png"))
+        path = _free(folder, re.sub(r"[/\\\0]", "_", name)[:_LONGEST], written)
+        written.append(save(draw(), path))
         on_figure()
     return written
+
+
+def _free(folder: Path, stem: str, taken: list[Path]) -> Path:
+    """A file of this name, or with a number where another picture's name became the same."""
+    path, number = folder / f"{stem}.png", 2
+    while path in taken:
+        path, number = folder / f"{stem}-{number}.png", number + 1
+    return path
 
 
 def drawings(result: Result) -> dict[str, Callable[[], Figure]]:
@@ -67,4 +82,8 @@ def drawings(result: Result) -> dict[str, Callable[[], Figure]]:
     for key, makers in _OF_ABLATION.items():
         if result.ablation.get(key):
             found |= {name: functools.partial(draw, result) for name, draw in makers.items()}
+    if result.learned:
+        found |= {f"latent_{name}": functools.partial(latent_figure, result, name) for name in result.learned}
+        found["reconstruction"] = functools.partial(reconstruction_figure, result)
+        found["fitting"] = functools.partial(fitting_figure, result)
     return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lorabench.ablation.places import Place, place
 
-__all__ = ["axis_of_blocks", "block_labels", "layer_labels"]
+__all__ = ["axis_of_blocks", "block_labels", "layer_labels", "unit_label"]
 
 _SHORT = (
     (r"^(down|up|mid)_blocks?(?:\.(\d+))?\.attentions\.(\d+)$", r"\1 \2.\3"),
@@ -38,11 +38,19 @@ def layer_labels(layers: Sequence[str]) -> list[str]:
     short = [_label(spot, block) for spot, block in zip(places, blocks, strict=True)]
     for longer in (
         _with_inner(places, blocks),
-        [f"{spot.module} ·{spot.factor}".removesuffix(" ·") for spot in places],
+        [unit_label(layer) for layer in layers],
     ):
         count = Counter(short)
         short = [label if label and count[label] == 1 else other for label, other in zip(short, longer, strict=True)]
     return short
+
+
+def unit_label(unit: str) -> str:
+    """The module and the factor of a layer, the name of a module, or that all layers are one unit."""
+    if unit == "all":
+        return "all layers as one unit"
+    spot = place(unit)
+    return f"{spot.module} ·{spot.factor}".removesuffix(" ·")
 
 
 def _label(spot: Place, block: str) -> str:

@@ -1,5 +1,6 @@
 """What all pictures share: colours, markers, error bars, titles, and how a figure is saved."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ __all__ = [
     "GREEN",
     "GREY",
     "ORANGE",
+    "SERIES_STYLES",
     "draw_chance",
     "ended",
     "errors",
@@ -31,10 +33,12 @@ __all__ = [
     "save",
     "tidy",
     "titled",
+    "wrapped",
 ]
 
 # Okabe & Ito 2008: told apart by colour-blind readers; every colour also has its own marker.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+_LETTERS = 11  # of 10 points, an inch
 _PURPLE, _BLACK = "#CC79A7", "#000000"
 
 FACTOR_STYLES = {"down": (BLUE, "o"), "up": (ORANGE, "s"), "": (GREEN, "D")}
@@ -48,6 +52,12 @@ ARM_STYLES = {
     "permuted": (_BLACK, "X"),
 }
 """Kind of an arm -> colour and marker."""
+
+SERIES_STYLES = (
+    (BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (_PURPLE, "D"), ("#56B4E9", "v"), ("#E69F00", "P"),
+    ("#882255", "X"), (_BLACK, "<"), ("#8B5A2B", ">"), ("#F0E442", "p"),
+)  # fmt: skip
+"""Colours and markers of up to ten series; any two differ in both, and in CIELAB by 16 or more to every reader."""
 
 
 def percents(values: Sequence[float | int | None]) -> Float64[np.ndarray, " n"]:
@@ -84,6 +94,11 @@ def titled(result: Result, text: str) -> str:
 def ended(result: Result, text: str) -> str:
     """The title of a picture whose order alone comes from the ranking."""
     return f"{text}\nranked on the TEST split" if on_test(result) else text
+
+
+def wrapped(lines: Sequence[str], inches: float) -> str:
+    """Lines of a title of 10 points that fit a figure of this width, long names on several."""
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, max(int(_LETTERS * inches), 1)))
 
 
 def tidy(axes: Axes, grid: str) -> None:

@@ -6,7 +6,8 @@ from rich.console import Console
 
 from lorabench.report.ablation_tables import ablation_sheets
 from lorabench.report.arms import shown_arms, with_arm
-from lorabench.report.numbers import counted, mean_std
+from lorabench.report.learned_tables import learned_sheets
+from lorabench.report.numbers import counted, difference, mean_std, p_value
 from lorabench.report.sheet import Sheet, fitted, width_of
 from lorabench.results import METRICS, Result
 
@@ -45,7 +46,8 @@ def table_text(result: Result) -> str:
 
 def _sheets(result: Result) -> list[Sheet]:
     found = [] if shown_arms(result) or not with_arm(result, "none") else [_scores(result)]
-    return found + ablation_sheets(result)
+    found += [_between(result)] if result.ablation.get("between") else []
+    return found + ablation_sheets(result) + learned_sheets(result)
 
 
 def _scores(result: Result) -> Sheet:
@@ -66,4 +68,33 @@ def _scores(result: Result) -> Sheet:
         caption=caption,
         text=("representation",),
         spare=("train acc", "features", "val acc", "macro-F1"),
+    )
+
+
+def _between(result: Result) -> Sheet:
+    """How far every representation is ahead of those that it is compared with."""
+    rows = result.ablation["between"]
+    against = list(dict.fromkeys(row["against"] for row in rows))
+    cells = {(row["representation"], row["against"]): row for row in rows}
+    columns: list[str] = []
+    for name in against:
+        columns += [f"to {name}\n[95 %]", f"p\n({name})"]
+    body = []
+    for name in dict.fromkeys(row["representation"] for row in rows):
+        texts = []
+        for other in against:
+            row = cells.get((name, other))
+            texts += ["–", "–"] if row is None else [difference(row["difference"], row), p_value(row["p"])]
+        body.append((name, *texts))
+    first = rows[0]
+    return Sheet(
+        title="Differences of test accuracy, in points, paired",
+        columns=("representation", *columns),
+        rows=body,
+        caption=[
+            f"intervals and p are a bootstrap over {first['seeds']} seeds and {first['adapters']} test adapters",
+            "p is not corrected for the number of comparisons",
+        ],
+        text=("representation",),
+        spare=tuple(column for column in columns if column.startswith("p")),
     )

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -39,6 +40,8 @@ class Representation(ABC):
     """Whether `fit` looks at the zoo; then the training rows are part of a cached feature's key."""
     cached: ClassVar[bool] = True
     """Whether features are worth keeping on disk."""
+    keeps: ClassVar[bool] = False
+    """Whether what `fit` learned of a unit is kept too, by `state`, and taken back by `restore`."""
 
     @property
     @abstractmethod
@@ -62,6 +65,19 @@ class Representation(ABC):
         """Learn from the training rows; representations without memory return at once."""
         del zoo, device
         return self
+
+    def learn(self, zoo: Zoo, device: torch.device) -> Iterator[str]:
+        """`fit`, but a unit's name comes as soon as `features` may be asked for it."""
+        self.fit(zoo, device)
+        yield from self.units(zoo)
+
+    def state(self, unit: str) -> bytes:
+        """What `fit` learned of a unit, as a file for `restore`."""
+        raise NotImplementedError(f"{type(self).__name__} keeps nothing of {unit}")
+
+    def restore(self, unit: str, path: Path) -> None:
+        """Take back what `state` gave."""
+        raise NotImplementedError(f"{type(self).__name__} keeps nothing of {unit}, and {path} is not its own")
 
     def units(self, zoo: Zoo) -> tuple[str, ...]:
         """The units of this zoo, in order.

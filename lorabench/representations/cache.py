@@ -40,12 +40,12 @@ def cached_features(
 
     A unit's key is made of the zoo's fingerprint, the unit and its layers, the representation's arguments,
     the code of this package and, if the representation learns, the training rows; so taking other layers away
-    keeps it. `fit` is called, on `train_rows` and the layers of what is missing, only if something is
-    missing. What is damaged is computed again. A disk that takes no more is a warning, and the features stay
-    in memory.
+    keeps it. What is missing is learned, from `train_rows` and its layers alone, and kept unit by unit as it
+    comes, so that an interrupted run goes on where it stood. What is damaged is computed again. A disk that
+    takes no more is a warning, and the features stay in memory.
 
     Args:
-        representation: what to compute; left as it is if nothing is missing.
+        representation: what to compute; it learns what is missing, and knows again what was kept.
         zoo: all N adapters.
         train_rows: which of them `fit` may see.
         cache_dir: its sub-folder `features` holds one safetensors file a unit.
@@ -58,22 +58,56 @@ def cached_features(
     folder = cache_dir / "features" if representation.cached else None
     units = representation.units(zoo)
     keys = {unit: _key(representation, zoo, unit, train_rows) for unit in units}
-    found = {unit: features for unit in units if (features := _load(folder, keys[unit])) is not None}
-    missing = [unit for unit in units if unit not in found]
-    if missing and representation.learns:
+    ready = _found(representation, folder, keys, on_unit)
+    missing = [unit for unit in units if unit not in ready]
+    if missing:
         needed = {layer for unit in missing for layer in representation.layers_of(zoo, unit)}
-        representation.fit(zoo.only(sorted(needed)).rows(train_rows), device)
-    ready: dict[str, Float32[Tensor, "n f"]] = {}
-    for unit in units:
-        if unit in found:
-            ready[unit] = found[unit]
-        else:
+        known = zoo.only(sorted(needed)).rows(train_rows) if representation.learns else zoo
+        for unit in representation.learn(known, device) if representation.learns else missing:
             ready[unit] = _checked(representation, zoo, unit, representation.features(zoo, unit, device))
-            if not _store(folder, keys[unit], ready[unit]):
-                folder = None
+            kept = _keep_state(representation, folder, unit, keys[unit]) and _store(folder, keys[unit], ready[unit])
+            folder = folder if kept else None
+            if on_unit is not None:
+                on_unit(unit)
+    return {unit: ready[unit] for unit in units}
+
+
+def _found(
+    representation: Representation, folder: Path | None, keys: dict[str, str], on_unit: Callable[[str], None] | None
+) -> dict[str, Float32[Tensor, "n f"]]:
+    """What is kept of these units."""
+    found = {}
+    for unit, key in keys.items():
+        features = _load(folder, key)
+        if features is None or not _restored(representation, folder, unit, key):
+            continue
+        found[unit] = features
         if on_unit is not None:
             on_unit(unit)
-    return ready
+    return found
+
+
+def _restored(representation: Representation, folder: Path | None, unit: str, key: str) -> bool:
+    """Whether the representation knows again what it once learned of a unit, where it keeps such."""
+    if not representation.keeps or folder is None:
+        return True
+    try:
+        representation.restore(unit, _path(folder, key, "fitted"))
+    except LorabenchError as error:
+        _LOG.info("%s; the features of %s are computed again", error, unit)
+        return False
+    return True
+
+
+def _keep_state(representation: Representation, folder: Path | None, unit: str, key: str) -> bool:
+    """Write what was learned of a unit, before its features: these are not looked for alone."""
+    if not representation.keeps or folder is None:
+        return True
+    path = _path(folder, key, "fitted")
+    if not _write_or_warn(path, representation.state(unit)):
+        return False
+    representation.restore(unit, path)  # from now on it lies on the disk alone
+    return True
 
 
 @functools.cache
@@ -99,8 +133,9 @@ def _key(representation: Representation, zoo: Zoo, unit: str, train_rows: Int64[
     return json.dumps(parts, sort_keys=True)
 
 
-def _path(folder: Path, key: str) -> Path:
-    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.safetensors"
+def _path(folder: Path, key: str, kind: str = "") -> Path:
+    suffix = f".{kind}.safetensors" if kind else ".safetensors"
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}{suffix}"
 
 
 def _checksum(features: Float32[Tensor, "n f"]) -> str:
@@ -135,13 +170,17 @@ def _store(folder: Path | None, key: str, features: Float32[Tensor, "n f"]) -> b
     if folder is None:
         return True
     data = save({"features": features.contiguous()}, {"key": key, "checksum": _checksum(features)})
+    return _write_or_warn(_path(folder, key), data)
+
+
+def _write_or_warn(path: Path, data: bytes) -> bool:
     try:
-        _write(_path(folder, key), data)
+        _write(path, data)
     except OSError as error:
         _LOG.warning(
             "features are not kept in %s (%s): they stay in memory for this run. Free some space, or set "
             "cache_dir=DIR (or LORABENCH_CACHE) to a roomier place, to have them kept",
-            folder,
+            path.parent,
             error.strerror or error,
         )
         return False

@@ -1,7 +1,23 @@
 """What classifiers and learned representations share: Adam, schedules, and randomness that follows from keys."""
 
 from lorabench.training.adam import Adam
-from lorabench.training.randomness import draw_keys, epoch_order, keep_mask, seeded
+from lorabench.training.keyed import Keyed, SeededDropout, SeededNoise, set_keys
+from lorabench.training.lanes import in_lanes, one_thread_an_operation
+from lorabench.training.randomness import draw_keys, epoch_order, keep_mask, normal, seeded
 from lorabench.training.schedule import Schedule
 
-__all__ = ["Adam", "Schedule", "draw_keys", "epoch_order", "keep_mask", "seeded"]
+__all__ = [
+    "Adam",
+    "Keyed",
+    "Schedule",
+    "SeededDropout",
+    "SeededNoise",
+    "draw_keys",
+    "epoch_order",
+    "in_lanes",
+    "keep_mask",
+    "normal",
+    "one_thread_an_operation",
+    "seeded",
+    "set_keys",
+]

@@ -4,6 +4,7 @@ Counter-based (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"
 draw's key and i, so a member of a stack draws what it would draw by itself.
 """
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor
 
-__all__ = ["draw_keys", "epoch_order", "keep_mask", "seeded"]
+__all__ = ["draw_keys", "epoch_order", "keep_mask", "normal", "seeded"]
 
 _GOLDEN = -1640531527  # 2654435769 as int32: Knuth's multiplicative constant
 _MIX_1, _MIX_2 = 0x21F0AAAD, 0x735A2D97  # Ellis & Wellons, low-bias 32-bit hash (hash-prospector, 2023)
@@ -75,3 +76,18 @@ def keep_mask(
     else:
         mask = (drawn >= least).to(dtype).mul_(1 / (1 - p))
     return mask[..., : batch * f].reshape(*key.shape, batch, f)
+
+
+def normal(
+    key: Int[Tensor, "*members"], batch: int, f: int, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "*members {batch} {f}"]:
+    """Standard normal numbers, for one key or for every member's (Box & Muller 1958); none is beyond 6.8.
+
+    The bits are the same on any device, their logarithms and cosines up to rounding.
+    """
+    pairs = (batch * f + 1) // 2
+    uniform = _bits(key, 2 * pairs).to(dtype).mul_(2**-32).add_(0.5)
+    radius = uniform[..., :pairs].clamp_min(2**-33).log_().mul_(-2).sqrt_()
+    angle = uniform[..., pairs:] * (2 * math.pi)
+    found = torch.cat([radius * angle.cos(), radius * angle.sin()], -1)
+    return found[..., : batch * f].reshape(*key.shape, batch, f)

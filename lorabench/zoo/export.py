@@ -2,13 +2,13 @@
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lorabench.adapters import LoraModule, write_adapter
+from lorabench.adapters import Adapter, LoraModule, write_adapter
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.progress import bar
 from lorabench.zoo.folder_index import INCOMPLETE, LABELS, SPLITS
@@ -19,7 +19,13 @@ __all__ = ["export"]
 _STEP = 64
 
 
-def export(zoo: Zoo, folder: Path, layout: str, overwrite: bool = False) -> Path:
+def export(
+    zoo: Zoo,
+    folder: Path,
+    layout: str,
+    overwrite: bool = False,
+    metadata: Sequence[Mapping[str, str]] | None = None,
+) -> Path:
     """Write every adapter of a zoo to `folder`, and a labels.csv; `zoo.folder.load` gives the same zoo back.
 
     Factors are written as they are, without the zeros that pad them (a scale that is not 1 is multiplied into
@@ -31,6 +37,7 @@ def export(zoo: Zoo, folder: Path, layout: str, overwrite: bool = False) -> Path
         folder: a new or empty folder.
         layout: "diffusers", "peft" or "kohya".
         overwrite: write into a folder that holds something; other files in it stay.
+        metadata: what each adapter's file says of it beside the weights, [N]; None for nothing.
 
     Returns:
         The labels.csv.
@@ -51,7 +58,8 @@ def export(zoo: Zoo, folder: Path, layout: str, overwrite: bool = False) -> Path
         with bar("writing adapters", len(zoo)) as opened:
             for number, modules in enumerate(_adapters(zoo)):
                 file = f"{_category(zoo, number)}/{_file_name(zoo, number, layout)}"
-                write_adapter(folder / file, modules, layout)
+                said = {} if metadata is None else metadata[number]
+                write_adapter(folder / file, Adapter(folder / file, (), modules, said), layout)
                 rows.append(_row(zoo, number, file))
                 opened.advance()
         partial = folder / f".{LABELS}"

@@ -1,0 +1,215 @@
+"""A contrastive autoencoder of every unit: two views of one adapter are to look alike, those of others are not."""
+
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorabench.errors import LorabenchError
+from lorabench.representations.autoencoder import AutoEncoder, block, relative_error
+from lorabench.representations.learned import Learned
+from lorabench.representations.views import Pair, View
+from lorabench.zoo import Zoo
+
+__all__ = ["Contrastive", "ContrastiveModule", "alignment", "info_nce", "uniformity"]
+
+
+class ContrastiveModule(AutoEncoder):
+    """An autoencoder of two views at a time, with InfoNCE (van den Oord et al. 2018) between them.
+
+    d → hidden → latent with batch norm and dropout, and back; a head of its own, latent → projection, for InfoNCE. The
+    loss is the squared distance of what either view decodes to from the weights themselves, averaged over inputs
+    and views, plus α · InfoNCE, averaged over views. Validation draws one fixed pair of views; features are of weights
+    as they are.
+
+    Args:
+        alpha: α.
+        temperature: τ of InfoNCE.
+        noise: of a view (`View`).
+        masked: of a view.
+        condition: of a view's gauge.
+        pairs: arguments of every `Pair` in the unit that is taken to another gauge.
+        dropout: of the encoder's hidden units.
+        hidden: widths of the encoder's hidden layers.
+        projection: widths of the head.
+        options: of `AutoEncoder`.
+    """
+
+    def __init__(
+        self,
+        alpha: float | int = 1.0,
+        temperature: float | int = 0.5,
+        noise: float | int = 0.2,
+        masked: float | int = 0.2,
+        condition: float | int = 4.0,
+        pairs: list[dict[str, int]] | tuple[dict[str, int], ...] = (),
+        dropout: float | int = 0.2,
+        hidden: tuple[int, ...] | list[int] = (512, 512),
+        projection: tuple[int, ...] | list[int] = (64, 64),
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            alpha=alpha, temperature=temperature, noise=noise, masked=masked, condition=condition, pairs=list(pairs),
+            dropout=dropout, hidden=list(hidden), projection=list(projection), **options,
+        )  # fmt: skip
+        self.alpha, self.temperature = alpha, temperature
+
+    def build(self) -> None:
+        """Encoder, decoder, head and the two views."""
+        given = self.hparams
+        widths = [self.in_features, *given["hidden"]]
+        self.encoder = nn.Sequential(
+            *(block(a, b, given["dropout"]) for a, b in pairwise(widths)),
+            nn.Linear(widths[-1], self.latent_dim),
+        )
+        self.decoder = _perceptron([self.latent_dim, *reversed(given["hidden"]), self.in_features])
+        self.head = _perceptron([self.latent_dim, *given["projection"]])
+        pairs = [Pair(**pair) for pair in given["pairs"]]
+        self.views = nn.ModuleList([View(pairs, given["noise"], given["masked"], given["condition"]) for _ in range(2)])
+
+    def encode(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch latent"]:
+        """The latent vector."""
+        latent: Tensor = self.encoder(x)
+        return latent
+
+    def _both(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "twice latent"]:
+        """Latent vectors of two views, one after the other."""
+        return self.encode(torch.cat([view(x, self.mean, self.scale) for view in self.views]))
+
+    def losses(self, x: Float[Tensor, "batch d"]) -> dict[str, Tensor]:
+        """`loss`, `reconstruction` and `info_nce`, as the class says."""
+        latent = self._both(x)
+        reconstruction = (self.decoder(latent) - torch.cat([x, x])).square().mean()
+        first, second = self.head(latent).chunk(2)
+        contrast = info_nce(first, second, self.temperature)
+        return {"loss": reconstruction + self.alpha * contrast, "reconstruction": reconstruction, "info_nce": contrast}
+
+    def diagnostics(self, x: Float[Tensor, "batch d"]) -> dict[str, Any]:
+        """Relative reconstruction error; alignment and uniformity of what the head says, on the unit sphere.
+
+        Uniformity is the mean of both views', as in its authors' own code: positives are no pairs of it.
+        """
+        first, second = self.head(self._both(x)).chunk(2)
+        return {
+            "reconstruction_error": relative_error(x, self.decoder(self.encode(x))),
+            "alignment": float(alignment(first, second)),
+            "uniformity": float(uniformity(first) + uniformity(second)) / 2,
+        }
+
+
+def _perceptron(widths: list[int]) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
+    for a, b in pairwise(widths[1:]):
+        layers += [nn.ReLU(), nn.Linear(a, b)]
+    return nn.Sequential(*layers)
+
+
+def info_nce(
+    first: Float[Tensor, "batch f"], second: Float[Tensor, "batch f"], temperature: float | int
+) -> Float[Tensor, ""]:
+    """-log of the share of e^{cos/τ} that an adapter's other view has among all other views, averaged over views.
+
+    NT-Xent of Chen et al. 2020 (SimCLR): with n adapters, a view has one positive and 2(n - 1) negatives.
+    """
+    n = len(first)
+    views = F.normalize(torch.cat([first, second]), dim=-1)
+    alike = views @ views.mT / temperature
+    itself = torch.eye(2 * n, dtype=torch.bool, device=alike.device)
+    positive = torch.cat([alike.diagonal(n), alike.diagonal(-n)])
+    return (alike.masked_fill(itself, -torch.inf).logsumexp(-1) - positive).mean()
+
+
+def alignment(first: Float[Tensor, "batch f"], second: Float[Tensor, "batch f"]) -> Float[Tensor, ""]:
+    """Mean squared distance of positives on the unit sphere (Wang & Isola 2020); 0 is best."""
+    return (F.normalize(first, dim=-1) - F.normalize(second, dim=-1)).square().sum(-1).mean()
+
+
+def uniformity(views: Float[Tensor, "batch f"]) -> Float[Tensor, ""]:
+    """Log of the mean of e^{-2‖a - b‖²} over all pairs on the unit sphere (Wang & Isola 2020); lower is better."""
+    return torch.pdist(F.normalize(views, dim=-1)).square().mul(-2).exp().mean().log()
+
+
+@dataclass
+class Contrastive(Learned):
+    """Latent vectors of a contrastive autoencoder trained on every unit's flattened weights, [N, latent].
+
+    Where the unit holds both factors of a module (scope module or all), the views are gauges of one ΔW.
+
+    Args:
+        alpha: weight of InfoNCE beside the reconstruction error.
+        temperature: of InfoNCE.
+        views: "gauge", "noise", or "auto" for gauge where the unit has both factors and noise elsewhere; noise and
+            masks come on top of a gauge.
+        noise: standard deviation of what is added to a view's standardised weights.
+        masked: share of a view's weights that are dropped.
+        condition: largest condition number of a view's gauge.
+        dropout: of the encoder's hidden units.
+        hidden: widths of the encoder's hidden layers, the decoder's backwards.
+        projection: widths of the head that InfoNCE looks at.
+        Others: see `Learned`.
+    """
+
+    least: ClassVar[dict[str, int]] = {**Learned.least, "alpha": 0, "noise": 0, "condition": 1}
+    widths: ClassVar[tuple[str, ...]] = ("hidden", "projection")
+
+    alpha: float | int = 1.0
+    temperature: float | int = 0.5
+    views: str = "auto"
+    noise: float | int = 0.2
+    masked: float | int = 0.2
+    condition: float | int = 4.0
+    dropout: float | int = 0.2
+    hidden: list[int] = field(default_factory=lambda: [512, 512])
+    projection: list[int] = field(default_factory=lambda: [64, 64])
+
+    @classmethod
+    def kind(cls) -> type[AutoEncoder]:
+        """`ContrastiveModule`."""
+        return ContrastiveModule
+
+    @classmethod
+    def default_latent(cls, inputs: int) -> int:
+        """A fifth of the inputs, from 2 to 128."""
+        return max(2, min(128, inputs // 5))
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if self.views not in ("auto", "gauge", "noise"):
+            raise LorabenchError(f"representation.views={self.views}: allowed are auto, gauge and noise")
+        if self.views == "gauge" and self._delta:
+            raise LorabenchError(
+                "representation.views=gauge with on=delta: no gauge changes what is read there; take views=noise or auto"
+            )
+        if self.temperature <= 0:
+            raise LorabenchError(f"representation.temperature={self.temperature}: a number above 0 is needed")
+        if not 0 <= self.masked < 1:
+            raise LorabenchError(f"representation.masked={self.masked}: a share from 0 to below 1 is needed")
+
+    def _architecture(self, zoo: Zoo, unit: str) -> dict[str, Any]:
+        found = super()._architecture(zoo, unit)
+        del found["views"]
+        return {**found, "pairs": [asdict(pair) for pair in self._pairs(zoo, unit)]}
+
+    def _pairs(self, zoo: Zoo, unit: str) -> list[Pair]:
+        if self._delta:
+            return []  # no gauge changes what is read
+        layers = self.layers_of(zoo, unit)
+        starts, at = {}, 0
+        for layer in layers:
+            starts[layer] = at
+            at += zoo.layers[layer].shape[1] * zoo.layers[layer].shape[2]
+        found = []
+        for module in zoo.modules:
+            if module.down in starts and module.up in starts:
+                (_, rank, d_in), (_, d_out, _) = zoo.layers[module.down].shape, zoo.layers[module.up].shape
+                found.append(Pair(starts[module.down], starts[module.up], rank, d_in, d_out))
+        if self.views == "gauge" and not found:
+            raise LorabenchError(
+                f"representation.views=gauge needs both factors of a module in a unit, and {unit} has one; take "
+                "representation.scope=module or all, or views=noise"
+            )
+        return [] if self.views == "noise" else found

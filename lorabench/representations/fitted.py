@@ -1,0 +1,224 @@
+"""What a learned representation knows of one unit, in memory or in a file, and whole runs of such files."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from lorabench.errors import LorabenchError
+from lorabench.representations.autoencoder import AutoEncoder
+
+__all__ = ["FittedUnit", "fitted_folder", "read_index", "save_fitted"]
+
+_FORMAT = 1
+_INDEX = "config.json"
+
+
+@dataclass
+class FittedUnit:
+    """One unit's autoencoder.
+
+    Attributes:
+        layers: what it was trained on.
+        shapes: (rows, cols) of every layer.
+        arguments: of the module's constructor.
+        notes: how its training went: history, best_epoch, diagnostics.
+        module: the module itself, or None while it is still in `path`.
+        path: the file that holds it, or None.
+    """
+
+    layers: tuple[str, ...]
+    shapes: tuple[tuple[int, int], ...]
+    arguments: dict[str, Any]
+    notes: dict[str, Any] = field(default_factory=dict)
+    module: AutoEncoder | None = None
+    path: Path | None = None
+
+    def to_bytes(self) -> bytes:
+        """The safetensors file of a unit in memory."""
+        if self.module is None:
+            raise ValueError(f"{self.path} holds this unit, not memory")
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.module.state_dict().items()}
+        known = {
+            "format": _FORMAT,
+            "layers": self.layers,
+            "shapes": self.shapes,
+            "arguments": self.arguments,
+            "notes": self.notes,
+            "checksum": _checksum(tensors),
+        }
+        text = json.dumps(known)
+        return save(tensors, {"lorabench": text, "checksum": _hash(text.encode())})
+
+    @classmethod
+    def of(cls, path: Path) -> "FittedUnit":
+        """What the header of such a file says; the weights stay where they are.
+
+        Raises:
+            LorabenchError: there is no such file, or it is none of ours.
+        """
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
+            said = header.pop("__metadata__")
+            known = json.loads(said["lorabench"])
+            size = 8 + length + max(tensor["data_offsets"][1] for tensor in header.values())
+            whole = said["checksum"] == _hash(said["lorabench"].encode()) and path.stat().st_size == size
+            shapes = tuple((int(rows), int(cols)) for rows, cols in known["shapes"])
+            found = cls(tuple(known["layers"]), shapes, known["arguments"], known["notes"], path=path)
+            whole = whole and known["format"] == _FORMAT
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+            raise _broken(path) from error
+        if not whole:
+            raise _broken(path)
+        return found
+
+    def on(self, kind: type[AutoEncoder], device: torch.device) -> AutoEncoder:
+        """The module, for evaluation on a device.
+
+        Raises:
+            LorabenchError: the file is gone or damaged.
+        """
+        if self.module is None:
+            self.module = self._read(kind)
+        return self.module.to(device).eval()
+
+    def _read(self, kind: type[AutoEncoder]) -> AutoEncoder:
+        if self.path is None:
+            raise ValueError("this unit is neither in memory nor in a file")
+        tensors = _tensors(self.path)
+        module = kind(**self.arguments)
+        try:
+            module.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise _broken(self.path) from error
+        return module
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """What a unit's file holds, held against its checksum."""
+    try:
+        data = path.read_bytes()
+        tensors: dict[str, Tensor] = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        whole = json.loads(header["__metadata__"]["lorabench"])["checksum"] == _checksum(tensors)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise _broken(path) from error
+    if not whole:
+        raise _broken(path)
+    return tensors
+
+
+def _broken(path: Path) -> LorabenchError:
+    return LorabenchError(
+        f"{path} holds no autoencoder that can be read: the file is missing, damaged or of another version. Delete it "
+        "and run again, or name another run in representation.load_from"
+    )
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode() + value.numpy().tobytes())
+    return found.hexdigest()
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def save_fitted(units: Mapping[str, FittedUnit], config: dict[str, Any], folder: Path) -> None:
+    """Write the autoencoders of all units, and last their index, into `folder`, in place of what is there.
+
+    A unit that lies in a file already is linked where the file system allows, and copied elsewhere. The folder appears
+    only when it is whole; an error leaves what was there.
+
+    Raises:
+        LorabenchError: a file that holds a unit is gone or damaged.
+        OSError: the disk takes no more.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:12]}"
+    partial.mkdir()
+    try:
+        _write_units(units, config, partial)
+        # What is there may hold the very files that were linked: it goes last.
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_units(units: Mapping[str, FittedUnit], config: dict[str, Any], folder: Path) -> None:
+    index: dict[str, Any] = {"format": _FORMAT, "config": config, "units": {}}
+    for number, (unit, fitted) in enumerate(units.items()):
+        file = folder / f"{number:04d}.safetensors"
+        if fitted.path is None:
+            file.write_bytes(fitted.to_bytes())
+        else:
+            _tensors(fitted.path)  # a run must not keep what nobody can read
+            try:
+                os.link(fitted.path, file)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(fitted.path, file)
+        index["units"][unit] = {
+            "file": file.name,
+            "blake2b": _hash(file.read_bytes()),
+            "layers": fitted.layers,
+            "shapes": fitted.shapes,
+            "latent_dim": fitted.arguments["latent_dim"],
+            **{key: value for key, value in fitted.notes.items() if key != "history"},
+        }
+    (folder / _INDEX).write_text(json.dumps(index, indent=1) + "\n")
+
+
+def fitted_folder(run: Path, kind: str) -> Path:
+    """Where a run keeps the autoencoders of a class: `run` itself, or its only folder of that class.
+
+    Args:
+        run: what representation.load_from says.
+        kind: module and name of the representation's class.
+
+    Raises:
+        LorabenchError: there is none, or more than one.
+    """
+    if (run / _INDEX).is_file():
+        candidates = [run]
+    else:
+        candidates = sorted(path.parent for path in (run / "fitted").glob(f"*/{_INDEX}"))
+    found = [path for path in candidates if read_index(path)["config"]["class"] == kind]
+    if len(found) != 1:
+        name = kind.rpartition(".")[2]
+        there = ", ".join(str(path) for path in (found or candidates)) or "nothing"
+        raise LorabenchError(
+            f"representation.load_from={run}: the folder of one run with a fitted {name} is needed, such as "
+            f"outputs/DATE/TIME or its sub-folder fitted/NAME; found there: {there}"
+        )
+    return found[0]
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What `save_fitted` says of a folder.
+
+    Raises:
+        LorabenchError: it cannot be read.
+    """
+    try:
+        index: dict[str, Any] = json.loads((folder / _INDEX).read_text())
+        known = index["format"] == _FORMAT and "class" in index["config"] and "units" in index
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _broken(folder / _INDEX) from error
+    if not known:
+        raise _broken(folder / _INDEX)
+    return index

@@ -1,0 +1,262 @@
+"""Autoencoders of many units trained together, each as it would be alone."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from lorabench.representations.autoencoder import JUDGED, AutoEncoder
+from lorabench.training import Adam, Keyed, Schedule, draw_keys, epoch_order
+
+__all__ = ["Course", "Schooling", "batches", "fit_together", "member_bytes", "split_rows"]
+
+
+@dataclass(frozen=True)
+class Schooling:
+    """How long and in what steps an autoencoder is trained.
+
+    Attributes:
+        batch_size: adapters a step.
+        epochs: at most.
+        patience: epochs without a lower validation loss before training stops.
+        val_share: share of the rows that decide when to stop; seeded by the unit.
+    """
+
+    batch_size: int
+    epochs: int
+    patience: int
+    val_share: float | int
+
+
+@dataclass
+class Course:
+    """How the training of one unit went.
+
+    Attributes:
+        history: a row an epoch: `train_` and `val_` of every loss, and the learning rate.
+        best_epoch: the one whose weights were kept, from 0.
+        error: why it failed, or None.
+    """
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = -1
+    error: str | None = None
+
+
+def split_rows(seed: int, n: int, share: float | int) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " val"]]:
+    """Rows to train on and rows to stop by, at least two of these."""
+    order = epoch_order(seed, -1, n)
+    held = max(2, round(share * n))
+    return order[held:].sort().values, order[:held].sort().values
+
+
+def batches(n: int, size: int) -> list[slice]:
+    """Ranges of `size` places; batch norm knows no batch of one, so a single one at the end joins the last."""
+    starts = list(range(0, n, size))
+    if len(starts) > 1 and n - starts[-1] == 1:
+        starts.pop()
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
+
+
+def member_bytes(module: AutoEncoder, rows: int, batch_size: int) -> int:
+    """What one unit takes in a stack: five tensors of its weights' size, its rows, and what a step works on."""
+    weights = sum(p.numel() for p in module.parameters())
+    outputs = sum(p.shape[0] for name, p in module.named_parameters() if name.endswith("weight"))
+    return 4 * (6 * weights + (rows + 8 * batch_size) * module.in_features + 8 * batch_size * outputs)
+
+
+def fit_together(
+    modules: Sequence[AutoEncoder],
+    inputs: Float[Tensor, "units n d"],
+    schooling: Schooling,
+    on_epoch: Callable[[int, int], None] | None = None,
+) -> list[Course]:
+    """Train modules of one architecture; each ends with the weights of its best epoch.
+
+    Every unit has its own order of rows, random numbers, learning-rate plateau, early stop and best weights. What comes
+    out is what a `pl.Trainer` gives up to the order of floating-point sums (a test says how close).
+
+    Args:
+        modules: on the device of the inputs; changed in place.
+        inputs: standardised training rows of every unit.
+        schooling: how long.
+        on_epoch: called after an epoch with its number, from 0, and how many units have just stopped; what it raises
+            ends the training.
+    """
+    courses = [Course() for _ in modules]
+    stack = _Stack(list(modules), inputs, schooling)
+    for epoch in range(schooling.epochs):
+        rates = stack.schedule.rates.clone()
+        columns = {**stack.epoch(epoch), **stack.validate(), "learning_rate": rates}
+        improved, stop = stack.schedule.update(columns["val_loss"])
+        stack.remember(improved)
+        _record([courses[k] for k in stack.standing], columns, improved, epoch)
+        if epoch + 1 == schooling.epochs:
+            stop = torch.ones_like(stop)
+        if stop.any():
+            stack.close(torch.nonzero(stop).flatten().tolist())
+        if on_epoch is not None:
+            on_epoch(epoch, int(stop.sum()))
+        if stop.all():
+            break
+        if stop.any():
+            stack.keep(torch.nonzero(~stop).flatten())
+    return courses
+
+
+def _record(courses: list[Course], columns: dict[str, Tensor], improved: Bool[Tensor, " members"], epoch: int) -> None:
+    rows = {name: values.tolist() for name, values in columns.items()}
+    for k, (course, better) in enumerate(zip(courses, improved.tolist(), strict=True)):
+        course.history.append({name: values[k] for name, values in rows.items()})
+        if better:
+            course.best_epoch = epoch
+        if not math.isfinite(rows["val_loss"][k]):
+            course.error = f"the validation loss became {rows['val_loss'][k]} in epoch {epoch}"
+
+
+class _Losses(nn.Module):
+    """A module whose `forward` is the other's losses: `functional_call` knows `forward` alone."""
+
+    def __init__(self, module: AutoEncoder) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Float[Tensor, "batch d"]) -> dict[str, Tensor]:
+        return self.module.losses(x)
+
+
+class _Stack:
+    """The units still at work: stacked parameters, optimiser, schedules and best weights.
+
+    A unit by itself goes through its own module, without the leading axis.
+    """
+
+    def __init__(self, modules: list[AutoEncoder], inputs: Float[Tensor, "units n d"], schooling: Schooling) -> None:
+        self.modules, self.inputs, self.schooling = modules, inputs, schooling
+        self.standing = list(range(len(modules)))
+        self.device = inputs.device
+        first = modules[0]
+        self._alone = len(modules) == 1
+        self._call = _Losses(first if self._alone else copy.deepcopy(first))
+        if self._alone:  # views: Adam moves the module's own
+            self.params = {name: p.detach()[None] for name, p in self._call.named_parameters()}
+            self.buffers = {name: b[None] for name, b in self._call.named_buffers()}
+        else:
+            stacked, self.buffers = stack_module_state([_Losses(module) for module in modules])
+            self.params = {name: p.detach() for name, p in stacked.items()}
+        self._keyed = [name for name, m in self._call.named_modules() if isinstance(m, Keyed)]
+        self._persistent = [name for name in self._call.state_dict() if name not in self.params]
+        self.best = {name: p.clone() for name, p in self._state().items()}
+        rates = torch.full((len(modules),), first.learning_rate, dtype=torch.float64)
+        self.schedule = Schedule(rates, first.plateau_factor, first.plateau_patience, schooling.patience)
+        self.adam = Adam(self.params, rates)
+        self._split()
+
+    def _state(self) -> dict[str, Tensor]:
+        return {**self.params, **{name: self.buffers[name] for name in self._persistent}}
+
+    def _split(self) -> None:
+        seeds = [self.modules[k].seed for k in self.standing]
+        self._seeds = torch.tensor(seeds, dtype=torch.int64, device=self.device)
+        parts = [split_rows(seed, self.inputs.shape[1], self.schooling.val_share) for seed in seeds]
+        self._train, self._val = (torch.stack([part[i] for part in parts]).to(self.device) for i in (0, 1))
+        self._units = torch.arange(len(seeds), device=self.device)[:, None]
+        self._held = self._rows(self._val)
+
+    def _rows(self, rows: Int64[Tensor, "members b"]) -> Float[Tensor, "members b d"]:
+        return self.inputs[self._units, rows]
+
+    def epoch(self, number: int) -> dict[str, Float[Tensor, " members"]]:
+        """Adam steps of every unit over its own order of its rows; the mean losses."""
+        self._call.train()
+        n = self._train.shape[1]
+        orders = torch.stack([epoch_order(self.modules[k].seed, number, n) for k in self.standing]).to(self.device)
+        rows = self._train.gather(1, orders)
+        self.adam.set_rates(self.schedule.rates)
+        parts = batches(n, self.schooling.batch_size)
+        keys = draw_keys(
+            self._seeds, range(self.adam.steps, self.adam.steps + len(parts)), range(max(1, len(self._keyed)))
+        )
+        found: list[dict[str, Tensor]] = []
+        for part, key in zip(parts, keys, strict=True):
+            losses, grads = self._step(self._rows(rows[:, part]), key)
+            self.adam.step(self.params, grads)
+            found.append(losses)
+        sizes = torch.tensor([part.stop - part.start for part in parts], dtype=torch.float64)
+        shares = (sizes / n)[:, None]
+        return {
+            f"train_{name}": (torch.stack([one[name] for one in found]).double().cpu() * shares).sum(0)
+            for name in found[0]
+        }
+
+    def _step(
+        self, x: Float[Tensor, "members b d"], keys: Int[Tensor, "draws members"]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses of one batch, and the gradients of what is minimised."""
+        with torch.enable_grad():
+            if self._alone:
+                leaves: dict[str, Tensor] = dict(self._call.named_parameters())
+            else:
+                leaves = {name: p.detach().requires_grad_() for name, p in self.params.items()}
+            losses = self._losses(leaves, x, keys)
+            grads = torch.autograd.grad(losses["loss"].sum(), list(leaves.values()))
+        # Adam's fused kernel walks memory, not strides.
+        found = {name: (g[None] if self._alone else g).contiguous() for name, g in zip(leaves, grads, strict=True)}
+        return {name: loss.detach() for name, loss in losses.items()}, found
+
+    def _losses(
+        self, params: dict[str, Tensor], x: Float[Tensor, "members b d"], keys: Int[Tensor, "draws members"]
+    ) -> dict[str, Tensor]:
+        for name, key in zip(self._keyed, keys, strict=False):
+            self.buffers[f"{name}.key"].copy_(key)
+        if self._alone:
+            return {name: loss[None] for name, loss in self._call(x[0]).items()}
+
+        def one(p: dict[str, Tensor], b: dict[str, Tensor], x_: Tensor) -> Any:
+            return functional_call(self._call, (p, b), (x_,))
+
+        found: dict[str, Tensor] = vmap(one, randomness="different")(params, self.buffers, x)
+        return found
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Float[Tensor, " members"]]:
+        """Losses of every unit on the rows that it stops by."""
+        self._call.eval()
+        keys = draw_keys(self._seeds, [JUDGED], range(max(1, len(self._keyed))))[0]
+        found = self._losses(self.params, self._held, keys)
+        return {f"val_{name}": loss.double().cpu() for name, loss in found.items()}
+
+    def remember(self, improved: Bool[Tensor, " members"]) -> None:
+        """Copy the state of the units that improved."""
+        rows = torch.nonzero(improved).flatten().to(self.device)
+        for name, value in self._state().items():
+            if len(rows) == len(self.standing):
+                self.best[name].copy_(value)
+            elif len(rows):
+                self.best[name][rows] = value[rows]
+
+    def close(self, done: Sequence[int]) -> None:
+        """Give the modules of finished units their best weights."""
+        with torch.no_grad():
+            for k in done:
+                own = _Losses(self.modules[self.standing[k]]).state_dict()
+                for name, value in self.best.items():
+                    own[name].copy_(value[k])
+
+    def keep(self, left: Int64[Tensor, " kept"]) -> None:
+        """Drop all units but these."""
+        rows = left.to(self.device)
+        for group in (self.params, self.buffers, self.best):
+            for name in group:  # one tensor at a time: the old one goes before the next is made
+                group[name] = group[name][rows]
+        self.inputs = self.inputs[rows]
+        self.adam.keep(rows)
+        self.schedule.keep(left)
+        self.standing = [self.standing[k] for k in left.tolist()]
+        self._split()

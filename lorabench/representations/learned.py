@@ -1,0 +1,432 @@
+"""The contract of representations that train an autoencoder of every unit."""
+
+import hashlib
+import logging
+import threading
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from lorabench.errors import LorabenchError
+from lorabench.memory import free_memory, recycle_freed_blocks
+from lorabench.representations.autoencoder import JUDGED, AutoEncoder
+from lorabench.representations.base import Representation, Unit, chunks
+from lorabench.representations.components import unit_seed
+from lorabench.representations.fitted import FittedUnit, fitted_folder, read_index
+from lorabench.representations.fitting import Schooling, fit_together, member_bytes, split_rows
+from lorabench.representations.reading import flat_rows, sketch_of, sketched_rows
+from lorabench.training import in_lanes, set_keys
+from lorabench.zoo import Zoo
+
+__all__ = ["Learned"]
+
+_LOG = logging.getLogger(__name__)
+_FEWEST_INPUTS = 4
+_FEWEST_ROWS = 4  # two to train on, since batch norm knows no batch of one, and two to stop by
+_SHARE = 0.6  # of the free memory, for one stack
+_CONSTANT = 1e-5  # spread over the rows below which a feature says nothing
+
+
+@dataclass
+class Learned(Representation):
+    """Latent vectors of an autoencoder trained on every unit's flattened weights, [N, latent].
+
+    Training sees the training rows alone, and no labels; a seeded tenth of them decides when to stop. All units are
+    trained together, as lanes on a CPU and stacked on a GPU, and every unit is kept as soon as it is done.
+
+    Args:
+        latent_dim: length of the feature vector; null for the class's share of the inputs (`default_latent`).
+        on: "factors" for the weights as they are, or "delta" for ΔW·Ω and Ψᵀ·ΔW of every module (`sketched_rows`), which
+            no gauge changes; a unit is a module then, where scope says layer.
+        sketch: columns of Ω and of Ψ.
+        scope: "layer", "module" (both its layers) or "all" for one autoencoder of all layers behind one another.
+        epochs: at most.
+        patience: epochs without a lower validation loss before training stops.
+        batch_size: adapters a step.
+        learning_rate: of Adam.
+        val_share: share of the training rows that decide when to stop.
+        seed: of initial weights, order of the rows, noise and that share.
+        memory_gb: what a stack may take on a GPU; null for 60 % of what is free.
+        load_from: folder of a run whose autoencoders are taken as they are, with its settings (`on` and `scope` too);
+            null to train.
+    """
+
+    learns: ClassVar[bool] = True
+    keeps: ClassVar[bool] = True
+    least: ClassVar[dict[str, int]] = {"epochs": 1, "patience": 1, "batch_size": 2, "latent_dim": 1, "sketch": 1}
+    """The smallest value allowed of arguments that have one."""
+    widths: ClassVar[tuple[str, ...]] = ("hidden",)
+    """Arguments that are lists of layers' widths."""
+
+    latent_dim: int | None = None
+    on: str = "factors"
+    sketch: int = 8
+    scope: str = "layer"
+    epochs: int = 100
+    patience: int = 15
+    batch_size: int = 64
+    learning_rate: float | int = 1e-3
+    val_share: float | int = 0.1
+    seed: int = 0
+    memory_gb: float | int | None = None
+    load_from: str | None = None
+
+    @property
+    def unit(self) -> Unit:
+        """As `scope` says; a module in place of a layer on delta.
+
+        Raises:
+            LorabenchError: scope or on is something else.
+        """
+        said = self._setting("scope")
+        for scope in ("layer", "module", "all"):
+            if said == scope:
+                return "module" if scope == "layer" and self._delta else scope
+        raise LorabenchError(f"representation.scope={said}: allowed are layer, module and all")
+
+    @property
+    def _delta(self) -> bool:
+        on = self._setting("on")
+        if on not in ("factors", "delta"):
+            raise LorabenchError(f"representation.on={on}: allowed are factors and delta")
+        return bool(on == "delta")
+
+    def _setting(self, name: str) -> Any:
+        """An argument, or what it was in the run that autoencoders are taken from."""
+        if self.load_from is None:
+            return getattr(self, name)
+        return read_index(self._folder())["config"][name]
+
+    @property
+    def gauge_invariant(self) -> bool:
+        """Whether ΔW is read, and not the factors' entries."""
+        return self._delta
+
+    @classmethod
+    @abstractmethod
+    def kind(cls) -> type[AutoEncoder]:
+        """The module that is trained."""
+
+    @classmethod
+    @abstractmethod
+    def default_latent(cls, inputs: int) -> int:
+        """Length of the latent vector for so many inputs, at least 2."""
+
+    def concerns(self, unit: str, fitted: FittedUnit) -> Iterator[str]:
+        """What a user should know of a unit's training, and which option to try."""
+        del unit
+        constant, length = fitted.notes["diagnostics"]["constant_features"], fitted.arguments["latent_dim"]
+        if constant:
+            yield (
+                f"{constant} of {length} features are the same for all adapters; lower representation.latent_dim (now "
+                f"{length}) or raise representation.epochs (now {self.epochs})"
+            )
+
+    def feature_names(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
+        """`z1`, `z2` and so on."""
+        if self.load_from is not None:
+            length = self._saved(unit)["latent_dim"]
+        else:
+            length = self._latent(self._inputs(zoo, unit))
+        return tuple(f"z{i + 1}" for i in range(length))
+
+    def fit(self, zoo: Zoo, device: torch.device) -> "Learned":
+        """Train the autoencoder of every unit on these rows, or take those of `load_from`.
+
+        Raises:
+            LorabenchError: an argument is not allowed; a unit has fewer than 4 weights, or no two rows of it differ;
+                there are fewer than 4 rows; a loss is not finite; `load_from` has other layers or shapes.
+        """
+        for _ in self.learn(zoo, device):
+            pass
+        return self
+
+    def learn(self, zoo: Zoo, device: torch.device) -> Iterator[str]:
+        """`fit`, unit after unit as they finish."""
+        units = self.units(zoo)
+        self.fitted_: dict[str, FittedUnit] = getattr(self, "fitted_", {})
+        if self.load_from is not None:
+            for unit in units:
+                self._take(zoo, unit)
+                yield unit
+            return
+        self._check(zoo, units)
+        recycle_freed_blocks()
+        lanes = torch.get_num_threads() if device.type == "cpu" else 1
+
+        def work(chunk: Sequence[str], stopped: threading.Event) -> dict[str, FittedUnit]:
+            return self._train(zoo, chunk, device, stopped)
+
+        for found in in_lanes(self._chunks(zoo, units, device), work, lanes):
+            for unit, fitted in found.items():
+                self.fitted_[unit] = fitted
+                self._warn(unit, fitted)
+                yield unit
+
+    def layers_of(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
+        """The layers of a unit; on delta, those that have a partner."""
+        if not self._delta:
+            return super().layers_of(zoo, unit)
+        modules = [self.module(zoo, name) for name in self._modules(zoo, unit)]
+        return tuple(layer for module in modules for layer in (module.down, module.up))
+
+    def units(self, zoo: Zoo) -> tuple[str, ...]:
+        """As for every representation.
+
+        Raises:
+            LorabenchError: there is none; on delta, no module has both its layers.
+        """
+        if self._delta and not zoo.modules:
+            raise LorabenchError(
+                f"{self.name} on delta needs modules with both their layers, and {zoo.name} has none left"
+            )
+        return super().units(zoo)
+
+    def new_module(self, zoo: Zoo, unit: str) -> AutoEncoder:
+        """The autoencoder of a unit as it is before training."""
+        return self.kind()(**self._architecture(zoo, unit))
+
+    def features(self, zoo: Zoo, unit: str, device: torch.device) -> Float32[Tensor, "n f"]:
+        """Latent vectors of every adapter, [N, latent].
+
+        Raises:
+            LorabenchError: `fit` has not seen this unit, or saw other layers or shapes.
+        """
+        fitted: FittedUnit | None = getattr(self, "fitted_", {}).get(unit)
+        layers = self.layers_of(zoo, unit)
+        if fitted is None:
+            raise LorabenchError(f"{self.name} was not fitted on unit {unit!r} of {zoo.name}; call fit first")
+        _same_layers(fitted, zoo, layers, f"{self.name}, unit {unit}")
+        module = fitted.on(self.kind(), device)
+        found = []
+        with torch.no_grad():
+            for start, stop in chunks(zoo, layers):
+                found.append(module(self._read(zoo, unit, module, start, stop)).float().cpu())
+        length = fitted.arguments["latent_dim"]
+        return torch.cat([torch.empty(0, length), *found])
+
+    def state(self, unit: str) -> bytes:
+        """The file that `restore` reads."""
+        return self.fitted_[unit].to_bytes()
+
+    def restore(self, unit: str, path: Path) -> None:
+        """Take a unit's autoencoder from a file that `state` gave."""
+        fitted = FittedUnit.of(path)
+        self.fitted_ = {**getattr(self, "fitted_", {}), unit: fitted}
+        self._warn(unit, fitted)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return type(self).__name__.lower()
+
+    def config(self) -> dict[str, Any]:
+        """Class and arguments; what `load_from` holds, in place of where it lies."""
+        found = super().config()
+        del found["memory_gb"]  # says nothing about the features
+        if self.load_from is not None:
+            units = read_index(self._folder())["units"]
+            files = "".join(units[unit]["blake2b"] for unit in sorted(units))
+            settings = {"scope": self._setting("scope"), "on": self._setting("on")}
+            found = {"class": found["class"], **settings, "fitted": hashlib.sha256(files.encode()).hexdigest()}
+        return found
+
+    def _latent(self, inputs: int) -> int:
+        return self.default_latent(inputs) if self.latent_dim is None else self.latent_dim
+
+    def _architecture(self, zoo: Zoo, unit: str) -> dict[str, Any]:
+        """Arguments of a unit's module: this class's own, and what all have."""
+        shared = {f.name for f in fields(Learned)}
+        inputs = self._inputs(zoo, unit)
+        return {
+            **{name: value for name, value in asdict(self).items() if name not in shared},
+            "in_features": inputs,
+            "latent_dim": self._latent(inputs),
+            "seed": unit_seed(self.seed, unit),
+            "learning_rate": self.learning_rate,
+            "sketches": self._sketch_shapes(zoo, unit),
+        }
+
+    def _modules(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
+        return tuple(module.name for module in zoo.modules) if unit == "all" else (unit,)
+
+    def _sketch_shapes(self, zoo: Zoo, unit: str) -> list[list[int]]:
+        if not self._delta:
+            return []
+        found = []
+        for name in self._modules(zoo, unit):
+            module = self.module(zoo, name)
+            (_, _, d_in), (_, d_out, _) = zoo.layers[module.down].shape, zoo.layers[module.up].shape
+            found.append([d_in, min(self.sketch, d_in), d_out, min(self.sketch, d_out)])
+        return found
+
+    def _inputs(self, zoo: Zoo, unit: str) -> int:
+        """How many numbers the autoencoder of a unit reads."""
+        if self._delta:
+            return sum(right * d_out + left * d_in for d_in, right, d_out, left in self._sketch_shapes(zoo, unit))
+        return _width(zoo, self.layers_of(zoo, unit))
+
+    def _read(self, zoo: Zoo, unit: str, module: AutoEncoder, start: int, stop: int) -> Float32[Tensor, "n d"]:
+        """What a unit's autoencoder reads of some adapters, not yet standardised."""
+        if module.sketches:
+            return sketched_rows(zoo, self._modules(zoo, unit), module.sketches, module.device, start, stop)
+        return flat_rows(zoo, self.layers_of(zoo, unit), module.device, start, stop)
+
+    def _warn(self, unit: str, fitted: FittedUnit) -> None:
+        """Say once what the user should know of a unit, whether it was just trained or was kept."""
+        self.warned_: set[tuple[str, tuple[str, ...]]] = getattr(self, "warned_", set())
+        if (unit, fitted.layers) not in self.warned_:
+            self.warned_.add((unit, fitted.layers))
+            for concern in self.concerns(unit, fitted):
+                _LOG.warning("%s, unit %s: %s", self.name, unit, concern)
+
+    def _check_arguments(self) -> None:
+        for name, least in self.least.items():
+            value = getattr(self, name)
+            whole = name in Learned.least
+            if value is not None and (value < least or (whole and not isinstance(value, int))):
+                kind = "whole number" if whole else "number"
+                raise LorabenchError(f"representation.{name}={value}: a {kind} from {least} is needed")
+        if self.learning_rate <= 0:
+            raise LorabenchError(f"representation.learning_rate={self.learning_rate}: a number above 0 is needed")
+        if not 0 < self.val_share < 1:
+            raise LorabenchError(f"representation.val_share={self.val_share}: a number between 0 and 1 is needed")
+        for name in self.widths:
+            value = getattr(self, name)
+            if not value or min(value) < 1:
+                raise LorabenchError(f"representation.{name}={value}: a list of one width or more, from 1, is needed")
+
+    def _check(self, zoo: Zoo, units: Sequence[str]) -> None:
+        self._check_arguments()
+        held = max(2, round(self.val_share * len(zoo)))
+        if len(zoo) < _FEWEST_ROWS or len(zoo) - held < 2:
+            raise LorabenchError(
+                f"{self.name} needs at least {_FEWEST_ROWS} training adapters, two of them to stop by, and "
+                f"{zoo.name} has {len(zoo)}, of which val_share={self.val_share} sets {held} aside"
+            )
+        for unit in units:
+            width = self._inputs(zoo, unit)
+            if width < _FEWEST_INPUTS:
+                raise LorabenchError(
+                    f"{self.name}: unit {unit} of {zoo.name} has {width} weights, and an autoencoder needs at least "
+                    f"{_FEWEST_INPUTS}; take representation.scope=all, or another representation"
+                )
+
+    def _chunks(self, zoo: Zoo, units: Sequence[str], device: torch.device) -> list[list[str]]:
+        """Units that are trained as one stack: of the same shapes, and as many as memory holds; on a CPU one each."""
+        if device.type == "cpu":
+            return [[unit] for unit in units]
+        alike: dict[tuple[tuple[int, int], ...], list[str]] = {}
+        for unit in units:
+            alike.setdefault(_shapes(zoo, self.layers_of(zoo, unit)), []).append(unit)
+        found = []
+        for group in alike.values():
+            one = member_bytes(self.new_module(zoo, group[0]), len(zoo), self.batch_size)
+            budget = _SHARE * free_memory(device) if self.memory_gb is None else self.memory_gb * 1e9
+            size = max(1, int(budget // one))
+            found += [group[start : start + size] for start in range(0, len(group), size)]
+        return found
+
+    def _train(
+        self, zoo: Zoo, units: Sequence[str], device: torch.device, stopped: threading.Event
+    ) -> dict[str, FittedUnit]:
+        """Autoencoders of units that make one stack."""
+        modules, inputs = [], []
+        for unit in units:
+            module = self.new_module(zoo, unit).to(device)
+            if module.sketches:
+                for (omega, psi), name in zip(module.sketches, self._modules(zoo, unit), strict=True):
+                    learned = sketch_of(zoo, name, self.sketch, unit_seed(self.seed, name), device)
+                    omega.copy_(learned[0])
+                    psi.copy_(learned[1])
+            raw = self._read(zoo, unit, module, 0, len(zoo))
+            if bool((raw == raw[0]).all()):
+                raise LorabenchError(
+                    f"{self.name}: unit {unit} of {zoo.name} is the same in all {len(zoo)} training adapters; there is "
+                    "nothing to learn from it. Leave these layers out of the data set, or take another representation"
+                )
+            module.calibrate(raw)
+            modules.append(module)
+            inputs.append(module.standardised(raw))
+        stacked = torch.stack(inputs)
+        del inputs
+        schooling = Schooling(self.batch_size, self.epochs, self.patience, self.val_share)
+
+        def go_on(epoch: int, done: int) -> None:
+            del epoch, done
+            if stopped.is_set():
+                raise InterruptedError("nobody waits for this autoencoder any more")
+
+        courses = fit_together(modules, stacked, schooling, go_on)
+        found = {}
+        for unit, module, course, rows in zip(units, modules, courses, stacked, strict=True):
+            if course.error is not None:
+                raise LorabenchError(
+                    f"{self.name}, unit {unit}: {course.error}; a lower representation.learning_rate than "
+                    f"{self.learning_rate} may help"
+                )
+            held = split_rows(module.seed, len(zoo), self.val_share)[1].to(device)
+            set_keys(module, module.seed, JUDGED)
+            with torch.no_grad():
+                known = module.eval().diagnostics(rows[held])
+                latent = module.encode(rows)
+            known["constant_features"] = int((latent.std(0, correction=0) <= _CONSTANT).sum())
+            notes = {"history": course.history, "best_epoch": course.best_epoch, "diagnostics": known}
+            layers = self.layers_of(zoo, unit)
+            arguments = self._architecture(zoo, unit)
+            found[unit] = FittedUnit(layers, _shapes(zoo, layers), arguments, notes, module)
+        return found
+
+    def _folder(self) -> Path:
+        own = f"{type(self).__module__}.{type(self).__qualname__}"
+        return fitted_folder(Path(str(self.load_from)), own)
+
+    def _saved(self, unit: str) -> dict[str, Any]:
+        units: dict[str, Any] = read_index(self._folder())["units"]
+        if unit not in units:
+            known = ", ".join(list(units)[:3]) + (f" and {len(units) - 3} more" if len(units) > 3 else "")
+            raise LorabenchError(
+                f"representation.load_from={self.load_from}: no autoencoder of unit {unit} there; there are {known}. "
+                "A data set with the same layers is needed"
+            )
+        found: dict[str, Any] = units[unit]
+        return found
+
+    def _take(self, zoo: Zoo, unit: str) -> None:
+        """One unit of `load_from`."""
+        fitted = FittedUnit.of(self._folder() / self._saved(unit)["file"])
+        _same_layers(fitted, zoo, self.layers_of(zoo, unit), f"representation.load_from={self.load_from}, unit {unit}")
+        self.fitted_[unit] = fitted
+        self._warn(unit, fitted)
+
+
+def _shapes(zoo: Zoo, layers: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    return tuple((zoo.layers[layer].shape[1], zoo.layers[layer].shape[2]) for layer in layers)
+
+
+def _width(zoo: Zoo, layers: Sequence[str]) -> int:
+    return sum(rows * cols for rows, cols in _shapes(zoo, layers))
+
+
+def _same_layers(fitted: FittedUnit, zoo: Zoo, layers: tuple[str, ...], where: str) -> None:
+    """Refuse weights that the autoencoder has not learned to read."""
+    shapes = _shapes(zoo, layers)
+    if fitted.layers != layers or fitted.shapes != shapes:
+        known = dict(zip(fitted.layers, fitted.shapes, strict=True))
+        came = dict(zip(layers, shapes, strict=True))
+        wrong = [layer for layer in {**came, **known} if known.get(layer) != came.get(layer)]
+        differ = (
+            f"they differ first in {wrong[0]}: {known.get(wrong[0], 'none')} there, {came.get(wrong[0], 'none')} here"
+            if wrong
+            else "they come in another order"
+        )
+        raise LorabenchError(
+            f"{where} was fitted on {len(known)} layers and {zoo.name} has {len(came)}; {differ}. The same layers in "
+            "the same shapes and order are needed"
+        )

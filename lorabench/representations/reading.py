@@ -1,0 +1,72 @@
+"""What an autoencoder reads: the factors as they are, or sketches of ΔW, which no gauge changes."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float32, Float64
+from torch import Tensor
+
+from lorabench.representations.base import chunks, to_device
+from lorabench.zoo import Zoo
+
+__all__ = ["Sketch", "flat_rows", "sketch_of", "sketched_rows"]
+
+Sketch = tuple[Tensor, Tensor]
+"""(Ω [d_in, s], Ψ [d_out, t]) of one module, orthonormal columns."""
+
+
+def flat_rows(zoo: Zoo, layers: Sequence[str], device: torch.device, start: int, stop: int) -> Float32[Tensor, "n d"]:
+    """The layers of some adapters flattened, behind one another."""
+    return torch.cat([to_device(zoo.read(layer, start, stop), device).flatten(1) for layer in layers], 1)
+
+
+def sketched_rows(
+    zoo: Zoo, modules: Sequence[str], sketches: Sequence[Sketch], device: torch.device, start: int, stop: int
+) -> Float32[Tensor, "n d"]:
+    """ΔW·Ω and Ψᵀ·ΔW of some adapters, flattened, module behind module; ΔW = scale · up · down is never formed.
+
+    Linear in ΔW, so (up·G, G⁻¹·down) gives the same for every G.
+    """
+    found = []
+    for name, (omega, psi) in zip(modules, sketches, strict=True):
+        down, up = _factors(zoo, name, device, start, stop)
+        columns, rows = up @ (down @ omega.to(device).double()), (psi.to(device).double().mT @ up) @ down
+        found += [columns.flatten(1), rows.flatten(1)]
+    return torch.cat(found, 1).float()
+
+
+def sketch_of(zoo: Zoo, module: str, columns: int, seed: int, device: torch.device) -> Sketch:
+    """Ω near the leading right and Ψ near the leading left directions of all ΔW of these rows.
+
+    One power iteration from a seeded random block (Halko, Martinsson & Tropp 2011): Ω = orth(Σ ΔWᵀ·ΔW·Ω₀).
+
+    Args:
+        zoo: the training rows.
+        module: its name.
+        columns: of Ω and of Ψ; no more than the side is wide.
+        seed: of Ω₀ and Ψ₀.
+        device: where to compute.
+    """
+    found = zoo.modules[zoo.module_index(module)]
+    (_, _, d_in), (_, d_out, _) = zoo.layers[found.down].shape, zoo.layers[found.up].shape
+    generator = torch.Generator().manual_seed(seed)
+    omega, psi = (
+        torch.linalg.qr(torch.randn(d, min(columns, d), generator=generator, dtype=torch.float64))[0].to(device)
+        for d in (d_in, d_out)
+    )
+    right, left = torch.zeros_like(omega), torch.zeros_like(psi)
+    for start, stop in chunks(zoo, (found.down, found.up)):
+        down, up = _factors(zoo, module, device, start, stop)
+        right += (down.mT @ (up.mT @ up @ (down @ omega))).sum(0)
+        left += (up @ (down @ down.mT @ (up.mT @ psi))).sum(0)
+    return torch.linalg.qr(right)[0].float(), torch.linalg.qr(left)[0].float()
+
+
+def _factors(
+    zoo: Zoo, module: str, device: torch.device, start: int, stop: int
+) -> tuple[Float64[Tensor, "n r d_in"], Float64[Tensor, "n d_out r"]]:
+    """(down, scale · up)."""
+    found = zoo.modules[zoo.module_index(module)]
+    down, up = (to_device(zoo.read(layer, start, stop), device).double() for layer in (found.down, found.up))
+    scale = to_device(zoo.scale[start:stop, zoo.module_index(module)], device).double()
+    return down, up * scale[:, None, None]

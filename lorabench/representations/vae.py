@@ -1,0 +1,122 @@
+"""A variational autoencoder of every unit; the mean of the posterior is the feature vector."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lorabench.representations.autoencoder import AutoEncoder, block, relative_error
+from lorabench.representations.fitted import FittedUnit
+from lorabench.representations.learned import Learned
+from lorabench.training import SeededNoise
+
+__all__ = ["VAE", "VAEModule"]
+
+_COLLAPSED = 0.01  # nats
+_ACTIVE = 0.01  # variance of a posterior mean above which its dimension counts as active
+
+
+class VAEModule(AutoEncoder):
+    """Kingma & Welling 2014, "Auto-encoding variational Bayes", with the weight β of Higgins et al. 2017.
+
+    d → hidden → (μ, log σ²), with batch norm; z = μ + σ·ε; latent → hidden backwards → d. The loss is
+    Σ_i (x_i - x̂_i)² + β · ½ Σ_j (μ_j² + σ_j² - 1 - log σ_j²): summed over inputs and over latent dimensions, averaged
+    over the batch. In validation z = μ.
+
+    Args:
+        beta: β.
+        hidden: widths of the encoder's hidden layers.
+        options: of `AutoEncoder`.
+    """
+
+    def __init__(
+        self, beta: float | int = 0.1, hidden: tuple[int, ...] | list[int] = (512, 256), **options: Any
+    ) -> None:
+        super().__init__(beta=beta, hidden=list(hidden), **options)
+        self.beta = beta
+
+    def build(self) -> None:
+        """Encoder and decoder."""
+        widths = [self.in_features, *self.hparams["hidden"]]
+        self.encoder = nn.Sequential(
+            *(block(a, b) for a, b in pairwise(widths)),
+            nn.Linear(widths[-1], 2 * self.latent_dim),
+        )
+        self.noise = SeededNoise()
+        back = [self.latent_dim, *reversed(self.hparams["hidden"])]
+        hidden = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(back)]
+        self.decoder = nn.Sequential(*hidden, nn.Linear(back[-1], self.in_features))
+
+    def posterior(
+        self, x: Float[Tensor, "batch d"]
+    ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
+        """(μ, log σ²) of standardised weights."""
+        mean, log_variance = self.encoder(x).chunk(2, -1)
+        return mean, log_variance
+
+    def encode(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch latent"]:
+        """μ."""
+        return self.posterior(x)[0]
+
+    def losses(self, x: Float[Tensor, "batch d"]) -> dict[str, Tensor]:
+        """`loss`, `reconstruction` and `kl`, as the class says."""
+        mean, log_variance = self.posterior(x)
+        z = mean + self.noise(mean) * (0.5 * log_variance).exp() if self.training else mean
+        reconstruction = (self.decoder(z) - x).square().sum(-1).mean()
+        kl = _kl(mean, log_variance).sum(-1).mean()
+        return {"loss": reconstruction + self.beta * kl, "reconstruction": reconstruction, "kl": kl}
+
+    def diagnostics(self, x: Float[Tensor, "batch d"]) -> dict[str, Any]:
+        """Relative reconstruction error; KL in nats by dimension; active dimensions (Burda et al. 2016)."""
+        mean, log_variance = self.posterior(x)
+        return {
+            "reconstruction_error": relative_error(x, self.decoder(mean)),
+            "kl": _kl(mean, log_variance).mean(0).tolist(),
+            "active_dims": int((mean.var(0, correction=0) > _ACTIVE).sum()),
+        }
+
+
+def _kl(
+    mean: Float[Tensor, "batch latent"], log_variance: Float[Tensor, "batch latent"]
+) -> Float[Tensor, "batch latent"]:
+    """KL of every posterior dimension to the standard normal prior, in nats."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+
+
+@dataclass
+class VAE(Learned):
+    """Posterior means of a VAE trained on every unit's flattened weights, [N, latent].
+
+    Args:
+        beta: weight of the KL term.
+        hidden: widths of the encoder's hidden layers, the decoder's backwards.
+        Others: see `Learned`.
+    """
+
+    least: ClassVar[dict[str, int]] = {**Learned.least, "beta": 0}
+
+    beta: float | int = 0.1
+    hidden: list[int] = field(default_factory=lambda: [512, 256])
+
+    @classmethod
+    def kind(cls) -> type[AutoEncoder]:
+        """`VAEModule`."""
+        return VAEModule
+
+    @classmethod
+    def default_latent(cls, inputs: int) -> int:
+        """A tenth of the inputs, from 2 to 64."""
+        return max(2, min(64, inputs // 10))
+
+    def concerns(self, unit: str, fitted: FittedUnit) -> Iterator[str]:
+        """A collapsed posterior: all KL near 0, so that the features say nothing."""
+        kl = fitted.notes["diagnostics"]["kl"]
+        if max(kl) < _COLLAPSED:
+            yield (
+                f"the posterior has collapsed (the largest KL of its {len(kl)} dimensions is {max(kl):.1e} nats): the "
+                f"features say nothing. Lower representation.beta (now {self.beta})"
+            )
+        yield from super().concerns(unit, fitted)

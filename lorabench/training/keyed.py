@@ -1,0 +1,66 @@
+"""Layers whose random numbers follow from a member's seed and the step alone, on any device and in any stack."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lorabench.errors import LorabenchError
+from lorabench.training.randomness import draw_keys, keep_mask, normal
+
+__all__ = ["Keyed", "SeededDropout", "SeededNoise", "set_keys"]
+
+_LARGEST = 0.9999  # a share is met to 2⁻¹⁶
+
+
+class Keyed(nn.Module):
+    """Draws from the buffer `key`, so that members of a stack draw what each would draw alone.
+
+    Without a new key (`set_keys`) a draw repeats.
+    """
+
+    key: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("key", torch.zeros((), dtype=torch.int32), persistent=False)
+
+
+class SeededDropout(Keyed):
+    """Zeroes each entry with probability p and scales the rest by 1/(1-p) while training.
+
+    Args:
+        p: the probability.
+        name: the option that it comes from, for messages.
+
+    Raises:
+        LorabenchError: p is no probability below 1.
+    """
+
+    def __init__(self, p: float | int, name: str = "classifier.dropout") -> None:
+        super().__init__()
+        if not 0 <= p <= _LARGEST:
+            raise LorabenchError(f"{name}={p}: a probability from 0 to {_LARGEST} is needed")
+        self.p = p
+
+    def forward(self, x: Float[Tensor, "batch f"]) -> Float[Tensor, "batch f"]:
+        """The entries that stay, scaled; x itself in evaluation."""
+        if not self.training or self.p == 0:
+            return x
+        return x * keep_mask(self.key, x.shape[0], x.shape[1], self.p, x.dtype)
+
+
+class SeededNoise(Keyed):
+    """Standard normal numbers of a tensor's shape, in training and in evaluation."""
+
+    def forward(self, x: Float[Tensor, "batch f"]) -> Float[Tensor, "batch f"]:
+        """Noise [batch, f], independent of what x holds."""
+        return normal(self.key, x.shape[0], x.shape[1], x.dtype)
+
+
+def set_keys(network: nn.Module, seed: int, step: int) -> None:
+    """Give the keyed layers of one member the keys of a step."""
+    layers = [module for module in network.modules() if isinstance(module, Keyed)]
+    if layers:
+        keys = draw_keys(torch.tensor([seed]), [step], range(len(layers)))
+        for layer, key in zip(layers, keys[0, :, 0], strict=True):
+            layer.key.copy_(key)
