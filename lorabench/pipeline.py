@@ -205,7 +205,7 @@ def _keep_fitted(
     representation: Learned,
     features: Mapping[str, Tensor],
 ) -> None:
-    """Write a learned representation's autoencoders into the run's folder, log how they went, and keep it for the result."""
+    """Write a learned representation's autoencoders into the run's folder, and log and keep how they went."""
     if name in learned:
         return
     fitted = {unit: representation.fitted_[unit] for unit in features}

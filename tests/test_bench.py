@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 from lorabench.conf_dir import conf_dir
 from lorabench.zoo.splits import split_zoo
-from tests.bench import bench_gpu
+from tests.bench import bench_gpu, learned_gpu
 from tests.bench.hub_zoo import CLASSES, hub_zoo
 from tests.bench.machine import describe
 from tests.bench.measured import Measured
@@ -28,7 +28,7 @@ ABSENT = (
     "jaxtyping", "rich", "hydra", "omegaconf", "datasets", "scipy", "matplotlib", "pyarrow", "huggingface_hub",
     "wandb", "sklearn", "beartype", "pytest",
 )  # fmt: skip
-TINY = ["--device", "cpu", "--layers", "8", "--adapters", "60", "--runs", "2"]
+TINY = ["--device", "cpu", "--layers", "8", "--adapters", "60", "--runs", "2", "--epochs", "2"]
 
 
 def needed(names):
@@ -98,6 +98,28 @@ def test_the_gpu_benchmark_runs_to_its_end_on_a_bare_machine(bare, tmp_path):
     assert int(rows[bench_gpu.ALONE].split(" | ")[3]) == 2 * 8
     assert "members failed" not in rows["flat"]
     assert "4 of 4 best epochs" in done.stdout
+    for name in learned_gpu.LEARNED:
+        units, _, epochs = rows[name].split(" | ")[3:6]
+        assert (units, epochs) == ("8", "16")
+        assert f"units of `{name}` as one stack" in done.stdout
+    assert rows["vae, scope=all"].split(" | ")[3:6] == ["1", "1", "2"]
+
+
+def test_one_part_of_the_gpu_benchmark_alone(capsys, monkeypatch):
+    monkeypatch.setattr(bench_gpu, "learned_block", lambda *_: "autoencoders")
+    monkeypatch.setattr(bench_gpu, "_classifiers", lambda *_: ["members"])
+    for part, (there, absent) in {"learned": ("autoenc", "members"), "classifiers": ("members", "autoenc")}.items():
+        bench_gpu.main([*TINY, "--only", part])
+        said = capsys.readouterr().out
+        assert there in said
+        assert absent not in said
+
+
+def test_an_autoencoder_that_fails_is_a_row_that_says_why():
+    zoo = hub_zoo(60, 8)
+    failed = learned_gpu.measure("vae", learned_gpu.LEARNED["vae"](epochs=0), zoo, torch.device("cpu"))
+    assert (failed.units, failed.epochs, failed.peak) == (0, 0, 0)
+    assert "representation.epochs=0" in failed.as_row("180 s")
 
 
 def test_a_machine_without_a_gpu_is_told_so_in_one_line(bare):
@@ -126,6 +148,11 @@ def test_what_the_gpu_benchmark_measures_is_what_conf_says():
     by_conf = instantiate(config.ablation, _convert_="all")
     assert dataclasses.asdict(bench_gpu.COMPARE(top_k=bench_gpu.TOP_K)) == dataclasses.asdict(by_conf)
     assert config.num_runs == bench_gpu.FULL["runs"]
+    for name, make in learned_gpu.LEARNED.items():
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            given = compose("config", [f"representation={name}"]).representation
+        assert make() == instantiate(given, _convert_="all"), name
+        assert make().epochs == bench_gpu.FULL["epochs"]
     ours = bench_gpu.FACTORY(in_features=1, n_classes=2, seed=0).hparams
     assert dict(ours) == dict(
         instantiate(config.classifier, _convert_="all")(in_features=1, n_classes=2, seed=0).hparams

@@ -191,11 +191,12 @@ def test_each_part_of_the_key_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_code_version_is_that_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = Path(cache.__file__).parent
     shutil.copytree(here, tmp_path / "representations", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(here.parent / "training", tmp_path / "training", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(here.parent / "lowrank.py", tmp_path)
     original = cache._code_version.__wrapped__()
     monkeypatch.setattr(cache, "__file__", str(tmp_path / "representations" / "cache.py"))
     assert cache._code_version.__wrapped__() == original
-    for name in ("representations/flat.py", "lowrank.py"):
+    for name in ("representations/flat.py", "training/adam.py", "lowrank.py"):
         with (tmp_path / name).open("a") as file:
             file.write("\n")
         changed = cache._code_version.__wrapped__()

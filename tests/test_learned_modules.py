@@ -161,7 +161,10 @@ def test_the_contrastive_loss_is_that_of_two_views(pairs: list[dict[str, int]]) 
     views = [view(x, model.mean, model.scale) for view in model.views]
     assert not torch.allclose(*views), "a positive that is the sample itself teaches nothing"
     latent = model.encoder(torch.cat(views))
-    squared = sum(((model.decoder(half) - x) ** 2).sum() for half in latent.chunk(2)) / (2 * x.numel())
+    clean = [view.regauged(x, model.mean, model.scale) for view in model.views]
+    assert all(torch.equal(one, x) for one in clean) is not bool(pairs), "a gauge is the target too, noise is not"
+    squared = sum(((model.decoder(half) - to) ** 2).sum() for half, to in zip(latent.chunk(2), clean, strict=True))
+    squared = squared / (2 * x.numel())
     contrast = info_nce(*model.head(latent).chunk(2), 0.3)
     assert found.keys() == {"loss", "reconstruction", "info_nce"}
     torch.testing.assert_close(found["reconstruction"], squared)

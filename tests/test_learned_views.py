@@ -1,6 +1,7 @@
 """Views of the contrastive representation: the gauge, noise and masks."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import torch
 from scipy import stats
 
 from lorabench.errors import LorabenchError
-from lorabench.representations.contrastive import Contrastive
+from lorabench.representations.contrastive import Contrastive, ContrastiveModule
+from lorabench.representations.fitting import Schooling, fit_together
 from lorabench.representations.views import Pair, View, gauges
-from lorabench.training import draw_keys, set_keys
+from lorabench.training import draw_keys, one_thread_an_operation, set_keys
 from tests.synthetic_zoo import make_zoo
 
 DOUBLE = torch.float64
@@ -49,7 +51,7 @@ def test_a_gauge_comes_with_its_inverse_and_keeps_the_condition_number(rank: int
 
 
 def test_the_orthogonal_parts_of_a_gauge_are_uniform_and_independent() -> None:
-    """Condition 1 leaves the product of two Haar matrices, which is one: moments, trace and determinant (Mezzadri 2007).
+    """Condition 1 leaves the product of two Haar matrices, which is one (Mezzadri 2007): moments, trace, determinant.
 
     Without the correction of QR's signs the diagonal's mean is not 0.
     """
@@ -111,7 +113,7 @@ def test_a_gauge_view_has_the_same_delta_and_leaves_what_is_in_no_pair() -> None
 
 
 def test_every_adapter_pair_and_step_has_a_gauge_of_its_own() -> None:
-    raw, pairs, places = stacked()
+    raw, pairs, _ = stacked()
     view = double(View(pairs, noise=0, masked=0, condition=4.0))
     zero, one = torch.zeros(raw.shape[1], dtype=DOUBLE), torch.ones(raw.shape[1], dtype=DOUBLE)
     same = raw[:1].expand(4, -1)
@@ -155,6 +157,39 @@ def test_under_vmap_every_member_sees_what_it_sees_alone() -> None:
     together = torch.func.vmap(one, randomness="different")(buffers, x, mean, scale)
     for k, view in enumerate(views):
         torch.testing.assert_close(together[k], view(x[k], mean[k], scale[k]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gauge_views_find_the_class_where_every_adapter_has_a_gauge_of_its_own(seed: int) -> None:
+    """The five nearest training adapters by cosine say the class of 100 others, 15 points better than by noise views.
+
+    Over two seeds this was measured: 0.96 and 0.90 against 0.71 and 0.59.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n, rank, d, classes = 500, 3, 16, 4
+    labels = torch.arange(n) % classes
+
+    def factor(*shape: int) -> torch.Tensor:
+        centres = torch.randn(classes, *shape, generator=generator)
+        return centres[labels] + 0.5 * torch.randn(n, *shape, generator=generator)
+
+    up, down = factor(d, rank), factor(rank, d)
+    g, inverse = gauges(key(seed), n, rank, 4.0, torch.float32)
+    raw = torch.cat([(inverse @ down).flatten(1), (up @ g).flatten(1)], 1)
+    right = []
+    for pairs in ([asdict(Pair(0, rank * d, rank, d, d))], []):
+        module = ContrastiveModule(in_features=raw.shape[1], latent_dim=8, seed=0, pairs=pairs, hidden=[128, 128])
+        module.calibrate(raw[:400])
+        with one_thread_an_operation():
+            (course,) = fit_together([module], module.standardised(raw[:400])[None], Schooling(64, 60, 60, 0.1))
+        first, best = course.history[0], course.history[course.best_epoch]
+        assert best["val_info_nce"] < 0.85 * first["val_info_nce"]
+        with torch.no_grad():
+            latent = torch.nn.functional.normalize(module.eval()(raw))
+        nearest = (latent[400:] @ latent[:400].mT).topk(5).indices
+        right.append(float((labels[nearest].mode(1).values == labels[400:]).float().mean()))
+    assert right[0] > 0.8
+    assert right[0] > right[1] + 0.15
 
 
 def test_pairs_are_found_where_both_factors_are_in_the_unit() -> None:

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -82,7 +84,7 @@ def test_float32_and_float64_say_the_same_to_rounding_and_none_is_beyond_the_bou
 def test_the_smallest_and_the_largest_hash_give_finite_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the uniform number comes out as 0 or, in float32, as 1."""
     ends = torch.tensor([-(2**31), 2**31 - 1, -(2**31), 2**31 - 1], dtype=torch.int32)
-    monkeypatch.setattr("lorabench.training.randomness._bits", lambda key, count: ends)
+    monkeypatch.setattr("lorabench.training.randomness._bits", lambda *_: ends)
     for dtype in (torch.float32, torch.float64):
         found = normal(keys(1)[0], 2, 2, dtype)
         assert torch.isfinite(found).all()
@@ -105,7 +107,7 @@ def test_set_keys_gives_every_layer_of_a_network_a_key_of_its_own_and_noise_repe
 
 
 @pytest.fixture
-def threads() -> None:
+def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -148,6 +150,14 @@ def test_lanes_do_every_task_once(tasks: int, lanes: int, threads: None) -> None
     assert most <= max(1, lanes)
 
 
+@contextmanager
+def soon() -> Iterator[None]:
+    """Within a few seconds, where work that nobody stops takes ten."""
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < 8
+
+
 def patient(task: int, stopped: threading.Event) -> int:
     """Works until it is told to give up; task 0 is done at once and task 1 fails."""
     if task == 1:
@@ -165,7 +175,7 @@ def test_an_error_ends_the_other_lanes_and_is_what_the_caller_sees(threads: None
         begun.append(task)
         return patient(task, stopped)
 
-    with pytest.raises(ValueError, match="task 1"):
+    with soon(), pytest.raises(ValueError, match="task 1"):
         list(in_lanes([2, 1, *range(3, 20)], work, 2))
     assert len(begun) < 5, "what had not begun never does"
     assert torch.get_num_threads() == 2
@@ -176,7 +186,8 @@ def test_a_generator_that_is_left_stops_its_workers(threads: None) -> None:
     found = in_lanes([0, 2, 3, 4], patient, 2)
     assert next(found) == 0
     assert torch.get_num_threads() == 1
-    found.close()
+    with soon():
+        found.close()
     assert threading.active_count() == before
     assert torch.get_num_threads() == 2
 
@@ -186,6 +197,6 @@ def test_an_interruption_of_the_caller_stops_the_workers(threads: None) -> None:
         for _ in in_lanes([0, 2, 3], patient, 2):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with soon(), pytest.raises(KeyboardInterrupt):
         caller()
     assert torch.get_num_threads() == 2

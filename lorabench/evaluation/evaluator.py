@@ -50,8 +50,8 @@ class Evaluator:
         cache_dir: keeps features, and finished members.
         resume: whether finished members are kept there, and taken from there.
         clock: takes the time of every phase.
-        on_fitted: called with a learned representation's name, itself, and its features of every unit, once it is fitted
-            on all layers.
+        on_fitted: called with a learned representation's name, itself, and its features of every unit, once it is
+            fitted on all layers.
         on_curves: called with a representation's name and its runs, for arms in which all layers stand.
         trained: members that were trained.
         taken: members that an earlier run, or an earlier phase of this one, had trained.

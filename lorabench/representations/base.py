@@ -1,7 +1,7 @@
 """The contract of a representation: adapter weights in, one feature vector an adapter and unit out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -66,7 +66,7 @@ class Representation(ABC):
         del zoo, device
         return self
 
-    def learn(self, zoo: Zoo, device: torch.device) -> Iterator[str]:
+    def learn(self, zoo: Zoo, device: torch.device) -> Generator[str, None, None]:
         """`fit`, but a unit's name comes as soon as `features` may be asked for it."""
         self.fit(zoo, device)
         yield from self.units(zoo)

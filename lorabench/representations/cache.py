@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +63,22 @@ def cached_features(
     if missing:
         needed = {layer for unit in missing for layer in representation.layers_of(zoo, unit)}
         known = zoo.only(sorted(needed)).rows(train_rows) if representation.learns else zoo
-        for unit in representation.learn(known, device) if representation.learns else missing:
-            ready[unit] = _checked(representation, zoo, unit, representation.features(zoo, unit, device))
-            kept = _keep_state(representation, folder, unit, keys[unit]) and _store(folder, keys[unit], ready[unit])
-            folder = folder if kept else None
-            if on_unit is not None:
-                on_unit(unit)
+        # Closed whatever happens: what still trains in the background stops at once.
+        with contextlib.closing(_computable(representation, known, device, missing)) as computable:
+            for unit in computable:
+                ready[unit] = _checked(representation, zoo, unit, representation.features(zoo, unit, device))
+                kept = _keep_state(representation, folder, unit, keys[unit]) and _store(folder, keys[unit], ready[unit])
+                folder = folder if kept else None
+                if on_unit is not None:
+                    on_unit(unit)
     return {unit: ready[unit] for unit in units}
+
+
+def _computable(
+    representation: Representation, known: Zoo, device: torch.device, missing: list[str]
+) -> Generator[str, None, None]:
+    """The units that are missing, each as soon as its features may be asked for."""
+    yield from representation.learn(known, device) if representation.learns else missing
 
 
 def _found(
@@ -114,7 +123,8 @@ def _keep_state(representation: Representation, folder: Path | None, unit: str, 
 def _code_version() -> str:
     """Hash of the sources that features are computed by."""
     here = Path(__file__).parent
-    return hash_of(*sorted(here.glob("*.py")), here.parent / "lowrank.py")
+    training = sorted((here.parent / "training").glob("*.py"))
+    return hash_of(*sorted(here.glob("*.py")), *training, here.parent / "lowrank.py")
 
 
 def _key(representation: Representation, zoo: Zoo, unit: str, train_rows: Int64[np.ndarray, " train"]) -> str:

@@ -22,9 +22,9 @@ class ContrastiveModule(AutoEncoder):
     """An autoencoder of two views at a time, with InfoNCE (van den Oord et al. 2018) between them.
 
     d → hidden → latent with batch norm and dropout, and back; a head of its own, latent → projection, for InfoNCE. The
-    loss is the squared distance of what either view decodes to from the weights themselves, averaged over inputs
-    and views, plus α · InfoNCE, averaged over views. Validation draws one fixed pair of views; features are of weights
-    as they are.
+    loss is the squared distance of what either view decodes to from the view without its noise and mask (in its own
+    gauge: which one the adapter came in cannot be known), averaged over inputs and views, plus α · InfoNCE, averaged
+    over views. Validation draws one fixed pair of views; features are of weights as they are.
 
     Args:
         alpha: α.
@@ -76,14 +76,17 @@ class ContrastiveModule(AutoEncoder):
         latent: Tensor = self.encoder(x)
         return latent
 
-    def _both(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "twice latent"]:
-        """Latent vectors of two views, one after the other."""
-        return self.encode(torch.cat([view(x, self.mean, self.scale) for view in self.views]))
+    def _both(self, x: Float[Tensor, "batch d"]) -> tuple[Float[Tensor, "twice latent"], Float[Tensor, "twice d"]]:
+        """Latent vectors of two views, one after the other, and these views without noise and mask."""
+        views = [view for view in self.views if isinstance(view, View)]
+        clean = [view.regauged(x, self.mean, self.scale) for view in views]
+        disturbed = [view.disturbed(one) for view, one in zip(views, clean, strict=True)]
+        return self.encode(torch.cat(disturbed)), torch.cat(clean)
 
     def losses(self, x: Float[Tensor, "batch d"]) -> dict[str, Tensor]:
         """`loss`, `reconstruction` and `info_nce`, as the class says."""
-        latent = self._both(x)
-        reconstruction = (self.decoder(latent) - torch.cat([x, x])).square().mean()
+        latent, clean = self._both(x)
+        reconstruction = (self.decoder(latent) - clean).square().mean()
         first, second = self.head(latent).chunk(2)
         contrast = info_nce(first, second, self.temperature)
         return {"loss": reconstruction + self.alpha * contrast, "reconstruction": reconstruction, "info_nce": contrast}
@@ -93,7 +96,7 @@ class ContrastiveModule(AutoEncoder):
 
         Uniformity is the mean of both views', as in its authors' own code: positives are no pairs of it.
         """
-        first, second = self.head(self._both(x)).chunk(2)
+        first, second = self.head(self._both(x)[0]).chunk(2)
         return {
             "reconstruction_error": relative_error(x, self.decoder(self.encode(x))),
             "alignment": float(alignment(first, second)),
@@ -182,7 +185,7 @@ class Contrastive(Learned):
             raise LorabenchError(f"representation.views={self.views}: allowed are auto, gauge and noise")
         if self.views == "gauge" and self._delta:
             raise LorabenchError(
-                "representation.views=gauge with on=delta: no gauge changes what is read there; take views=noise or auto"
+                "representation.views=gauge with on=delta: no gauge changes what is read; take views=noise or auto"
             )
         if self.temperature <= 0:
             raise LorabenchError(f"representation.temperature={self.temperature}: a number above 0 is needed")

@@ -18,7 +18,7 @@ from torch import Tensor
 from lorabench.errors import LorabenchError
 from lorabench.representations.autoencoder import AutoEncoder
 
-__all__ = ["FittedUnit", "fitted_folder", "read_index", "save_fitted"]
+__all__ = ["FittedUnit", "fitted_folder", "known_unit", "read_index", "save_fitted"]
 
 _FORMAT = 1
 _INDEX = "config.json"
@@ -57,8 +57,8 @@ class FittedUnit:
             "notes": self.notes,
             "checksum": _checksum(tensors),
         }
-        text = json.dumps(known)
-        return save(tensors, {"lorabench": text, "checksum": _hash(text.encode())})
+        # One entry alone: of several safetensors knows no order, and the same unit is to give the same file.
+        return save(tensors, {"lorabench": json.dumps({**known, "header": _hash(json.dumps(known).encode())})})
 
     @classmethod
     def of(cls, path: Path) -> "FittedUnit":
@@ -71,18 +71,43 @@ class FittedUnit:
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(length))
-            said = header.pop("__metadata__")
-            known = json.loads(said["lorabench"])
+            known = json.loads(header.pop("__metadata__")["lorabench"])
+            whole = known.pop("header") == _hash(json.dumps(known).encode())
             size = 8 + length + max(tensor["data_offsets"][1] for tensor in header.values())
-            whole = said["checksum"] == _hash(said["lorabench"].encode()) and path.stat().st_size == size
+            whole = whole and path.stat().st_size == size and known["format"] == _FORMAT
             shapes = tuple((int(rows), int(cols)) for rows, cols in known["shapes"])
             found = cls(tuple(known["layers"]), shapes, known["arguments"], known["notes"], path=path)
-            whole = whole and known["format"] == _FORMAT
         except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
             raise _broken(path) from error
         if not whole:
             raise _broken(path)
         return found
+
+    def check(self, layers: tuple[str, ...], shapes: tuple[tuple[int, int], ...], where: str, zoo: str) -> None:
+        """Refuse layers that the autoencoder has not learned to read.
+
+        Args:
+            layers: of the unit, in the data set at hand.
+            shapes: theirs.
+            where: what the message calls this unit.
+            zoo: what it calls the data set.
+
+        Raises:
+            LorabenchError: they are others, of other shapes or in another order.
+        """
+        if (self.layers, self.shapes) == (layers, shapes):
+            return
+        known, came = (dict(zip(*pair, strict=True)) for pair in ((self.layers, self.shapes), (layers, shapes)))
+        wrong = [layer for layer in {**came, **known} if known.get(layer) != came.get(layer)]
+        differ = (
+            f"they differ first in {wrong[0]}: {known.get(wrong[0], 'none')} there, {came.get(wrong[0], 'none')} here"
+            if wrong
+            else "they come in another order"
+        )
+        raise LorabenchError(
+            f"{where} was fitted on {len(known)} layers and {zoo} has {len(came)}; {differ}. The same layers in the "
+            "same shapes and order are needed"
+        )
 
     def on(self, kind: type[AutoEncoder], device: torch.device) -> AutoEncoder:
         """The module, for evaluation on a device.
@@ -222,3 +247,24 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not known:
         raise _broken(folder / _INDEX)
     return index
+
+
+def known_unit(folder: Path, unit: str, where: str) -> dict[str, Any]:
+    """What the index of a folder says of one unit.
+
+    Args:
+        folder: of `save_fitted`.
+        unit: its name.
+        where: what the message calls the folder.
+
+    Raises:
+        LorabenchError: it holds no such unit.
+    """
+    units: dict[str, dict[str, Any]] = read_index(folder)["units"]
+    if unit not in units:
+        known = ", ".join(list(units)[:3]) + (f" and {len(units) - 3} more" if len(units) > 3 else "")
+        raise LorabenchError(
+            f"{where}: no autoencoder of unit {unit} there; there are {known}. A data set with the same layers is "
+            "needed"
+        )
+    return units[unit]

@@ -14,7 +14,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from lorabench.representations.autoencoder import JUDGED, AutoEncoder
 from lorabench.training import Adam, Keyed, Schedule, draw_keys, epoch_order
 
-__all__ = ["Course", "Schooling", "batches", "fit_together", "member_bytes", "split_rows"]
+__all__ = ["Course", "Schooling", "batches", "fit_together", "split_rows"]
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,6 @@ def batches(n: int, size: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], n], strict=True)]
 
 
-def member_bytes(module: AutoEncoder, rows: int, batch_size: int) -> int:
-    """What one unit takes in a stack: five tensors of its weights' size, its rows, and what a step works on."""
-    weights = sum(p.numel() for p in module.parameters())
-    outputs = sum(p.shape[0] for name, p in module.named_parameters() if name.endswith("weight"))
-    return 4 * (6 * weights + (rows + 8 * batch_size) * module.in_features + 8 * batch_size * outputs)
-
-
 def fit_together(
     modules: Sequence[AutoEncoder],
     inputs: Float[Tensor, "units n d"],
@@ -105,8 +98,11 @@ def fit_together(
             on_epoch(epoch, int(stop.sum()))
         if stop.all():
             break
-        if stop.any():
-            stack.keep(torch.nonzero(~stop).flatten())
+        left = torch.nonzero(~stop).flatten()
+        # Neighbours of one learning rate are moved in one go.
+        rates = stack.schedule.rates[left]
+        if stop.any() or (rates.diff() > 0).any():
+            stack.keep(left[torch.argsort(rates, descending=True, stable=True)])
     return courses
 
 
@@ -143,31 +139,28 @@ class _Stack:
         self.device = inputs.device
         first = modules[0]
         self._alone = len(modules) == 1
-        self._call = _Losses(first if self._alone else copy.deepcopy(first))
+        # In a stack only its structure is needed.
+        self._call = _Losses(first if self._alone else copy.deepcopy(first).to("meta"))
         if self._alone:  # views: Adam moves the module's own
             self.params = {name: p.detach()[None] for name, p in self._call.named_parameters()}
             self.buffers = {name: b[None] for name, b in self._call.named_buffers()}
         else:
             stacked, self.buffers = stack_module_state([_Losses(module) for module in modules])
-            self.params = {name: p.detach() for name, p in stacked.items()}
+            self.params = {name: self._turned(p.detach()).contiguous() for name, p in stacked.items()}
         self._keyed = [name for name, m in self._call.named_modules() if isinstance(m, Keyed)]
         self._persistent = [name for name in self._call.state_dict() if name not in self.params]
         self.best = {name: p.clone() for name, p in self._state().items()}
         rates = torch.full((len(modules),), first.learning_rate, dtype=torch.float64)
         self.schedule = Schedule(rates, first.plateau_factor, first.plateau_patience, schooling.patience)
         self.adam = Adam(self.params, rates)
-        self._split()
+        self._seeds = torch.tensor([module.seed for module in modules], dtype=torch.int64, device=self.device)
+        parts = [split_rows(module.seed, inputs.shape[1], schooling.val_share) for module in modules]
+        self._train, val = (torch.stack([part[i] for part in parts]).to(self.device) for i in (0, 1))
+        self._units = torch.arange(len(modules), device=self.device)[:, None]
+        self._held = self._rows(val)
 
     def _state(self) -> dict[str, Tensor]:
         return {**self.params, **{name: self.buffers[name] for name in self._persistent}}
-
-    def _split(self) -> None:
-        seeds = [self.modules[k].seed for k in self.standing]
-        self._seeds = torch.tensor(seeds, dtype=torch.int64, device=self.device)
-        parts = [split_rows(seed, self.inputs.shape[1], self.schooling.val_share) for seed in seeds]
-        self._train, self._val = (torch.stack([part[i] for part in parts]).to(self.device) for i in (0, 1))
-        self._units = torch.arange(len(seeds), device=self.device)[:, None]
-        self._held = self._rows(self._val)
 
     def _rows(self, rows: Int64[Tensor, "members b"]) -> Float[Tensor, "members b d"]:
         return self.inputs[self._units, rows]
@@ -183,38 +176,38 @@ class _Stack:
         keys = draw_keys(
             self._seeds, range(self.adam.steps, self.adam.steps + len(parts)), range(max(1, len(self._keyed)))
         )
-        found: list[dict[str, Tensor]] = []
-        for part, key in zip(parts, keys, strict=True):
-            losses, grads = self._step(self._rows(rows[:, part]), key)
-            self.adam.step(self.params, grads)
-            found.append(losses)
+        found = [self._step(self._rows(rows[:, part]), key) for part, key in zip(parts, keys, strict=True)]
         sizes = torch.tensor([part.stop - part.start for part in parts], dtype=torch.float64)
-        shares = (sizes / n)[:, None]
-        return {
-            f"train_{name}": (torch.stack([one[name] for one in found]).double().cpu() * shares).sum(0)
-            for name in found[0]
-        }
+        losses_of = torch.stack([torch.stack(list(one.values())) for one in found]).cpu().double()  # one wait an epoch
+        means = (losses_of * (sizes / n)[:, None, None]).sum(0)
+        return {f"train_{name}": mean for name, mean in zip(found[0], means, strict=True)}
 
-    def _step(
-        self, x: Float[Tensor, "members b d"], keys: Int[Tensor, "draws members"]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses of one batch, and the gradients of what is minimised."""
+    def _step(self, x: Float[Tensor, "members b d"], keys: Int[Tensor, "draws members"]) -> dict[str, Tensor]:
+        """One step of Adam on a batch; its losses."""
         with torch.enable_grad():
             if self._alone:
                 leaves: dict[str, Tensor] = dict(self._call.named_parameters())
             else:
-                leaves = {name: p.detach().requires_grad_() for name, p in self.params.items()}
+                leaves = {name: self._turned(p).detach().requires_grad_() for name, p in self.params.items()}
             losses = self._losses(leaves, x, keys)
             grads = torch.autograd.grad(losses["loss"].sum(), list(leaves.values()))
         # Adam's fused kernel walks memory, not strides.
-        found = {name: (g[None] if self._alone else g).contiguous() for name, g in zip(leaves, grads, strict=True)}
-        return {name: loss.detach() for name, loss in losses.items()}, found
+        turned = [(g[None] if self._alone else self._turned(g)).contiguous() for g in grads]
+        self.adam.step(self.params, dict(zip(leaves, turned, strict=True)))
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _turned(self, weights: Float[Tensor, "*shape"]) -> Float[Tensor, "*turned"]:
+        """Matrices as [members, in, out], or back; in a stack, autograd gives their gradients in that order of memory.
+
+        Kept so, they need no copy of every gradient.
+        """
+        return weights.mT if weights.dim() == 3 and not self._alone else weights
 
     def _losses(
         self, params: dict[str, Tensor], x: Float[Tensor, "members b d"], keys: Int[Tensor, "draws members"]
     ) -> dict[str, Tensor]:
-        for name, key in zip(self._keyed, keys, strict=False):
-            self.buffers[f"{name}.key"].copy_(key)
+        if self._keyed:  # in one call: a unit of many modules has hundreds
+            torch._foreach_copy_([self.buffers[f"{name}.key"] for name in self._keyed], list(keys.unbind()))
         if self._alone:
             return {name: loss[None] for name, loss in self._call(x[0]).items()}
 
@@ -229,8 +222,9 @@ class _Stack:
         """Losses of every unit on the rows that it stops by."""
         self._call.eval()
         keys = draw_keys(self._seeds, [JUDGED], range(max(1, len(self._keyed))))[0]
-        found = self._losses(self.params, self._held, keys)
-        return {f"val_{name}": loss.double().cpu() for name, loss in found.items()}
+        found = self._losses({name: self._turned(p) for name, p in self.params.items()}, self._held, keys)
+        values = torch.stack(list(found.values())).cpu().double()
+        return {f"val_{name}": value for name, value in zip(found, values, strict=True)}
 
     def remember(self, improved: Bool[Tensor, " members"]) -> None:
         """Copy the state of the units that improved."""
@@ -247,16 +241,16 @@ class _Stack:
             for k in done:
                 own = _Losses(self.modules[self.standing[k]]).state_dict()
                 for name, value in self.best.items():
-                    own[name].copy_(value[k])
+                    own[name].copy_(self._turned(value)[k] if name in self.params else value[k])
 
     def keep(self, left: Int64[Tensor, " kept"]) -> None:
-        """Drop all units but these."""
+        """Drop all units but these, and take them in this order."""
         rows = left.to(self.device)
         for group in (self.params, self.buffers, self.best):
             for name in group:  # one tensor at a time: the old one goes before the next is made
                 group[name] = group[name][rows]
-        self.inputs = self.inputs[rows]
         self.adam.keep(rows)
         self.schedule.keep(left)
         self.standing = [self.standing[k] for k in left.tolist()]
-        self._split()
+        self._seeds, self._train, self._units = self._seeds[rows], self._train[rows], self._units[rows]
+        self._held = self._held[rows]

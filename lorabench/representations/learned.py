@@ -4,7 +4,8 @@ import hashlib
 import logging
 import threading
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,9 +19,10 @@ from lorabench.memory import free_memory, recycle_freed_blocks
 from lorabench.representations.autoencoder import JUDGED, AutoEncoder
 from lorabench.representations.base import Representation, Unit, chunks
 from lorabench.representations.components import unit_seed
-from lorabench.representations.fitted import FittedUnit, fitted_folder, read_index
-from lorabench.representations.fitting import Schooling, fit_together, member_bytes, split_rows
-from lorabench.representations.reading import flat_rows, sketch_of, sketched_rows
+from lorabench.representations.counting import member_bytes
+from lorabench.representations.fitted import FittedUnit, fitted_folder, known_unit, read_index
+from lorabench.representations.fitting import Course, Schooling, fit_together, split_rows
+from lorabench.representations.reading import flat_rows, shapes_of, sketch_of, sketch_shapes, sketched_rows
 from lorabench.training import in_lanes, set_keys
 from lorabench.zoo import Zoo
 
@@ -42,8 +44,8 @@ class Learned(Representation):
 
     Args:
         latent_dim: length of the feature vector; null for the class's share of the inputs (`default_latent`).
-        on: "factors" for the weights as they are, or "delta" for ΔW·Ω and Ψᵀ·ΔW of every module (`sketched_rows`), which
-            no gauge changes; a unit is a module then, where scope says layer.
+        on: "factors" for the weights as they are, or "delta" for ΔW·Ω and Ψᵀ·ΔW of every module (`sketched_rows`),
+            which no gauge changes; a unit is a module then, where scope says layer.
         sketch: columns of Ω and of Ψ.
         scope: "layer", "module" (both its layers) or "all" for one autoencoder of all layers behind one another.
         epochs: at most.
@@ -147,14 +149,14 @@ class Learned(Representation):
             pass
         return self
 
-    def learn(self, zoo: Zoo, device: torch.device) -> Iterator[str]:
+    def learn(self, zoo: Zoo, device: torch.device) -> Generator[str, None, None]:
         """`fit`, unit after unit as they finish."""
         units = self.units(zoo)
         self.fitted_: dict[str, FittedUnit] = getattr(self, "fitted_", {})
         if self.load_from is not None:
-            for unit in units:
+            for unit in units:  # all are looked at before the first is used
                 self._take(zoo, unit)
-                yield unit
+            yield from units
             return
         self._check(zoo, units)
         recycle_freed_blocks()
@@ -163,11 +165,12 @@ class Learned(Representation):
         def work(chunk: Sequence[str], stopped: threading.Event) -> dict[str, FittedUnit]:
             return self._train(zoo, chunk, device, stopped)
 
-        for found in in_lanes(self._chunks(zoo, units, device), work, lanes):
-            for unit, fitted in found.items():
-                self.fitted_[unit] = fitted
-                self._warn(unit, fitted)
-                yield unit
+        with closing(in_lanes(self._chunks(zoo, units, device), work, lanes)) as finished:
+            for found in finished:
+                for unit, fitted in found.items():
+                    self.fitted_[unit] = fitted
+                    self._warn(unit, fitted)
+                    yield unit
 
     def layers_of(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
         """The layers of a unit; on delta, those that have a partner."""
@@ -202,7 +205,7 @@ class Learned(Representation):
         layers = self.layers_of(zoo, unit)
         if fitted is None:
             raise LorabenchError(f"{self.name} was not fitted on unit {unit!r} of {zoo.name}; call fit first")
-        _same_layers(fitted, zoo, layers, f"{self.name}, unit {unit}")
+        fitted.check(layers, shapes_of(zoo, layers), f"{self.name}, unit {unit}", zoo.name)
         module = fitted.on(self.kind(), device)
         found = []
         with torch.no_grad():
@@ -257,20 +260,13 @@ class Learned(Representation):
         return tuple(module.name for module in zoo.modules) if unit == "all" else (unit,)
 
     def _sketch_shapes(self, zoo: Zoo, unit: str) -> list[list[int]]:
-        if not self._delta:
-            return []
-        found = []
-        for name in self._modules(zoo, unit):
-            module = self.module(zoo, name)
-            (_, _, d_in), (_, d_out, _) = zoo.layers[module.down].shape, zoo.layers[module.up].shape
-            found.append([d_in, min(self.sketch, d_in), d_out, min(self.sketch, d_out)])
-        return found
+        return sketch_shapes(zoo, self._modules(zoo, unit), self.sketch) if self._delta else []
 
     def _inputs(self, zoo: Zoo, unit: str) -> int:
         """How many numbers the autoencoder of a unit reads."""
         if self._delta:
             return sum(right * d_out + left * d_in for d_in, right, d_out, left in self._sketch_shapes(zoo, unit))
-        return _width(zoo, self.layers_of(zoo, unit))
+        return sum(rows * cols for rows, cols in shapes_of(zoo, self.layers_of(zoo, unit)))
 
     def _read(self, zoo: Zoo, unit: str, module: AutoEncoder, start: int, stop: int) -> Float32[Tensor, "n d"]:
         """What a unit's autoencoder reads of some adapters, not yet standardised."""
@@ -319,15 +315,15 @@ class Learned(Representation):
                 )
 
     def _chunks(self, zoo: Zoo, units: Sequence[str], device: torch.device) -> list[list[str]]:
-        """Units that are trained as one stack: of the same shapes, and as many as memory holds; on a CPU one each."""
+        """Units that are trained as one stack: of one architecture, as many as memory holds; on a CPU one each."""
         if device.type == "cpu":
             return [[unit] for unit in units]
-        alike: dict[tuple[tuple[int, int], ...], list[str]] = {}
+        alike: dict[str, list[str]] = {}
         for unit in units:
-            alike.setdefault(_shapes(zoo, self.layers_of(zoo, unit)), []).append(unit)
+            alike.setdefault(str({**self._architecture(zoo, unit), "seed": None}), []).append(unit)
         found = []
         for group in alike.values():
-            one = member_bytes(self.new_module(zoo, group[0]), len(zoo), self.batch_size)
+            one = member_bytes(self.new_module(zoo, group[0]), len(zoo), self.batch_size, self.val_share)
             budget = _SHARE * free_memory(device) if self.memory_gb is None else self.memory_gb * 1e9
             size = max(1, int(budget // one))
             found += [group[start : start + size] for start in range(0, len(group), size)]
@@ -364,69 +360,41 @@ class Learned(Representation):
                 raise InterruptedError("nobody waits for this autoencoder any more")
 
         courses = fit_together(modules, stacked, schooling, go_on)
-        found = {}
-        for unit, module, course, rows in zip(units, modules, courses, stacked, strict=True):
-            if course.error is not None:
-                raise LorabenchError(
-                    f"{self.name}, unit {unit}: {course.error}; a lower representation.learning_rate than "
-                    f"{self.learning_rate} may help"
-                )
-            held = split_rows(module.seed, len(zoo), self.val_share)[1].to(device)
-            set_keys(module, module.seed, JUDGED)
-            with torch.no_grad():
-                known = module.eval().diagnostics(rows[held])
-                latent = module.encode(rows)
-            known["constant_features"] = int((latent.std(0, correction=0) <= _CONSTANT).sum())
-            notes = {"history": course.history, "best_epoch": course.best_epoch, "diagnostics": known}
-            layers = self.layers_of(zoo, unit)
-            arguments = self._architecture(zoo, unit)
-            found[unit] = FittedUnit(layers, _shapes(zoo, layers), arguments, notes, module)
-        return found
+        found = zip(units, modules, courses, stacked, strict=True)
+        return {unit: self._judged(zoo, unit, module, course, rows) for unit, module, course, rows in found}
+
+    def _judged(
+        self, zoo: Zoo, unit: str, module: AutoEncoder, course: Course, rows: Float32[Tensor, "n d"]
+    ) -> FittedUnit:
+        """A trained unit and what is to know of it."""
+        if course.error is not None:
+            raise LorabenchError(
+                f"{self.name}, unit {unit}: {course.error}; a lower representation.learning_rate than "
+                f"{self.learning_rate} may help"
+            )
+        held = split_rows(module.seed, len(zoo), self.val_share)[1].to(rows.device)
+        set_keys(module, module.seed, JUDGED)
+        with torch.no_grad():
+            known = module.eval().diagnostics(rows[held])
+            latent = module.encode(rows)
+        known["constant_features"] = int((latent.std(0, correction=0) <= _CONSTANT).sum())
+        notes = {"history": course.history, "best_epoch": course.best_epoch, "diagnostics": known}
+        layers = self.layers_of(zoo, unit)
+        return FittedUnit(layers, shapes_of(zoo, layers), self._architecture(zoo, unit), notes, module.cpu())
 
     def _folder(self) -> Path:
         own = f"{type(self).__module__}.{type(self).__qualname__}"
         return fitted_folder(Path(str(self.load_from)), own)
 
     def _saved(self, unit: str) -> dict[str, Any]:
-        units: dict[str, Any] = read_index(self._folder())["units"]
-        if unit not in units:
-            known = ", ".join(list(units)[:3]) + (f" and {len(units) - 3} more" if len(units) > 3 else "")
-            raise LorabenchError(
-                f"representation.load_from={self.load_from}: no autoencoder of unit {unit} there; there are {known}. "
-                "A data set with the same layers is needed"
-            )
-        found: dict[str, Any] = units[unit]
-        return found
+        return known_unit(self._folder(), unit, f"representation.load_from={self.load_from}")
 
     def _take(self, zoo: Zoo, unit: str) -> None:
         """One unit of `load_from`."""
         fitted = FittedUnit.of(self._folder() / self._saved(unit)["file"])
-        _same_layers(fitted, zoo, self.layers_of(zoo, unit), f"representation.load_from={self.load_from}, unit {unit}")
+        layers = self.layers_of(zoo, unit)
+        fitted.check(
+            layers, shapes_of(zoo, layers), f"representation.load_from={self.load_from}, unit {unit}", zoo.name
+        )
         self.fitted_[unit] = fitted
         self._warn(unit, fitted)
-
-
-def _shapes(zoo: Zoo, layers: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    return tuple((zoo.layers[layer].shape[1], zoo.layers[layer].shape[2]) for layer in layers)
-
-
-def _width(zoo: Zoo, layers: Sequence[str]) -> int:
-    return sum(rows * cols for rows, cols in _shapes(zoo, layers))
-
-
-def _same_layers(fitted: FittedUnit, zoo: Zoo, layers: tuple[str, ...], where: str) -> None:
-    """Refuse weights that the autoencoder has not learned to read."""
-    shapes = _shapes(zoo, layers)
-    if fitted.layers != layers or fitted.shapes != shapes:
-        known = dict(zip(fitted.layers, fitted.shapes, strict=True))
-        came = dict(zip(layers, shapes, strict=True))
-        wrong = [layer for layer in {**came, **known} if known.get(layer) != came.get(layer)]
-        differ = (
-            f"they differ first in {wrong[0]}: {known.get(wrong[0], 'none')} there, {came.get(wrong[0], 'none')} here"
-            if wrong
-            else "they come in another order"
-        )
-        raise LorabenchError(
-            f"{where} was fitted on {len(known)} layers and {zoo.name} has {len(came)}; {differ}. The same layers in "
-            "the same shapes and order are needed"
-        )

@@ -9,10 +9,25 @@ from torch import Tensor
 from lorabench.representations.base import chunks, to_device
 from lorabench.zoo import Zoo
 
-__all__ = ["Sketch", "flat_rows", "sketch_of", "sketched_rows"]
+__all__ = ["Sketch", "flat_rows", "shapes_of", "sketch_of", "sketch_shapes", "sketched_rows"]
 
 Sketch = tuple[Tensor, Tensor]
 """(Ω [d_in, s], Ψ [d_out, t]) of one module, orthonormal columns."""
+
+
+def shapes_of(zoo: Zoo, layers: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """(rows, cols) of some layers."""
+    return tuple((zoo.layers[layer].shape[1], zoo.layers[layer].shape[2]) for layer in layers)
+
+
+def sketch_shapes(zoo: Zoo, modules: Sequence[str], columns: int) -> list[list[int]]:
+    """[d_in, columns of Ω, d_out, columns of Ψ] of some modules; no side has more columns than it is wide."""
+    found = []
+    for name in modules:
+        module = zoo.modules[zoo.module_index(name)]
+        (_, _, d_in), (_, d_out, _) = zoo.layers[module.down].shape, zoo.layers[module.up].shape
+        found.append([d_in, min(columns, d_in), d_out, min(columns, d_out)])
+    return found
 
 
 def flat_rows(zoo: Zoo, layers: Sequence[str], device: torch.device, start: int, stop: int) -> Float32[Tensor, "n d"]:

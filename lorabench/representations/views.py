@@ -54,7 +54,8 @@ def gauges(
 def _orthogonal(normals: Float[Tensor, "batch r r"]) -> Float[Tensor, "batch r r"]:
     q, r = torch.linalg.qr(normals)
     # The signs of QR are the algorithm's choice; without them q is uniform over all orthogonal matrices.
-    return q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[:, None, :]
+    signed: Tensor = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[:, None, :]
+    return signed
 
 
 class View(Keyed):
@@ -79,9 +80,17 @@ class View(Keyed):
         self, x: Float[Tensor, "batch d"], mean: Float[Tensor, " d"], scale: Float[Tensor, " d"]
     ) -> Float[Tensor, "batch d"]:
         """Another view of x = (weights - mean) / scale."""
+        return self.disturbed(self.regauged(x, mean, scale))
+
+    def regauged(
+        self, x: Float[Tensor, "batch d"], mean: Float[Tensor, " d"], scale: Float[Tensor, " d"]
+    ) -> Float[Tensor, "batch d"]:
+        """X in the view's gauge: other weights with the same ΔW."""
+        return (self._regauged(x * scale + mean) - mean) / scale if self.pairs else x
+
+    def disturbed(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """X with the view's noise and mask."""
         batch, width = x.shape
-        if self.pairs:
-            x = (self._regauged(x * scale + mean) - mean) / scale
         if self.noise:
             x = x + self.noise * normal(self.key, batch, width, x.dtype)
         if self.masked:

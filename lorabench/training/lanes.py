@@ -1,7 +1,7 @@
 """Independent pieces of work side by side on a CPU, each one thread wide."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
@@ -25,7 +25,7 @@ def one_thread_an_operation() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def in_lanes(tasks: Sequence[T], work: Callable[[T, threading.Event], R], lanes: int) -> Iterator[R]:
+def in_lanes(tasks: Sequence[T], work: Callable[[T, threading.Event], R], lanes: int) -> Generator[R, None, None]:
     """What `work` makes of every task, as they finish.
 
     Args:

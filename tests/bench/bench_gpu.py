@@ -1,4 +1,6 @@
-"""Phase 1 and the whole `compare` of a 1k zoo in the hub's schema on one GPU: python -m tests.bench.bench_gpu.
+"""Phase 1, the whole `compare` and autoencoders of a 1k zoo in the hub's schema on one GPU.
+
+`python -m tests.bench.bench_gpu` measures all of it, `--only classifiers` or `--only learned` a part.
 
 Needs a checkout, torch, pytorch-lightning, torchmetrics, safetensors and numpy, and nothing else. It prints Markdown;
 `--record` appends it to docs/benchmarks.md.
@@ -37,6 +39,7 @@ from lorabench.representations.spectral import Spectral
 from lorabench.representations.stats import Stats
 from tests.bench.agreement import agreement
 from tests.bench.hub_zoo import CLASSES, hub_zoo
+from tests.bench.learned_gpu import learned_block
 from tests.bench.machine import describe, name
 from tests.bench.measured import Measured, Measuring
 
@@ -61,25 +64,27 @@ REPRESENTATIONS: dict[str, Callable[[], Representation]] = {
 """Those of conf/ablation/compare.yaml, with the values of their yaml (a test compares)."""
 FACTORY = functools.partial(MLP, hidden=[512, 512, 512], dropout=0.3)
 COMPARE = functools.partial(Compare, baseline="stats", rank_on="val", random_draws=3, worst=True, permuted=True)
-FULL = {"adapters": 1000, "runs": 10, "layers": 128}
-QUICK = {"adapters": 200, "runs": 2, "layers": 16}
+FULL = {"adapters": 1000, "runs": 10, "layers": 128, "epochs": 100}
+QUICK = {"adapters": 200, "runs": 2, "layers": 16, "epochs": 3}
+PARTS_OF_ALL = ("classifiers", "learned")
 TOP_K = 5
 SECONDS_OF_PHASE_1, SECONDS_OF_COMPARE = 60, 300
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: numbers of adapters, runs and layers, and the device."""
+    """What is measured: numbers of adapters, runs and layers, epochs of an autoencoder at most, and the device."""
 
     adapters: int
     runs: int
     layers: int
+    epochs: int
     device: torch.device
 
     @property
     def full(self) -> bool:
         """Whether the goals are for these."""
-        return {"adapters": self.adapters, "runs": self.runs, "layers": self.layers} == FULL
+        return {key: getattr(self, key) for key in FULL} == FULL
 
 
 def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> None:
@@ -92,7 +97,7 @@ def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> None:
     if wanted["adapters"] < 4 * CLASSES:
         sys.exit(f"--adapters {wanted['adapters']}: at least {4 * CLASSES} are needed, for {CLASSES} classes")
     with tempfile.TemporaryDirectory() as scratch:
-        text = _report(sizes, Path(scratch))
+        text = _report(sizes, Path(scratch), PARTS_OF_ALL if asked.only is None else (asked.only,))
     print(text)
     if asked.record:
         page.write_text(f"{page.read_text().rstrip()}\n\n{text}\n")
@@ -104,6 +109,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     for key, value in FULL.items():
         parser.add_argument(f"--{key}", type=int, help=f"default: {value}; {QUICK[key]} with --quick")
+    parser.add_argument("--only", choices=PARTS_OF_ALL, help="measure this part alone")
     parser.add_argument("--record", action="store_true", help=f"append what is printed to docs/{PAGE.name}")
     parser.add_argument("--quick", action="store_true", help="a small zoo, to see that everything runs")
     return parser.parse_args(arguments)
@@ -115,8 +121,19 @@ def _device(asked: str) -> torch.device:
     return torch.device(asked)
 
 
-def _report(sizes: Sizes, scratch: Path) -> str:
+def _report(sizes: Sizes, scratch: Path, parts: Sequence[str]) -> str:
     """All measurements as one block of Markdown."""
+    found = [f"### {name()}", _what(sizes)]
+    if "classifiers" in parts:
+        found += _classifiers(sizes, scratch)
+    if "learned" in parts:
+        zoo = hub_zoo(sizes.adapters, sizes.layers)
+        found.append(learned_block(zoo, sizes.device, sizes.epochs, sizes.full, _progress))
+    return "\n\n".join(part for part in found if part)
+
+
+def _classifiers(sizes: Sizes, scratch: Path) -> list[str]:
+    """Phase 1 and the whole `compare`, in blocks of Markdown."""
     engine: Engine = Stacked(sizes.device.type)
     evaluator = functools.partial(
         Measuring.of, hub_zoo(sizes.adapters, sizes.layers), FACTORY, engine, sizes.device, sizes.runs
@@ -131,15 +148,12 @@ def _report(sizes: Sizes, scratch: Path) -> str:
             changed = _phase_1(evaluator(scratch / "phase_1"))
         _progress(f"phase 1 with TF32: {changed[0].seconds:.1f} s")
     whole, rows = _compare(evaluator(scratch / "compare"))
-    parts = [
-        f"### {name()}",
-        _what(sizes),
+    return [
         _table_of_phases(sizes, first, whole, rows),
         _table_of_representations(rows),
         _about_tf32(first, alone, changed),
         same,
     ]
-    return "\n\n".join(part for part in parts if part)
 
 
 def _phase_1(evaluator: Measuring) -> tuple[Measured, np.ndarray]:

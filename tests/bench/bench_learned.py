@@ -59,12 +59,14 @@ def main(names: tuple[str, ...] = NAMES, layers: int = LAYERS, whole: bool = Tru
                 times[way] += time.perf_counter() - start
         print(f"{name}: {layers} layers of the embedded zoo, {len(known)} training rows, {TURNS} turns")
         for way, seconds in times.items():
-            print(f"  {way:12s} {seconds:7.2f} s, {1000 * seconds / count[way]:.1f} ms an epoch of a layer, {count[way]} epochs")
+            each = 1000 * seconds / count[way]
+            print(f"  {way:12s} {seconds:7.2f} s, {each:.1f} ms an epoch of a layer, {count[way]} epochs")
         print(f"  ratio        {times['one by one'] / times['together']:7.1f}  (goal: at least {GOAL})")
         if whole:
             start = time.perf_counter()
             representation.fit(known, torch.device("cpu")).transform(zoo, torch.device("cpu"))
-            print(f"  all {len(zoo.layers)} layers {time.perf_counter() - start:6.1f} s, fit and features of {len(zoo)} adapters")
+            seconds = time.perf_counter() - start
+            print(f"  all {len(zoo.layers)} layers {seconds:6.1f} s, fit and features of {len(zoo)} adapters")
 
 
 def _zoo_and(name: str) -> tuple[Zoo, Learned]:
