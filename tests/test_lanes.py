@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from lorabench.classifiers import Member, Problem, as_it_is, fit_members, solo
-from lorabench.classifiers.dense import by_onednn
 from lorabench.classifiers.linear import Linear
 from lorabench.classifiers.mlp import MLP
-from lorabench.classifiers.steps import _without_python, plain_steps, take_steps
+from lorabench.classifiers.steps import plain_steps, take_steps
+from lorabench.training import by_onednn, without_python
 
 no_torchscript = pytest.mark.skipif(sys.version_info >= (3, 14), reason="torch supports TorchScript up to Python 3.13")
 
@@ -46,7 +46,7 @@ def layers(sizes, generator, dtype=torch.float32):
 
 
 @no_torchscript
-def test_steps_go_without_python():
+def test_steps_gowithout_python():
     """An operation that TorchScript does not know would make lanes slow, and nothing else would tell."""
     assert take_steps is not plain_steps
 
@@ -166,6 +166,6 @@ def test_where_torchscript_is_not_to_be_had_the_function_runs_as_it_is(monkeypat
     def refused(x):
         yield x
 
-    assert _without_python(refused) is refused
+    assert without_python(refused) is refused
     monkeypatch.delattr(torch.jit, "script")
-    assert _without_python(plain_steps) is plain_steps
+    assert without_python(plain_steps) is plain_steps

@@ -2,20 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lorabench.training import SeededDropout, keep_mask
+from lorabench.training import ONEDNN, SeededDropout, by_onednn, keep_mask
 
-__all__ = ["ONEDNN", "DenseNetwork", "by_onednn"]
-
-# Private to torch; plain matmul serves where it is not there.
-_PACKET = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
-ONEDNN: Any = None if _PACKET is None else _PACKET.default  # the overload itself: none is looked for at every call
-_LARGE = 2**18
+__all__ = ["DenseNetwork"]
 
 
 @dataclass(frozen=True)
@@ -133,8 +127,7 @@ def _product(
 ) -> Float[Tensor, "*members n m"]:
     """A @ bᵀ (+ bias).
 
-    One member's, on a CPU in float32 and not tiny, by oneDNN, the way torch's own compiler takes: torch's matmul
-    goes to MKL, which keeps processors of other makers from AVX-512 (measured: 160 against 90 GFLOP/s a core).
+    One member's goes to oneDNN where that pays (`by_onednn`).
     """
     if a.dim() == 2:
         if by_onednn(a, a.shape[0] * b.numel()):
@@ -142,8 +135,3 @@ def _product(
             return found
         return a @ b.mT if bias is None else torch.addmm(bias, a, b.mT)
     return a @ b.mT if bias is None else torch.baddbmm(bias.unsqueeze(-2), a, b.mT)
-
-
-def by_onednn(a: Tensor, multiplications: int) -> bool:
-    """Whether a product of one member goes to oneDNN: its start, of some 10 µs, must be paid back (measured)."""
-    return a.device.type == "cpu" and a.dtype == torch.float32 and _PACKET is not None and multiplications >= _LARGE

@@ -7,9 +7,9 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorabench.classifiers.dense import DenseNetwork, by_onednn
+from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.steps import take_steps
-from lorabench.training import Adam
+from lorabench.training import Adam, by_onednn
 
 __all__ = ["Solo"]
 

@@ -1,23 +1,13 @@
-"""The steps of one dense member, as one call that leaves Python alone while it runs.
+"""The steps of one dense member, written so that TorchScript reads them (`lorabench.training.scripted`)."""
 
-Lanes are threads, and Python is one thread at a time: a step is some fifty operations, each with microseconds of
-Python around it, for which lanes would wait. TorchScript goes through the same operations in the same order without
-Python, so the numbers are the same to the bit, a lane needs Python only between calls, and no second process has to
-be started, fed and watched. torch advises new code to take `torch.compile`, which needs a C++ compiler where it runs
-and chooses other kernels. Where TorchScript is gone or lacks an operation, the Python functions below run as they
-are: slower, with the same numbers.
-"""
-
-import functools
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from lorabench.classifiers.dense import ONEDNN
+from lorabench.training import ONEDNN, without_python
 
 __all__ = ["plain_steps", "take_steps"]
 
@@ -127,24 +117,5 @@ def plain_steps(
     return torch.cat(found)
 
 
-def _without_python(function: Callable[P, T]) -> Callable[P, T]:
-    """The function in TorchScript; itself, where that is not to be had."""
-    if not all(hasattr(torch.jit, name) for name in ("script", "optimized_execution", "frontend")):
-        return function
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            compiled = torch.jit.script(function)
-    except (RuntimeError, OSError, torch.jit.frontend.FrontendError):  # an operation or the source is missing
-        return function
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # the optimiser's sums are in another order
-            return cast("T", compiled(*args, **kwargs))
-
-    return run
-
-
-take_steps = _without_python(plain_steps)
+take_steps = without_python(plain_steps)
 """`plain_steps`, which other threads need not wait for."""

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from lorabench.representations.autoencoder import JUDGED, AutoEncoder
-from lorabench.training import Adam, Keyed, Schedule, draw_keys, epoch_order
+from lorabench.training import Adam, Keyed, Schedule, Step, draw_keys, epoch_order, traced_step
 
 __all__ = ["Course", "Schooling", "batches", "fit_together", "split_rows"]
 
@@ -116,6 +117,19 @@ def _record(courses: list[Course], columns: dict[str, Tensor], improved: Bool[Te
             course.error = f"the validation loss became {rows['val_loss'][k]} in epoch {epoch}"
 
 
+_MAKING = threading.Lock()
+_MADE: dict[str, Step] = {}
+_PAYS = 20_000  # steps times inputs from which on half a second of tracing is paid back
+_WIDE = 20_000  # inputs beyond which products are all
+
+
+def _step_of(architecture: str, losses: nn.Module, x: Float[Tensor, "b d"]) -> Step:
+    with _MAKING:
+        if architecture not in _MADE:
+            _MADE[architecture] = traced_step(losses, x)
+        return _MADE[architecture]
+
+
 class _Losses(nn.Module):
     """A module whose `forward` is the other's losses: `functional_call` knows `forward` alone."""
 
@@ -157,6 +171,11 @@ class _Stack:
         parts = [split_rows(module.seed, inputs.shape[1], schooling.val_share) for module in modules]
         self._train, val = (torch.stack([part[i] for part in parts]).to(self.device) for i in (0, 1))
         self._units = torch.arange(len(modules), device=self.device)[:, None]
+        self._steps = schooling.epochs * len(batches(self._train.shape[1], schooling.batch_size))
+        self._by_rows: dict[int, Step] = {}
+        if self._alone:  # as lists, without the leading axis
+            found = (self.params, self.buffers, self.adam.mean, self.adam.square)
+            self._own = [[tensor[0] for tensor in one.values()] for one in found]
         self._held = self._rows(val)
 
     def _state(self) -> dict[str, Tensor]:
@@ -184,15 +203,25 @@ class _Stack:
 
     def _step(self, x: Float[Tensor, "members b d"], keys: Int[Tensor, "draws members"]) -> dict[str, Tensor]:
         """One step of Adam on a batch; its losses."""
+        scripted = self._scripted(x) if self._alone else None
+        if scripted is not None:
+            self._set_keys(keys)
+            params, moving, mean, square = self._own
+            known, steep = scripted(params, moving, x[0])
+            self.adam.steps += 1
+            count = torch.tensor(float(self.adam.steps))
+            grads = [grad.contiguous() for grad in steep]
+            Adam.of_one(params, grads, mean, square, float(self.schedule.rates[0]), count)
+            return {name: loss[None] for name, loss in known.items()}
         with torch.enable_grad():
             if self._alone:
                 leaves: dict[str, Tensor] = dict(self._call.named_parameters())
             else:
                 leaves = {name: self._turned(p).detach().requires_grad_() for name, p in self.params.items()}
             losses = self._losses(leaves, x, keys)
-            grads = torch.autograd.grad(losses["loss"].sum(), list(leaves.values()))
+            slopes = torch.autograd.grad(losses["loss"].sum(), list(leaves.values()))
         # Adam's fused kernel walks memory, not strides.
-        turned = [(g[None] if self._alone else self._turned(g)).contiguous() for g in grads]
+        turned = [(g[None] if self._alone else self._turned(g)).contiguous() for g in slopes]
         self.adam.step(self.params, dict(zip(leaves, turned, strict=True)))
         return {name: loss.detach() for name, loss in losses.items()}
 
@@ -206,8 +235,7 @@ class _Stack:
     def _losses(
         self, params: dict[str, Tensor], x: Float[Tensor, "members b d"], keys: Int[Tensor, "draws members"]
     ) -> dict[str, Tensor]:
-        if self._keyed:  # in one call: a unit of many modules has hundreds
-            torch._foreach_copy_([self.buffers[f"{name}.key"] for name in self._keyed], list(keys.unbind()))
+        self._set_keys(keys)
         if self._alone:
             return {name: loss[None] for name, loss in self._call(x[0]).items()}
 
@@ -216,6 +244,21 @@ class _Stack:
 
         found: dict[str, Tensor] = vmap(one, randomness="different")(params, self.buffers, x)
         return found
+
+    def _set_keys(self, keys: Int[Tensor, "draws members"]) -> None:
+        if self._keyed:  # in one call: a unit of many modules has hundreds
+            torch._foreach_copy_([self.buffers[f"{name}.key"] for name in self._keyed], list(keys.unbind()))
+
+    def _scripted(self, x: Float[Tensor, "members b d"]) -> Step | None:
+        """The step without Python that all units of one architecture share; None where making it does not pay."""
+        rows = x.shape[1]
+        if self.device.type != "cpu" or self._steps * x.shape[2] < _PAYS or x.shape[2] > _WIDE:
+            return None
+        if rows not in self._by_rows:
+            module = self.modules[0]
+            what = {**module.hparams, "seed": None, "rows": rows, "dtype": x.dtype, "class": type(module)}
+            self._by_rows[rows] = _step_of(str(what), self._call, x[0])
+        return self._by_rows[rows]
 
     @torch.no_grad()
     def validate(self) -> dict[str, Float[Tensor, " members"]]:

@@ -3,15 +3,20 @@
 from lorabench.training.adam import Adam
 from lorabench.training.keyed import Keyed, SeededDropout, SeededNoise, set_keys
 from lorabench.training.lanes import in_lanes, one_thread_an_operation
+from lorabench.training.products import ONEDNN, by_onednn
 from lorabench.training.randomness import draw_keys, epoch_order, keep_mask, normal, seeded
 from lorabench.training.schedule import Schedule
+from lorabench.training.scripted import Step, traced_step, without_python
 
 __all__ = [
+    "ONEDNN",
     "Adam",
     "Keyed",
     "Schedule",
     "SeededDropout",
     "SeededNoise",
+    "Step",
+    "by_onednn",
     "draw_keys",
     "epoch_order",
     "in_lanes",
@@ -20,4 +25,6 @@ __all__ = [
     "one_thread_an_operation",
     "seeded",
     "set_keys",
+    "traced_step",
+    "without_python",
 ]
