@@ -17,10 +17,11 @@ from packaging.requirements import Requirement
 
 from lorabench.conf_dir import conf_dir
 from lorabench.zoo.splits import split_zoo
-from tests.bench import bench_gpu, learned_gpu
+from tests.bench import bench_gpu, bench_learned, learned_gpu
 from tests.bench.hub_zoo import CLASSES, hub_zoo
 from tests.bench.machine import describe
 from tests.bench.measured import Measured
+from tests.conftest import TINY_ZOO
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = ("torch", "pytorch-lightning", "torchmetrics", "safetensors", "numpy")
@@ -195,3 +196,12 @@ def test_what_is_not_installed_is_left_out_of_the_description(monkeypatch):
 def test_a_row_says_what_failed():
     row = Measured("flat", 3.0, 1.0, 2.0, 10, 500, int(2.5e9), "1 arms and 0 members failed").as_row()
     assert row == "| flat (1 arms and 0 members failed) | 1.00 | 2.00 | 10 | 500 | 250 | 2.5 |"
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_autoencoders_runs(capsys):
+    bench_learned.main(("vae",), 1, True, 2, tuple(TINY_ZOO))
+    text = capsys.readouterr().out
+    assert "ratio" in text
+    assert "4 epochs" in text, "two turns of two epochs, both ways"
+    assert "all 32 layers" in text

@@ -31,7 +31,13 @@ def test_unit_dimension_and_gauge_are_the_codes(stem):
     assert float(time) >= 0, "a measured time"
     assert unit == representation.unit
     names = [len(representation.feature_names(zoo, name)) for name in representation.units(zoo)]
-    if dimension == "rows × cols":
+    share = re.fullmatch(r"d / (\d+), (\d+) to (\d+)", dimension)
+    if share:
+        part, least, most = map(int, share.groups())
+        inputs = [stack.shape[1] * stack.shape[2] for stack in zoo.layers.values()]
+        assert names == [max(least, min(most, d // part)) for d in inputs]
+        assert [representation.default_latent(d) for d in (1, 10**4)] == [least, most]
+    elif dimension == "rows × cols":
         assert names == [stack.shape[1] * stack.shape[2] for stack in zoo.layers.values()]
     else:
         assert set(names) == {int(dimension)}

@@ -29,7 +29,13 @@ from tests.bench.machine import describe, quiet_lightning
 NAMES, LAYERS, TURNS, GOAL = ("vae", "denoising", "contrastive"), 4, 2, 3
 
 
-def main(names: tuple[str, ...] = NAMES, layers: int = LAYERS, whole: bool = True, epochs: int | None = None) -> None:
+def main(
+    names: tuple[str, ...] = NAMES,
+    layers: int = LAYERS,
+    whole: bool = True,
+    epochs: int | None = None,
+    overrides: tuple[str, ...] = (),
+) -> None:
     """Print times and their ratios.
 
     Args:
@@ -37,12 +43,13 @@ def main(names: tuple[str, ...] = NAMES, layers: int = LAYERS, whole: bool = Tru
         layers: how many layers are trained both ways.
         whole: whether to time all layers too.
         epochs: at most; None for what conf says.
+        overrides: of the configuration, for a smaller zoo.
     """
     quiet_lightning()
     print(describe())
     options = {} if epochs is None else {"epochs": epochs}
     for name in names:
-        zoo, representation = _zoo_and(name)
+        zoo, representation = _zoo_and(name, overrides)
         known = _training_rows(zoo)
         some = known.only(list(zoo.layers)[:layers])
         times = {"together": 0.0, "one by one": 0.0}
@@ -69,9 +76,9 @@ def main(names: tuple[str, ...] = NAMES, layers: int = LAYERS, whole: bool = Tru
             print(f"  all {len(zoo.layers)} layers {seconds:6.1f} s, fit and features of {len(zoo)} adapters")
 
 
-def _zoo_and(name: str) -> tuple[Zoo, Learned]:
+def _zoo_and(name: str, overrides: tuple[str, ...]) -> tuple[Zoo, Learned]:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("config", overrides=[f"representation={name}"])
+        config = compose("config", overrides=[f"representation={name}", *overrides])
     config.cache_dir = str(Path(config.cache_dir).expanduser())
     return instantiate(config.dataset, _convert_="all"), instantiate(config.representation, _convert_="all")
 
