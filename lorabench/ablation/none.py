@@ -51,4 +51,4 @@ class NoAblation:
             for name, other in pairs
             if (found := study.difference(evaluated[name], evaluated[other])) is not None
         ]
-        return Findings(runs, summary, {**data, "between": between} if between else data)
+        return Findings(runs, summary, {**data, "against": against, "between": between} if between else data)

@@ -74,7 +74,7 @@ def _scores(result: Result) -> Sheet:
 def _between(result: Result) -> Sheet:
     """How far every representation is ahead of those that it is compared with."""
     rows = result.ablation["between"]
-    against = list(dict.fromkeys(row["against"] for row in rows))
+    against = [name for name in result.ablation["against"] if any(row["against"] == name for row in rows)]
     cells = {(row["representation"], row["against"]): row for row in rows}
     columns: list[str] = []
     for name in against:
