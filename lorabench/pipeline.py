@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -210,7 +211,7 @@ def _keep_fitted(
         return
     fitted = {unit: representation.fitted_[unit] for unit in features}
     with explain_disk_errors(folder, ROOM):
-        save_fitted(fitted, representation.config(), folder / name.replace("/", "_"))
+        save_fitted(fitted, representation.config(), folder / _folder_name(name))
     learned[name] = latent_summary(representation, features, evaluator.labels)
     curves = [one.notes["history"] for one in fitted.values()]
     for epoch in range(max(map(len, curves))):
@@ -218,6 +219,10 @@ def _keep_fitted(
         means = {f"{name}/fit/{key}": float(np.mean([row[key] for row in rows])) for key in rows[0]}
         logger.log_metrics(means, step=epoch)
     logger.log_metrics(_flat_diagnostics(name, learned[name]["units"]))
+
+
+def _folder_name(name: str) -> str:
+    return name.replace("/", "_")
 
 
 def _flat_diagnostics(name: str, units: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -261,6 +266,9 @@ def _write(result: Result, folder: Path) -> None:
     """The numbers first: no trouble with a picture may cost them. What another phase has left here goes."""
     for old in (*folder.glob("*.png"), folder / "layers.json", folder / "top_layers.json"):
         old.unlink(missing_ok=True)
+    for one in (folder / "fitted").glob("*"):
+        if one.name not in {_folder_name(name) for name in result.learned}:
+            shutil.rmtree(one)  # of an earlier run: its split was another
     result.write(folder / "results.json")
     (folder / "results.txt").write_text(table_text(result))
     ranking = result.ablation.get("ranking")

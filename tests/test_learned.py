@@ -185,7 +185,7 @@ def test_a_collapsed_posterior_names_unit_and_option_once(caplog: Any, tmp_path:
         said = [record.getMessage() for record in caplog.records if "collapsed" in record.getMessage()]
         assert len(said) == 1
         assert f"vae, unit {layer}: the posterior has collapsed" in said[0]
-        assert "Lower representation.beta (now 10.0)" in said[0]
+        assert "Train with a lower representation.beta than 10.0" in said[0]
     assert max(representation.fitted_[layer].notes["diagnostics"]["kl"]) < 0.01
 
 
@@ -203,7 +203,7 @@ def test_constant_features_name_unit_and_option(caplog: Any, zoo: Zoo, monkeypat
     layer = next(iter(zoo.layers))
     Denoising(latent_dim=5, **quick()).fit(zoo.only([layer]), CPU)
     assert f"denoising, unit {layer}: 2 of 5 features are the same for all adapters" in caplog.text
-    assert "lower representation.latent_dim (now 5) or raise representation.epochs (now 3)" in caplog.text
+    assert "train with a lower representation.latent_dim, or for more than 3 epochs" in caplog.text
 
 
 def test_a_healthy_fit_says_nothing(kind: type[Learned], caplog: Any, zoo: Zoo) -> None:

@@ -191,7 +191,7 @@ def test_a_damaged_autoencoder_is_trained_again(
 
 
 def test_a_flipped_bit_among_the_weights_is_never_used(zoo: Zoo, tmp_path: Path) -> None:
-    """What is read as a whole only where it is needed: then, and when a run takes it over, it is refused."""
+    """In the cache it is trained again; where a run is to take it over, it is refused."""
     fitted = VAE(**quick())
     run(fitted, zoo, tmp_path)
     unit = next(iter(zoo.layers))
@@ -200,15 +200,18 @@ def test_a_flipped_bit_among_the_weights_is_never_used(zoo: Zoo, tmp_path: Path)
     data = bytearray(path.read_bytes())
     data[-100] ^= 4
     path.write_bytes(bytes(data))
-    again = VAE(**quick())
-    run(again, zoo, tmp_path)
     message = rf"{path} holds no autoencoder that can be read: .*Delete it and run again"
     with pytest.raises(LorabenchError, match=message):
-        again.features(zoo, unit, CPU)
+        VAE(**quick()).restore(unit, path)
     with pytest.raises(LorabenchError, match=message):
-        save_fitted(again.fitted_, again.config(), tmp_path / "run")
+        save_fitted(fitted.fitted_, fitted.config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert [p for p in tmp_path.iterdir() if p.name != "features"] == []
+    again = VAE(**quick())
+    before = fitted.transform(zoo.without([unit]), CPU)
+    found = run(again, zoo, tmp_path)
+    assert_same({name: found[name] for name in before}, before)
+    assert again.features(zoo, unit, CPU).isfinite().all(), "trained again"
 
 
 def test_a_disk_that_takes_no_more_leaves_all_in_memory(zoo: Zoo, tmp_path: Path, caplog: Any) -> None:

@@ -64,7 +64,7 @@ def read_run(run: Path, representation: str | None = None) -> FittedRun:
         raise LorabenchError(
             f"{path} is missing, or none that a run wrote; name the folder of a finished run, such as outputs/DATE/TIME"
         ) from error
-    found = {index.parent.name: index.parent for index in sorted((run / "fitted").glob("*/config.json"))}
+    found = {index.parent.name: index.parent for index in sorted((run / "fitted").glob("[!.]*/config.json"))}
     own = f"{VAE.__module__}.{VAE.__qualname__}"
     fitted = {name: folder for name, folder in found.items() if read_index(folder)["config"]["class"] == own}
     if not fitted:
@@ -76,6 +76,11 @@ def read_run(run: Path, representation: str | None = None) -> FittedRun:
     if name not in fitted:
         came = "several VAEs" if name is None else f"no VAE {name!r}"
         raise LorabenchError(f"{run} has {came}; give --representation NAME, one of {', '.join(fitted)}")
+    if read_index(fitted[name])["config"]["on"] != "factors":
+        raise LorabenchError(
+            f"{fitted[name]} reads sketches of ΔW (representation.on=delta), which cannot be decoded into factors; "
+            "take a run with representation.on=factors"
+        )
     return FittedRun(run, dataset, fingerprint, split, fitted[name], read_index(fitted[name]))
 
 

@@ -203,6 +203,7 @@ def _write(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+        Path(partial).chmod(0o644)  # mkstemp's are the owner's alone, and runs link to these
         Path(partial).replace(path)
     finally:
         # After a replace nothing is left under this name; after a failure the half-written file goes.

@@ -1,5 +1,6 @@
 """What a learned representation knows of one unit, in memory or in a file, and whole runs of such files."""
 
+import functools
 import hashlib
 import json
 import os
@@ -82,6 +83,15 @@ class FittedUnit:
         if not whole:
             raise _broken(path)
         return found
+
+    def verify(self) -> None:
+        """Hold the weights in the file to their checksum.
+
+        Raises:
+            LorabenchError: they are damaged.
+        """
+        if self.path is not None:
+            _tensors(self.path)
 
     def check(self, layers: tuple[str, ...], shapes: tuple[tuple[int, int], ...], where: str, zoo: str) -> None:
         """Refuse layers that the autoencoder has not learned to read.
@@ -221,7 +231,7 @@ def fitted_folder(run: Path, kind: str) -> Path:
     if (run / _INDEX).is_file():
         candidates = [run]
     else:
-        candidates = sorted(path.parent for path in (run / "fitted").glob(f"*/{_INDEX}"))
+        candidates = sorted(path.parent for path in (run / "fitted").glob(f"[!.]*/{_INDEX}"))
     found = [path for path in candidates if read_index(path)["config"]["class"] == kind]
     if len(found) != 1:
         name = kind.rpartition(".")[2]
@@ -239,10 +249,18 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
         LorabenchError: it cannot be read.
     """
+    path = folder / _INDEX
+    return _index(folder, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@functools.lru_cache(maxsize=8)  # an arm asks for it once a unit
+def _index(folder: Path, _changed: int) -> dict[str, Any]:
     try:
         index: dict[str, Any] = json.loads((folder / _INDEX).read_text())
-        known = index["format"] == _FORMAT and "class" in index["config"] and "units" in index
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        said, units = index["config"], list(index["units"].values())
+        known = index["format"] == _FORMAT and all(isinstance(said[key], str) for key in ("class", "scope", "on"))
+        known = known and all({"file", "blake2b", "latent_dim"} <= set(unit) for unit in units)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(folder / _INDEX) from error
     if not known:
         raise _broken(folder / _INDEX)

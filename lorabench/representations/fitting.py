@@ -119,6 +119,7 @@ def _record(courses: list[Course], columns: dict[str, Tensor], improved: Bool[Te
 
 _MAKING = threading.Lock()
 _MADE: dict[str, Step] = {}
+_KEPT = 16  # scope=all is another architecture in every arm
 _PAYS = 20_000  # steps times inputs from which on half a second of tracing is paid back
 _WIDE = 20_000  # inputs beyond which products are all
 
@@ -126,6 +127,8 @@ _WIDE = 20_000  # inputs beyond which products are all
 def _step_of(architecture: str, losses: nn.Module, x: Float[Tensor, "b d"]) -> Step:
     with _MAKING:
         if architecture not in _MADE:
+            if len(_MADE) >= _KEPT:
+                del _MADE[next(iter(_MADE))]
             _MADE[architecture] = traced_step(losses, x)
         return _MADE[architecture]
 

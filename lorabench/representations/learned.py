@@ -18,6 +18,7 @@ from lorabench.errors import LorabenchError
 from lorabench.memory import free_memory, recycle_freed_blocks
 from lorabench.representations.autoencoder import JUDGED, AutoEncoder
 from lorabench.representations.base import Representation, Unit, chunks
+from lorabench.representations.checks import check_arguments
 from lorabench.representations.components import unit_seed
 from lorabench.representations.counting import member_bytes
 from lorabench.representations.fitted import FittedUnit, fitted_folder, known_unit, read_index
@@ -40,7 +41,7 @@ class Learned(Representation):
     """Latent vectors of an autoencoder trained on every unit's flattened weights, [N, latent].
 
     Training sees the training rows alone, and no labels; a seeded tenth of them decides when to stop. All units are
-    trained together, as lanes on a CPU and stacked on a GPU, and every unit is kept as soon as it is done.
+    trained together, as lanes on a CPU and stacked on a GPU, and every lane or stack is kept as soon as it is done.
 
     Args:
         latent_dim: length of the feature vector; null for the class's share of the inputs (`default_latent`).
@@ -52,16 +53,20 @@ class Learned(Representation):
         patience: epochs without a lower validation loss before training stops.
         batch_size: adapters a step.
         learning_rate: of Adam.
+        plateau_factor: the learning rate is multiplied by this ...
+        plateau_patience: ... after more than this many epochs without a lower validation loss.
         val_share: share of the training rows that decide when to stop.
         seed: of initial weights, order of the rows, noise and that share.
-        memory_gb: what a stack may take on a GPU; null for 60 % of what is free.
+        memory_gb: what a stack on a GPU, or all lanes of a CPU, may take; null for 60 % of what is free.
         load_from: folder of a run whose autoencoders are taken as they are, with its settings (`on` and `scope` too);
             null to train.
     """
 
     learns: ClassVar[bool] = True
     keeps: ClassVar[bool] = True
-    least: ClassVar[dict[str, int]] = {"epochs": 1, "patience": 1, "batch_size": 2, "latent_dim": 1, "sketch": 1}
+    least: ClassVar[dict[str, int]] = {
+        "epochs": 1, "patience": 1, "batch_size": 2, "latent_dim": 1, "sketch": 1, "plateau_patience": 1,
+    }  # fmt: skip
     """The smallest value allowed of arguments that have one."""
     widths: ClassVar[tuple[str, ...]] = ("hidden",)
     """Arguments that are lists of layers' widths."""
@@ -74,6 +79,8 @@ class Learned(Representation):
     patience: int = 15
     batch_size: int = 64
     learning_rate: float | int = 1e-3
+    plateau_factor: float | int = 0.5
+    plateau_patience: int = 5
     val_share: float | int = 0.1
     seed: int = 0
     memory_gb: float | int | None = None
@@ -126,8 +133,8 @@ class Learned(Representation):
         constant, length = fitted.notes["diagnostics"]["constant_features"], fitted.arguments["latent_dim"]
         if constant:
             yield (
-                f"{constant} of {length} features are the same for all adapters; lower representation.latent_dim (now "
-                f"{length}) or raise representation.epochs (now {self.epochs})"
+                f"{constant} of {length} features are the same for all adapters; train with a lower "
+                f"representation.latent_dim, or for more than {len(fitted.notes['history'])} epochs"
             )
 
     def feature_names(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
@@ -160,7 +167,7 @@ class Learned(Representation):
             return
         self._check(zoo, units)
         recycle_freed_blocks()
-        lanes = torch.get_num_threads() if device.type == "cpu" else 1
+        lanes = self._lanes(zoo, units, device)
 
         def work(chunk: Sequence[str], stopped: threading.Event) -> dict[str, FittedUnit]:
             return self._train(zoo, chunk, device, stopped)
@@ -221,6 +228,7 @@ class Learned(Representation):
     def restore(self, unit: str, path: Path) -> None:
         """Take a unit's autoencoder from a file that `state` gave."""
         fitted = FittedUnit.of(path)
+        fitted.verify()
         self.fitted_ = {**getattr(self, "fitted_", {}), unit: fitted}
         self._warn(unit, fitted)
 
@@ -241,7 +249,14 @@ class Learned(Representation):
         return found
 
     def _latent(self, inputs: int) -> int:
-        return self.default_latent(inputs) if self.latent_dim is None else self.latent_dim
+        if self.latent_dim is None:
+            return self.default_latent(inputs)
+        if not isinstance(self.latent_dim, int) or not 1 <= self.latent_dim <= max(inputs, 2):
+            raise LorabenchError(
+                f"representation.latent_dim={self.latent_dim}: a whole number from 1 to the {inputs} numbers that the "
+                "autoencoder reads is needed, or null"
+            )
+        return self.latent_dim
 
     def _architecture(self, zoo: Zoo, unit: str) -> dict[str, Any]:
         """Arguments of a unit's module: this class's own, and what all have."""
@@ -253,6 +268,8 @@ class Learned(Representation):
             "latent_dim": self._latent(inputs),
             "seed": unit_seed(self.seed, unit),
             "learning_rate": self.learning_rate,
+            "plateau_factor": self.plateau_factor,
+            "plateau_patience": self.plateau_patience,
             "sketches": self._sketch_shapes(zoo, unit),
         }
 
@@ -283,20 +300,7 @@ class Learned(Representation):
                 _LOG.warning("%s, unit %s: %s", self.name, unit, concern)
 
     def _check_arguments(self) -> None:
-        for name, least in self.least.items():
-            value = getattr(self, name)
-            whole = name in Learned.least
-            if value is not None and (value < least or (whole and not isinstance(value, int))):
-                kind = "whole number" if whole else "number"
-                raise LorabenchError(f"representation.{name}={value}: a {kind} from {least} is needed")
-        if self.learning_rate <= 0:
-            raise LorabenchError(f"representation.learning_rate={self.learning_rate}: a number above 0 is needed")
-        if not 0 < self.val_share < 1:
-            raise LorabenchError(f"representation.val_share={self.val_share}: a number between 0 and 1 is needed")
-        for name in self.widths:
-            value = getattr(self, name)
-            if not value or min(value) < 1:
-                raise LorabenchError(f"representation.{name}={value}: a list of one width or more, from 1, is needed")
+        check_arguments(self, whole=Learned.least)
 
     def _check(self, zoo: Zoo, units: Sequence[str]) -> None:
         self._check_arguments()
@@ -314,6 +318,18 @@ class Learned(Representation):
                     f"{_FEWEST_INPUTS}; take representation.scope=all, or another representation"
                 )
 
+    def _budget(self, device: torch.device) -> float:
+        return _SHARE * free_memory(device) if self.memory_gb is None else self.memory_gb * 1e9
+
+    def _lanes(self, zoo: Zoo, units: Sequence[str], device: torch.device) -> int:
+        """How many units at once: on a CPU a thread each, as many as memory holds."""
+        if device.type != "cpu":
+            return 1
+        widest = max(units, key=lambda unit: self._inputs(zoo, unit))
+        one = member_bytes(self.new_module(zoo, widest), len(zoo), self.batch_size, self.val_share)
+        one += 24 * len(zoo) * self._inputs(zoo, widest)  # the rows as they are read, and in float64 as they are scaled
+        return max(1, min(torch.get_num_threads(), int(self._budget(device) // one)))
+
     def _chunks(self, zoo: Zoo, units: Sequence[str], device: torch.device) -> list[list[str]]:
         """Units that are trained as one stack: of one architecture, as many as memory holds; on a CPU one each."""
         if device.type == "cpu":
@@ -324,8 +340,7 @@ class Learned(Representation):
         found = []
         for group in alike.values():
             one = member_bytes(self.new_module(zoo, group[0]), len(zoo), self.batch_size, self.val_share)
-            budget = _SHARE * free_memory(device) if self.memory_gb is None else self.memory_gb * 1e9
-            size = max(1, int(budget // one))
+            size = max(1, int(self._budget(device) // one))
             found += [group[start : start + size] for start in range(0, len(group), size)]
         return found
 
@@ -350,6 +365,7 @@ class Learned(Representation):
             module.calibrate(raw)
             modules.append(module)
             inputs.append(module.standardised(raw))
+            del raw
         stacked = torch.stack(inputs)
         del inputs
         schooling = Schooling(self.batch_size, self.epochs, self.patience, self.val_share)

@@ -117,6 +117,6 @@ class VAE(Learned):
         if max(kl) < _COLLAPSED:
             yield (
                 f"the posterior has collapsed (the largest KL of its {len(kl)} dimensions is {max(kl):.1e} nats): the "
-                f"features say nothing. Lower representation.beta (now {self.beta})"
+                f"features say nothing. Train with a lower representation.beta than {fitted.arguments['beta']}"
             )
         yield from super().concerns(unit, fitted)
