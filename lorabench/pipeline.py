@@ -30,8 +30,8 @@ from lorabench.evaluation import Clock, Evaluator
 from lorabench.evaluation.latent import latent_summary
 from lorabench.progress import bar
 from lorabench.report import table_text, write_figures
-from lorabench.representations import Learned
 from lorabench.representations.fitted import save_fitted
+from lorabench.representations.learned import Learned
 from lorabench.results import METRICS, Result, Run, environment, write_json
 from lorabench.tracking import ROOM, log_summary, logging_to
 from lorabench.zoo import Zoo

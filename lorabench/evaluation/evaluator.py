@@ -22,8 +22,9 @@ from lorabench.evaluation.journal import Journal, digest, source_code
 from lorabench.evaluation.members import Record, Trained, train
 from lorabench.memory import free_memory
 from lorabench.progress import bar
-from lorabench.representations import Learned, Representation
+from lorabench.representations import Representation
 from lorabench.representations.cache import cached_features
+from lorabench.representations.learned import Learned
 from lorabench.results import Run
 from lorabench.zoo import Zoo
 from lorabench.zoo.splits import Split

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from lorabench.representations import Learned
+from lorabench.representations.learned import Learned
 
 __all__ = ["latent_summary"]
 

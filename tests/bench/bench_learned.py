@@ -18,9 +18,9 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from lorabench.conf_dir import conf_dir
-from lorabench.representations import Learned
 from lorabench.representations.autoencoder import AutoEncoder
 from lorabench.representations.fitting import batches, split_rows
+from lorabench.representations.learned import Learned
 from lorabench.training import epoch_order
 from lorabench.zoo import Zoo
 from lorabench.zoo.splits import split_zoo

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lorabench.errors import LorabenchError
-from lorabench.representations import Learned
 from lorabench.representations.contrastive import Contrastive
 from lorabench.representations.denoising import Denoising
+from lorabench.representations.learned import Learned
 from lorabench.representations.vae import VAE
 from lorabench.zoo import Zoo
 from lorabench.zoo.splits import split_zoo
