@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from lorabench.errors import LorabenchError
-from lorabench.representations import Learned, learned
+from lorabench.representations import learned
 from lorabench.representations.cache import cached_features
 from lorabench.representations.contrastive import Contrastive
 from lorabench.representations.denoising import Denoising
 from lorabench.representations.fitted import FittedUnit, read_index, save_fitted
+from lorabench.representations.learned import Learned
 from lorabench.representations.vae import VAE
 from lorabench.training import one_thread_an_operation
 from lorabench.zoo import Zoo
