@@ -85,10 +85,23 @@ def _resolved(cfg: DictConfig, chosen: dict[str, DictConfig]) -> dict[str, Any]:
         raise LorabenchError(f"{missing[0]} has no value: give {missing[0]}=...")
     resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     del resolved["representation"]
-    resolved["representations"] = {
-        name: OmegaConf.to_container(config, resolve=True) for name, config in chosen.items()
-    }
+    resolved["representations"] = {name: _as_used(config) for name, config in chosen.items()}
     return resolved
+
+
+def _as_used(config: DictConfig) -> dict[str, Any]:
+    """A representation's options; those of the training where its autoencoders are another run's.
+
+    Raises:
+        LorabenchError: nothing can be made with them, which is told before the data set is read.
+    """
+    found: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    representation = make(config)
+    if isinstance(representation, Learned):
+        representation.check()
+        used = representation.settings()
+        found |= {name: used[name] for name in found if name in used}
+    return found
 
 
 @contextmanager
@@ -211,7 +224,7 @@ def _keep_fitted(
         return
     fitted = {unit: representation.fitted_[unit] for unit in features}
     with explain_disk_errors(folder, ROOM):
-        save_fitted(fitted, representation.config(), folder / _folder_name(name))
+        save_fitted(fitted, representation.settings(), folder / _folder_name(name))
     learned[name] = latent_summary(representation, features, evaluator.labels)
     curves = [one.notes["history"] for one in fitted.values()]
     for epoch in range(max(map(len, curves))):

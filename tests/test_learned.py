@@ -228,8 +228,15 @@ def test_a_healthy_fit_says_nothing(kind: type[Learned], caplog: Any, zoo: Zoo) 
         ({"latent_dim": 0}, r"representation\.latent_dim=0: a whole number from 1"),
         ({"learning_rate": 0}, r"representation\.learning_rate=0: a number above 0"),
         ({"val_share": 1.0}, r"representation\.val_share=1\.0: a number between 0 and 1"),
-        ({"hidden": []}, r"representation\.hidden=\[\]: a list of one width or more, from 1"),
-        ({"hidden": [8, 0]}, r"representation\.hidden=\[8, 0\]: a list of one width"),
+        ({"epochs": None}, r"representation\.epochs=None: a whole number from 1"),
+        ({"epochs": True}, r"representation\.epochs=True: a whole number from 1"),
+        ({"seed": 1.5}, r"representation\.seed=1\.5: a whole number is needed"),
+        ({"learning_rate": "fast"}, r"representation\.learning_rate=fast: a number above 0"),
+        ({"memory_gb": float("nan")}, r"representation\.memory_gb=nan: a number above 0"),
+        ({"hidden": []}, r"representation\.hidden=\[\]: a list of whole numbers from 1"),
+        ({"hidden": [8, 0]}, r"representation\.hidden=\[8, 0\]: a list of whole numbers from 1"),
+        ({"hidden": ["a"]}, r"representation\.hidden=\['a'\]: a list of whole numbers from 1"),
+        ({"hidden": 512}, r"representation\.hidden=512: a list of whole numbers from 1"),
         ({"learning_rate": 1e30}, (r"unit unet\.\S+: the validation loss became (nan|inf) in epoch \d.*a lower "
                                   r"representation\.learning_rate than 1e\+30 may help")),
     ],
@@ -272,7 +279,7 @@ def test_features_of_what_was_not_fitted_are_refused(kind: type[Learned], zoo: Z
         kind(**quick()).features(zoo, unit, CPU)
     fitted = kind(**quick(), scope="all").fit(zoo, CPU)
     with pytest.raises(
-        LorabenchError, match=r"fitted on 6 layers and synthetic has 5; they differ first in .* none here"
+        LorabenchError, match=r"fitted on 6 layers, and synthetic has 5 layers in this unit; they differ first in .* none here"
     ):
         fitted.features(zoo.without([unit]), "all", CPU)
     other = make_zoo(6, shapes=((6, 5), (4, 7), (6, 9)))

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lorabench.errors import LorabenchError
+from lorabench.evaluation import Arm
 from lorabench.representations import learned
 from lorabench.representations.cache import cached_features
 from lorabench.representations.contrastive import Contrastive
@@ -23,7 +24,8 @@ from lorabench.representations.learned import Learned
 from lorabench.representations.vae import VAE
 from lorabench.training import one_thread_an_operation
 from lorabench.zoo import Zoo
-from tests.synthetic_zoo import make_zoo
+from tests.small_study import evaluator_of
+from tests.synthetic_zoo import SHAPES, make_zoo
 
 CPU = torch.device("cpu")
 TRAIN = np.arange(24)
@@ -205,7 +207,7 @@ def test_a_flipped_bit_among_the_weights_is_never_used(zoo: Zoo, tmp_path: Path)
     with pytest.raises(LorabenchError, match=message):
         VAE(**quick()).restore(unit, path)
     with pytest.raises(LorabenchError, match=message):
-        save_fitted(fitted.fitted_, fitted.config(), tmp_path / "run")
+        save_fitted(fitted.fitted_, fitted.settings(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert [p for p in tmp_path.iterdir() if p.name != "features"] == []
     again = VAE(**quick())
@@ -259,7 +261,7 @@ def test_load_from_gives_the_same_features_on_adapters_never_seen(
 def test_a_run_says_what_it_keeps(saved: tuple[Learned, Path], zoo: Zoo) -> None:
     fitted, folder = saved
     index = read_index(folder / "fitted" / "it")
-    assert index["config"] == json.loads(json.dumps(fitted.config()))
+    assert index["config"] == json.loads(json.dumps(fitted.settings()))
     assert index["units"].keys() == set(fitted.units(zoo))
     for unit, known in index["units"].items():
         assert known["layers"] == list(fitted.layers_of(zoo, unit))
@@ -270,7 +272,7 @@ def test_a_run_says_what_it_keeps(saved: tuple[Learned, Path], zoo: Zoo) -> None
 def test_saving_anew_over_the_files_that_are_in_use_keeps_them(zoo: Zoo, tmp_path: Path) -> None:
     """A run that loads from its own folder; before, what was linked was taken away first."""
     first = VAE(**quick()).fit(zoo.rows(TRAIN), CPU)
-    save_fitted(first.fitted_, first.config(), tmp_path / "fitted" / "vae")
+    save_fitted(first.fitted_, first.settings(), tmp_path / "fitted" / "vae")
     again = VAE(load_from=str(tmp_path)).fit(zoo, CPU)
     save_fitted(again.fitted_, again.config(), tmp_path / "fitted" / "vae")
     third = VAE(load_from=str(tmp_path)).fit(zoo, CPU)
@@ -281,7 +283,7 @@ def test_saving_anew_over_the_files_that_are_in_use_keeps_them(zoo: Zoo, tmp_pat
 def test_a_save_that_fails_leaves_what_was_there(zoo: Zoo, tmp_path: Path, monkeypatch: Any) -> None:
     first = VAE(**quick()).fit(zoo.rows(TRAIN), CPU)
     folder = tmp_path / "fitted" / "vae"
-    save_fitted(first.fitted_, first.config(), folder)
+    save_fitted(first.fitted_, first.settings(), folder)
     before = {path: path.read_bytes() for path in files(tmp_path)}
     genuine = FittedUnit.to_bytes
 
@@ -292,15 +294,50 @@ def test_a_save_that_fails_leaves_what_was_there(zoo: Zoo, tmp_path: Path, monke
 
     monkeypatch.setattr(FittedUnit, "to_bytes", fail)
     with pytest.raises(OSError, match="No space"):
-        save_fitted(first.fitted_, first.config(), folder)
+        save_fitted(first.fitted_, first.settings(), folder)
     assert {path: path.read_bytes() for path in files(tmp_path)} == before
+
+
+def test_a_setting_that_load_from_would_leave_without_effect_is_refused(
+    kind: type[Learned], zoo: Zoo, tmp_path: Path
+) -> None:
+    fitted = kind(**quick()).fit(zoo.rows(TRAIN), CPU)
+    save_fitted(fitted.fitted_, fitted.settings(), tmp_path / "fitted" / "it")
+    for options, message in (
+        (
+            {"on": "delta"},
+            r"representation\.on=delta: .*load_from=.* were trained with on=factors and are taken as they",
+        ),
+        ({"hidden": [64]}, r"representation\.hidden=\[64\]: .* with hidden=\[16, 8\]"),
+        ({"epochs": 7}, r"representation\.epochs=7: .* with epochs=2"),
+    ):
+        with pytest.raises(LorabenchError, match=message):
+            kind(load_from=str(tmp_path), **options).fit(zoo, CPU)
+    # What the training had may be said again, and memory is no setting of it.
+    again = kind(load_from=str(tmp_path), hidden=[16, 8], epochs=2, memory_gb=1.0).fit(zoo, CPU)
+    assert again.settings() == {**fitted.settings(), "fitted": again.config()["fitted"]}
+    assert_same(again.transform(zoo, CPU), fitted.transform(zoo, CPU))
+
+
+def test_an_autoencoder_of_all_layers_is_an_error_of_the_arms_that_lack_one(zoo: Zoo, tmp_path: Path) -> None:
+    evaluator = evaluator_of(zoo, tmp_path)
+    fitted = VAE(**quick(), scope="all").fit(zoo.rows(evaluator.split.train), CPU)
+    save_fitted(fitted.fitted_, fitted.settings(), tmp_path / "run" / "fitted" / "it")
+    layers = tuple(zoo.layers)
+    whole, less = evaluator.evaluate(
+        "vae", VAE(load_from=str(tmp_path / "run")), [Arm("none", layers), Arm("one less", layers[1:])]
+    )
+    assert whole.error is None
+    assert len(whole.runs) == len(evaluator.seeds)
+    assert less.error is not None
+    assert f"unit all: fitted on {len(layers)} layers, and synthetic has {len(layers) - 1} layers" in less.error
 
 
 def test_load_from_of_what_does_not_fit_is_refused(kind: type[Learned], zoo: Zoo, tmp_path: Path) -> None:
     """Other layers, other shapes, no run, another class, two runs in one, damage; nothing is written."""
     fitted = kind(**quick()).fit(zoo.rows(TRAIN), CPU)
     place = tmp_path / "run" / "fitted" / "it"
-    save_fitted(fitted.fitted_, fitted.config(), place)
+    save_fitted(fitted.fitted_, fitted.settings(), place)
     other = next(one for one in KINDS if one is not kind)
     (tmp_path / "none").mkdir()
     shutil.copytree(place, tmp_path / "two" / "fitted" / "a")
@@ -308,15 +345,15 @@ def test_load_from_of_what_does_not_fit_is_refused(kind: type[Learned], zoo: Zoo
     for name, file, data in (("no index", "config.json", b"{"), ("cut", "0000.safetensors", b"1234")):
         shutil.copytree(place, tmp_path / name / "fitted" / "it")
         (tmp_path / name / "fitted" / "it" / file).write_bytes(data)
-    renamed, wider = make_zoo(6, shapes=((6, 5),) * 4), make_zoo(6, shapes=((6, 5), (4, 7), (6, 9)))
+    renamed, wider = make_zoo(6, shapes=(*SHAPES, (6, 5))), make_zoo(6, shapes=((6, 5), (4, 7), (6, 9)))
     cases: tuple[tuple[type[Learned], str, Zoo, str], ...] = (
         (kind, "run", renamed, rf"no autoencoder of unit {renamed.modules[3].down} there; there are unet\..* and 3"),
         (kind, "run", wider, r"differ first in \S+: \(3, 6\) there, \(3, 9\) here"),
-        (kind, "absent", zoo, rf"the folder of one run with a fitted {kind.__name__} is needed.*found there: nothing"),
-        (kind, "none", zoo, "found there: nothing"),
-        (other, "run", zoo, rf"a fitted {other.__name__} is needed.*found there: .*it"),
+        (kind, "absent", zoo, rf"the folder of one run with a fitted {kind.__name__} is needed.*no such folder"),
+        (kind, "none", zoo, "found there: no fitted representation"),
+        (other, "run", zoo, rf"a fitted {other.__name__} is needed.*found there: .*it \({kind.__name__}\)"),
         (other, "run/fitted/it", zoo, rf"a fitted {other.__name__} is needed"),
-        (kind, "two", zoo, r"found there: .*fitted/a, .*fitted/b"),
+        (kind, "two", zoo, r"found there: .*fitted/a \(\w+\), .*fitted/b"),
         (kind, "no index", zoo, r"config\.json holds no autoencoder that can be read"),
         (kind, "cut", zoo, r"0000\.safetensors holds no autoencoder that can be read"),
     )  # fmt: skip
@@ -330,7 +367,7 @@ def test_load_from_of_what_does_not_fit_is_refused(kind: type[Learned], zoo: Zoo
 
 def test_a_files_weights_are_held_against_its_checksum_when_loaded(zoo: Zoo, tmp_path: Path) -> None:
     fitted = VAE(**quick()).fit(zoo.rows(TRAIN), CPU)
-    save_fitted(fitted.fitted_, fitted.config(), tmp_path / "fitted" / "vae")
+    save_fitted(fitted.fitted_, fitted.settings(), tmp_path / "fitted" / "vae")
     path = tmp_path / "fitted" / "vae" / "0002.safetensors"
     whole = path.read_bytes()
     length = 8 + int.from_bytes(whole[:8], "little")

@@ -84,6 +84,13 @@ def test_the_autoencoders_of_a_run_serve_another(done, tmp_path):
     before = next(row for row in result.summary if row.representation == LABELS[2])
     assert same.summary[0].test_accuracy == before.test_accuracy
     assert same.summary[0].gauge_invariant is True
+    used = same.config["representations"]["contrastive"]
+    assert used == {**result.config["representations"][LABELS[2]], "load_from": str(folder)}
+    assert same.learned["contrastive"]["taken_from"] == str(folder)
+    told = " ".join((tmp_path / "same" / "results.txt").read_text().split())
+    assert f"contrastive: taken from {folder}; the numbers are of the adapters that it was trained on" in told
+    with pytest.raises(LorabenchError, match=r"representation\.scope=all: .* were trained with scope=layer"):
+        run(tmp_path / "against", *SMALL, *words, "representation.scope=all")
     other = run(tmp_path / "other", *SMALL, *words, "seed=7")
     assert other.learned["contrastive"]["units"] == result.learned[LABELS[2]]["units"]
     again = tmp_path / "other" / "fitted" / "contrastive"
@@ -100,6 +107,12 @@ def test_a_folder_of_another_class_is_refused_before_anything_is_trained(done, t
     with pytest.raises(LorabenchError, match=r"^representation\.load_from="):
         run(tmp_path / "run", *SMALL, *words)
     assert not (tmp_path / "run" / "fitted").exists()
+
+
+def test_a_wrong_option_is_told_before_the_data_set_is_read(tmp_path):
+    words = ["dataset=folder", "dataset.path=/nowhere", "representation=vae", "representation.hidden=[0]"]
+    with pytest.raises(LorabenchError, match=r"^representation\.hidden=\[0\]: a list of whole numbers"):
+        run(tmp_path / "run", *words)
 
 
 @pytest.mark.slow

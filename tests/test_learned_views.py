@@ -223,7 +223,7 @@ def test_a_gauge_without_a_pair_and_nonsense_are_refused() -> None:
         ({"condition": 0.5}, r"representation\.condition=0\.5: a number from 1"),
         ({"noise": -0.1}, r"representation\.noise=-0\.1: a number from 0"),
         ({"alpha": -1}, r"representation\.alpha=-1: a number from 0"),
-        ({"projection": []}, r"representation\.projection=\[\]: a list of one width or more"),
+        ({"projection": []}, r"representation\.projection=\[\]: a list of whole numbers from 1"),
     )
     for arguments, message in cases:
         with pytest.raises(LorabenchError, match=message):

@@ -5,7 +5,6 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -18,6 +17,7 @@ from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.problem import Member, Problem
 from lorabench.classifiers.stack import Stack
 from lorabench.memory import free_memory, recycle_freed_blocks
+from lorabench.training import one_thread_an_operation
 
 __all__ = ["Fitted", "OnEpoch", "as_it_is", "divergence", "fit_members"]
 
@@ -115,7 +115,7 @@ def fit_members(
     if device.type != "cpu":
         _lane(work)
     else:  # a single lane too: a member's sums are in the same order whether others are trained beside it or not
-        with _one_thread_an_operation(), ThreadPoolExecutor(lanes) as pool:
+        with one_thread_an_operation(), ThreadPoolExecutor(lanes) as pool:
             futures = [pool.submit(_lane, work) for _ in range(lanes)]
             try:
                 for future in as_completed(futures):
@@ -155,16 +155,6 @@ def _build(work: _Work, number: int) -> Classifier:
     member, problem = work.members[number], work.problem
     model = work.factory(in_features=problem.width(member.features), n_classes=problem.n_classes, seed=member.seed)
     return model.to(problem.inputs.dtype)
-
-
-@contextmanager
-def _one_thread_an_operation() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _lane(work: _Work) -> None:

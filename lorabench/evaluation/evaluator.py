@@ -149,7 +149,10 @@ class Evaluator:
         """The units that stand in an arm, or why there is none."""
         zoo = self.zoo.only(arm.layers)
         try:
-            return _Standing(arm, [(unit, representation.layers_of(zoo, unit)) for unit in representation.units(zoo)])
+            units = [(unit, representation.layers_of(zoo, unit)) for unit in representation.units(zoo)]
+            if representation.unit == "all":
+                representation.feature_names(zoo, "all")  # an autoencoder of all layers that was taken knows no fewer
+            return _Standing(arm, units)
         except LorabenchError as error:
             if arm.layers == self.everything:
                 raise

@@ -28,7 +28,8 @@ def latent_summary(
     Returns:
         `units`: for every unit the epochs, the best epoch and the module's diagnostics; `maps`: adapters in the plane
         of the first two principal components of all units' standardised features, and of those of the unit with
-        the lowest reconstruction error, with their classes and the plane's shares of the variance.
+        the lowest reconstruction error, with their classes and the plane's shares of the variance; `taken_from`: the
+        run that trained it, on its own adapters, where it was not this one.
     """
     units = {}
     for unit in features:
@@ -47,7 +48,8 @@ def latent_summary(
     maps = [_map("all units", torch.cat([_standardised(one[rows]) for one in features.values()], 1))]
     if len(features) > 1:
         maps.append(_map(best, _standardised(features[best][rows])))
-    return {"units": units, "maps": maps, "classes": labels[known].tolist()}
+    found = {"units": units, "maps": maps, "classes": labels[known].tolist()}
+    return found if representation.load_from is None else {**found, "taken_from": representation.load_from}
 
 
 def _standardised(values: Float32[Tensor, "n f"]) -> Float64[Tensor, "n f"]:

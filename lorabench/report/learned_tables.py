@@ -47,6 +47,11 @@ def learned_sheets(result: Result) -> list[Sheet]:
                 "medians over units, of the training adapters that decide when to stop",
                 "error: of the reconstruction, squared, over that of the training mean: 0 is perfect, 1 no better",
                 *(text for title, text in _EXPLAINED.items() if title in columns),
+                *(
+                    f"{name}: taken from {found['taken_from']}; the numbers are of the adapters that it was trained on"
+                    for name, found in result.learned.items()
+                    if "taken_from" in found
+                ),
                 *(line for name, known in units.items() for line in _notes(name, known)),
             ],
             text=("representation",),

@@ -156,7 +156,8 @@ class Contrastive(Learned):
         Others: see `Learned`.
     """
 
-    least: ClassVar[dict[str, int]] = {**Learned.least, "alpha": 0, "noise": 0, "condition": 1}
+    least: ClassVar[dict[str, int | float]] = {**Learned.least, "alpha": 0.0, "noise": 0.0, "condition": 1.0}
+    latent: ClassVar[tuple[int, int]] = (5, 128)
     widths: ClassVar[tuple[str, ...]] = ("hidden", "projection")
 
     alpha: float | int = 1.0
@@ -174,23 +175,15 @@ class Contrastive(Learned):
         """`ContrastiveModule`."""
         return ContrastiveModule
 
-    @classmethod
-    def default_latent(cls, inputs: int) -> int:
-        """A fifth of the inputs, from 2 to 128."""
-        return max(2, min(128, inputs // 5))
-
-    def _check_arguments(self) -> None:
-        super()._check_arguments()
+    def check(self) -> None:
+        """As for every learned representation, and `views`."""
+        super().check()
         if self.views not in ("auto", "gauge", "noise"):
             raise LorabenchError(f"representation.views={self.views}: allowed are auto, gauge and noise")
         if self.views == "gauge" and self._delta:
             raise LorabenchError(
                 "representation.views=gauge with on=delta: no gauge changes what is read; take views=noise or auto"
             )
-        if self.temperature <= 0:
-            raise LorabenchError(f"representation.temperature={self.temperature}: a number above 0 is needed")
-        if not 0 <= self.masked < 1:
-            raise LorabenchError(f"representation.masked={self.masked}: a share from 0 to below 1 is needed")
 
     def _architecture(self, zoo: Zoo, unit: str) -> dict[str, Any]:
         found = super()._architecture(zoo, unit)

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lorabench.representations.autoencoder import AutoEncoder
+from lorabench.representations.fitting import held_rows
 
 __all__ = ["member_bytes"]
 
@@ -26,7 +27,7 @@ def member_bytes(module: AutoEncoder, rows: int, batch_size: int, val_share: flo
         val_share: share of the rows that decide when to stop.
     """
     twin = copy.deepcopy(module).to("meta")
-    held = max(2, round(val_share * rows))
+    held = held_rows(rows, val_share)
     weights = sum(p.nbytes for p in twin.parameters())
     row = twin.mean.element_size() * module.in_features
     steps = []

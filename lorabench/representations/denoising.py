@@ -98,7 +98,7 @@ class Denoising(Learned):
         Others: see `Learned`.
     """
 
-    least: ClassVar[dict[str, int]] = {**Learned.least, "noise": 0}
+    least: ClassVar[dict[str, int | float]] = {**Learned.least, "noise": 0.0}
 
     noise: float | int = 0.2
     dropout: float | int = 0.2
@@ -108,8 +108,3 @@ class Denoising(Learned):
     def kind(cls) -> type[AutoEncoder]:
         """`DenoisingModule`."""
         return DenoisingModule
-
-    @classmethod
-    def default_latent(cls, inputs: int) -> int:
-        """A tenth of the inputs, from 2 to 64."""
-        return max(2, min(64, inputs // 10))

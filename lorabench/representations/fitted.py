@@ -19,10 +19,11 @@ from torch import Tensor
 from lorabench.errors import LorabenchError
 from lorabench.representations.autoencoder import AutoEncoder
 
-__all__ = ["FittedUnit", "fitted_folder", "known_unit", "read_index", "save_fitted"]
+__all__ = ["INDEX", "FittedUnit", "check_layers", "read_index", "save_fitted"]
 
 _FORMAT = 1
-_INDEX = "config.json"
+INDEX = "config.json"
+"""The file of a folder of fitted units that says what they are."""
 
 
 @dataclass
@@ -105,19 +106,7 @@ class FittedUnit:
         Raises:
             LorabenchError: they are others, of other shapes or in another order.
         """
-        if (self.layers, self.shapes) == (layers, shapes):
-            return
-        known, came = (dict(zip(*pair, strict=True)) for pair in ((self.layers, self.shapes), (layers, shapes)))
-        wrong = [layer for layer in {**came, **known} if known.get(layer) != came.get(layer)]
-        differ = (
-            f"they differ first in {wrong[0]}: {known.get(wrong[0], 'none')} there, {came.get(wrong[0], 'none')} here"
-            if wrong
-            else "they come in another order"
-        )
-        raise LorabenchError(
-            f"{where} was fitted on {len(known)} layers and {zoo} has {len(came)}; {differ}. The same layers in the "
-            "same shapes and order are needed"
-        )
+        check_layers((self.layers, self.shapes), (layers, shapes), where, zoo)
 
     def on(self, kind: type[AutoEncoder], device: torch.device) -> AutoEncoder:
         """The module, for evaluation on a device.
@@ -139,6 +128,40 @@ class FittedUnit:
         except RuntimeError as error:
             raise _broken(self.path) from error
         return module
+
+
+_Layers = tuple[tuple[str, ...], tuple[tuple[int, int], ...]]
+
+
+def check_layers(known: _Layers, came: _Layers, where: str, zoo: str) -> None:
+    """Refuse layers that an autoencoder has not learned to read.
+
+    Args:
+        known: layers and shapes that it was trained on.
+        came: those of the data set at hand.
+        where: what the message calls the unit.
+        zoo: what it calls the data set.
+
+    Raises:
+        LorabenchError: they are others, of other shapes or in another order.
+    """
+    if known == came:
+        return
+    there, here = (dict(zip(*pair, strict=True)) for pair in (known, came))
+    wrong = [layer for layer in {**here, **there} if there.get(layer) != here.get(layer)]
+    differ = (
+        f"they differ first in {wrong[0]}: {there.get(wrong[0], 'none')} there, {here.get(wrong[0], 'none')} here"
+        if wrong
+        else "they come in another order"
+    )
+    raise LorabenchError(
+        f"{where}: fitted on {_count(there)}, and {zoo} has {_count(here)} in this unit; {differ}. The same layers in "
+        "the same shapes and order are needed"
+    )
+
+
+def _count(layers: Mapping[str, object]) -> str:
+    return f"{len(layers)} layer{'s' if len(layers) != 1 else ''}"
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -215,32 +238,7 @@ def _write_units(units: Mapping[str, FittedUnit], config: dict[str, Any], folder
             "latent_dim": fitted.arguments["latent_dim"],
             **{key: value for key, value in fitted.notes.items() if key != "history"},
         }
-    (folder / _INDEX).write_text(json.dumps(index, indent=1) + "\n")
-
-
-def fitted_folder(run: Path, kind: str) -> Path:
-    """Where a run keeps the autoencoders of a class: `run` itself, or its only folder of that class.
-
-    Args:
-        run: what representation.load_from says.
-        kind: module and name of the representation's class.
-
-    Raises:
-        LorabenchError: there is none, or more than one.
-    """
-    if (run / _INDEX).is_file():
-        candidates = [run]
-    else:
-        candidates = sorted(path.parent for path in (run / "fitted").glob(f"[!.]*/{_INDEX}"))
-    found = [path for path in candidates if read_index(path)["config"]["class"] == kind]
-    if len(found) != 1:
-        name = kind.rpartition(".")[2]
-        there = ", ".join(str(path) for path in (found or candidates)) or "nothing"
-        raise LorabenchError(
-            f"representation.load_from={run}: the folder of one run with a fitted {name} is needed, such as "
-            f"outputs/DATE/TIME or its sub-folder fitted/NAME; found there: {there}"
-        )
-    return found[0]
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -249,40 +247,19 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
         LorabenchError: it cannot be read.
     """
-    path = folder / _INDEX
+    path = folder / INDEX
     return _index(folder, path.stat().st_mtime_ns if path.is_file() else 0)
 
 
 @functools.lru_cache(maxsize=8)  # an arm asks for it once a unit
 def _index(folder: Path, _changed: int) -> dict[str, Any]:
     try:
-        index: dict[str, Any] = json.loads((folder / _INDEX).read_text())
+        index: dict[str, Any] = json.loads((folder / INDEX).read_text())
         said, units = index["config"], list(index["units"].values())
         known = index["format"] == _FORMAT and all(isinstance(said[key], str) for key in ("class", "scope", "on"))
-        known = known and all({"file", "blake2b", "latent_dim"} <= set(unit) for unit in units)
+        known = known and all({"file", "blake2b", "latent_dim", "layers", "shapes"} <= set(unit) for unit in units)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _broken(folder / _INDEX) from error
+        raise _broken(folder / INDEX) from error
     if not known:
-        raise _broken(folder / _INDEX)
+        raise _broken(folder / INDEX)
     return index
-
-
-def known_unit(folder: Path, unit: str, where: str) -> dict[str, Any]:
-    """What the index of a folder says of one unit.
-
-    Args:
-        folder: of `save_fitted`.
-        unit: its name.
-        where: what the message calls the folder.
-
-    Raises:
-        LorabenchError: it holds no such unit.
-    """
-    units: dict[str, dict[str, Any]] = read_index(folder)["units"]
-    if unit not in units:
-        known = ", ".join(list(units)[:3]) + (f" and {len(units) - 3} more" if len(units) > 3 else "")
-        raise LorabenchError(
-            f"{where}: no autoencoder of unit {unit} there; there are {known}. A data set with the same layers is "
-            "needed"
-        )
-    return units[unit]

@@ -15,7 +15,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from lorabench.representations.autoencoder import JUDGED, AutoEncoder
 from lorabench.training import Adam, Keyed, Schedule, Step, draw_keys, epoch_order, traced_step
 
-__all__ = ["Course", "Schooling", "batches", "fit_together", "split_rows"]
+__all__ = ["Course", "Schooling", "batches", "fit_together", "held_rows", "split_rows"]
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,14 @@ class Course:
     error: str | None = None
 
 
+def held_rows(n: int, share: float | int) -> int:
+    """How many of n rows decide when to stop: at least two."""
+    return max(2, round(share * n))
+
+
 def split_rows(seed: int, n: int, share: float | int) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " val"]]:
     """Rows to train on and rows to stop by, at least two of these."""
-    order = epoch_order(seed, -1, n)
-    held = max(2, round(share * n))
+    order, held = epoch_order(seed, -1, n), held_rows(n, share)
     return order[held:].sort().values, order[:held].sort().values
 
 
@@ -69,7 +73,7 @@ def fit_together(
     modules: Sequence[AutoEncoder],
     inputs: Float[Tensor, "units n d"],
     schooling: Schooling,
-    on_epoch: Callable[[int, int], None] | None = None,
+    on_epoch: Callable[[], None] | None = None,
 ) -> list[Course]:
     """Train modules of one architecture; each ends with the weights of its best epoch.
 
@@ -80,8 +84,7 @@ def fit_together(
         modules: on the device of the inputs; changed in place.
         inputs: standardised training rows of every unit.
         schooling: how long.
-        on_epoch: called after an epoch with its number, from 0, and how many units have just stopped; what it raises
-            ends the training.
+        on_epoch: called after every epoch; what it raises ends the training.
     """
     courses = [Course() for _ in modules]
     stack = _Stack(list(modules), inputs, schooling)
@@ -96,7 +99,7 @@ def fit_together(
         if stop.any():
             stack.close(torch.nonzero(stop).flatten().tolist())
         if on_epoch is not None:
-            on_epoch(epoch, int(stop.sum()))
+            on_epoch()
         if stop.all():
             break
         left = torch.nonzero(~stop).flatten()

@@ -1,6 +1,5 @@
 """The contract of representations that train an autoencoder of every unit."""
 
-import hashlib
 import logging
 import threading
 from abc import abstractmethod
@@ -21,9 +20,10 @@ from lorabench.representations.base import Representation, Unit, chunks
 from lorabench.representations.checks import check_arguments
 from lorabench.representations.components import unit_seed
 from lorabench.representations.counting import member_bytes
-from lorabench.representations.fitted import FittedUnit, fitted_folder, known_unit, read_index
-from lorabench.representations.fitting import Course, Schooling, fit_together, split_rows
+from lorabench.representations.fitted import FittedUnit
+from lorabench.representations.fitting import Course, Schooling, fit_together, held_rows, split_rows
 from lorabench.representations.reading import flat_rows, shapes_of, sketch_of, sketch_shapes, sketched_rows
+from lorabench.representations.taken import TakenRun
 from lorabench.training import in_lanes, set_keys
 from lorabench.zoo import Zoo
 
@@ -44,10 +44,10 @@ class Learned(Representation):
     trained together, as lanes on a CPU and stacked on a GPU, and every lane or stack is kept as soon as it is done.
 
     Args:
-        latent_dim: length of the feature vector; null for the class's share of the inputs (`default_latent`).
+        latent_dim: length of the feature vector; null for a share of the inputs (`default_latent`).
         on: "factors" for the weights as they are, or "delta" for ΔW·Ω and Ψᵀ·ΔW of every module (`sketched_rows`),
             which no gauge changes; a unit is a module then, where scope says layer.
-        sketch: columns of Ω and of Ψ.
+        sketch: columns of Ω and of Ψ, at most as many as ΔW has.
         scope: "layer", "module" (both its layers) or "all" for one autoencoder of all layers behind one another.
         epochs: at most.
         patience: epochs without a lower validation loss before training stops.
@@ -58,16 +58,18 @@ class Learned(Representation):
         val_share: share of the training rows that decide when to stop.
         seed: of initial weights, order of the rows, noise and that share.
         memory_gb: what a stack on a GPU, or all lanes of a CPU, may take; null for 60 % of what is free.
-        load_from: folder of a run whose autoencoders are taken as they are, with its settings (`on` and `scope` too);
-            null to train.
+        load_from: folder of a run whose autoencoders are taken as they are, with its settings (`on` and `scope` too; an
+            argument that differs from both them and the default is refused); null to train.
     """
 
     learns: ClassVar[bool] = True
     keeps: ClassVar[bool] = True
-    least: ClassVar[dict[str, int]] = {
+    least: ClassVar[dict[str, int | float]] = {
         "epochs": 1, "patience": 1, "batch_size": 2, "latent_dim": 1, "sketch": 1, "plateau_patience": 1,
     }  # fmt: skip
-    """The smallest value allowed of arguments that have one."""
+    """The smallest value allowed of arguments that have one; whole where they are."""
+    latent: ClassVar[tuple[int, int]] = (10, 64)
+    """The latent vector has the inputs over the first, at most the second."""
     widths: ClassVar[tuple[str, ...]] = ("hidden",)
     """Arguments that are lists of layers' widths."""
 
@@ -108,9 +110,11 @@ class Learned(Representation):
 
     def _setting(self, name: str) -> Any:
         """An argument, or what it was in the run that autoencoders are taken from."""
-        if self.load_from is None:
-            return getattr(self, name)
-        return read_index(self._folder())["config"][name]
+        return getattr(self, name) if self.load_from is None else self._taken.config[name]
+
+    @property
+    def _taken(self) -> TakenRun:
+        return TakenRun.of(str(self.load_from), f"{type(self).__module__}.{type(self).__qualname__}")
 
     @property
     def gauge_invariant(self) -> bool:
@@ -123,9 +127,10 @@ class Learned(Representation):
         """The module that is trained."""
 
     @classmethod
-    @abstractmethod
     def default_latent(cls, inputs: int) -> int:
         """Length of the latent vector for so many inputs, at least 2."""
+        share, most = cls.latent
+        return max(2, min(most, inputs // share))
 
     def concerns(self, unit: str, fitted: FittedUnit) -> Iterator[str]:
         """What a user should know of a unit's training, and which option to try."""
@@ -139,10 +144,11 @@ class Learned(Representation):
 
     def feature_names(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
         """`z1`, `z2` and so on."""
-        if self.load_from is not None:
-            length = self._saved(unit)["latent_dim"]
-        else:
+        if self.load_from is None:
             length = self._latent(self._inputs(zoo, unit))
+        else:
+            layers = self.layers_of(zoo, unit)
+            length = self._taken.length(unit, layers, shapes_of(zoo, layers), zoo.name)
         return tuple(f"z{i + 1}" for i in range(length))
 
     def fit(self, zoo: Zoo, device: torch.device) -> "Learned":
@@ -158,11 +164,14 @@ class Learned(Representation):
 
     def learn(self, zoo: Zoo, device: torch.device) -> Generator[str, None, None]:
         """`fit`, unit after unit as they finish."""
+        self.check()
         units = self.units(zoo)
         self.fitted_: dict[str, FittedUnit] = getattr(self, "fitted_", {})
         if self.load_from is not None:
             for unit in units:  # all are looked at before the first is used
-                self._take(zoo, unit)
+                layers = self.layers_of(zoo, unit)
+                self.fitted_[unit] = self._taken.unit(unit, layers, shapes_of(zoo, layers), zoo.name)
+                self._warn(unit, self.fitted_[unit])
             yield from units
             return
         self._check(zoo, units)
@@ -239,14 +248,30 @@ class Learned(Representation):
 
     def config(self) -> dict[str, Any]:
         """Class and arguments; what `load_from` holds, in place of where it lies."""
-        found = super().config()
-        del found["memory_gb"]  # says nothing about the features
+        found = self.settings()
         if self.load_from is not None:
-            units = read_index(self._folder())["units"]
-            files = "".join(units[unit]["blake2b"] for unit in sorted(units))
-            settings = {"scope": self._setting("scope"), "on": self._setting("on")}
-            found = {"class": found["class"], **settings, "fitted": hashlib.sha256(files.encode()).hexdigest()}
+            found = {key: found[key] for key in ("class", "scope", "on", "fitted")}
         return found
+
+    def settings(self) -> dict[str, Any]:
+        """Class and arguments of the training, be it another run's; then `fitted` says which autoencoders those are."""
+        if self.load_from is not None:
+            return {**self._taken.config, "fitted": self._taken.digest()}
+        found = super().config()
+        del found["memory_gb"], found["load_from"]  # they say nothing about the features
+        return found
+
+    def check(self) -> None:
+        """Refuse arguments that nothing can be trained with, before anything is read.
+
+        Raises:
+            LorabenchError: one is not allowed, or contradicts `load_from`.
+        """
+        check_arguments(self)
+        _ = self.unit  # scope and on
+        if self.load_from is not None:
+            fresh = asdict(type(self)())
+            self._taken.refuse_others({k: v for k, v in asdict(self).items() if v != fresh[k]})
 
     def _latent(self, inputs: int) -> int:
         if self.latent_dim is None:
@@ -299,12 +324,8 @@ class Learned(Representation):
             for concern in self.concerns(unit, fitted):
                 _LOG.warning("%s, unit %s: %s", self.name, unit, concern)
 
-    def _check_arguments(self) -> None:
-        check_arguments(self, whole=Learned.least)
-
     def _check(self, zoo: Zoo, units: Sequence[str]) -> None:
-        self._check_arguments()
-        held = max(2, round(self.val_share * len(zoo)))
+        held = held_rows(len(zoo), self.val_share)
         if len(zoo) < _FEWEST_ROWS or len(zoo) - held < 2:
             raise LorabenchError(
                 f"{self.name} needs at least {_FEWEST_ROWS} training adapters, two of them to stop by, and "
@@ -321,13 +342,16 @@ class Learned(Representation):
     def _budget(self, device: torch.device) -> float:
         return _SHARE * free_memory(device) if self.memory_gb is None else self.memory_gb * 1e9
 
+    def _bytes(self, zoo: Zoo, unit: str) -> int:
+        return member_bytes(self.new_module(zoo, unit), len(zoo), self.batch_size, self.val_share)
+
     def _lanes(self, zoo: Zoo, units: Sequence[str], device: torch.device) -> int:
         """How many units at once: on a CPU a thread each, as many as memory holds."""
         if device.type != "cpu":
             return 1
         widest = max(units, key=lambda unit: self._inputs(zoo, unit))
-        one = member_bytes(self.new_module(zoo, widest), len(zoo), self.batch_size, self.val_share)
-        one += 24 * len(zoo) * self._inputs(zoo, widest)  # the rows as they are read, and in float64 as they are scaled
+        # the rows too, as they are read, and in float64 as they are scaled
+        one = self._bytes(zoo, widest) + 24 * len(zoo) * self._inputs(zoo, widest)
         return max(1, min(torch.get_num_threads(), int(self._budget(device) // one)))
 
     def _chunks(self, zoo: Zoo, units: Sequence[str], device: torch.device) -> list[list[str]]:
@@ -339,8 +363,7 @@ class Learned(Representation):
             alike.setdefault(str({**self._architecture(zoo, unit), "seed": None}), []).append(unit)
         found = []
         for group in alike.values():
-            one = member_bytes(self.new_module(zoo, group[0]), len(zoo), self.batch_size, self.val_share)
-            size = max(1, int(self._budget(device) // one))
+            size = max(1, int(self._budget(device) // self._bytes(zoo, group[0])))
             found += [group[start : start + size] for start in range(0, len(group), size)]
         return found
 
@@ -370,8 +393,7 @@ class Learned(Representation):
         del inputs
         schooling = Schooling(self.batch_size, self.epochs, self.patience, self.val_share)
 
-        def go_on(epoch: int, done: int) -> None:
-            del epoch, done
+        def go_on() -> None:
             if stopped.is_set():
                 raise InterruptedError("nobody waits for this autoencoder any more")
 
@@ -397,20 +419,3 @@ class Learned(Representation):
         notes = {"history": course.history, "best_epoch": course.best_epoch, "diagnostics": known}
         layers = self.layers_of(zoo, unit)
         return FittedUnit(layers, shapes_of(zoo, layers), self._architecture(zoo, unit), notes, module.cpu())
-
-    def _folder(self) -> Path:
-        own = f"{type(self).__module__}.{type(self).__qualname__}"
-        return fitted_folder(Path(str(self.load_from)), own)
-
-    def _saved(self, unit: str) -> dict[str, Any]:
-        return known_unit(self._folder(), unit, f"representation.load_from={self.load_from}")
-
-    def _take(self, zoo: Zoo, unit: str) -> None:
-        """One unit of `load_from`."""
-        fitted = FittedUnit.of(self._folder() / self._saved(unit)["file"])
-        layers = self.layers_of(zoo, unit)
-        fitted.check(
-            layers, shapes_of(zoo, layers), f"representation.load_from={self.load_from}, unit {unit}", zoo.name
-        )
-        self.fitted_[unit] = fitted
-        self._warn(unit, fitted)

@@ -96,7 +96,7 @@ class VAE(Learned):
         Others: see `Learned`.
     """
 
-    least: ClassVar[dict[str, int]] = {**Learned.least, "beta": 0}
+    least: ClassVar[dict[str, int | float]] = {**Learned.least, "beta": 0.0}
 
     beta: float | int = 0.1
     hidden: list[int] = field(default_factory=lambda: [512, 256])
@@ -105,11 +105,6 @@ class VAE(Learned):
     def kind(cls) -> type[AutoEncoder]:
         """`VAEModule`."""
         return VAEModule
-
-    @classmethod
-    def default_latent(cls, inputs: int) -> int:
-        """A tenth of the inputs, from 2 to 64."""
-        return max(2, min(64, inputs // 10))
 
     def concerns(self, unit: str, fitted: FittedUnit) -> Iterator[str]:
         """A collapsed posterior: all KL near 0, so that the features say nothing."""
