@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lorabench.errors import LorabenchError
 from lorabench.representations.autoencoder import AutoEncoder, block, relative_error
 from lorabench.representations.learned import Learned
-from lorabench.representations.views import Pair, View
+from lorabench.representations.views import Pair, View, disturbed
 from lorabench.zoo import Zoo
 
 __all__ = ["Contrastive", "ContrastiveModule", "alignment", "info_nce", "uniformity"]
@@ -80,8 +80,7 @@ class ContrastiveModule(AutoEncoder):
         """Latent vectors of two views, one after the other, and these views without noise and mask."""
         views = [view for view in self.views if isinstance(view, View)]
         clean = [view.regauged(x, self.mean, self.scale) for view in views]
-        disturbed = [view.disturbed(one) for view, one in zip(views, clean, strict=True)]
-        return self.encode(torch.cat(disturbed)), torch.cat(clean)
+        return self.encode(disturbed(views, clean)), torch.cat(clean)
 
     def losses(self, x: Float[Tensor, "batch d"]) -> dict[str, Tensor]:
         """`loss`, `reconstruction` and `info_nce`, as the class says."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lorabench.training import Keyed, keep_mask, normal
 
-__all__ = ["Pair", "View", "gauges"]
+__all__ = ["Pair", "View", "disturbed", "gauges"]
 
 
 @dataclass(frozen=True)
@@ -80,23 +80,13 @@ class View(Keyed):
         self, x: Float[Tensor, "batch d"], mean: Float[Tensor, " d"], scale: Float[Tensor, " d"]
     ) -> Float[Tensor, "batch d"]:
         """Another view of x = (weights - mean) / scale."""
-        return self.disturbed(self.regauged(x, mean, scale))
+        return disturbed([self], [self.regauged(x, mean, scale)])
 
     def regauged(
         self, x: Float[Tensor, "batch d"], mean: Float[Tensor, " d"], scale: Float[Tensor, " d"]
     ) -> Float[Tensor, "batch d"]:
         """X in the view's gauge: other weights with the same ΔW."""
         return (self._regauged(x * scale + mean) - mean) / scale if self.pairs else x
-
-    def disturbed(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """X with the view's noise and mask."""
-        batch, width = x.shape
-        if self.noise:
-            x = x + self.noise * normal(self.key, batch, width, x.dtype)
-        if self.masked:
-            key: Tensor = self.others[0].key  # type: ignore[assignment]
-            x = x * (1 - self.masked) * keep_mask(key, batch, width, self.masked, x.dtype)
-        return x
 
     def _regauged(self, raw: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         parts: dict[int, Tensor] = {}
@@ -111,3 +101,19 @@ class View(Keyed):
             found += [raw[:, at:start], parts[start]]
             at = start + parts[start].shape[1]
         return torch.cat([*found, raw[:, at:]], 1)
+
+
+def disturbed(views: Sequence[View], clean: Sequence[Float[Tensor, "batch d"]]) -> Float[Tensor, "all d"]:
+    """What the views add to weights in their gauges, noise and mask, one view after the other.
+
+    Their random numbers are drawn in one call: most of a small draw is the way there.
+    """
+    first, (batch, width) = views[0], clean[0].shape
+    x = torch.cat(list(clean))
+    if first.noise:
+        keys = torch.stack([view.key for view in views])
+        x = x + first.noise * normal(keys, batch, width, x.dtype).flatten(0, 1)
+    if first.masked:
+        others: list[Tensor] = [view.others[0].key for view in views]  # type: ignore[misc]
+        x = x * (1 - first.masked) * keep_mask(torch.stack(others), batch, width, first.masked, x.dtype).flatten(0, 1)
+    return x

@@ -79,6 +79,7 @@ def traced_step(module: nn.Module, x: Tensor) -> Step:
     with _TRACING:
         graph = make_fx(step)(*state, x)
         _rewrite(graph)
+        _settle(graph)
         run = without_python(graph)
 
     def call(
@@ -107,6 +108,39 @@ def _rewrite(traced: fx.GraphModule) -> None:
         known = node.kwargs.items()
         node.kwargs = {key: value.type if isinstance(value, torch.device) else value for key, value in known}
     traced.recompile()
+
+
+def _settle(traced: fx.GraphModule) -> None:
+    """Make what is the same in every step once, and leave out what does nothing where no gradient is asked for."""
+    graph = traced.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in (_ATEN.detach, _ATEN.alias):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target is _ATEN.t and node.args[0].target is _ATEN.t:
+            node.replace_all_uses_with(node.args[0].args[0])
+        elif node.target is _ATEN.arange:
+            product = next(iter(node.users))
+            counter = _ATEN.arange(*node.args, **node.kwargs)
+            if len(node.users) > 1 or product.target is not _ATEN.mul_ or any(map(_writes, product.users)):
+                continue
+            name = f"constant_{node.name}"
+            traced.register_buffer(name, counter.mul_(product.args[1]))
+            with graph.inserting_before(product):
+                product.replace_all_uses_with(graph.get_attr(name))
+            graph.erase_node(product)
+            graph.erase_node(node)
+    for node in [node for node in graph.nodes if node.target is _ATEN.t][::-1]:
+        if not node.users:
+            graph.erase_node(node)
+    traced.recompile()
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an operation changes what it is given."""
+    return str(node.target).endswith("_") and not str(node.target).endswith("__")
 
 
 def _halve(graph: fx.Graph, node: fx.Node) -> None:
