@@ -21,6 +21,7 @@ __all__ = [
     "rank_utilisation",
     "singular_values",
     "stable_rank",
+    "thin_svd",
 ]
 
 Scale = float | Float[Tensor, "*batch"]
@@ -57,6 +58,28 @@ def singular_values(
     values, vectors = torch.linalg.eigh(gram_up)
     root = vectors * _not_negative(values).sqrt().unsqueeze(-2)
     return size * _roots_of_eigenvalues(root.mT @ gram_down @ root)
+
+
+def thin_svd(
+    down: Float[Tensor, "*batch r d_in"], up: Float[Tensor, "*batch d_out r"], scale: Scale = 1.0
+) -> tuple[Float64[Tensor, "*batch d_out k"], Float64[Tensor, "*batch k"], Float64[Tensor, "*batch k d_in"]]:
+    """ΔW = left · diag(σ) · right by QR of both factors and the SVD of an r×r core, k = min(r, d_out, d_in).
+
+    Args:
+        down: A of PEFT, [*batch, r, d_in].
+        up: B of PEFT, [*batch, d_out, r].
+        scale: factor of up @ down, a number or [*batch]; the sign goes into `left`.
+
+    Returns:
+        left [*batch, d_out, k] with orthonormal columns, σ [*batch, k] descending, right [*batch, k, d_in] with
+        orthonormal rows.
+    """
+    q_up, r_up = torch.linalg.qr(up.double())
+    q_down, r_down = torch.linalg.qr(down.double().mT)
+    left, sigma, right = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
+    size = _as_batch(scale, down)
+    signed: Tensor = (q_up @ left) * size.sign()[..., None, None].where(size[..., None, None] != 0, 1.0)
+    return signed, sigma * size.abs().unsqueeze(-1), right @ q_down.mT
 
 
 def matrix_singular_values(matrix: Float[Tensor, "*batch rows cols"]) -> Float64[Tensor, "*batch k"]:

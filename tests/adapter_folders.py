@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lorabench.adapters import LoraModule, write_adapter
+from lorabench.adapters import LoraModule
+from lorabench.adapters import save as save_adapter
 from lorabench.zoo import Module, Zoo
 from lorabench.zoo.folder import load
 
@@ -34,8 +35,8 @@ def delta_of(zoo: Zoo, row: int, module: Module) -> np.ndarray:
 
 def write_mixed(root: Path) -> Path:
     """Two categories, three schemes, three ranks."""
-    write_adapter(root / "cats" / "a.safetensors", make_modules(0, rank=1), "diffusers")
-    write_adapter(root / "cats" / "b", make_modules(1, rank=3, scale=2.0), "peft")
-    write_adapter(root / "dogs" / "c.safetensors", make_modules(2, rank=2, scale=0.5), "kohya")
-    write_adapter(root / "dogs" / "deep" / "d.safetensors", make_modules(3, rank=2), "diffusers")
+    save_adapter(root / "cats" / "a.safetensors", make_modules(0, rank=1), "diffusers")
+    save_adapter(root / "cats" / "b", make_modules(1, rank=3, scale=2.0), "peft")
+    save_adapter(root / "dogs" / "c.safetensors", make_modules(2, rank=2, scale=0.5), "kohya")
+    save_adapter(root / "dogs" / "deep" / "d.safetensors", make_modules(3, rank=2), "diffusers")
     return root

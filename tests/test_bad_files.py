@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lorabench.adapters import LoraModule, read_adapter, write_adapter
+from lorabench.adapters import LoraModule
+from lorabench.adapters import load as load_adapter
+from lorabench.adapters import save as save_adapter
 from lorabench.errors import LorabenchError
 
 
@@ -66,7 +68,7 @@ def _bad_tensors(change: dict[str, torch.Tensor | None]) -> dict[str, torch.Tens
 def test_bad_tensors_are_refused(tmp_path: Path, change: dict[str, torch.Tensor | None], message: str) -> None:
     path = _save(tmp_path / "bad.safetensors", _bad_tensors(change))
     with pytest.raises(LorabenchError, match=re.escape(message)) as caught:
-        read_adapter(path)
+        load_adapter(path)
     assert "bad.safetensors" in str(caught.value)
 
 
@@ -106,7 +108,7 @@ def test_files_that_are_something_else(tmp_path: Path, name: str, content: bytes
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(LorabenchError, match=message) as caught:
-        read_adapter(path)
+        load_adapter(path)
     assert str(path) in str(caught.value)
 
 
@@ -121,7 +123,7 @@ def test_files_that_are_something_else(tmp_path: Path, name: str, content: bytes
 def test_misnamed_files(tmp_path: Path, kind: str, name: str, message: str) -> None:
     (tmp_path / name).write_bytes(_bytes(kind, tmp_path))
     with pytest.raises(LorabenchError, match=message):
-        read_adapter(tmp_path / name)
+        load_adapter(tmp_path / name)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
@@ -129,13 +131,13 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, kind: str) -> None:
     data = _bytes(kind, tmp_path)
     path = tmp_path / ("cut.safetensors" if kind == "safetensors" else "cut.bin")
     path.write_bytes(data)
-    assert read_adapter(path).modules["q"].rank == 2
+    assert load_adapter(path).modules["q"].rank == 2
     for length in sorted(
         {0, 1, 7, 8, 9, 20, len(data) // 2, len(data) - 1} | set(range(30, len(data), len(data) // 25))
     ):
         path.write_bytes(data[:length])
         with pytest.raises(LorabenchError, match=re.escape(str(path))):
-            read_adapter(path)
+            load_adapter(path)
 
 
 @given(at=st.integers(0, 2000), byte=st.integers(0, 255), kind=st.sampled_from(["safetensors", "zip", "legacy"]))
@@ -146,7 +148,7 @@ def test_a_damaged_byte_never_gives_another_error(tmp_path: Path, at: int, byte:
     path = tmp_path / ("x.safetensors" if kind == "safetensors" else "x.bin")
     path.write_bytes(data)
     try:
-        adapter = read_adapter(path)
+        adapter = load_adapter(path)
     except LorabenchError as error:
         assert str(path) in str(error)  # noqa: PT017 - either outcome is right
     else:
@@ -158,10 +160,10 @@ def test_pickles_are_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for protocol in (2, 4):
         (tmp_path / "a.bin").write_bytes(pickle.dumps({"q.lora_A": _Evil()}, protocol=protocol))
         with pytest.raises(LorabenchError, match="Pickles are never run"):
-            read_adapter(tmp_path / "a.bin")
+            load_adapter(tmp_path / "a.bin")
     torch.save({"q.lora_A": _Evil()}, tmp_path / "b.pt")
     with pytest.raises(LorabenchError, match="Pickles are never run"):
-        read_adapter(tmp_path / "b.pt")
+        load_adapter(tmp_path / "b.pt")
     assert not (tmp_path / "evil").exists()
 
 
@@ -176,7 +178,7 @@ def test_pickles_are_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_checkpoints_of_something_else(tmp_path: Path, value: object, message: str) -> None:
     torch.save(value, tmp_path / "a.pt")
     with pytest.raises(LorabenchError, match=message):
-        read_adapter(tmp_path / "a.pt")
+        load_adapter(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(
@@ -193,43 +195,43 @@ def test_bad_configurations(tmp_path: Path, text: str, message: str) -> None:
     _save(tmp_path / "adapter_model.safetensors", _pair())
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(LorabenchError, match=re.escape(message)):
-        read_adapter(tmp_path)
+        load_adapter(tmp_path)
 
 
 def test_paths_that_hold_no_adapter(tmp_path: Path) -> None:
     with pytest.raises(LorabenchError, match="no such file or folder"):
-        read_adapter(tmp_path / "nowhere.safetensors")
+        load_adapter(tmp_path / "nowhere.safetensors")
     with pytest.raises(LorabenchError, match="it holds nothing"):
-        read_adapter(tmp_path)
+        load_adapter(tmp_path)
     for name in ("a.safetensors", "b.safetensors"):
         _save(tmp_path / name, GOOD)
     with pytest.raises(LorabenchError, match=r"it holds a\.safetensors, b\.safetensors"):
-        read_adapter(tmp_path)
+        load_adapter(tmp_path)
     _save(tmp_path / "adapter_model.safetensors", GOOD)
-    assert read_adapter(tmp_path).path.name == "adapter_model.safetensors"
+    assert load_adapter(tmp_path).path.name == "adapter_model.safetensors"
 
 
 def test_writing_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     modules = {"unet.conv_in": _module()}
     with pytest.raises(LorabenchError, match="layout='onnx': allowed are diffusers, peft, kohya"):
-        write_adapter(tmp_path / "a.safetensors", modules, "onnx")
+        save_adapter(tmp_path / "a.safetensors", modules, "onnx")
     with pytest.raises(LorabenchError, match="without modules"):
-        write_adapter(tmp_path / "a.safetensors", {}, "kohya")
+        save_adapter(tmp_path / "a.safetensors", {}, "kohya")
     with pytest.raises(LorabenchError, match=r"ends in \.safetensors"):
-        write_adapter(tmp_path / "a.bin", modules, "kohya")
+        save_adapter(tmp_path / "a.bin", modules, "kohya")
     with pytest.raises(LorabenchError, match="'lora_unet_x' cannot be written"):
-        write_adapter(tmp_path / "a.safetensors", {"lora_unet_x": _module()}, "diffusers")
+        save_adapter(tmp_path / "a.safetensors", {"lora_unet_x": _module()}, "diffusers")
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").write_text("x")
     with pytest.raises(LorabenchError, match="something else is there"):
-        write_adapter(tmp_path / "precious", modules, "peft")
+        save_adapter(tmp_path / "precious", modules, "peft")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["precious"]
 
 
 @pytest.mark.parametrize("layout", ["kohya", "peft"])
 def test_a_full_disk_leaves_the_old_adapter(tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / ("a.safetensors" if layout == "kohya" else "a")
-    write_adapter(path, {"unet.conv_in": _module()}, layout)
+    save_adapter(path, {"unet.conv_in": _module()}, layout)
     before = sorted((file, file.read_bytes()) for file in tmp_path.rglob("*") if file.is_file())
 
     def fail(*_: object) -> None:
@@ -237,8 +239,8 @@ def test_a_full_disk_leaves_the_old_adapter(tmp_path: Path, layout: str, monkeyp
 
     monkeypatch.setattr(Path, "replace" if layout == "kohya" else "write_bytes", fail)
     with pytest.raises(LorabenchError, match="the disk is full"):
-        write_adapter(path, {"unet.conv_in": _module(seed=1)}, layout)
+        save_adapter(path, {"unet.conv_in": _module(seed=1)}, layout)
     assert sorted((file, file.read_bytes()) for file in tmp_path.rglob("*") if file.is_file()) == before
     monkeypatch.undo()
-    write_adapter(path, {"unet.conv_in": _module(seed=1)}, layout)
-    assert torch.equal(read_adapter(path).modules["unet.conv_in"].up, _module(seed=1).up)
+    save_adapter(path, {"unet.conv_in": _module(seed=1)}, layout)
+    assert torch.equal(load_adapter(path).modules["unet.conv_in"].up, _module(seed=1).up)

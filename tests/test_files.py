@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 
-from lorabench.adapters import Adapter, LoraModule, read_adapter, write_adapter
+from lorabench.adapters import Adapter, LoraModule
+from lorabench.adapters import load as load_adapter
+from lorabench.adapters import save as save_adapter
 from lorabench.errors import LorabenchError
 
 ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
@@ -91,10 +93,10 @@ def test_every_published_file_reads_or_says_why_not(row: dict[str, str]) -> None
     path = ADAPTERS / row["path"]
     if row["format"] in REFUSED or path.name.endswith(".ti.pt"):
         with pytest.raises(LorabenchError, match=REFUSED.get(row["format"], "textual_inversion: <krk>")) as caught:
-            read_adapter(path)
+            load_adapter(path)
         assert str(path) in str(caught.value)
         return
-    adapter = read_adapter(path)
+    adapter = load_adapter(path)
     raw = _raw(path)
     pairs = _pairs(raw)
     assert len(adapter.modules) == len(pairs)
@@ -132,13 +134,13 @@ def _fingerprint(down: np.ndarray, up: np.ndarray) -> tuple[object, ...]:
     ],
 )
 def test_scales_of_published_files(path: str, scale: float) -> None:
-    assert {module.scale for module in read_adapter(ADAPTERS / path).modules.values()} == {scale}
+    assert {module.scale for module in load_adapter(ADAPTERS / path).modules.values()} == {scale}
 
 
 @pytest.mark.skipif(not INDEX, reason="shared/adapters is not here")
 def test_the_same_adapter_as_pickle_and_safetensors() -> None:
     folder = ADAPTERS / "catundchat__stable-diffusion-v1.5-lora"
-    first, second = (read_adapter(folder / f"pytorch_lora_weights.{end}") for end in ("bin", "safetensors"))
+    first, second = (load_adapter(folder / f"pytorch_lora_weights.{end}") for end in ("bin", "safetensors"))
     assert list(first.modules) == list(second.modules)
 
 
@@ -157,8 +159,8 @@ def _delta(module: LoraModule) -> np.ndarray:
 def test_a_round_trip_keeps_names_order_and_delta(tmp_path: Path, layout: str, scale: float) -> None:
     modules = {name: _module(1 + i, scale=scale, seed=i) for i, name in enumerate(reversed(NAMES))}
     path = tmp_path / ("out" if layout == "peft" else "out.safetensors")
-    assert write_adapter(path, modules, layout) == path
-    back = read_adapter(path)
+    assert save_adapter(path, modules, layout) == path
+    back = load_adapter(path)
     assert list(back.modules) == list(modules)
     for name, module in modules.items():
         found = back.modules[name]
@@ -187,8 +189,8 @@ def test_any_adapter_comes_back(
     stem = ".".join(parts)
     modules = {f"unet.{stem}.{i}": _module(rank, scale=scale, seed=seed + i) for i, rank in enumerate(ranks)}
     path = tmp_path / ("out" if layout == "peft" else "out.safetensors")
-    write_adapter(path, modules, layout)
-    back = read_adapter(path).modules
+    save_adapter(path, modules, layout)
+    back = load_adapter(path).modules
     assert list(back) == list(modules)
     for name, module in modules.items():
         np.testing.assert_allclose(_delta(back[name]), _delta(module), rtol=1e-5, atol=1e-6 * scale)
@@ -204,10 +206,10 @@ def test_an_adapter_keeps_what_stays_true(tmp_path: Path) -> None:
         metadata={"ss_output_name": "cat", "sshs_model_hash": "stale"},
         config={"fan_in_fan_out": True, "r": 99, "base_model_name_or_path": "gpt2"},
     )
-    write_adapter(tmp_path / "new", adapter, "peft")
+    save_adapter(tmp_path / "new", adapter, "peft")
     config = json.loads((tmp_path / "new" / "adapter_config.json").read_text())
     assert (config["fan_in_fan_out"], config["r"], config["base_model_name_or_path"]) == (True, 2, "gpt2")
-    metadata = read_adapter(tmp_path / "new").metadata
+    metadata = load_adapter(tmp_path / "new").metadata
     assert metadata["ss_output_name"] == "cat"
     assert "sshs_model_hash" not in metadata
 
@@ -218,11 +220,11 @@ def test_kohya_alpha_and_peft_patterns_are_written(tmp_path: Path) -> None:
         "unet.mid_block.to_q": _module(2),
         "unet.x_mid_block": _module(4, scale=0.5),
     }
-    write_adapter(tmp_path / "a.safetensors", modules, "kohya")
+    save_adapter(tmp_path / "a.safetensors", modules, "kohya")
     tensors = load_safetensors((tmp_path / "a.safetensors").read_bytes())
     assert tensors["lora_unet_conv_in.alpha"] == 2.0
     assert tensors["lora_unet_conv_in.alpha"].dtype == torch.float32
-    write_adapter(tmp_path / "p", modules, "peft")
+    save_adapter(tmp_path / "p", modules, "peft")
     config = json.loads((tmp_path / "p" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (4, 2.0)
     assert config["rank_pattern"] == {r"^unet\.mid_block\.to_q": 2}
@@ -260,7 +262,7 @@ def _pair(module: str = "h.0", rank: int = 4) -> dict[str, torch.Tensor]:
 def test_peft_scales(tmp_path: Path, config: dict[str, object], scale: float) -> None:
     _save(tmp_path / "adapter_model.safetensors", _pair())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    module = read_adapter(tmp_path).modules["h.0"]
+    module = load_adapter(tmp_path).modules["h.0"]
     assert module.scale == scale
     assert any("tensors say 4" in note for note in module.assumed) == (
         config["r"] == 8 and "rank_pattern" not in config
@@ -269,35 +271,35 @@ def test_peft_scales(tmp_path: Path, config: dict[str, object], scale: float) ->
 
 
 def test_without_alpha_the_scale_is_one_and_says_so(tmp_path: Path) -> None:
-    module = read_adapter(_save(tmp_path / "a.safetensors", _pair())).modules["h.0"]
+    module = load_adapter(_save(tmp_path / "a.safetensors", _pair())).modules["h.0"]
     assert (module.scale, module.alpha) == (1.0, None)
     assert "alpha = r = 4" in module.assumed[0]
 
 
 def test_an_alpha_tensor_wins(tmp_path: Path) -> None:
     tensors = _pair() | {"base_model.model.h.0.alpha": torch.tensor(2.0, dtype=torch.bfloat16)}
-    assert read_adapter(_save(tmp_path / "a.safetensors", tensors)).modules["h.0"].scale == 0.5
+    assert load_adapter(_save(tmp_path / "a.safetensors", tensors)).modules["h.0"].scale == 0.5
 
 
 def test_the_configuration_in_a_diffusers_file(tmp_path: Path) -> None:
     tensors = {"unet.to_q.lora.down.weight": torch.randn(4, 6), "unet.to_q.lora.up.weight": torch.randn(5, 4)}
     metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 12})}
     path = _save(tmp_path / "a.safetensors", tensors, metadata)
-    adapter = read_adapter(path)
+    adapter = load_adapter(path)
     assert adapter.modules["unet.to_q"].scale == 3.0
-    write_adapter(tmp_path / "b.safetensors", adapter, "diffusers")
-    back = read_adapter(tmp_path / "b.safetensors").modules["unet.to_q"]
+    save_adapter(tmp_path / "b.safetensors", adapter, "diffusers")
+    back = load_adapter(tmp_path / "b.safetensors").modules["unet.to_q"]
     np.testing.assert_allclose(_delta(back), _delta(adapter.modules["unet.to_q"]), rtol=1e-5, atol=1e-5)
 
 
 def test_mlx_is_transposed_and_scaled(tmp_path: Path) -> None:
     a, b = torch.randn(6, 2), torch.randn(2, 5)
     path = _save(tmp_path / "adapters.safetensors", {"q.lora_a": a, "q.lora_b": b})
-    unknown = read_adapter(path).modules["q"]
+    unknown = load_adapter(path).modules["q"]
     assert unknown.scale == 1.0
     assert "no scale" in unknown.assumed[0]
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_parameters": {"rank": 2, "scale": 20.0}}))
-    module = read_adapter(tmp_path).modules["q"]
+    module = load_adapter(tmp_path).modules["q"]
     np.testing.assert_allclose(_delta(module), 20.0 * (a @ b).T.double().numpy(), rtol=1e-5)
 
 
@@ -314,7 +316,7 @@ def test_convolutions_are_flattened_and_tucker_cores_folded(tmp_path: Path) -> N
             "lora_unet_conv_out.lora_up.weight": up.clone(),
         },
     )
-    modules = read_adapter(path).modules
+    modules = load_adapter(path).modules
     x = torch.randn(1, 4, 6, 6)
     conv = torch.nn.functional.conv2d
     expected = conv(conv(conv(x, down), mid), up)
@@ -329,7 +331,7 @@ def test_convolutions_are_flattened_and_tucker_cores_folded(tmp_path: Path) -> N
 def test_merged_projections_are_grouped_convolutions(tmp_path: Path) -> None:
     down, up = torch.randn(6, 7), torch.randn(10, 3, 1)
     path = _save(tmp_path / "a.safetensors", {"qkv.lora_A": down, "qkv.lora_B": up})
-    module = read_adapter(path).modules["qkv"]
+    module = load_adapter(path).modules["qkv"]
     x = torch.randn(1, 7)
     expected = torch.nn.functional.conv1d((x @ down.T)[..., None], up, groups=2)[..., 0]
     torch.testing.assert_close(x @ (module.up @ module.down).T, expected, rtol=1e-4, atol=1e-5)
@@ -339,14 +341,14 @@ def test_merged_projections_are_grouped_convolutions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float32])
 def test_types_become_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {key: value.to(dtype) for key, value in _pair().items()}
-    module = read_adapter(_save(tmp_path / "a.safetensors", tensors)).modules["h.0"]
+    module = load_adapter(_save(tmp_path / "a.safetensors", tensors)).modules["h.0"]
     assert (module.down.dtype, module.dtype) == (torch.float32, dtype)
     assert torch.equal(module.down, tensors["base_model.model.h.0.lora_A.weight"].float())
 
 
 def test_dora_keeps_the_pair_and_lists_the_magnitude(tmp_path: Path) -> None:
     key = "base_model.model.h.0.lora_magnitude_vector"
-    adapter = read_adapter(_save(tmp_path / "a.safetensors", _pair() | {key: torch.ones(5)}))
+    adapter = load_adapter(_save(tmp_path / "a.safetensors", _pair() | {key: torch.ones(5)}))
     assert adapter.unsupported == {"dora": (key,)}
     assert "DoRA" in adapter.modules["h.0"].assumed[-1]
 
@@ -356,10 +358,10 @@ def test_embeddings_survive_peft(tmp_path: Path) -> None:
         "base_model.model.e.lora_embedding_A": torch.randn(2, 9),
         "base_model.model.e.lora_embedding_B": torch.randn(4, 2),
     }
-    adapter = read_adapter(_save(tmp_path / "a.safetensors", tensors))
+    adapter = load_adapter(_save(tmp_path / "a.safetensors", tensors))
     assert adapter.modules["e"].embedding
     assert adapter.modules["e"].down.shape == (2, 9)
-    write_adapter(tmp_path / "p", adapter, "peft")
+    save_adapter(tmp_path / "p", adapter, "peft")
     again = load_safetensors((tmp_path / "p" / "adapter_model.safetensors").read_bytes())
     assert set(again) == set(tensors)
 
@@ -368,8 +370,8 @@ def test_cloneofsimo_lists_say_which_model_by_their_name(tmp_path: Path) -> None
     values = [torch.randn(5, 2), torch.randn(2, 6)]
     torch.save(values, tmp_path / "x.text_encoder.pt")
     torch.save(values, tmp_path / "x.pt")
-    assert list(read_adapter(tmp_path / "x.text_encoder.pt").modules) == ["text_encoder.0"]
-    assert list(read_adapter(tmp_path / "x.pt").modules) == ["unet.0"]
+    assert list(load_adapter(tmp_path / "x.text_encoder.pt").modules) == ["text_encoder.0"]
+    assert list(load_adapter(tmp_path / "x.pt").modules) == ["unet.0"]
 
 
 def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path) -> None:
@@ -383,4 +385,4 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path) -> No
         ).encode()
         path = tmp_path / f"{length}.safetensors"
         path.write_bytes(struct.pack("<Q", length) + body.ljust(length) + np.ones(4, "<f4").tobytes())
-        assert read_adapter(path).modules["q"].rank == 1
+        assert load_adapter(path).modules["q"].rank == 1

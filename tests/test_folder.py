@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lorabench.adapters import read_adapter, write_adapter
+from lorabench.adapters import load as load_adapter
+from lorabench.adapters import save as save_adapter
 from lorabench.errors import LorabenchError
 from lorabench.zoo import folder
 from lorabench.zoo.folder import load
@@ -52,12 +53,12 @@ def test_the_second_call_maps_the_store(mixed: Path, tmp_path: Path, monkeypatch
     def refuse(*_: object) -> None:
         raise AssertionError("an adapter was read again")
 
-    monkeypatch.setattr(folder, "read_adapter", refuse)
+    monkeypatch.setattr(folder, "load_adapter", refuse)
     second = load_folder(mixed, tmp_path)
     assert second.fingerprint == first.fingerprint
     assert isinstance(second.layers[f"{MODULES[0]}.lora.down.weight"].pieces[0], np.memmap)
     monkeypatch.undo()
-    write_adapter(mixed / "cats" / "a.safetensors", make_modules(9, rank=1), "diffusers")
+    save_adapter(mixed / "cats" / "a.safetensors", make_modules(9, rank=1), "diffusers")
     assert load_folder(mixed, tmp_path).fingerprint != first.fingerprint
 
 
@@ -150,7 +151,7 @@ def test_folders_without_adapters(tmp_path: Path) -> None:
     (root / "cats").mkdir(parents=True)
     with pytest.raises(LorabenchError, match="no adapters found"):
         load_folder(root, tmp_path)
-    write_adapter(root / "stray.safetensors", make_modules(0), "kohya")
+    save_adapter(root / "stray.safetensors", make_modules(0), "kohya")
     with pytest.raises(LorabenchError, match=r"stray\.safetensors: lies directly in .* its category is not known"):
         load_folder(root, tmp_path)
     with pytest.raises(LorabenchError, match="missing='drop': allowed are error, common"):
@@ -158,7 +159,7 @@ def test_folders_without_adapters(tmp_path: Path) -> None:
 
 
 def test_missing_layers(mixed: Path, tmp_path: Path) -> None:
-    write_adapter(mixed / "dogs" / "few.safetensors", make_modules(5, names=MODULES[:2]), "diffusers")
+    save_adapter(mixed / "dogs" / "few.safetensors", make_modules(5, names=MODULES[:2]), "diffusers")
     with pytest.raises(LorabenchError) as caught:
         load_folder(mixed, tmp_path)
     for part in ("few.safetensors", f"{MODULES[2]}.lora.down.weight", "dataset.missing=common", "remove this adapter"):
@@ -166,13 +167,13 @@ def test_missing_layers(mixed: Path, tmp_path: Path) -> None:
     zoo = load_folder(mixed, tmp_path, "common")
     assert [module.name for module in zoo.modules] == list(MODULES[:2])
     assert len(zoo) == 5
-    write_adapter(mixed / "dogs" / "none.safetensors", make_modules(5, names=["unet.conv_in"]), "diffusers")
+    save_adapter(mixed / "dogs" / "none.safetensors", make_modules(5, names=["unet.conv_in"]), "diffusers")
     with pytest.raises(LorabenchError, match="no module is common to all 6 adapters"):
         load_folder(mixed, tmp_path, "common")
 
 
 def test_other_base_models(mixed: Path, tmp_path: Path) -> None:
-    write_adapter(mixed / "dogs" / "wide.safetensors", make_modules(5, d_in=7), "diffusers")
+    save_adapter(mixed / "dogs" / "wide.safetensors", make_modules(5, d_in=7), "diffusers")
     for missing in ("error", "common"):
         with pytest.raises(LorabenchError, match=r"5 x 6 in cats/a\.safetensors and 5 x 7 in dogs/wide\.safetensors"):
             load_folder(mixed, tmp_path, missing)
@@ -195,9 +196,9 @@ def test_an_interrupted_build_is_not_taken_for_a_zoo(
         calls.append(path)
         if len(calls) == 7:
             raise KeyboardInterrupt
-        return read_adapter(path)
+        return load_adapter(path)
 
-    monkeypatch.setattr(folder, "read_adapter", interrupt)
+    monkeypatch.setattr(folder, "load_adapter", interrupt)
     with pytest.raises(KeyboardInterrupt):
         load_folder(mixed, tmp_path)
     assert list((tmp_path / "cache" / "zoos").iterdir()) == []
@@ -207,13 +208,13 @@ def test_an_interrupted_build_is_not_taken_for_a_zoo(
 
 def test_what_lies_beside_adapters_is_left_alone(tmp_path: Path) -> None:
     root = tmp_path / "zoo"
-    write_adapter(root / "cats" / "run" / "checkpoint-5", make_modules(0), "peft")
+    save_adapter(root / "cats" / "run" / "checkpoint-5", make_modules(0), "peft")
     torch.save({"step": 1}, root / "cats" / "run" / "checkpoint-5" / "training_args.bin")
     torch.save({"step": 1}, root / "cats" / "run" / "checkpoint-5" / "optimizer.pt")
-    write_adapter(root / "cats" / "both.safetensors", make_modules(1), "diffusers")
+    save_adapter(root / "cats" / "both.safetensors", make_modules(1), "diffusers")
     torch.save({}, root / "cats" / "both.bin")
     (root / "cats" / "notes.txt").write_text("hello")
-    write_adapter(root / ".trash" / "x.safetensors", make_modules(1), "diffusers")
+    save_adapter(root / ".trash" / "x.safetensors", make_modules(1), "diffusers")
     zoo = load_folder(root, tmp_path)
     assert zoo.labels.adapters == ("cats/both.safetensors", "cats/run/checkpoint-5")
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from lorabench.adapters import read_adapter
+from lorabench.adapters import load as load_adapter
 from lorabench.errors import LorabenchError
 from lorabench.interpolation import interpolate, line_between
 from lorabench.interpolation.__main__ import main
@@ -136,7 +136,7 @@ def test_files_are_the_decoded_points_of_the_line(study: Study, scope: str, tmp_
     assert len(_files(tmp_path / "out")) == 3
     for path, t in zip(_files(tmp_path / "out"), (0, 0.5, 1), strict=True):
         layers, _ = _by_hand(study, scope, rows, t)
-        found = read_adapter(path)
+        found = load_adapter(path)
         assert list(found.modules) == [module.name for module in study.zoo.modules]
         for column, module in enumerate(study.zoo.modules):
             written = found.modules[module.name]
@@ -172,7 +172,7 @@ def test_what_is_measured_is_that_of_dense_updates(study: Study, scope: str, tmp
     own = [np.concatenate([deltas(study.zoo, m.name)[row].ravel() for m in study.zoo.modules]) for row in rows]
     norms = [np.linalg.norm(one) for one in own]
     for path, step, t in zip(_files(tmp_path / "out"), line.steps, (0, 0.5, 1), strict=True):
-        modules = read_adapter(path).modules.values()
+        modules = load_adapter(path).modules.values()
         dense = np.concatenate([(m.scale * m.up.double() @ m.down.double()).numpy().ravel() for m in modules])
         size = np.linalg.norm(dense)
         assert step.t == t
@@ -207,7 +207,7 @@ def test_every_file_says_what_it_is_and_what_it_is_not(study: Study, layout: str
     errors = [unit["diagnostics"]["reconstruction_error"] for unit in index["units"].values()]
     assert f"loses {np.median(errors):.0%} (the median of 6; {min(errors):.0%} to {max(errors):.0%})" in line.note
     for path, step in zip(_files(tmp_path / "out"), line.steps, strict=True):
-        metadata = read_adapter(path).metadata
+        metadata = load_adapter(path).metadata
         assert metadata["lorabench_note"] == line.note
         for said in ("straight line", "layer after layer by itself", "Not a trained adapter", "no promise", "gauges"):
             assert said in line.note
@@ -431,7 +431,7 @@ def test_nothing_half_written_is_left(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real, calls = export.write_adapter, []
+    real, calls = export.save_adapter, []
 
     def full(*arguments: Any) -> Path:
         calls.append(arguments)
@@ -440,7 +440,7 @@ def test_nothing_half_written_is_left(
             raise fault
         return real(*arguments)
 
-    monkeypatch.setattr(export, "write_adapter", full)
+    monkeypatch.setattr(export, "save_adapter", full)
     code = _command(study.runs["layer"], *study.names[:2], "--out", tmp_path / "out")
     said = capsys.readouterr().err
     assert (code, said.count("\n")) == (130 if isinstance(fault, KeyboardInterrupt) else 2, 1)
@@ -452,14 +452,14 @@ def test_nothing_half_written_is_left(
 def test_a_folder_that_fills_meanwhile_is_left_as_it_is(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = export.write_adapter
+    real = export.save_adapter
 
     def meanwhile(*arguments: Any) -> Path:
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / "thesis.tex").write_text("x")
         return real(*arguments)
 
-    monkeypatch.setattr(export, "write_adapter", meanwhile)
+    monkeypatch.setattr(export, "save_adapter", meanwhile)
     with pytest.raises(LorabenchError, match="somebody wrote into it meanwhile"):
         interpolate(study.runs["layer"], *study.names[:2], tmp_path / "out")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.tex"]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabench.ablation.places import GROUPINGS, by_depth, groups, place
-from lorabench.adapters.files import read_adapter
+from lorabench.adapters.files import load as load_adapter
 from lorabench.adapters.naming import layer_names, parse_key
 from lorabench.errors import LorabenchError
 from lorabench.zoo.glyph_model import MODULES
@@ -182,7 +182,7 @@ def _modules_of_files():
     for path in sorted(ADAPTERS.rglob("*")):
         if path.suffix in (".safetensors", ".bin", ".pt", ".pth") and path.is_file():
             try:
-                yield path, list(read_adapter(path).modules)
+                yield path, list(load_adapter(path).modules)
             except LorabenchError:
                 continue  # no LoRA, or a broken file; tests/test_bad_files.py holds these
 

@@ -25,6 +25,9 @@ class LoraModule:
         assumed: in words, what the file did not say and the reader supposed or left out.
         dtype: the type that the file stored, for tolerances that depend on it.
         embedding: whether it adapts an embedding table; then the table's update is ΔW transposed.
+        kernel: spatial size of a convolution, (k, k), or () for everything else; then d_in = in·k·k.
+        kind: what the file stored: "lora", or "dora" (its low-rank part alone), "loha", "lokr" and "adalora",
+            whose ΔW is given here by factors of an ordinary LoRA.
     """
 
     down: Float32[Tensor, "r d_in"]
@@ -34,11 +37,23 @@ class LoraModule:
     assumed: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float32
     embedding: bool = False
+    kernel: tuple[int, ...] = ()
+    kind: str = "lora"
 
     @property
     def rank(self) -> int:
         """r, the rank that the factors allow."""
         return self.down.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of ΔW."""
+        return self.up.shape[0], self.down.shape[1]
+
+    def delta(self) -> Float32[Tensor, "d_out d_in"]:
+        """ΔW itself, dense: for a look at one module; algebra goes by the factors."""
+        found: Tensor = self.scale * (self.up @ self.down)
+        return found
 
 
 @dataclass(frozen=True)

@@ -2,34 +2,24 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.container import Container, find_adapter_file, read_container, read_json
-from lorabench.adapters.naming import FACTORS, parse_key
+from lorabench.adapters.container import read_container
+from lorabench.adapters.header import find_adapter_file, read_json
 from lorabench.adapters.pairing import pair
 from lorabench.adapters.scaling import find_scale, saved_config
-from lorabench.adapters.writing import ORDER_KEY, write_adapter
+from lorabench.adapters.sorting import SortedKeys, sort_keys
+from lorabench.adapters.writing import ORDER_KEY, save
 from lorabench.errors import LorabenchError
 
-__all__ = ["Adapter", "LoraModule", "read_adapter", "write_adapter"]
+__all__ = ["Adapter", "LoraModule", "load", "save"]
 
 
-@dataclass
-class _Sorted:
-    """Keys by module and part, the scheme of each module, and what cannot be analysed by kind."""
-
-    modules: dict[str, dict[str, str]] = field(default_factory=dict)
-    schemes: dict[str, str] = field(default_factory=dict)
-    unsupported: dict[str, list[str]] = field(default_factory=dict)
-    magnitudes: set[str] = field(default_factory=set)
-
-
-def read_adapter(path: Path | str) -> Adapter:
+def load(path: Path | str) -> Adapter:
     """The low-rank updates in an adapter file, or in a PEFT, diffusers or MLX folder.
 
     Factors come as float32 [r, d_in] and [d_out, r]; ΔW = scale · up @ down. Safetensors are opened after a
@@ -43,7 +33,7 @@ def read_adapter(path: Path | str) -> Adapter:
     """
     file = find_adapter_file(Path(path))
     container = read_container(file)
-    keys = _sort_keys(file, container)
+    keys = sort_keys(file, container.tensors, container.leftovers)
     if not keys.modules:
         _refuse_nothing(file, keys.unsupported)
     beside = read_json(file.parent / "adapter_config.json")
@@ -59,41 +49,10 @@ def read_adapter(path: Path | str) -> Adapter:
     )
 
 
-def _sort_keys(file: Path, container: Container) -> _Sorted:
-    keys = _Sorted()
-    kinds: dict[str, str] = {}
-    for key in container.tensors:
-        parsed = parse_key(key)
-        if parsed.part not in FACTORS:
-            keys.unsupported.setdefault(parsed.part, []).append(key)
-            kinds.setdefault(parsed.module, parsed.part)
-            continue
-        parts = keys.modules.setdefault(parsed.module, {})
-        if parsed.part in parts:
-            raise LorabenchError(
-                f"{file}: {parts[parsed.part]} and {key} are both the {parsed.part} of module "
-                f"{parsed.module}. "
-                "Keep one adapter a file."
-            )
-        parts[parsed.part] = key
-        if parsed.is_layer:
-            keys.schemes.setdefault(parsed.module, parsed.scheme)
-    keys.magnitudes = {name for name, kind in kinds.items() if kind == "dora"}
-    for name, parts in list(keys.modules.items()):
-        # AdaLoRA's ΔW needs lora_E and a rank budget; an α alone belongs to LoKr, LoHa and the like.
-        if kinds.get(name) == "adalora" or set(parts) == {"alpha"}:
-            keys.unsupported.setdefault(kinds.get(name, "alpha_alone"), []).extend(parts.values())
-            del keys.modules[name]
-            keys.schemes.pop(name, None)
-    if container.leftovers:
-        keys.unsupported.setdefault("other", []).extend(container.leftovers)
-    return keys
-
-
 def _module(
     file: Path,
     name: str,
-    keys: _Sorted,
+    keys: SortedKeys,
     tensors: Mapping[str, Tensor],
     inside: Mapping[str, Any],
     beside: Mapping[str, Any],
@@ -114,6 +73,8 @@ def _module(
         assumed=factors.notes + scale.assumed + (dora if name in keys.magnitudes else ()),
         dtype=tensors[parts["down"]].dtype,
         embedding=scheme == "peft-embedding",
+        kernel=factors.kernel,
+        kind="dora" if name in keys.magnitudes else "lora",
     )
 
 

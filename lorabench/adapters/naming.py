@@ -6,11 +6,14 @@ from functools import lru_cache
 
 from lorabench.adapters.kohya import from_kohya
 
-__all__ = ["FACTORS", "ParsedKey", "is_layer_key", "layer_names", "parse_key"]
+__all__ = ["FACTORS", "ParsedKey", "component", "is_layer_key", "layer_names", "parse_key"]
 
 FACTORS = ("down", "up", "mid", "alpha")
 """The parts that a ΔW is made of; every other part is a kind that cannot be analysed."""
 
+_COMPONENTS = frozenset(
+    {"unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "prior_unet", "prior_text_encoder"}
+)
 _NUMBER = r"(?P<number>\.\d+)?$"
 _PEFT_PREFIX = "base_model.model."
 _ROLE = {"A": "down", "B": "up", "a": "down", "b": "up"}
@@ -109,6 +112,16 @@ def is_layer_key(column: str) -> bool:
     (True, False)
     """
     return parse_key(column).is_layer
+
+
+def component(module: str) -> str:
+    """The part of a model that a canonical module name belongs to; "model" where the name does not say.
+
+    >>> component("text_encoder_2.text_model.encoder.layers.0.mlp.fc1"), component("h.0.attn.c_attn")
+    ('text_encoder_2', 'model')
+    """
+    first = module.split(".")[0]
+    return first if first in _COMPONENTS else "model"
 
 
 def layer_names(module: str) -> tuple[str, str]:

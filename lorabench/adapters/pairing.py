@@ -16,12 +16,13 @@ __all__ = ["Factors", "pair"]
 
 @dataclass(frozen=True)
 class Factors:
-    """down [r, d_in] and up [d_out, r] in float32, the rank that scales are divided by, and notes."""
+    """down [r, d_in] and up [d_out, r] in float32, the rank that scales are divided by, notes, a convolution's size."""
 
     down: Float32[Tensor, "r d_in"]
     up: Float32[Tensor, "d_out r"]
     rank: int
     notes: tuple[str, ...] = ()
+    kernel: tuple[int, ...] = ()
 
 
 def pair(where: Path, module: str, scheme: str, keys: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Factors:
@@ -49,9 +50,10 @@ def pair(where: Path, module: str, scheme: str, keys: Mapping[str, str], tensors
                 "Export the adapter again, or remove these keys."
             )
     down, up = (_finite(where, keys[part], tensors[keys[part]]) for part in ("down", "up"))
+    kernel, groups = tuple(down.shape[2:]), 1
     if "mid" in keys:
-        down = _fold(where, module, down, _finite(where, keys["mid"], tensors[keys["mid"]]))
-    groups = 1
+        mid = _finite(where, keys["mid"], tensors[keys["mid"]])
+        down, kernel = _fold(where, module, down, mid), tuple(mid.shape[2:])
     if scheme == "mlx" and down.ndim == up.ndim == 2:
         down, up = down.mT, up.mT
     elif down.ndim == 2 and up.ndim == 3 and up.shape[1] and up.shape[2] == 1:
@@ -65,6 +67,7 @@ def pair(where: Path, module: str, scheme: str, keys: Mapping[str, str], tensors
         up.flatten(1).contiguous(),
         down.shape[0] // groups,
         notes if groups > 1 else (),
+        kernel,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
@@ -20,7 +20,7 @@ from lorabench.adapters.kohya import to_kohya
 from lorabench.adapters.naming import parse_key
 from lorabench.errors import LorabenchError, explain_disk_errors
 
-__all__ = ["LAYOUTS", "ORDER_KEY", "write_adapter"]
+__all__ = ["LAYOUTS", "ORDER_KEY", "save"]
 
 LAYOUTS = ("diffusers", "peft", "kohya")
 ORDER_KEY = "lorabench_modules"
@@ -31,7 +31,7 @@ _KEPT = ("base_model_name_or_path", "fan_in_fan_out", "task_type", "revision")
 _REMEDY = "Free some space or choose another place; nothing half-written was left."
 
 
-def write_adapter(path: Path | str, adapter: Adapter | Mapping[str, LoraModule], layout: str) -> Path:
+def save(path: Path | str, adapter: Adapter | Mapping[str, LoraModule], layout: str) -> Path:
     """Write an adapter so that reading it gives the same modules, factors and ΔW.
 
     - "diffusers": one file of `<module>.lora.down.weight` and `.up.weight`. It carries no α, so a scale that
@@ -65,7 +65,7 @@ def write_adapter(path: Path | str, adapter: Adapter | Mapping[str, LoraModule],
     copies = {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
     }
-    data = save(copies, metadata | {"format": "pt", ORDER_KEY: "\n".join(modules)})
+    data = serialise(copies, metadata | {"format": "pt", ORDER_KEY: "\n".join(modules)})
     with explain_disk_errors(path, _REMEDY):
         path.parent.mkdir(parents=True, exist_ok=True)
         if layout == "peft":

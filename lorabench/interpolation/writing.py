@@ -53,7 +53,7 @@ def interpolate(
         b: name of another.
         out: a new or empty folder.
         steps: number of adapters, both ends included.
-        layout: of `write_adapter`; "diffusers" has no α, so a scale that is not 1 is multiplied into up.
+        layout: of `save_adapter`; "diffusers" has no α, so a scale that is not 1 is multiplied into up.
         representation: NAME, where the run has several VAEs.
         moved: options of the data set that are no longer as the run says, such as path or cache_dir.
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lorabench.adapters import Adapter, LoraModule, write_adapter
+from lorabench.adapters import Adapter, LoraModule
+from lorabench.adapters import save as save_adapter
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.progress import bar
 from lorabench.zoo.folder_index import INCOMPLETE, LABELS, SPLITS
@@ -59,7 +60,7 @@ def export(
             for number, modules in enumerate(_adapters(zoo)):
                 file = f"{_category(zoo, number)}/{_file_name(zoo, number, layout)}"
                 said = {} if metadata is None else metadata[number]
-                write_adapter(folder / file, Adapter(folder / file, (), modules, said), layout)
+                save_adapter(folder / file, Adapter(folder / file, (), modules, said), layout)
                 rows.append(_row(zoo, number, file))
                 opened.advance()
         partial = folder / f".{LABELS}"

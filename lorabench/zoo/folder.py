@@ -12,7 +12,8 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from lorabench.adapters import LoraModule, layer_names, read_adapter
+from lorabench.adapters import LoraModule, layer_names
+from lorabench.adapters import load as load_adapter
 from lorabench.errors import LorabenchError
 from lorabench.progress import track
 from lorabench.zoo.folder_index import LABELS, SPLITS, Entry, index_folder
@@ -40,7 +41,7 @@ class _Size:
 def load(path: str | Path, name: str, cache_dir: str | Path, missing: str = "error") -> Zoo:
     """The zoo of the adapters in a folder: sub-folders named by category, or a labels.csv.
 
-    Every naming scheme that `read_adapter` knows may stand beside any other. Adapters are read one at a time
+    Every naming scheme that `load_adapter` knows may stand beside any other. Adapters are read one at a time
     and written to a store in `cache_dir`, which later calls map into memory; it is built again when a file
     changes. Ranks that differ are padded with zero rows of down and zero columns of up, and `Zoo.rank` keeps
     the true ones. labels.csv has the columns file and category, and may have leaf (default: the adapter's
@@ -102,7 +103,7 @@ def _key(root: Path, entries: list[Entry], name: str, missing: str) -> str:
 
 
 def _sizes(entry: Entry) -> dict[str, _Size]:
-    adapter = read_adapter(entry.file)
+    adapter = load_adapter(entry.file)
     if adapter.unsupported:
         kinds = ", ".join(f"{kind} ({len(keys)})" for kind, keys in adapter.unsupported.items())
         _log.warning("%s: holds tensors that are not part of a LoRA and stay out: %s", entry.file, kinds)
@@ -169,7 +170,7 @@ def _read(
                 yield chunk
             count = min(step, len(entries) - number)
             chunk = {layer: np.zeros((count, *shape), np.float32) for layer, shape in shapes.items()}
-        adapter = read_adapter(entry.file)
+        adapter = load_adapter(entry.file)
         for module in modules:
             _place(chunk, row, module, adapter.modules[module])
     yield chunk

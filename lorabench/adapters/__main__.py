@@ -1,0 +1,71 @@
+"""`python -m lorabench.adapters COMMAND`: the toolkit for one adapter file."""
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from lorabench.adapters.commands.common import Outcome, plain
+from lorabench.errors import LorabenchError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "inspect": "what a file is, where it comes from, and whether it is whole; a folder as one table",
+    "pca": "principal components of every layer's weights, or of several adapters",
+    "resize": "another rank: by SVD to a rank, an energy or a size, or simply padded or cut",
+    "merge": "several adapters into one, exactly or by TIES, DARE and others",
+    "compare": "two adapters module by module, or the duplicates in a folder",
+    "convert": "PEFT, diffusers and kohya layouts into one another",
+    "plot": "pictures of weights, spectra, ranks and depth",
+}
+"""Every command, a module of `commands` each, and what it is for."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0; 1 where the input cannot be used or something in it is wrong; argparse leaves with 2 on wrong usage.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="lorabench-adapter", description="One LoRA adapter file, from any trainer.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, what in COMMANDS.items():
+        one = commands.add_parser(name, help=what, description=f"{name}: {what}.", formatter_class=_Formatter)
+        if given[:1] == [name]:  # no other command's options are needed
+            module = importlib.import_module(f"lorabench.adapters.commands.{name}")
+            module.add_arguments(one)
+            one.epilog = f"example:\n  {module.EXAMPLE}"
+            one.add_argument("--json", action="store_true", help="print JSON for machines")
+    args = parser.parse_args(given)
+    try:
+        outcome: Outcome = importlib.import_module(f"lorabench.adapters.commands.{args.command}").run(args)
+    except LorabenchError as error:
+        sys.stderr.write(f"lorabench-adapter {args.command}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"lorabench-adapter {args.command}: interrupted; nothing half-written was left\n")
+        return 130
+    _say(json.dumps(plain(outcome.data), indent=1, allow_nan=False) if args.json else outcome.text)
+    return 0 if outcome.ok else 1
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The example keeps its lines; defaults are shown."""
+
+
+def _say(text: str) -> None:
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`: nobody reads on, and Python must not complain of it at its end
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
