@@ -45,9 +45,7 @@ def _index() -> list[dict[str, str]]:
 INDEX = _index()
 REFUSED = {
     "malformed": "git-LFS pointer|JSON text",
-    "kohya+lycoris": "lokr: lora_te",
     "peft-unilora": "unilora: base_model.unilora_theta_d",
-    "peft-adalora": "adalora: .*lora_E",
     "peft-ia3": "ia3: .*ia3_l",
 }
 
@@ -98,6 +96,10 @@ def test_every_published_file_reads_or_says_why_not(row: dict[str, str]) -> None
         return
     adapter = load_adapter(path)
     raw = _raw(path)
+    if row["format"] in ("kohya+lycoris", "peft-adalora"):  # test_variants.py looks at their numbers
+        assert {module.kind for module in adapter.modules.values()} <= {"lokr", "adalora"}
+        assert not adapter.unsupported
+        return
     pairs = _pairs(raw)
     assert len(adapter.modules) == len(pairs)
     mine = sorted(_fingerprint(m.down.numpy(), m.up.numpy()) for m in adapter.modules.values())

@@ -10,16 +10,17 @@ from torch import Tensor
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.container import read_container
 from lorabench.adapters.header import find_adapter_file, read_json
-from lorabench.adapters.pairing import pair
-from lorabench.adapters.scaling import find_scale, saved_config
-from lorabench.adapters.sorting import SortedKeys, sort_keys
+from lorabench.adapters.kinds import scale_of
+from lorabench.adapters.scaling import saved_config
+from lorabench.adapters.sorting import ModuleKeys, sort_keys
+from lorabench.adapters.variants import factors_of
 from lorabench.adapters.writing import ORDER_KEY, save
 from lorabench.errors import LorabenchError
 
 __all__ = ["Adapter", "LoraModule", "load", "save"]
 
 
-def load(path: Path | str) -> Adapter:
+def load(path: Path | str, *, strict: bool = False) -> Adapter:
     """The low-rank updates in an adapter file, or in a PEFT, diffusers or MLX folder.
 
     Factors come as float32 [r, d_in] and [d_out, r]; ΔW = scale · up @ down. Safetensors are opened after a
@@ -27,6 +28,7 @@ def load(path: Path | str) -> Adapter:
 
     Args:
         path: a .safetensors, .bin, .pt or .pth file, or a folder that holds one adapter.
+        strict: whether a tensor that is no part of a ΔW is an error; else it is listed in `Adapter.unsupported`.
 
     Raises:
         LorabenchError: the file cannot be used; the message names it, what is wrong, and what to do.
@@ -36,12 +38,17 @@ def load(path: Path | str) -> Adapter:
     keys = sort_keys(file, container.tensors, container.leftovers)
     if not keys.modules:
         _refuse_nothing(file, keys.unsupported)
+    if strict and keys.unsupported:
+        raise LorabenchError(
+            f"{file}: not all of it can be analysed. {_listed(keys.unsupported)}. Read it without strict to go on "
+            "without these."
+        )
     beside = read_json(file.parent / "adapter_config.json")
     inside = saved_config(file, container.metadata)
-    modules = {name: _module(file, name, keys, container.tensors, inside, beside) for name in keys.modules}
+    modules = {name: _module(file, name, one, container.tensors, inside, beside) for name, one in keys.modules.items()}
     return Adapter(
         path=file,
-        schemes=tuple(sorted({scheme.removesuffix("-embedding") for scheme in keys.schemes.values()})),
+        schemes=keys.schemes,
         modules={name: modules[name] for name in _order(modules, container.metadata)},
         metadata=container.metadata,
         config=beside,
@@ -52,29 +59,27 @@ def load(path: Path | str) -> Adapter:
 def _module(
     file: Path,
     name: str,
-    keys: SortedKeys,
+    keys: ModuleKeys,
     tensors: Mapping[str, Tensor],
     inside: Mapping[str, Any],
     beside: Mapping[str, Any],
 ) -> LoraModule:
-    parts = keys.modules[name]
-    scheme = keys.schemes.get(name, "")
-    factors = pair(file, name, scheme, parts, tensors)
-    stored = tensors[parts["alpha"]] if "alpha" in parts else None
+    factors = factors_of(file, name, keys.form, keys.scheme, keys.parts, tensors)
+    stored = tensors[keys.parts["alpha"]] if "alpha" in keys.parts else None
     alpha = float(stored.flatten()[0]) if stored is not None and stored.numel() else None
-    config = inside or (beside if scheme.startswith(("peft", "mlx")) else {})
-    scale = find_scale(file, name, scheme, factors.rank, alpha, config)
+    scale = scale_of(file, name, keys, factors.rank, alpha, inside, beside).scale
     dora = ("DoRA: the magnitude vector is left out, ΔW is its low-rank part alone",)
+    first = next(key for part, key in keys.parts.items() if part != "alpha")
     return LoraModule(
         down=factors.down,
         up=factors.up,
         scale=scale.value,
         alpha=scale.alpha,
-        assumed=factors.notes + scale.assumed + (dora if name in keys.magnitudes else ()),
-        dtype=tensors[parts["down"]].dtype,
-        embedding=scheme == "peft-embedding",
+        assumed=factors.notes + scale.assumed + (dora if keys.magnitude else ()),
+        dtype=tensors[keys.parts.get("down", first)].dtype,
+        embedding=keys.scheme == "peft-embedding",
         kernel=factors.kernel,
-        kind="dora" if name in keys.magnitudes else "lora",
+        kind=keys.kind,
     )
 
 
@@ -93,11 +98,14 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def _refuse_nothing(file: Path, unsupported: Mapping[str, list[str]]) -> None:
     if not unsupported:
         raise LorabenchError(f"{file}: the file holds no tensors at all. Export the adapter again.")
-    kinds = "; ".join(
+    raise LorabenchError(
+        f"{file}: no LoRA pair (down and up) in it, only what cannot be analysed here. {_listed(unsupported)}. "
+        "Give a LoRA adapter in diffusers, PEFT, kohya, loralib, MLX, SAM or cloneofsimo names."
+    )
+
+
+def _listed(unsupported: Mapping[str, list[str]]) -> str:
+    return "; ".join(
         f"{kind}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
         for kind, keys in sorted(unsupported.items())
-    )
-    raise LorabenchError(
-        f"{file}: no LoRA pair (down and up) in it, only what cannot be analysed here. {kinds}. "
-        "Give a LoRA adapter in diffusers, PEFT, kohya, loralib, MLX, SAM or cloneofsimo names."
     )

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from lorabench.errors import LorabenchError
 
-__all__ = ["Factors", "pair"]
+__all__ = ["Factors", "finite", "pair"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ def pair(where: Path, module: str, scheme: str, keys: Mapping[str, str], tensors
                 f"{where}: module {module} has {have} but no {part} matrix; half of the pair is missing. "
                 "Export the adapter again, or remove these keys."
             )
-    down, up = (_finite(where, keys[part], tensors[keys[part]]) for part in ("down", "up"))
+    down, up = (finite(where, keys[part], tensors[keys[part]]) for part in ("down", "up"))
     kernel, groups = tuple(down.shape[2:]), 1
     if "mid" in keys:
-        mid = _finite(where, keys["mid"], tensors[keys["mid"]])
+        mid = finite(where, keys["mid"], tensors[keys["mid"]])
         down, kernel = _fold(where, module, down, mid), tuple(mid.shape[2:])
     if scheme == "mlx" and down.ndim == up.ndim == 2:
         down, up = down.mT, up.mT
@@ -90,7 +90,12 @@ def _fit(scheme: str, down: Float[Tensor, "..."], up: Float[Tensor, "..."]) -> b
     return up.shape[1] == down.shape[0] and up[0, 0].numel() == 1
 
 
-def _finite(where: Path, key: str, tensor: Tensor) -> Float32[Tensor, "..."]:
+def finite(where: Path, key: str, tensor: Tensor) -> Float32[Tensor, "..."]:
+    """A stored tensor in float32.
+
+    Raises:
+        LorabenchError: it is quantised, or holds NaN or infinity.
+    """
     if not tensor.is_floating_point():
         raise LorabenchError(
             f"{where}: {key} is stored as {tensor.dtype}; quantised factors cannot be read. "

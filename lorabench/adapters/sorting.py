@@ -1,5 +1,6 @@
 """The keys of one file by module and part, and what of them cannot be analysed; no weight is looked at."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +8,43 @@ from pathlib import Path
 from lorabench.adapters.naming import FACTORS, parse_key
 from lorabench.errors import LorabenchError
 
-__all__ = ["SortedKeys", "sort_keys"]
+__all__ = ["ModuleKeys", "SortedKeys", "sort_keys"]
+
+# By kind: the parts that its ΔW is made of, besides α.
+_PARTS = {
+    "loha": re.compile(r"\.hada_(?P<part>w1_a|w1_b|w2_a|w2_b|t1|t2)(\.[^.]+)?$"),
+    "lokr": re.compile(r"\.lokr_(?P<part>w1|w1_a|w1_b|w2|w2_a|w2_b|t2)(\.[^.]+)?$"),
+    "adalora": re.compile(r"\.(?P<part>lora_E|ranknum)(\.[^.]+)?$"),
+    "dora": re.compile(r"\.(?P<part>lora_magnitude_vector|dora_scale)(\.[^.]+){0,2}$"),
+}
+_NEEDED = {
+    "loha": ({"w1_a"}, {"w1_b"}, {"w2_a"}, {"w2_b"}),
+    "lokr": ({"w1", "w1_a"}, {"w1", "w1_b"}, {"w2", "w2_a"}, {"w2", "w2_b"}),
+    "adalora": ({"down"}, {"up"}, {"lora_E"}),
+}
+"""What must be there: one part of every set."""
+
+
+@dataclass
+class ModuleKeys:
+    """The keys of one module.
+
+    Attributes:
+        form: what its ΔW is made of: "lora", "loha", "lokr" or "adalora".
+        magnitude: whether a DoRA magnitude stands beside it.
+        scheme: how its keys are named; "lycoris" for the keys of LoHa and LoKr outside PEFT.
+        parts: part -> key.
+    """
+
+    form: str = "lora"
+    scheme: str = ""
+    parts: dict[str, str] = field(default_factory=dict)
+    magnitude: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The form, but "dora" where there is a magnitude: then ΔW is not all that the adapter does."""
+        return "dora" if self.magnitude else self.form
 
 
 @dataclass
@@ -15,16 +52,17 @@ class SortedKeys:
     """What the keys of a file say.
 
     Attributes:
-        modules: module -> part -> key, of the modules that have a low-rank update.
-        schemes: module -> naming scheme.
+        modules: module -> its keys, of all that have an update that can be analysed.
         unsupported: kind -> keys that cannot be analysed.
-        magnitudes: modules with a DoRA magnitude beside their update.
     """
 
-    modules: dict[str, dict[str, str]] = field(default_factory=dict)
-    schemes: dict[str, str] = field(default_factory=dict)
+    modules: dict[str, ModuleKeys] = field(default_factory=dict)
     unsupported: dict[str, list[str]] = field(default_factory=dict)
-    magnitudes: set[str] = field(default_factory=set)
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """The naming schemes of the file, sorted."""
+        return tuple(sorted({one.scheme.removesuffix("-embedding") for one in self.modules.values()} - {""}))
 
 
 def sort_keys(file: Path, names: Iterable[str], leftovers: Iterable[str] = ()) -> SortedKeys:
@@ -36,33 +74,54 @@ def sort_keys(file: Path, names: Iterable[str], leftovers: Iterable[str] = ()) -
         leftovers: keys of what is no tensor.
 
     Raises:
-        LorabenchError: two keys are the same part of the same module.
+        LorabenchError: two keys are the same part of the same module, or a module is of two kinds.
     """
     keys = SortedKeys()
-    kinds: dict[str, str] = {}
     for key in names:
-        parsed = parse_key(key)
-        if parsed.part not in FACTORS:
-            keys.unsupported.setdefault(parsed.part, []).append(key)
-            kinds.setdefault(parsed.module, parsed.part)
-            continue
-        parts = keys.modules.setdefault(parsed.module, {})
-        if parsed.part in parts:
-            raise LorabenchError(
-                f"{file}: {parts[parsed.part]} and {key} are both the {parsed.part} of module {parsed.module}. "
-                "Keep one adapter a file."
-            )
-        parts[parsed.part] = key
-        if parsed.is_layer:
-            keys.schemes.setdefault(parsed.module, parsed.scheme)
-    keys.magnitudes = {name for name, kind in kinds.items() if kind == "dora"}
-    for name, parts in list(keys.modules.items()):
-        # AdaLoRA's ΔW needs lora_E and a rank budget; an α alone belongs to LoKr, LoHa and the like.
-        if kinds.get(name) == "adalora" or set(parts) == {"alpha"}:
-            keys.unsupported.setdefault(kinds.get(name, "alpha_alone"), []).extend(parts.values())
+        _place(file, key, keys)
+    for name, one in list(keys.modules.items()):
+        if not _whole(one):
+            kind = "alpha_alone" if set(one.parts) == {"alpha"} else one.kind
+            listed = keys.unsupported.setdefault(kind, [])
+            listed.extend(key for key in one.parts.values() if key not in listed)
             del keys.modules[name]
-            keys.schemes.pop(name, None)
     left = list(leftovers)
     if left:
         keys.unsupported.setdefault("other", []).extend(left)
     return keys
+
+
+def _place(file: Path, key: str, keys: SortedKeys) -> None:
+    parsed = parse_key(key)
+    pattern = _PARTS.get(parsed.part)
+    match = pattern.search(key) if pattern else None
+    if parsed.part not in FACTORS and match is None:
+        keys.unsupported.setdefault(parsed.part, []).append(key)
+        return
+    one = keys.modules.setdefault(parsed.module, ModuleKeys())
+    part = parsed.part if match is None else match["part"]
+    if part in one.parts:
+        raise LorabenchError(
+            f"{file}: {one.parts[part]} and {key} are both the {part} of module {parsed.module}. "
+            "Keep one adapter a file."
+        )
+    one.parts[part] = key
+    if parsed.part == "dora":  # which stays unused: what it does depends on the base model
+        one.magnitude = True
+        keys.unsupported.setdefault("dora", []).append(key)
+    elif match is not None:
+        if one.form not in ("lora", parsed.part):
+            raise LorabenchError(
+                f"{file}: module {parsed.module} has keys of {one.form} and of {parsed.part} ({key}). "
+                "Keep one adapter a file."
+            )
+        one.form = parsed.part
+    if parsed.is_layer or not one.scheme:
+        one.scheme = parsed.scheme or ("peft" if key.startswith("base_model.") else "lycoris")
+
+
+def _whole(one: ModuleKeys) -> bool:
+    """Whether a module's ΔW can be made, or at least a message about half a pair."""
+    if one.form in _NEEDED:
+        return all(any(part in one.parts for part in some) for some in _NEEDED[one.form])
+    return "down" in one.parts or "up" in one.parts

@@ -1,0 +1,208 @@
+"""One table of what an adapter file holds, module by module; for safetensors from the header alone, without torch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorabench.adapters.header import (
+    Header,
+    TensorInfo,
+    find_adapter_file,
+    first_look,
+    read_header,
+    read_json,
+    read_scalars,
+)
+from lorabench.adapters.kinds import scale_of
+from lorabench.adapters.naming import component
+from lorabench.adapters.scaling import saved_config
+from lorabench.adapters.sorting import ModuleKeys, sort_keys
+from lorabench.errors import LorabenchError
+
+__all__ = ["ModuleRow", "Table", "read_table"]
+
+
+@dataclass(frozen=True)
+class ModuleRow:
+    """One module.
+
+    Attributes:
+        module: canonical name.
+        part: the model's part that it belongs to (`naming.component`).
+        kind: "linear", "conv", "tucker", "embedding", "loha", "lokr", "adalora", or "dora" for any of
+            them with a magnitude.
+        rank: r of the stored factors; 0 for LoKr of two whole matrices.
+        alpha: α, or None where nothing says it.
+        alpha_source: where α was found, or what was assumed.
+        scale: the factor in front of up @ down.
+        scale_rule: how it follows from α and r.
+        shapes: part -> shape.
+        dtype: safetensors' name of the type that the factors are stored in.
+        keys: part -> key.
+        assumed: in words, what the file did not say.
+    """
+
+    module: str
+    part: str
+    kind: str
+    rank: int
+    alpha: float | None
+    alpha_source: str
+    scale: float
+    scale_rule: str
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: str
+    keys: Mapping[str, str]
+    assumed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """What an adapter file holds.
+
+    Attributes:
+        file: the file that was read.
+        format: "safetensors" or "pickle".
+        header: of a safetensors file.
+        rows: the modules that can be analysed, by name.
+        unsupported: kind -> keys that cannot be analysed.
+        problems: what is wrong with modules, in words; they have no row.
+        schemes: naming schemes.
+        metadata: of a safetensors file.
+        config: adapter_config.json beside the file.
+        tensors: key -> shape and type of every tensor.
+    """
+
+    file: Path
+    format: str
+    header: Header | None = field(repr=False)
+    rows: tuple[ModuleRow, ...]
+    unsupported: Mapping[str, tuple[str, ...]]
+    problems: tuple[str, ...]
+    schemes: tuple[str, ...]
+    metadata: Mapping[str, str] = field(repr=False)
+    config: Mapping[str, Any] = field(repr=False)
+    tensors: Mapping[str, TensorInfo] = field(repr=False)
+
+
+def read_table(path: Path | str) -> Table:
+    """The table of an adapter file or folder.
+
+    Args:
+        path: as for `load`.
+
+    Raises:
+        LorabenchError: the file cannot be read at all; what is wrong with single modules is in `problems`.
+    """
+    file = find_adapter_file(Path(path))
+    header = read_header(file) if first_look(file)[1] is None else None
+    tensors, alphas, leftovers = (header.tensors, {}, ()) if header is not None else _from_pickle(file)
+    metadata: Mapping[str, str] = {} if header is None else header.metadata
+    keys = sort_keys(file, tensors, leftovers)
+    if header is not None:
+        alphas = read_scalars(header, [one.parts["alpha"] for one in keys.modules.values() if "alpha" in one.parts])
+    beside, inside = read_json(file.parent / "adapter_config.json"), saved_config(file, metadata)
+    rows, problems = [], []
+    for name, one in keys.modules.items():
+        try:
+            rows.append(_row(file, name, one, tensors, alphas, inside, beside))
+        except LorabenchError as error:
+            problems.append(str(error).removeprefix(f"{file}: "))
+    return Table(
+        file=file,
+        format="pickle" if header is None else "safetensors",
+        header=header,
+        rows=tuple(rows),
+        unsupported={kind: tuple(found) for kind, found in sorted(keys.unsupported.items())},
+        problems=tuple(problems),
+        schemes=keys.schemes,
+        metadata=metadata,
+        config=beside,
+        tensors=tensors,
+    )
+
+
+def _row(
+    file: Path,
+    name: str,
+    one: ModuleKeys,
+    tensors: Mapping[str, TensorInfo],
+    alphas: Mapping[str, float],
+    inside: Mapping[str, Any],
+    beside: Mapping[str, Any],
+) -> ModuleRow:
+    shapes = {part: tensors[key].shape for part, key in one.parts.items()}
+    if one.form in ("lora", "adalora"):
+        _check_pair(file, name, one, shapes)
+    rank = _rank(one, shapes)
+    known = scale_of(file, name, one, rank, alphas.get(one.parts.get("alpha", "")), inside, beside)
+    first = next(key for part, key in one.parts.items() if part != "alpha")
+    return ModuleRow(
+        module=name,
+        part=component(name),
+        kind=_kind(one, shapes),
+        rank=rank,
+        alpha=known.scale.alpha,
+        alpha_source=known.source,
+        scale=known.scale.value,
+        scale_rule=known.rule,
+        shapes={part: shape for part, shape in shapes.items() if part != "alpha"},
+        dtype=tensors[one.parts.get("down", first)].dtype,
+        keys=one.parts,
+        assumed=known.scale.assumed,
+    )
+
+
+def _check_pair(file: Path, name: str, one: ModuleKeys, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for part, other in (("down", "up"), ("up", "down")):
+        if part not in shapes:
+            raise LorabenchError(f"{file}: module {name} has {one.parts[other]} but no {part} matrix")
+    down, up = shapes["down"], shapes["up"]
+    wide = len(down) >= 2 and len(up) >= 2 and math.prod(down) > 0 and math.prod(up) > 0
+    inner = (down[-1], up[0]) if one.scheme == "mlx" and wide else (down[0], up[1]) if wide else (0, 1)
+    merged = wide and len(down) == 2 and len(up) == 3 and up[2] == 1 and down[0] % up[1] == 0
+    if inner[0] != inner[1] and not merged:
+        raise LorabenchError(
+            f"{file}: the shapes of module {name} do not fit together: {one.parts['down']} {list(down)}, "
+            f"{one.parts['up']} {list(up)}"
+        )
+
+
+def _rank(one: ModuleKeys, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    if one.form == "loha":
+        return shapes["w1_b"][0] if shapes["w1_b"] else 0
+    if one.form == "lokr":
+        low = shapes.get("w2_b") or shapes.get("w1_b")
+        return low[0] if low else 0
+    if one.scheme == "mlx":
+        return shapes["down"][-1]
+    # loralib's merged projections: up [d_out, r, 1] over down [g·r, d_in]
+    return shapes["up"][1]
+
+
+def _kind(one: ModuleKeys, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    if one.kind != "lora":
+        return one.kind
+    if one.scheme == "peft-embedding":
+        return "embedding"
+    if "mid" in shapes:
+        return "tucker"
+    return "conv" if len(shapes["down"]) > 2 else "linear"
+
+
+def _from_pickle(file: Path) -> tuple[dict[str, TensorInfo], dict[str, float], tuple[str, ...]]:
+    # Only a pickle needs torch: its header is a program.
+    from lorabench.adapters.container import read_container
+
+    names = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
+    container = read_container(file)
+    tensors, alphas = {}, {}
+    for key, tensor in container.tensors.items():
+        name = str(tensor.dtype).removeprefix("torch.")
+        dtype = names.get(name, name.replace("uint", "U").replace("int", "I").upper())
+        tensors[key] = TensorInfo(tuple(tensor.shape), dtype)
+        if key.endswith(".alpha") and tensor.numel():
+            alphas[key] = float(tensor.flatten()[0])
+    return tensors, alphas, container.leftovers
