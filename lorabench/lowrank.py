@@ -26,6 +26,9 @@ __all__ = [
 
 Scale = float | Float[Tensor, "*batch"]
 
+_POOREST = 1e6
+"""Of ‖L⁻¹‖_F² for the root L of a Gram matrix of unit columns: a basis by it is orthonormal to 1e-10."""
+
 
 def singular_values(
     down: Float[Tensor, "*batch r d_in"], up: Float[Tensor, "*batch d_out r"], scale: Scale = 1.0
@@ -63,7 +66,11 @@ def singular_values(
 def thin_svd(
     down: Float[Tensor, "*batch r d_in"], up: Float[Tensor, "*batch d_out r"], scale: Scale = 1.0
 ) -> tuple[Float64[Tensor, "*batch d_out k"], Float64[Tensor, "*batch k"], Float64[Tensor, "*batch k d_in"]]:
-    """ΔW = left · diag(σ) · right by QR of both factors and the SVD of an r×r core, k = min(r, d_out, d_in).
+    """ΔW = left · diag(σ) · right, k = min(r, d_out, d_in), by a basis of each factor and the SVD of an r×r core.
+
+    The bases come from Cholesky roots of r×r Gram matrices (Yamamoto et al. 2015), and from Householder QR for a
+    factor whose unit rows or columns are so nearly dependent that such a root would lose more than 1e-10. Every σ
+    is right to 1e-9 of itself or to 1e-14 of |scale|·‖up‖·‖down‖, whichever is more.
 
     Args:
         down: A of PEFT, [*batch, r, d_in].
@@ -71,15 +78,15 @@ def thin_svd(
         scale: factor of up @ down, a number or [*batch]; the sign goes into `left`.
 
     Returns:
-        left [*batch, d_out, k] with orthonormal columns, σ [*batch, k] descending, right [*batch, k, d_in] with
-        orthonormal rows.
+        left [*batch, d_out, k] with orthonormal columns (to 1e-9), σ [*batch, k] descending, right [*batch, k, d_in]
+        with orthonormal rows.
     """
-    q_up, r_up = torch.linalg.qr(up.double())
-    q_down, r_down = torch.linalg.qr(down.double().mT)
-    left, sigma, right = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
+    columns, turn, root = _orthonormal(up.double())
+    rows, turn_down, root_down = _orthonormal(down.double().mT)
+    left, sigma, right = torch.linalg.svd(root @ root_down.mT, full_matrices=False)
     size = _as_batch(scale, down)
-    signed: Tensor = (q_up @ left) * size.sign()[..., None, None].where(size[..., None, None] != 0, 1.0)
-    return signed, sigma * size.abs().unsqueeze(-1), right @ q_down.mT
+    signed: Tensor = columns @ (turn @ left * torch.where(size < 0, -1.0, 1.0)[..., None, None])
+    return signed, sigma * size.abs().unsqueeze(-1), right @ turn_down.mT @ rows.mT
 
 
 def matrix_singular_values(matrix: Float[Tensor, "*batch rows cols"]) -> Float64[Tensor, "*batch k"]:
@@ -200,6 +207,39 @@ def _balanced(
     ratio = torch.where((norm_down > 0) & (norm_up > 0), norm_up / norm_down, 1.0).sqrt()
     weight = ratio.unsqueeze(-1) * ratio.unsqueeze(-2)
     return gram_down * weight, gram_up / weight
+
+
+def _orthonormal(
+    matrix: Float64[Tensor, "*batch n r"],
+) -> tuple[Float64[Tensor, "*batch n k"], Float64[Tensor, "*batch k k"], Float64[Tensor, "*batch k r"]]:
+    """columns, turn and root: matrix = (columns @ turn) @ root, and columns @ turn is orthonormal, k = min(n, r).
+
+    The product with `turn` is left to the caller, who has r×r matrices to multiply it with first.
+    """
+    if matrix.shape[-2] < matrix.shape[-1]:
+        return _by_householder(matrix)
+    gram = matrix.mT @ matrix
+    norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    unit = gram / (norms.unsqueeze(-1) * norms.unsqueeze(-2))
+    lower, failed = torch.linalg.cholesky_ex(unit)
+    eye = torch.eye(matrix.shape[-1], dtype=torch.float64, device=matrix.device).expand_as(lower)
+    turn = torch.linalg.solve_triangular(lower, eye, upper=False).mT / norms.unsqueeze(-1)
+    # ‖L⁻¹‖² bounds the condition of unit columns; what is lost is eps times that. A column of zeros gives NaN.
+    loss = (turn * norms.unsqueeze(-1)).square().sum((-2, -1))
+    poor = (failed != 0) | ~(loss < _POOREST)
+    if not bool(poor.any()):
+        return matrix, turn, lower.mT * norms.unsqueeze(-2)
+    columns, turn, root = matrix.clone(), turn.contiguous(), (lower.mT * norms.unsqueeze(-2)).contiguous()
+    columns[poor], turn[poor], root[poor] = _by_householder(matrix[poor])
+    return columns, turn, root
+
+
+def _by_householder(
+    matrix: Float64[Tensor, "*batch n r"],
+) -> tuple[Float64[Tensor, "*batch n k"], Float64[Tensor, "*batch k k"], Float64[Tensor, "*batch k r"]]:
+    columns, root = torch.linalg.qr(matrix)
+    eye = torch.eye(columns.shape[-1], dtype=torch.float64, device=matrix.device)
+    return columns, eye.expand(*columns.shape[:-2], *eye.shape), root
 
 
 def _not_negative(eigenvalues: Float64[Tensor, "*batch k"]) -> Float64[Tensor, "*batch k"]:

@@ -90,7 +90,7 @@ def outputs(files: Path, tmp_path: Path) -> dict[str, list[str]]:
         "merge": [a, b, "-o", f"{out}.safetensors"],
         "compare": [a, b],
         "convert": [a, "--to", "peft", "-o", out],
-        "plot": [a, "-o", f"{out}.png"],
+        "plot": [a, "--kind", "ranks", "-o", f"{out}.png"],
     }
 
 

@@ -61,7 +61,7 @@ def _bad_tensors(change: dict[str, torch.Tensor | None]) -> dict[str, torch.Tens
         ({"q.alpha": torch.tensor(math.nan)}, "alpha of q is nan"),
         ({"q.lora_mid.weight": torch.ones(5, 5, 1, 1)}, "Tucker core"),
         (dict.fromkeys(GOOD) | {"q.weight": torch.ones(2)}, "full_weight: q.weight"),
-        (dict.fromkeys(GOOD) | {"q.hada_w1_a": torch.ones(2), "q.alpha": torch.ones(())}, "loha: q.hada_w1_a, q.alpha"),
+        (dict.fromkeys(GOOD) | {"q.hada_w1_a": torch.ones(2), "q.alpha": torch.ones(())}, "loha: q.alpha, q.hada_w1_a"),
         (dict.fromkeys(GOOD), "no tensors at all"),
     ],
 )  # fmt: skip
@@ -237,7 +237,7 @@ def test_a_full_disk_leaves_the_old_adapter(tmp_path: Path, layout: str, monkeyp
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace" if layout == "kohya" else "write_bytes", fail)
+    monkeypatch.setattr("pathlib.Path.replace" if layout == "kohya" else "os.fsync", fail)
     with pytest.raises(LorabenchError, match="the disk is full"):
         save_adapter(path, {"unet.conv_in": _module(seed=1)}, layout)
     assert sorted((file, file.read_bytes()) for file in tmp_path.rglob("*") if file.is_file()) == before

@@ -213,7 +213,7 @@ def test_an_adapter_keeps_what_stays_true(tmp_path: Path) -> None:
     assert (config["fan_in_fan_out"], config["r"], config["base_model_name_or_path"]) == (True, 2, "gpt2")
     metadata = load_adapter(tmp_path / "new").metadata
     assert metadata["ss_output_name"] == "cat"
-    assert "sshs_model_hash" not in metadata
+    assert len(metadata["sshs_model_hash"]) == 64  # computed anew
 
 
 def test_kohya_alpha_and_peft_patterns_are_written(tmp_path: Path) -> None:

@@ -108,6 +108,69 @@ def test_padding_adds_zeros_alone(seed: int, rank: int, d_out: int, d_in: int, m
     assert (padded[:, rank:] == 0).all()
 
 
+def check_thin_svd(down: Tensor, up: Tensor, scale: Tensor | float) -> Tensor:
+    """Hold a decomposition to what it promises, and give its σ."""
+    left, sigma, right = lowrank.thin_svd(down, up, scale)
+    k = min(down.shape[-2], down.shape[-1], up.shape[-2])
+    assert (left.shape[-1], sigma.shape[-1], right.shape[-2]) == (k, k, k)
+    assert left.dtype == sigma.dtype == right.dtype == torch.float64
+    eye = torch.eye(k, dtype=torch.float64)
+    assert ((left.mT @ left - eye).abs() < 1e-9).all()
+    assert ((right @ right.mT - eye).abs() < 1e-9).all()
+    assert (sigma[..., :-1] >= sigma[..., 1:]).all()
+    matrix = dense(down, up, scale)
+    size = up.double().norm(dim=(-2, -1)) * down.double().norm(dim=(-2, -1)) * torch.as_tensor(scale).double().abs()
+    assert ((left * sigma.unsqueeze(-2) @ right - matrix).norm(dim=(-2, -1)) <= 1e-13 * size).all()
+    assert ((sigma - dense_values(matrix, k)).abs() <= 1e-13 * size.unsqueeze(-1)).all()
+    return sigma
+
+
+@FEW
+@given(**cases, batch=st.sampled_from([(), (3,), (2, 3)]))
+def test_thin_svd_is_the_dense_one(seed: int, rank: int, d_out: int, d_in: int, batch: tuple[int, ...]) -> None:
+    check_thin_svd(*draw(seed, batch, rank, d_out, d_in))
+
+
+@FEW
+@given(seed=st.integers(0, 999), power=st.floats(0, 9), other=st.floats(0, 9))
+def test_thin_svd_of_nearly_dependent_factors(seed: int, power: float, other: float) -> None:
+    down, up, scale = draw(seed, (3,), 5, 30, 40)
+    down, up = down.double(), up.double()
+    down[1, 4] = down[1, 3] + 10**-power * down[1, 4]
+    up[2, :, 0] = up[2, :, 1] - 10**-other * up[2, :, 0]
+    check_thin_svd(down, up, scale)
+
+
+def test_thin_svd_of_what_was_lost_padded_or_never_trained() -> None:
+    down, up, scale = draw(0, (5,), 4, 30, 40)
+    down[0, 3], up[0, :, 3] = 0, 0
+    down[1, 2] = down[1, 0]
+    up[2] = 0
+    down[3] = 0
+    sigma = check_thin_svd(down, up, scale)
+    assert (sigma[0, 3:] <= 1e-15 * sigma[0, 0]).all()
+    assert (sigma[1, 3:] <= 1e-15 * sigma[1, 0]).all()
+    assert (sigma[2:4] == 0).all()
+    assert (check_thin_svd(down, up, 0.0) == 0).all()
+
+
+def test_thin_svd_of_a_badly_balanced_pair() -> None:
+    down, up, scale = draw(0, (4,), 4, 30, 40)
+    sizes = torch.tensor([1e6, 1.0, 1e-6, 1e3])
+    down, up = down.double() * sizes[:, None], up.double() / sizes
+    found = lowrank.thin_svd(down, up, scale)[1]
+    assert torch.allclose(found, dense_values(dense(down, up, scale), 4), rtol=1e-9)
+    assert torch.allclose(lowrank.thin_svd(down * 1e30, up * 1e30, scale)[1], found * 1e60, rtol=1e-12)
+
+
+def test_thin_svd_keeps_the_digits_of_small_singular_values() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(n, 4, generator=generator).double())[0] for n in (30, 40))
+    sigma = torch.tensor([1.0, 1e-3, 1e-6, 1e-9], dtype=torch.float64)
+    found = lowrank.thin_svd(right.mT * sigma.sqrt()[:, None], left * sigma.sqrt())[1]
+    assert torch.allclose(found, sigma, rtol=1e-9)
+
+
 @FEW
 @given(seed=st.integers(0, 999), rows=st.integers(1, 20), cols=st.integers(1, 20))
 def test_a_factor_has_its_dense_singular_values(seed: int, rows: int, cols: int) -> None:

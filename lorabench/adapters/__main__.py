@@ -55,7 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The example keeps its lines; defaults are shown."""
+    """The example keeps its lines; defaults that say something are shown."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default in (None, False, [], ()) or "default" in (action.help or "")
+        return action.help if silent else super()._get_help_string(action)
 
 
 def _say(text: str) -> None:

@@ -92,7 +92,9 @@ def _order(modules: Mapping[str, LoraModule], metadata: Mapping[str, str]) -> li
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    # A number by its length and then its digits: it may have more of them than Python makes a number of.
+    parts = [part.lstrip("0") if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    return [(len(part) if i % 2 else -1, part) for i, part in enumerate(parts)]
 
 
 def _refuse_nothing(file: Path, unsupported: Mapping[str, list[str]]) -> None:

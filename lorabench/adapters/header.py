@@ -1,46 +1,64 @@
-"""What the first bytes of an adapter file say, without torch and without its weights."""
+"""The header of a safetensors file, without torch and without its weights."""
 
 import json
 import math
+import os
+import re
+import reprlib
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Never, TypeGuard
 
+from lorabench.adapters.opening import (
+    ADAPTER_SUFFIXES,
+    AGAIN,
+    FOLDER_FILES,
+    explain_reading,
+    find_adapter_file,
+    first_look,
+    parse_json,
+    read_json,
+)
 from lorabench.errors import LorabenchError
 
 __all__ = [
     "ADAPTER_SUFFIXES",
     "AGAIN",
+    "DTYPE_BITS",
     "DTYPE_BYTES",
     "FOLDER_FILES",
     "Header",
     "TensorInfo",
+    "explain_reading",
     "find_adapter_file",
     "first_look",
+    "parse_header",
+    "parse_json",
     "read_header",
     "read_json",
     "read_scalars",
 ]
 
-ADAPTER_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-FOLDER_FILES = (
-    "adapter_model.safetensors",
-    "pytorch_lora_weights.safetensors",
-    "adapters.safetensors",
-    "adapter_model.bin",
-    "pytorch_lora_weights.bin",
-)
-"""Names that PEFT, diffusers and MLX give to the one adapter of a folder, the first that exists is read."""
-AGAIN = "Download or export the file again."
-DTYPE_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+DTYPE_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "C64": 64,
+    "F8_E4M3": 8, "F8_E4M3FNUZ": 8, "F8_E5M2": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8,
+    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
 }  # fmt: skip
-"""Bytes of one entry, by safetensors' names."""
+"""Bits of one entry, by safetensors' names."""
+DTYPE_BYTES = {key: bits // 8 for key, bits in DTYPE_BITS.items() if bits >= 8 and "FNUZ" not in key}  # TEMPORARY
 
-_MAX_HEADER = 100_000_000  # safetensors' own limit
+_MAX_HEADER = 100_000_000  # bytes, safetensors' own limit
+_MAX_DIMENSIONS = 64  # as NumPy and torch's kernels; the product of a million huge ones would take for ever
+_CODES = {
+    "F64": "d", "F32": "f", "F16": "e", "BF16": "f",
+    "I64": "q", "I32": "i", "I16": "h", "I8": "b", "U64": "Q", "U32": "I", "U16": "H", "U8": "B",
+}  # fmt: skip
+"""How `struct` calls what it reads."""
+_SMALL = {"F8_E4M3": (3, 7), "F8_E4M3FNUZ": (3, 8), "F8_E5M2": (2, 15), "F8_E5M2FNUZ": (2, 16)}
+"""Bits of the mantissa, and what the exponent is biased by (Micikevicius et al. 2022)."""
 
 
 @dataclass(frozen=True)
@@ -77,139 +95,95 @@ class Header:
     data: int
 
 
-def find_adapter_file(path: Path) -> Path:
-    """The adapter file at `path`: the path itself, or the adapter of a PEFT, diffusers or MLX folder.
-
-    Raises:
-        LorabenchError: nothing is there, or the folder is not one adapter.
-    """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise LorabenchError(f"{path}: no such file or folder. Check the spelling of the path.")
-    known = [path / name for name in FOLDER_FILES if (path / name).is_file()]
-    found = known[:1] or sorted(file for file in path.iterdir() if file.suffix in ADAPTER_SUFFIXES and file.is_file())
-    if len(found) == 1:
-        return found[0]
-    held = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
-    raise LorabenchError(
-        f"{path}: this folder is not one adapter, it holds {held}. "
-        f"Name one file, or a folder with one of {', '.join(FOLDER_FILES)}."
-    )
-
-
-def first_look(path: Path) -> tuple[int, str | None]:
-    """Size of an adapter file, and what it is if it is no safetensors file (None if it is one).
-
-    Raises:
-        LorabenchError: the file is missing, empty, misnamed, a git-LFS pointer, or neither safetensors nor
-            of torch.save.
-    """
-    if path.suffix not in ADAPTER_SUFFIXES:
-        raise LorabenchError(f"{path}: adapter files end in {', '.join(ADAPTER_SUFFIXES)}, not in {path.suffix!r}.")
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise LorabenchError(
-            f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
-        ) from error
-    if size == 0:
-        raise LorabenchError(f"{path}: the file is empty, its download or its writing was interrupted. {AGAIN}")
-    if start.startswith(b"version https://git-lfs"):
-        raise LorabenchError(
-            f"{path}: this is a git-LFS pointer, not the adapter itself. Fetch the file with `git lfs pull`."
-        )
-    is_one = int.from_bytes(start[:8], "little") <= size - 8 and start[8:9] == b"{"
-    kind = None if is_one else _looks_like(start)
-    if path.suffix == ".safetensors":
-        if kind:
-            raise LorabenchError(f"{path}: this is {kind}, not a safetensors file. {_rename(kind)}")
-        return size, None
-    if is_one:
-        raise LorabenchError(f"{path}: this is a safetensors file. Rename it to end in .safetensors.")
-    if kind is not None and "torch.save" not in kind:
-        raise LorabenchError(f"{path}: this is {kind}, not a checkpoint of torch.save. {_rename(kind)}")
-    return size, kind or "a file of torch.save"
-
-
 def read_header(path: Path) -> Header:
     """The header of a safetensors file, every number of it held against the file before it is used.
 
     Raises:
         LorabenchError: the file is no safetensors file, or is damaged or truncated.
     """
-    size, kind = first_look(path)
+    _, kind = first_look(path)
     if kind is not None:
         raise LorabenchError(f"{path}: this is {kind}; only a safetensors file has a header that can be read alone.")
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(size - 8, _MAX_HEADER):
-            raise LorabenchError(f"{path}: no safetensors header, or the file is truncated ({size} bytes). {AGAIN}")
-        raw = file.read(length)
+    with explain_reading(path), path.open("rb") as file:
+        return parse_header(path, file)
+
+
+def parse_header(path: Path, file: BinaryIO) -> Header:
+    """The header of an open safetensors file, for a reader who goes on to its weights; see `read_header`.
+
+    What is accepted is what the safetensors library accepts, less: a key that stands twice (of which two readers may
+    take two different ones), over 64 dimensions, sizes that no tensor can have (over 2^63 bytes if the dimensions of
+    0 were 1), and entries as lists, which the library takes by accident.
+
+    Args:
+        path: its name, for messages.
+        file: the file, at its first byte.
+
+    Raises:
+        LorabenchError: it is no safetensors file, or is damaged or truncated.
+    """
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    data = 8 + length
+    if length > _MAX_HEADER or data > size:
+        raise LorabenchError(f"{path}: no safetensors header, or the file is truncated ({size} bytes). {AGAIN}")
     try:
-        known = json.loads(raw, object_pairs_hook=_once)
-        metadata = known.pop("__metadata__", None) or {}
-        tensors = {key: _info(key, entry, 8 + length) for key, entry in known.items()}
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError) as error:
+        entries = _parse_json(file.read(length))
+        metadata = _texts(entries.pop("__metadata__", None))
+        tensors = {key: _info(key, entry, data) for key, entry in entries.items()}
+    except (ValueError, RecursionError) as error:
         raise LorabenchError(f"{path}: the safetensors header is damaged ({_reason(error)}). {AGAIN}") from error
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise LorabenchError(f"{path}: the safetensors header is damaged (metadata that is no text). {AGAIN}")
-    end = 8 + length
-    for key, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
-        if info.stop > size:
-            raise LorabenchError(f"{path}: the file is truncated, {size} of {_end(tensors)} bytes are there. {AGAIN}")
-        if info.start != end:
-            raise LorabenchError(
-                f"{path}: the safetensors header is damaged (the bytes of {key} overlap or leave a hole). {AGAIN}"
-            )
-        end = info.stop
-    if end != size:
-        raise LorabenchError(f"{path}: {size - end} bytes follow the last tensor, so the file is damaged. {AGAIN}")
-    return Header(path, size, tensors, metadata, 8 + length)
+    _check_places(path, tensors, data, size)
+    return Header(path, size, tensors, metadata, data)
 
 
 def read_scalars(header: Header, keys: Collection[str]) -> dict[str, float]:
-    """The first number of some floating-point tensors, such as `.alpha`, without torch; empty tensors are left out.
+    """The first number of some tensors, such as `.alpha`, without torch; empty tensors are left out.
 
     Raises:
-        LorabenchError: one is of a type that is no floating-point number.
+        LorabenchError: one is of a type that is no plain number (complex, boolean, under 8 bits), or the file was cut
+            since its header was read.
     """
     found = {}
-    with header.path.open("rb") as file:
+    with explain_reading(header.path), header.path.open("rb") as file:
         for key in keys:
             info = header.tensors[key]
             if info.count == 0:
                 continue
-            if info.dtype not in ("F64", "F32", "F16", "BF16"):
-                raise LorabenchError(
-                    f"{header.path}: {key} is stored as {info.dtype}; a floating-point number is needed."
-                )
+            if info.dtype not in _CODES and info.dtype not in _SMALL:
+                raise LorabenchError(f"{header.path}: {key} is stored as {info.dtype}; a plain number is needed.")
             file.seek(info.start)
-            raw = file.read(DTYPE_BYTES[info.dtype])
-            # bfloat16 is the upper half of a float32
-            raw, code = (b"\0\0" + raw, "f") if info.dtype == "BF16" else (raw, {8: "d", 4: "f", 2: "e"}[len(raw)])
-            found[key] = float(struct.unpack("<" + code, raw)[0])
+            raw = file.read(DTYPE_BITS[info.dtype] // 8)
+            if len(raw) * 8 != DTYPE_BITS[info.dtype]:
+                raise LorabenchError(f"{header.path}: the file was cut while it was read. Read it again.")
+            found[key] = _number(info.dtype, raw)
     return found
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where the file does not exist.
+def _number(dtype: str, raw: bytes) -> float:
+    if dtype in _CODES:
+        # bfloat16 is the upper half of a float32
+        return float(struct.unpack("<" + _CODES[dtype], b"\0\0" + raw if dtype == "BF16" else raw)[0])
+    mantissa, bias = _SMALL[dtype]
+    sign, exponent, rest = raw[0] >> 7, (raw[0] & 127) >> mantissa, raw[0] & (2**mantissa - 1)
+    if dtype == "F8_E5M2" and exponent == 31:
+        size = math.nan if rest else math.inf
+    elif (dtype == "F8_E4M3" and raw[0] & 127 == 127) or (dtype.endswith("FNUZ") and raw[0] == 128):
+        size = math.nan
+    else:
+        size = math.ldexp(rest / 2**mantissa + (exponent > 0), max(exponent, 1) - bias)
+    return -size if sign else size
 
-    Raises:
-        LorabenchError: the file holds something else.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError) as error:
-        raise LorabenchError(f"{path}: not valid JSON ({error}). Repair it, or take it away.") from error
-    except OSError as error:
-        raise LorabenchError(f"{path}: cannot be read ({error.strerror}). Check its permissions.") from error
+
+def _parse_json(raw: bytes) -> dict[str, Any]:
+    text = raw.decode()
+    found = json.loads(
+        text, object_pairs_hook=_once, parse_int=_whole, parse_float=_no_number, parse_constant=_no_number
+    )
     if not isinstance(found, dict):
-        raise LorabenchError(f"{path}: a JSON object is expected, a {type(found).__name__} came. Repair it.")
+        raise ValueError(f"a {type(found).__name__}, no object")  # noqa: TRY004 - the file is wrong, not a type here
+    if re.search(r"\\u[dD][89a-fA-F]", text):  # half of a pair of surrogates is no text, and cannot be printed
+        json.dumps(found, ensure_ascii=False).encode()
     return found
 
 
@@ -220,43 +194,63 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _info(key: str, entry: Mapping[str, Any], data: int) -> TensorInfo:
-    shape, dtype, offsets = tuple(entry["shape"]), entry["dtype"], entry["data_offsets"]
-    numbers = (*shape, *offsets)
-    if len(offsets) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
-        raise ValueError(f"shape or place of {key}")
-    if dtype not in DTYPE_BYTES:
-        raise ValueError(f"type {dtype!r} of {key}")
-    info = TensorInfo(shape, dtype, data + offsets[0], data + offsets[1])
-    if info.count * DTYPE_BYTES[dtype] != info.stop - info.start:
-        raise ValueError(f"{key} has {info.stop - info.start} bytes, and its shape needs another number")
+def _whole(text: str) -> int:
+    if text.startswith("-") or len(text) > 20 or int(text) >= 2**64:
+        _no_number(text)
+    return int(text)
+
+
+def _no_number(text: str) -> Never:
+    raise ValueError(f"{text[:24]} is no whole number from 0 to 2^64 - 1")
+
+
+def _texts(metadata: object) -> dict[str, str]:
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its __metadata__ is no object of texts")
+    return metadata
+
+
+def _info(key: str, entry: object, data: int) -> TensorInfo:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{key} is no object")  # noqa: TRY004 - the file is wrong, not a type here
+    dtype, shape, place = (entry.get(name) for name in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise ValueError(f"{key} is of an unknown type, {reprlib.repr(dtype)}")
+    if not _are_whole(shape) or len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"{key} has no shape, but {reprlib.repr(shape)}")
+    if not _are_whole(place) or len(place) != 2:
+        raise ValueError(f"{key} has no place, but {reprlib.repr(place)}")
+    if math.prod(n for n in shape if n) * DTYPE_BITS[dtype] >= 8 * 2**63:
+        raise ValueError(f"{key} has an absurd shape, {reprlib.repr(shape)}")
+    info = TensorInfo(tuple(shape), dtype, data + place[0], data + place[1])
+    bits = info.count * DTYPE_BITS[dtype]
+    if bits != 8 * (info.stop - info.start):
+        raise ValueError(
+            f"{key} has {place[1] - place[0]} bytes, {dtype} of shape {reprlib.repr(shape)} needs {bits / 8:g}"
+        )
     return info
 
 
-def _end(tensors: Mapping[str, TensorInfo]) -> int:
-    return max(info.stop for info in tensors.values())
+def _are_whole(numbers: object) -> TypeGuard[list[int]]:
+    return isinstance(numbers, list) and all(type(number) is int for number in numbers)
+
+
+def _check_places(path: Path, tensors: Mapping[str, TensorInfo], data: int, size: int) -> None:
+    """Refuse tensors that overlap, leave a hole, or do not end where the file ends."""
+    end = data
+    for key, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if info.start != end:
+            raise LorabenchError(
+                f"{path}: the safetensors header is damaged (the bytes of {key} overlap or leave a hole). {AGAIN}"
+            )
+        end = info.stop
+    if end > size:
+        raise LorabenchError(f"{path}: the file is truncated, {size} of {end} bytes are there. {AGAIN}")
+    if end < size:
+        raise LorabenchError(f"{path}: {size - end} bytes follow the last tensor, so the file is damaged. {AGAIN}")
 
 
 def _reason(error: Exception) -> str:
-    return str(error)[:160] if type(error) is ValueError else type(error).__name__
-
-
-def _looks_like(start: bytes) -> str | None:
-    text = start.lstrip()
-    if start.startswith(b"PK"):
-        return "a zip archive, as torch.save writes it"
-    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return "a pickle, as older torch.save wrote it"
-    if start.startswith(b"GGUF"):
-        return "a GGUF file"
-    if text[:1] in (b"{", b"["):
-        return "JSON text"
-    if text[:1] == b"<":
-        return "a web page or XML text"
-    return None
-
-
-def _rename(kind: str) -> str:
-    if "torch.save" in kind:
-        return "Rename it to end in .bin or .pt if it holds an adapter's tensors."
-    return "Get the adapter file itself (its download may have saved something else)."
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)

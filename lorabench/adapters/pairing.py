@@ -13,6 +13,10 @@ from lorabench.errors import LorabenchError
 
 __all__ = ["Factors", "finite", "pair"]
 
+# More than any adapter has; they bound what a small file can unfold to.
+_MAX_GROUPS = 16
+_MAX_KERNEL = 1024
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -53,13 +57,13 @@ def pair(where: Path, module: str, scheme: str, keys: Mapping[str, str], tensors
     kernel, groups = tuple(down.shape[2:]), 1
     if "mid" in keys:
         mid = finite(where, keys["mid"], tensors[keys["mid"]])
-        down, kernel = _fold(where, module, down, mid), tuple(mid.shape[2:])
+        down, kernel = finite(where, keys["mid"], _fold(where, module, down, mid)), tuple(mid.shape[2:])
     if scheme == "mlx" and down.ndim == up.ndim == 2:
         down, up = down.mT, up.mT
     elif down.ndim == 2 and up.ndim == 3 and up.shape[1] and up.shape[2] == 1:
-        groups = max(down.shape[0] // up.shape[1], 1)
+        groups = min(max(down.shape[0] // up.shape[1], 1), _MAX_GROUPS)
         up = _block_diagonal(up[:, :, 0], groups)
-    if not _fit(scheme, down, up):
+    if not _fit(scheme, down, up) or up.shape[0] % groups:
         _refuse_shapes(where, module, keys, tensors)
     notes = (f"merged projection of {groups} parts: rows of parts that are switched off are left out",)
     return Factors(
@@ -96,7 +100,7 @@ def finite(where: Path, key: str, tensor: Tensor) -> Float32[Tensor, "..."]:
     Raises:
         LorabenchError: it is quantised, or holds NaN or infinity.
     """
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or tensor.dtype == torch.float4_e2m1fn_x2:  # two of 4 bits a byte
         raise LorabenchError(
             f"{where}: {key} is stored as {tensor.dtype}; quantised factors cannot be read. "
             "Export the adapter in float16, bfloat16 or float32."
@@ -111,11 +115,11 @@ def finite(where: Path, key: str, tensor: Tensor) -> Float32[Tensor, "..."]:
 
 
 def _fold(where: Path, module: str, down: Float[Tensor, "..."], mid: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    if mid.ndim < 3 or down.ndim < 2 or mid.shape[1] != down.shape[0]:
+    square = mid.ndim > 2 and mid.shape[0] == mid.shape[1]
+    if not square or down.ndim < 2 or mid.shape[1] != down.shape[0] or mid.shape[2:].numel() > _MAX_KERNEL:
         raise LorabenchError(
             f"{where}: the Tucker core of {module} has shape {list(mid.shape)}, which does not fit its down "
-            "matrix "
-            f"{list(down.shape)}; [r, r, k, k] is needed. Export the adapter again."
+            f"matrix {list(down.shape)}; [r, r, k, k] is needed. Export the adapter again."
         )
     return torch.einsum("abk,bi->aik", mid.flatten(2), down.flatten(1))
 
@@ -123,7 +127,6 @@ def _fold(where: Path, module: str, down: Float[Tensor, "..."], mid: Float[Tenso
 def _refuse_shapes(where: Path, module: str, keys: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
     shapes = ", ".join(f"{key} {list(tensors[key].shape)}" for part, key in keys.items() if part != "alpha")
     raise LorabenchError(
-        f"{where}: the shapes of module {module} do not fit together: {shapes}. down must be [r, d_in] and "
-        "up "
-        "[d_out, r] with one r > 0 for both. Export the adapter again."
+        f"{where}: the shapes of module {module} do not fit together: {shapes}. down must be [r, d_in] "
+        "and up [d_out, r] with one r > 0 for both. Export the adapter again."
     )

@@ -1,18 +1,21 @@
 """The factor in front of up @ down, by the conventions of each naming scheme."""
 
-import json
 import math
-import re
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorabench.adapters.header import parse_json
+from lorabench.adapters.patterns import compile_patterns
 from lorabench.errors import LorabenchError
 
 __all__ = ["Scale", "find_scale", "saved_config"]
 
 _DEFAULT = 8
+_MAX = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ def saved_config(where: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
+        found = parse_json(text)
+    except ValueError as error:
         raise LorabenchError(f"{where}: lora_adapter_metadata is not valid JSON ({error}). Repair it.") from error
     if not isinstance(found, dict):
         raise LorabenchError(f"{where}: lora_adapter_metadata is no JSON object. Repair it.")
@@ -95,7 +98,7 @@ def _peft(where: Path, module: str, rank: int, config: Mapping[str, Any]) -> Sca
         assumed.append(f"no lora_alpha in adapter_config.json: PEFT's default {_DEFAULT}")
     said = _pattern(where, options, "rank_pattern", name) or options.get("r", _DEFAULT)
     if said != rank:
-        assumed.append(f"adapter_config.json says r = {said}, the tensors say {rank}: {rank} is used")
+        assumed.append(f"adapter_config.json says r = {reprlib.repr(said)}, the tensors say {rank}: {rank} is used")
     alpha = _number(where, "lora_alpha", alpha)
     root = bool(options.get("use_rslora", False))
     return Scale(alpha / (math.sqrt(rank) if root else rank), alpha, tuple(assumed))
@@ -106,20 +109,18 @@ def _pattern(where: Path, options: Mapping[str, Any], key: str, module: str) -> 
     patterns = options.get(key) or {}
     if not isinstance(patterns, Mapping):
         raise LorabenchError(f"{where}: {key} in adapter_config.json is no JSON object. Repair it.")
-    for pattern, value in patterns.items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error as error:
-            raise LorabenchError(
-                f"{where}: {key} in adapter_config.json holds {pattern!r}, no regular expression ({error}). Repair it."
-            ) from error
-    return None
+    if not patterns:
+        return None
+    try:
+        found = compile_patterns(tuple(patterns)).first(module)
+    except ValueError as error:
+        raise LorabenchError(f"{where}: {key} in adapter_config.json {error}. Repair it.") from error
+    return None if found is None else patterns[found]
 
 
 def _number(where: Path, key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_MAX <= value <= _MAX:
         raise LorabenchError(
-            f"{where}: {key} in adapter_config.json is {value!r}; a finite number is needed. Repair it."
+            f"{where}: {key} in adapter_config.json is {reprlib.repr(value)}; a finite number is needed. Repair it."
         )
     return float(value)

@@ -12,6 +12,9 @@ from lorabench.errors import LorabenchError
 
 __all__ = ["factors_of"]
 
+MOST_ENTRIES = 2**28
+"""Numbers that the factors of one module may have; small LoHa and LoKr can claim to unfold to any size."""
+
 _Matrix = Float32[Tensor, "rows cols"]
 
 
@@ -38,7 +41,8 @@ def factors_of(
         tensors: the file's tensors.
 
     Raises:
-        LorabenchError: a part is missing, values are not finite, or the shapes do not fit.
+        LorabenchError: a part is missing, values are not finite, the shapes do not fit, or they unfold to over
+            `MOST_ENTRIES` numbers.
     """
     if form == "lora":
         return pair(where, module, scheme, keys, tensors)
@@ -46,13 +50,22 @@ def factors_of(
     parts = {part: finite(where, key, tensors[key]) for part, key in keys.items() if part not in beside}
     try:
         if form == "adalora":
-            return _adalora(pair(where, module, scheme, keys, tensors), parts)
-        return _loha(parts) if form == "loha" else _lokr(parts)
+            factors = _adalora(pair(where, module, scheme, keys, tensors), parts)
+        else:
+            factors = _loha(parts) if form == "loha" else _lokr(parts)
+    except OverflowError as error:
+        raise LorabenchError(
+            f"{where}: module {module} ({form}) unfolds to {error} numbers, {MOST_ENTRIES} are the most. "
+            "Check where the file is from."
+        ) from error
     except (RuntimeError, IndexError, ValueError) as error:
         shapes = ", ".join(f"{key} {list(tensors[key].shape)}" for part, key in keys.items() if part in parts)
         raise LorabenchError(
             f"{where}: the shapes of module {module} ({form}) do not fit together: {shapes}. Export the adapter again."
         ) from error
+    for matrix in (factors.down, factors.up):  # products of finite numbers may be infinite
+        finite(where, f"the ΔW of {module} ({form})", matrix)
+    return factors
 
 
 def _adalora(factors: Factors, parts: Mapping[str, Tensor]) -> Factors:
@@ -73,15 +86,17 @@ def _loha(parts: Mapping[str, Tensor]) -> Factors:
                 raise ValueError("one Tucker core of two")
             kernel = tuple(core.shape[2:])
             # LyCORIS: W[p, q, k] = Σ_ij a[i, p] t[i, j, k] b[j, q]
-            ups.append(a.T)
-            downs.append(torch.einsum("ijk,jq->iqk", core.flatten(2), b).flatten(1))
+            ups.append(a.mT)
+            downs.append(_unfold(core, b))
         else:
             ups.append(a.flatten(1))
             downs.append(b.flatten(1))
     rank = ups[0].shape[1]
     if any(up.shape[1] != down.shape[0] for up, down in zip(ups, downs, strict=True)):
         raise ValueError("inner dimensions differ")
-    if ups[0].shape[1] * ups[1].shape[1] > min(ups[0].shape[0], downs[0].shape[1]):
+    if ups[0].shape[0] != ups[1].shape[0] or downs[0].shape[1] != downs[1].shape[1]:
+        raise ValueError("outer dimensions differ")
+    if _is_full(ups[0].shape[0], downs[0].shape[1], ups[0].shape[1] * ups[1].shape[1]):
         return _dense((ups[0] @ downs[0]) * (ups[1] @ downs[1]), rank, "LoHa", kernel)
     up = (ups[0][:, :, None] * ups[1][:, None, :]).flatten(1)
     down = (downs[0][:, None, :] * downs[1][None, :, :]).flatten(0, 1)
@@ -102,7 +117,7 @@ def _lokr(parts: Mapping[str, Tensor]) -> Factors:
         core = parts.get(f"t{i}")
         if core is not None:
             kernel = tuple(core.shape[2:])
-            a, b = a.T.contiguous(), torch.einsum("ijk,jq->iqk", core.flatten(2), b).flatten(1)
+            a, b = a.mT.contiguous(), _unfold(core, b)
         a, b = a.flatten(1), b.flatten(1)
         if a.shape[1] != b.shape[0]:
             raise ValueError("inner dimensions differ")
@@ -112,11 +127,30 @@ def _lokr(parts: Mapping[str, Tensor]) -> Factors:
     rank = ranks[-1] if ranks else 0
     (up1, down1), (up2, down2) = pairs
     out, into = up1.shape[0] * up2.shape[0], down1.shape[1] * down2.shape[1]
-    if up1.shape[1] * up2.shape[1] > min(out, into):
+    if _is_full(out, into, up1.shape[1] * up2.shape[1]):
         return _dense(torch.kron(up1 @ down1, up2 @ down2), rank, "LoKr", kernel)
     up, down = torch.kron(up1, up2), torch.kron(down1, down2)
     note = f"LoKr: a Kronecker product, given by factors of rank {up.shape[1]}"
     return Factors(down.contiguous(), up.contiguous(), rank, (note,), kernel)
+
+
+def _unfold(core: Float[Tensor, "..."], b: Float[Tensor, "r q"]) -> Float[Tensor, "r qk"]:
+    """A Tucker core [r, r, k, k] times b [r, q], as a matrix [r, q·k·k]."""
+    core = core.flatten(2)
+    if core.shape[0] * b.shape[1] * core.shape[2] > MOST_ENTRIES:
+        raise OverflowError(core.shape[0] * b.shape[1] * core.shape[2])
+    return torch.einsum("ijk,jq->iqk", core, b).flatten(1)
+
+
+def _is_full(out: int, into: int, rank: int) -> bool:
+    """Whether ΔW [out, into] of this rank is smaller than its factors."""
+    if min(out, into, rank) == 0:
+        raise ValueError("a side of 0")
+    full = rank > min(out, into)
+    entries = out * into if full else rank * (out + into)
+    if entries > MOST_ENTRIES:
+        raise OverflowError(entries)
+    return full
 
 
 def _halves(whole: Float[Tensor, "rows cols"]) -> tuple[Float[Tensor, "rows k"], Float[Tensor, "k cols"]]:

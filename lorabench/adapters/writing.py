@@ -1,37 +1,41 @@
 """Write an adapter in the layout of diffusers, PEFT or kohya, whole or not at all."""
 
 import json
-import math
-import os
-import re
-import shutil
-import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Literal
 
 import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.kohya import to_kohya
-from lorabench.adapters.naming import parse_key
-from lorabench.errors import LorabenchError, explain_disk_errors
+from lorabench.adapters.atomic import write_file, write_peft_folder
+from lorabench.adapters.hashes import HASH_KEYS, sshs_hashes_of
+from lorabench.adapters.header import ADAPTER_SUFFIXES
+from lorabench.adapters.kept import kept_config, kept_metadata
+from lorabench.adapters.layouts import LAYOUTS, peft_config, tensors_in
+from lorabench.adapters.naming import component, parse_key
+from lorabench.errors import LorabenchError
 
-__all__ = ["LAYOUTS", "ORDER_KEY", "save"]
+__all__ = ["LAYOUTS", "ORDER_KEY", "layout_of", "save"]
 
-LAYOUTS = ("diffusers", "peft", "kohya")
 ORDER_KEY = "lorabench_modules"
 """Metadata entry with the names of the modules in their order, one a line."""
 
-_PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
-_KEPT = ("base_model_name_or_path", "fan_in_fan_out", "task_type", "revision")
-_REMEDY = "Free some space or choose another place; nothing half-written was left."
+_MODELSPEC = "modelspec.hash_sha256"
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-def save(path: Path | str, adapter: Adapter | Mapping[str, LoraModule], layout: str) -> Path:
+def save(
+    path: Path | str,
+    adapter: Adapter | Mapping[str, LoraModule],
+    layout: str,
+    *,
+    dtype: torch.dtype | Literal["stored"] | None = None,
+    metadata: Mapping[str, str] = _NOTHING,
+) -> Path:
     """Write an adapter so that reading it gives the same modules, factors and ΔW.
 
     - "diffusers": one file of `<module>.lora.down.weight` and `.up.weight`. It carries no α, so a scale that
@@ -45,12 +49,17 @@ def save(path: Path | str, adapter: Adapter | Mapping[str, LoraModule], layout: 
         path: a file that ends in .safetensors; for "peft" a folder that is new, empty, or such an adapter.
         adapter: an adapter, or its modules by canonical name.
         layout: "diffusers", "peft" or "kohya".
+        dtype: of the factors; None is float32, "stored" every module's own `dtype` (eight-bit ones become
+            bfloat16, which holds them exactly).
+        metadata: entries that are added to those of the adapter, or replace them. Of the whole, kohya's ranks and
+            alphas are made right, and `sshs_*` hashes computed where the layout is kohya's or some were there.
 
     Returns:
         `path`.
 
     Raises:
-        LorabenchError: the path does not fit the layout, a name cannot be written, or the disk is full.
+        LorabenchError: the path does not fit the layout, a name cannot be written, values do not fit the
+            type, or the disk is full.
     """
     path = Path(path)
     modules = adapter.modules if isinstance(adapter, Adapter) else adapter
@@ -58,95 +67,95 @@ def save(path: Path | str, adapter: Adapter | Mapping[str, LoraModule], layout: 
         raise LorabenchError(f"layout={layout!r}: allowed are {', '.join(LAYOUTS)}.")
     if not modules:
         raise LorabenchError(f"{path}: an adapter without modules cannot be written. Name at least one module.")
-    metadata, config = _kept(adapter) if isinstance(adapter, Adapter) else ({}, {})
-    tensors = {"diffusers": _diffusers, "peft": _peft, "kohya": _kohya}[layout](modules)
-    _check_names(path, modules, tensors)
-    # Views of one stack share memory, which the format does not allow.
-    copies = {
-        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
+    if layout == "peft" and path.suffix in ADAPTER_SUFFIXES:
+        raise LorabenchError(
+            f"{path}: a PEFT adapter is a folder, and this is a file's name. Name a folder, or choose another layout."
+        )
+    _check_embeddings(path, modules, layout)
+    old, config = (adapter.metadata, kept_config(adapter)) if isinstance(adapter, Adapter) else ({}, {})
+    given = {**old, **metadata}
+    types = {name: _type(module, dtype) for name, module in modules.items()}
+    tensors = {
+        key: _cast(path, name, key, tensor, kind)
+        for key, (name, tensor, kind) in tensors_in(layout, modules, types).items()
     }
-    data = serialise(copies, metadata | {"format": "pt", ORDER_KEY: "\n".join(modules)})
-    with explain_disk_errors(path, _REMEDY):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if layout == "peft":
-            text = json.dumps(_peft_config(modules) | config, indent=2, sort_keys=True)
-            _write_folder(path, {"adapter_config.json": text.encode(), "adapter_model.safetensors": data})
-        else:
-            _write_file(path, data)
+    _check_names(path, modules, tensors)
+    said = kept_metadata(given, modules, layout) | {"format": "pt", ORDER_KEY: "\n".join(modules)}
+    data = serialise(tensors, said)
+    hashes = _hashes(data, given, layout)
+    chunks = _with_metadata(data, hashes) if hashes else (data,)
+    if layout == "peft":
+        text = json.dumps(peft_config(modules) | config, indent=2, sort_keys=True)
+        write_peft_folder(path, {"adapter_config.json": (text.encode(),), "adapter_model.safetensors": chunks})
+    else:
+        write_file(path, chunks)
     return path
 
 
-def _kept(adapter: Adapter) -> tuple[dict[str, str], dict[str, Any]]:
-    """Metadata and PEFT options that stay true in another layout: no hashes and scales of the old file."""
-    metadata = {
-        key: value
-        for key, value in adapter.metadata.items()
-        if key != "lora_adapter_metadata" and not key.startswith("sshs_")
-    }
-    return metadata, {key: adapter.config[key] for key in _KEPT if key in adapter.config}
+def layout_of(adapter: Adapter) -> str:
+    """The layout of `LAYOUTS` that is nearest to the one that the adapter was read from."""
+    schemes = set(adapter.schemes)
+    if schemes & {"kohya", "lycoris"}:
+        return "kohya"
+    if schemes & {"diffusers", "diffusers-old", "xlabs", "cloneofsimo"}:
+        return "diffusers"
+    # `pipe.save_lora_weights` writes PEFT's lora_A and lora_B under the names of a pipeline's models; `transformer.h`
+    # is no such model but a language model's own name.
+    of_a_pipeline = all(
+        component(name) != "model" and not name.startswith("transformer.h.") for name in adapter.modules
+    )
+    of_peft = bool(adapter.config) or adapter.path.stem == "adapter_model"
+    return "diffusers" if of_a_pipeline and not of_peft else "peft"
 
 
-def _diffusers(modules: Mapping[str, LoraModule]) -> dict[str, Tensor]:
-    tensors = {}
-    for name, module in modules.items():
-        up = module.up if module.scale == 1.0 else module.up * module.scale
-        tensors[f"{name}.lora.down.weight"] = module.down
-        tensors[f"{name}.lora.up.weight"] = up
-    return tensors
+def _type(module: LoraModule, dtype: torch.dtype | Literal["stored"] | None) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    if dtype != "stored":
+        return dtype
+    return module.dtype if module.dtype.itemsize > 1 else torch.bfloat16
 
 
-def _peft(modules: Mapping[str, LoraModule]) -> dict[str, Tensor]:
-    tensors = {}
-    for name, module in modules.items():
-        middle, end = ("lora_embedding_", "") if module.embedding else ("lora_", ".weight")
-        tensors[f"base_model.model.{name}.{middle}A{end}"] = module.down
-        tensors[f"base_model.model.{name}.{middle}B{end}"] = module.up
-    return tensors
+def _cast(path: Path, name: str, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of its own: views of one stack share memory, which the format does not allow."""
+    cast = tensor.detach().to("cpu", dtype, copy=True).contiguous()
+    largest = f"{key} of module {name} in {dtype}: its largest value is {float(tensor.abs().max()):.3g}"
+    if not bool(torch.isfinite(cast).all()):
+        raise LorabenchError(
+            f"{path}: cannot write {largest}, {torch.finfo(dtype).max:.5g} is allowed. Choose bfloat16 or float32."
+        )
+    if not bool(cast.any()) and bool(tensor.any()):
+        raise LorabenchError(f"{path}: cannot write {largest}, it would be all zero. Choose bfloat16 or float32.")
+    return cast
 
 
-def _kohya(modules: Mapping[str, LoraModule]) -> dict[str, Tensor]:
-    several = any(name.startswith("text_encoder_2.") for name in modules)
-    tensors = {}
-    for name, module in modules.items():
-        stem = to_kohya(name, several_text_encoders=several) or name
-        tensors[f"{stem}.lora_down.weight"] = module.down
-        tensors[f"{stem}.lora_up.weight"] = module.up
-        alpha = _alpha(module)
-        exact = float(torch.tensor(alpha, dtype=torch.float32)) == alpha
-        tensors[f"{stem}.alpha"] = torch.tensor(alpha, dtype=torch.float32 if exact else torch.float64)
-    return tensors
+def _hashes(data: bytes, given: Mapping[str, str], layout: str) -> dict[str, str]:
+    """Kohya's hashes for its layout, and every kind of hash that the old file had."""
+    old = {key for key in HASH_KEYS if key in given}
+    if layout != "kohya" and not old:
+        return {}
+    found = sshs_hashes_of(data)
+    # ModelSpec's is the same sum over the bytes after the header.
+    return found | ({_MODELSPEC: f"0x{found['sshs_model_hash']}"} if _MODELSPEC in old else {})
 
 
-def _alpha(module: LoraModule) -> float:
-    """The α whose quotient by r is the scale, to the last bit where such a number exists."""
-    near = module.scale * module.rank
-    candidates = (near, math.nextafter(near, math.inf), math.nextafter(near, -math.inf))
-    known = () if module.alpha is None else (module.alpha,)
-    return next((alpha for alpha in (*known, *candidates) if alpha / module.rank == module.scale), near)
+def _with_metadata(data: bytes, entries: Mapping[str, str]) -> tuple[bytes, memoryview]:
+    """A serialised file with more metadata, its tensors not copied again."""
+    body = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:body])
+    header["__metadata__"] |= entries
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, memoryview(data)[body:]
 
 
-def _peft_config(modules: Mapping[str, LoraModule]) -> dict[str, Any]:
-    ranks = {name: module.rank for name, module in modules.items()}
-    alphas = {name: _alpha(module) for name, module in modules.items()}
-    rank = Counter(ranks.values()).most_common(1)[0][0]
-    alpha = Counter(alphas.values()).most_common(1)[0][0]
-    # Anchored and escaped, since PEFT takes a bare name for the end of every name that it fits.
-    return {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {f"^{re.escape(name)}": value for name, value in ranks.items() if value != rank},
-        "alpha_pattern": {f"^{re.escape(name)}": value for name, value in alphas.items() if value != alpha},
-        "target_modules": list(modules),
-        "base_model_name_or_path": None,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "lora_dropout": 0.0,
-        "modules_to_save": None,
-        "task_type": None,
-        "use_rslora": False,
-    }
+def _check_embeddings(path: Path, modules: Mapping[str, LoraModule], layout: str) -> None:
+    tables = [name for name, module in modules.items() if module.embedding]
+    if layout != "peft" and tables:
+        raise LorabenchError(
+            f"{path}: the {layout} layout has no place for the update of an embedding table ({', '.join(tables[:3])}). "
+            'Write the "peft" layout, or leave these modules out.'
+        )
 
 
 def _check_names(path: Path, modules: Mapping[str, LoraModule], tensors: Mapping[str, Tensor]) -> None:
@@ -156,44 +165,5 @@ def _check_names(path: Path, modules: Mapping[str, LoraModule], tensors: Mapping
     if lost:
         raise LorabenchError(
             f"{path}: the module name {lost[0]!r} cannot be written in this layout, reading it would give "
-            "another "
-            "name. Rename the module, or choose another layout."
+            "another name. Rename the module, or choose another layout."
         )
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    if path.suffix != ".safetensors" or path.is_dir():
-        raise LorabenchError(f"{path}: this layout is one file whose name ends in .safetensors. Name such a file.")
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp makes a private file; an adapter is readable like any other file of its owner.
-        Path(partial).chmod(0o666 & ~_umask())
-        Path(partial).replace(path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
-
-
-def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
-    if path.is_file() or (path.is_dir() and any(entry.name not in _PEFT_FILES for entry in path.iterdir())):
-        raise LorabenchError(
-            f"{path}: a PEFT adapter is written to a folder of its own, and something else is there. "
-            "Name a new folder, or take away what it holds."
-        )
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        partial.chmod(0o777 & ~_umask())
-        for name, data in files.items():
-            (partial / name).write_bytes(data)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

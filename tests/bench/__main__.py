@@ -1,7 +1,17 @@
 """All benchmarks of a machine without a GPU: python -m tests.bench."""
 
-from tests.bench import bench_ablation, bench_features, bench_learned, bench_members, bench_reading
+from tests.bench import (
+    bench_ablation,
+    bench_features,
+    bench_inspect,
+    bench_learned,
+    bench_members,
+    bench_reading,
+    bench_resize,
+)
 
-for bench in (bench_features, bench_members, bench_ablation, bench_learned, bench_reading):
+for bench in (
+    bench_features, bench_members, bench_ablation, bench_learned, bench_reading, bench_resize, bench_inspect,
+):  # fmt: skip
     print(f"\n== {bench.__name__.rsplit('.', 1)[1]}")
     bench.main()

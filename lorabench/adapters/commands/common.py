@@ -1,15 +1,18 @@
 """What the commands share: their result, tables for people, and options that several have."""
 
 import math
-from argparse import ArgumentParser
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorabench.errors import LorabenchError
 
-__all__ = ["Outcome", "add_output", "plain", "refuse_overwriting", "table"]
+if TYPE_CHECKING:
+    from lorabench.adapters.adapter import Adapter
+
+__all__ = ["Outcome", "add_output", "plain", "refuse_overwriting", "table", "write_result"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def add_output(parser: ArgumentParser, what: str, layouts: bool = True) -> None:
+def add_output(parser: ArgumentParser, what: str, layouts: bool = True, required: bool = True) -> None:
     """The options of a command that writes an adapter: `--out`, `--force`, `--layout` and `--dtype`."""
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="PATH", help=what)
+    parser.add_argument("-o", "--out", type=Path, required=required, metavar="PATH", help=what)
     parser.add_argument("--force", action="store_true", help="replace what is at PATH, be it an input itself")
     if layouts:
         parser.add_argument(
@@ -73,3 +76,31 @@ def refuse_overwriting(out: Path, force: bool) -> None:
     """
     if out.exists() and not force and not (out.is_dir() and not any(out.iterdir())):
         raise LorabenchError(f"{out} exists already. Give another --out, or --force to replace it.")
+
+
+def write_result(args: Namespace, adapter: "Adapter", metadata: Mapping[str, str]) -> Path:
+    """Write an adapter where and how the options of `add_output` say.
+
+    Args:
+        args: with `out`, `force`, `layout` (None: that of the adapter) and `dtype` (None: as stored).
+        adapter: what is written.
+        metadata: entries that are added to the adapter's own.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        LorabenchError: something lies at `out` without `force`, or it cannot be written.
+    """
+    import torch
+
+    from lorabench.adapters.writing import layout_of, save
+
+    refuse_overwriting(args.out, args.force)
+    return save(
+        args.out,
+        adapter,
+        args.layout or layout_of(adapter),
+        dtype=getattr(torch, args.dtype) if args.dtype else "stored",
+        metadata=metadata,
+    )

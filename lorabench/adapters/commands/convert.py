@@ -1,0 +1,81 @@
+"""`convert`: PEFT, diffusers and kohya layouts into one another, with the measured change of ΔW."""
+
+from argparse import ArgumentParser, Namespace
+from collections import Counter
+from pathlib import Path
+
+from lorabench.adapters.commands.common import Outcome, add_output, refuse_overwriting, table, write_result
+from lorabench.adapters.naming import component
+
+__all__ = ["EXAMPLE", "add_arguments", "run"]
+
+EXAMPLE = "lorabench-adapter convert style.safetensors --to peft --component unet -o style_unet"
+
+_COMPONENTS = (
+    "unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "prior_unet", "prior_text_encoder",
+)  # fmt: skip
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The options of this command."""
+    parser.add_argument("adapter", type=Path, metavar="IN", help="an adapter file or folder")
+    add_output(parser, "what is written: a .safetensors file, for peft a folder", layouts=False)
+    parser.add_argument("--to", dest="layout", required=True, choices=["peft", "diffusers", "kohya"], help="layout")
+    parser.add_argument(
+        "--dtype", choices=["float16", "bfloat16", "float32"], help="of the weights; default: that of the input"
+    )
+    parser.add_argument(
+        "--component",
+        choices=_COMPONENTS,
+        help="part of a pipeline: added to names that have none; to peft: only this part, without its prefix",
+    )
+    parser.add_argument("--drop-dora", action="store_true", help="leave DoRA's magnitudes out")
+    parser.add_argument("--drop-unsupported", action="store_true", help="leave out what is no low-rank pair")
+
+
+def run(args: Namespace) -> Outcome:
+    """Convert, write, read it back and say by how much ΔW changed."""
+    from lorabench.adapters.converting import convert
+    from lorabench.adapters.deviation import deviations
+    from lorabench.adapters.files import load
+
+    refuse_overwriting(args.out, args.force)
+    adapter = load(args.adapter)
+    found = convert(
+        adapter,
+        args.layout,
+        component=args.component,
+        drop_dora=args.drop_dora,
+        drop_unsupported=args.drop_unsupported,
+    )
+    path = write_result(args, found.adapter, {"lorabench_converted_from": "+".join(adapter.schemes)})
+    written = load(path).modules
+    errors = {name: one.error for name, one in deviations(found.before, written).items()}
+    worst = max(errors, key=lambda name: errors[name])
+    dtypes = sorted({str(module.dtype).removeprefix("torch.") for module in written.values()})
+    data = {
+        "input": str(adapter.path),
+        "path": str(path),
+        "from": list(adapter.schemes),
+        "to": args.layout,
+        "dtype": dtypes,
+        "modules": len(written),
+        "relative_error": errors,
+        "worst": {"module": worst, "relative_error": errors[worst]},
+        "notes": list(found.notes),
+        "dropped": {kind: list(keys) for kind, keys in found.dropped.items()},
+    }
+    parts = Counter(component(name) for name in written)
+    rows = [(part, count, max(errors[n] for n in errors if component(n) == part)) for part, count in parts.items()]
+    lines = [
+        f"{path}: {args.layout} layout, {', '.join(dtypes)}, {len(written)} modules",
+        "",
+        table(
+            ("component", "modules", "worst relative error of ΔW"),
+            [(part, count, f"{error:.2g}") for part, count, error in rows],
+            numbers=("modules", "worst relative error of ΔW"),
+        ),
+        f"\nworst: {worst} ({errors[worst]:.2g}, measured on the file that was written)",
+        *(f"note: {note}" for note in found.notes),
+    ]
+    return Outcome(data, "\n".join(lines))

@@ -1,0 +1,216 @@
+"""`pca`: principal components of every layer's weights, or of several adapters."""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorabench.adapters.commands.common import Outcome, plain, refuse_overwriting, table
+from lorabench.errors import LorabenchError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lorabench.adapters.adapter import Adapter
+    from lorabench.adapters.components import AdaptersPCA, LayerPCA, LayerVariances
+
+__all__ = ["EXAMPLE", "add_arguments", "run"]
+
+EXAMPLE = 'lorabench-adapter pca adapter.safetensors --layers "*attn2.to_k" --figure variance.png'
+
+_COLUMNS = ("components", "for 90 %", "PC1 %", "total variance")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own options."""
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="FILE",
+        help="one adapter: its layers, samples are a factor's rows; several: each module's ΔW between them",
+    )  # fmt: skip
+    parser.add_argument("--layers", metavar="GLOB", help='names of layers or modules, as "*attn2*"; default: all')
+    parser.add_argument("--components", type=_count, metavar="N", help="keep so many at most; default: all")
+    parser.add_argument("--no-standardise", action="store_true", help="centre the features alone (one adapter)")
+    parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="write all, components and samples too")
+    parser.add_argument(
+        "--figure", type=Path, metavar="PATH", help=".png or .svg: variances; of one layer its components too"
+    )
+    parser.add_argument("--full", action="store_true", help="with --json: components and transformed samples too")
+    parser.add_argument("--force", action="store_true", help="replace what lies at --output and --figure")
+    parser.set_defaults(wrong_usage=parser.error)
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Analyse one adapter by layers, or several by modules."""
+    if len(args.paths) > 1 and (args.components is not None or args.no_standardise):
+        args.wrong_usage("--components and --no-standardise are for one file; between files all components are kept")
+    for path, endings in ((args.output, (".json",)), (args.figure, (".png", ".svg"))):
+        if path is not None:
+            if path.suffix.lower() not in endings:
+                raise LorabenchError(f"{path}: this is written as {' or '.join(endings)}. Give a path that ends so.")
+            refuse_overwriting(path, args.force)
+    from lorabench.adapters.files import load
+
+    adapters = [load(path) for path in args.paths]
+    return _layers(args, adapters[0]) if len(adapters) == 1 else _across(args, adapters)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
+    return number
+
+
+def _layers(args: argparse.Namespace, adapter: "Adapter") -> Outcome:
+    from lorabench.adapters.components import each_layer
+
+    head = {"file": adapter.path, "standardised": not args.no_standardise, "not_analysed": _unsupported(adapter)}
+    layers = each_layer(adapter, n_components=args.components, standardise=not args.no_standardise, layers=args.layers)
+    # Components and samples of all layers together are as large as the file: they pass by, one layer at a time.
+    light: dict[str, LayerVariances] = {}
+    whole: dict[str, Any] = {}
+    last: list[LayerPCA] = []
+
+    def entries() -> Iterator[tuple[str, dict[str, Any]]]:
+        for one in layers:
+            light[one.layer] = one.variances()
+            last[:] = [one]
+            data = _layer_data(one) | (_samples(one) if args.full or args.output else {})
+            if args.json:
+                whole[one.layer] = data if args.full else _layer_data(one)
+            yield one.layer, data
+
+    written = _write(args.output, head, "layers", entries())
+    if args.figure is not None:
+        written.append(_draw(args.figure, args.force, lambda: _layers_figure(light, last[0], adapter)))
+    rows = [(name, f"{one.samples}×{one.features}", *_cells(one)) for name, one in light.items()]
+    columns = ("samples×features", *_COLUMNS)
+    lines = [table(("layer", *columns), rows, numbers=columns), *_reasons(light), *_kinds(adapter)]
+    lines += [f"not analysed, {kind}: {len(keys)} tensors" for kind, keys in adapter.unsupported.items()]
+    return Outcome({**head, "layers": whole, "written": written}, _text(lines, written))
+
+
+def _across(args: argparse.Namespace, adapters: "Sequence[Adapter]") -> Outcome:
+    from lorabench.adapters.components import pca_across
+
+    found = pca_across(adapters, modules=args.layers)
+    entries = {name: _module_data(one) for name, one in found.items()}
+    head = {
+        "files": [adapter.path for adapter in adapters],
+        "adapters": next(iter(found.values())).adapters,
+        "not_analysed": [_unsupported(adapter) for adapter in adapters],
+    }
+    written = _write(args.output, head, "modules", entries.items())
+    if args.figure is not None:
+        from lorabench.adapters.drawing.variance import across_figure
+
+        written.append(_draw(args.figure, args.force, lambda: across_figure(found)))
+    rows = [(name, *_cells(one)) for name, one in found.items()]
+    lines = [table(("module", *_COLUMNS), rows, numbers=_COLUMNS), *_reasons(found)]
+    return Outcome({**head, "modules": entries, "written": written}, _text(lines, written))
+
+
+def _layers_figure(light: "Mapping[str, LayerVariances]", last: "LayerPCA", adapter: "Adapter") -> "Figure":
+    from lorabench.adapters.drawing.names import titled
+    from lorabench.adapters.drawing.variance import layer_figure, layers_figure
+
+    if len(light) == 1:
+        return layer_figure(last)
+    return layers_figure(light, titled(adapter, f"principal components of {len(light)} layers"))
+
+
+def _draw(path: Path, force: bool, figure: "Callable[[], Figure]") -> Path:
+    from lorabench.adapters.drawing.style import house, save
+
+    refuse_overwriting(path, force)
+    with house():
+        return save(figure(), path)
+
+
+def _write(path: Path | None, head: Mapping[str, Any], key: str, entries: Iterable[tuple[str, Any]]) -> list[Path]:
+    """Go through the entries, and write them as they come where there is a path."""
+    if path is None:
+        for _ in entries:
+            pass
+        return []
+    from lorabench.adapters.atomic import write_chunks
+
+    write_chunks(path, _chunks(head, key, entries))
+    return [path]
+
+
+def _chunks(head: Mapping[str, Any], key: str, entries: Iterable[tuple[str, Any]]) -> Iterator[bytes]:
+    start = json.dumps(plain(dict(head)), indent=1).removesuffix("\n}")
+    yield f"{start},\n {json.dumps(key)}: {{".encode()
+    comma = ""
+    for name, data in entries:
+        yield f"{comma}\n  {json.dumps(name)}: {json.dumps(data, allow_nan=False)}".encode()
+        comma = ","
+    yield b"\n }\n}\n"
+
+
+def _common_data(one: "LayerVariances | AdaptersPCA") -> dict[str, Any]:
+    return {
+        "n_components": one.n_components,
+        "explained_variance_ratio": one.explained_variance_ratio.tolist(),
+        "cumulative": one.cumulative.tolist(),
+        "singular_values": one.singular_values.tolist(),
+        "components_for_90_percent": one.enough(),
+        "total_variance": one.total_variance,
+        "reason": one.reason,
+    }
+
+
+def _layer_data(one: "LayerVariances") -> dict[str, Any]:
+    shape = {"samples": one.samples, "features": one.features, "constant_features": one.constant}
+    return shape | _common_data(one)
+
+
+def _samples(one: "LayerPCA") -> dict[str, Any]:
+    return {"components": one.components.tolist(), "transformed": one.transformed.tolist()}
+
+
+def _module_data(one: "AdaptersPCA") -> dict[str, Any]:
+    return _common_data(one) | {"scores": one.scores.tolist()}
+
+
+def _cells(one: "LayerVariances | AdaptersPCA") -> tuple[str, ...]:
+    if one.reason:
+        return ("-",) * len(_COLUMNS)
+    enough = one.enough()
+    first = f"{100 * one.explained_variance_ratio[0]:.1f}"
+    return (
+        str(one.n_components), str(enough) if enough else f"over {one.n_components}", first, f"{one.total_variance:.4g}"
+    )  # fmt: skip
+
+
+def _reasons(found: "Mapping[str, LayerVariances | AdaptersPCA]") -> list[str]:
+    """The layers without numbers, a line for each reason."""
+    names: dict[str, list[str]] = {}
+    for name, one in found.items():
+        if one.reason:
+            names.setdefault(one.reason, []).append(name)
+    return [
+        f"no components, {reason}: {len(mine)} ({', '.join(mine[:3])}{', ...' if len(mine) > 3 else ''})"
+        for reason, mine in names.items()
+    ]
+
+
+def _kinds(adapter: "Adapter") -> list[str]:
+    """Factors that are not in the file as they are: their components depend on how they were made."""
+    counts = Counter(module.kind for module in adapter.modules.values() if module.kind in ("loha", "lokr"))
+    return [
+        f"{count} modules are {kind}: their factors here are made from the file's, so that ΔW is right; the components "
+        "are of these. Give several files to analyse ΔW."
+        for kind, count in counts.items()
+    ]
+
+
+def _unsupported(adapter: "Adapter") -> dict[str, list[str]]:
+    return {kind: list(keys) for kind, keys in adapter.unsupported.items()}
+
+
+def _text(lines: Sequence[str], written: Sequence[Path]) -> str:
+    return "\n".join([*lines, *(f"wrote {path}" for path in written)])

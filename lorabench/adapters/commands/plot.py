@@ -1,0 +1,56 @@
+"""`plot`: pictures of weights, spectra, ranks and depth."""
+
+import argparse
+from pathlib import Path
+
+from lorabench.adapters.commands.common import Outcome
+
+__all__ = ["EXAMPLE", "add_arguments", "run"]
+
+EXAMPLE = "lorabench-adapter plot adapter.safetensors --kind ranks -o ranks.png"
+
+# As in drawing.pictures, which takes a second to import.
+_KINDS = ("weights", "histogram", "ranks", "blocks", "compare", "all")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own options."""
+    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE", help="an adapter; two for compare")
+    parser.add_argument("--kind", choices=_KINDS, required=True, help="what to draw; all: every kind, into a folder")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="PATH", help=".png, .svg; for all: a folder")
+    parser.add_argument("--modules", metavar="GLOB", help='weights of these, as "*attn2.to_k"; default: the strongest')
+    parser.add_argument("--format", choices=("png", "svg"), default="png", help="of the pictures of --kind all")
+    parser.add_argument("--force", action="store_true", help="replace pictures that are there already")
+    parser.set_defaults(wrong_usage=parser.error)
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Draw, and say what was written."""
+    allowed = {"compare": (2,), "all": (1, 2)}.get(args.kind, (1,))
+    if len(args.paths) not in allowed:
+        wanted = " or ".join(map(str, allowed))
+        args.wrong_usage(f"--kind {args.kind} draws {wanted} adapter(s), {len(args.paths)} came")
+    if args.modules is not None and args.kind not in ("weights", "all"):
+        args.wrong_usage(f"--modules chooses heat maps of weights; --kind {args.kind} draws all modules")
+    from lorabench.adapters.drawing.pictures import plot
+    from lorabench.adapters.files import load
+
+    adapters = [load(path) for path in args.paths]
+    written = plot(adapters, args.kind, args.out, modules=args.modules, form=args.format, force=args.force)
+    data = {
+        "kind": args.kind,
+        "pictures": written,
+        "adapters": [
+            {
+                "file": adapter.path,
+                "modules": len(adapter.modules),
+                "unsupported": {kind: len(keys) for kind, keys in adapter.unsupported.items()},
+            }
+            for adapter in adapters
+        ],
+    }
+    lines = [f"wrote {path}" for path in written]
+    for adapter in adapters:
+        lines += [f"not drawn, {kind}: {len(keys)} tensors of {adapter.path.name}"
+                  for kind, keys in adapter.unsupported.items()]  # fmt: skip
+    return Outcome(data, "\n".join(lines))

@@ -1,0 +1,161 @@
+"""`lorabench-adapter resize`: another rank for an adapter, with a receipt."""
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorabench.adapters.commands.common import Outcome, add_output, refuse_overwriting, table, write_result
+from lorabench.errors import LorabenchError
+
+if TYPE_CHECKING:
+    from lorabench.adapters.adapter import Adapter
+    from lorabench.adapters.receipt import Receipt
+
+__all__ = ["EXAMPLE", "add_arguments", "run"]
+
+EXAMPLE = "lorabench-adapter resize style.safetensors -o small.safetensors --energy 0.95 --limit text_encoder=8"
+
+_MODES = {
+    "rank": (int, "R", "SVD of ΔW to this rank, optimal"),
+    "sv_ratio": (float, "T", "SVD, keep singular values above the largest / T"),
+    "sv_cumulative": (float, "T", "SVD, keep the fewest whose sum is T of the whole, 0 to 1"),
+    "sv_fro": (float, "T", "SVD, keep the fewest whose Frobenius norm is T of the whole, 0 to 1"),
+    "energy": (float, "T", "SVD, keep the fewest whose sum of squares is T of the whole, 0 to 1"),
+    "size_mib": (float, "MIB", "SVD, the least total error in a file of at most this size"),
+    "pad": (int, "R", "zeros up to this rank; the update stays as it is"),
+    "truncate": (int, "R", "the first R rows and columns of the factors; quick and not optimal"),
+}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="the adapter: a file or a folder")
+    modes = parser.add_argument_group("how ranks are chosen, exactly one").add_mutually_exclusive_group(required=True)
+    for name, (kind, what, text) in _MODES.items():
+        modes.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=what, help=text)
+    parser.add_argument(
+        "--limit", type=_limit, action="append", default=[], metavar="NAME=R",
+        help="largest rank of a part (text_encoder), a module, or a pattern ('*.attn2.*'); may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--min-rank", type=int, default=1, metavar="R", help="least rank, where the spectrum decides")
+    parser.add_argument("--max-rank", type=int, metavar="R", help="largest rank, where the spectrum decides")
+    parser.add_argument("--kohya-counts", action="store_true", help="keep one value more, as kohya's older tools did")
+    parser.add_argument("--drop-dora", action="store_true", help="lose the magnitudes of DoRA modules")
+    parser.add_argument("--worst", type=int, default=5, metavar="N", help="modules to list, most error first")
+    parser.add_argument("--dry-run", action="store_true", help="say the ranks and errors, and write nothing")
+    add_output(parser, "where to write; needed unless --dry-run is said", required=False)
+    parser.set_defaults(refuse=parser.error)
+
+
+def run(args: Namespace) -> Outcome:
+    """Resize one adapter, write it, read it again, and say what changed."""
+    if args.out is None and not args.dry_run:
+        args.refuse("the following arguments are required: -o/--out (or --dry-run)")
+    if not args.dry_run:
+        refuse_overwriting(args.out, args.force)
+    import torch
+
+    from lorabench.adapters.files import load
+    from lorabench.adapters.resize_checks import validate
+    from lorabench.adapters.resizing import resize
+
+    checked = validate(args.file, args.rank)
+    if not checked.valid:
+        raise LorabenchError(f"{checked.file}: {'; '.join(checked.problems)}")
+    adapter = load(args.file)
+    modes = {name: getattr(args, name) for name in _MODES}
+    resized, receipt = resize(
+        adapter,
+        **modes,
+        limits=dict(args.limit),
+        min_rank=args.min_rank,
+        max_rank=args.max_rank,
+        kohya_counts=args.kohya_counts,
+        drop_magnitudes=args.drop_dora,
+        dtype=getattr(torch, args.dtype) if args.dtype else None,
+        layout=args.layout,
+    )
+    if not args.dry_run:
+        receipt = _written(args, adapter, resized, receipt)
+    where = {"file": str(checked.file), "out": None if args.dry_run else str(args.out)}
+    return Outcome(where | receipt.as_dict(), _text(args, receipt))
+
+
+def _written(args: Namespace, adapter: "Adapter", resized: "Adapter", receipt: "Receipt") -> "Receipt":
+    """The receipt of what is in the file, which is read again."""
+    from lorabench.adapters.deviation import deviations
+    from lorabench.adapters.files import load
+
+    again = load(write_result(args, resized, {}))
+    found = deviations(adapter.modules, again.modules)
+    return receipt.measured_as(found, again.path.stat().st_size)
+
+
+def _limit(text: str) -> tuple[str, int]:
+    name, _, rank = text.rpartition("=")
+    if not name or not rank.isdecimal() or int(rank) < 1:
+        raise ArgumentTypeError(f"{text!r}: NAME=R is needed, text_encoder=8 say")
+    return name, int(rank)
+
+
+def _text(args: Namespace, receipt: "Receipt") -> str:
+    parts = list(dict.fromkeys(one.part for one in receipt.modules))
+    rows = [[part, *_summary(receipt, part)] for part in parts]
+    columns = ["part", "modules", "rank", "new rank", "predicted error", "measured error"]
+    said = "predicted, nothing written" if args.dry_run else f"written to {args.out}, and measured from there"
+    lines = [
+        f"{args.file}: {receipt.mode.replace('_', '-')} {receipt.value:g}, {said}",
+        "",
+        table(columns, rows, numbers=columns[1:]),
+        "",
+        f"whole adapter: predicted error {_percent(receipt.predicted)}, measured {_percent(receipt.measured)}"
+        + (f", optimal at these ranks {_percent(receipt.optimal)}" if receipt.mode == "truncate" else ""),
+        f"size: {_sizes(receipt)}; new weights alone {_mib(receipt.weight_bytes)}",
+    ]
+    worst = [one for one in receipt.by_error() if one.measured is not None][: args.worst]
+    if worst:
+        columns = ["worst modules", "rank", "new rank", "predicted error", "measured error"]
+        found = [[m.module, m.old_rank, m.new_rank, _percent(m.predicted), _percent(m.measured)] for m in worst]
+        lines += ["", table(columns, found, numbers=columns[1:])]
+    notes = [f"- {note}" for note in (*receipt.notes, *_module_notes(receipt))]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def _summary(receipt: "Receipt", part: str) -> list[str]:
+    chosen = [one for one in receipt.modules if one.part == part]
+    predicted, measured = receipt.of_part(part)
+    return [
+        str(len(chosen)),
+        _range([one.old_rank for one in chosen]),
+        _range([one.new_rank for one in chosen]),
+        _percent(predicted.relative),
+        _percent(measured.relative),
+    ]
+
+
+def _module_notes(receipt: "Receipt") -> list[str]:
+    found: dict[str, list[str]] = {}
+    for one in receipt.modules:
+        for note in one.notes:
+            found.setdefault(note, []).append(one.module)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {note}" for note, names in found.items()
+    ]
+
+
+def _range(ranks: list[int]) -> str:
+    low, high = min(ranks), max(ranks)
+    return str(low) if low == high else f"{low} to {high}, mean {sum(ranks) / len(ranks):.1f}"
+
+
+def _percent(error: float | None) -> str:
+    return "-" if error is None else f"{100 * error:.3g} %"
+
+
+def _sizes(receipt: "Receipt") -> str:
+    after = "nothing written" if receipt.bytes_after is None else f"{_mib(receipt.bytes_after)} after"
+    return f"{_mib(receipt.bytes_before)} before, {after}"
+
+
+def _mib(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**20:.3f} MiB"

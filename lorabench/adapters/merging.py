@@ -1,0 +1,121 @@
+"""Several adapters into one: exactly, best at a rank, by averaged factors, or by TIES, DARE and pruning on ΔW."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lorabench.adapters.adapter import Adapter
+from lorabench.adapters.aligning import clashes, labels, magnitudes, module_names, used_weights
+from lorabench.adapters.merge_modules import Parts, left_out, merged_module
+from lorabench.adapters.merge_recipe import DENSE, METHODS, MISSING, Recipe
+from lorabench.adapters.merge_report import MergeReport
+from lorabench.adapters.provenance import agreed_config, agreed_metadata, notes_on, parents_of
+from lorabench.errors import LorabenchError
+
+__all__ = ["DENSE", "METHODS", "MISSING", "merge"]
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def merge(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float | int] | None = None,
+    *,
+    method: str = "svd",
+    rank: int | None = None,
+    density: float | int = 0.5,
+    majority: str = "total",
+    normalize: bool = True,
+    seed: int = 0,
+    missing: str = "zero",
+    drop_magnitudes: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Adapter, MergeReport]:
+    """One adapter whose ΔW is Σ w_i · ΔW_i, or what a method of merging makes of it.
+
+    - `svd`: the best of its rank (Eckart & Young 1936), by factors alone.
+    - `concat`: exact; rows of down stacked, columns of w_i · scale_i · up stacked, so ranks add.
+    - `linear`: (Σ √|w_i·s_i| · up_i) @ (Σ ±√|w_i·s_i| · down_i), as PEFT's `add_weighted_adapter` has it, with
+      s_i = scale_i and the sign of w_i·s_i; not exact, for its cross terms.
+    - `ties`, `dare_linear`, `dare_ties`, `magnitude_prune`: on dense ΔW (see `lorabench.adapters.sparsify`), one
+      module at a time, and back to factors by the truncated SVD. The disjoint mean of the two `ties` divides by the
+      number of adapters that agree, so normalised weights are multiplied by the number of adapters first: equal
+      ones then give the plain mean of Yadav et al. (2023), and [a, a] gives a.
+
+    The result has scale 1, α = its rank, and one type for all modules. The order of the adapters matters for DARE
+    alone, whose masks are drawn by position.
+
+    Args:
+        adapters: one or more; modules match by canonical name; ranks, scales and layouts may differ.
+        weights: w_i, one for each, negative ones and such above 1 too; None: all equal.
+        method: one of `METHODS`.
+        rank: of each module, for `svd` (None: the largest of its parents') and those on ΔW (None: the sum of its
+            parents'); never over min(d_out, d_in).
+        density: share of the entries that is kept, in (0, 1]; for the methods on ΔW.
+        majority: how the two `ties` elect a sign, by "total" or by "count".
+        normalize: divide the weights by their sum.
+        seed: of DARE's masks.
+        missing: a module that only some of the adapters have: "zero": its ΔW is 0 in the others; "skip": it is
+            left out; "error".
+        drop_magnitudes: merge the low-rank parts of DoRA adapters, without their magnitudes.
+        dtype: float32, float16 or bfloat16, to which the factors are rounded; errors are measured after it.
+
+    Returns:
+        The merged adapter, its metadata naming method, weights, parents and error; and the report.
+
+    Raises:
+        LorabenchError: an argument that is not allowed, modules whose shapes differ, weights that sum to 0, DoRA
+            magnitudes, ranks that differ under "linear", or values that do not fit `dtype`.
+    """
+    recipe = Recipe(method, rank, density, majority, normalize, seed, missing)
+    if dtype not in _DTYPES:
+        raise LorabenchError(f"dtype={dtype}: allowed are {', '.join(map(str, _DTYPES))}.")
+    used = used_weights(len(adapters), weights, normalize)
+    _refuse(adapters, drop_magnitudes, missing)
+    modules, rows = {}, []
+    for name, owners in module_names(adapters).items():
+        parts = Parts(name, tuple(adapter.modules.get(name) for adapter in adapters), used)
+        if missing == "skip" and len(owners) < len(adapters):
+            rows.append(left_out(parts))
+            continue
+        modules[name], row = merged_module(parts, recipe, dtype)
+        rows.append(row)
+    report = MergeReport(
+        method=method,
+        options=recipe.options(),
+        parents=parents_of(adapters, weights, used),
+        modules=tuple(rows),
+        notes=tuple(notes_on(adapters, used, recipe, rows)),
+    )
+    merged = Adapter(
+        path=Path("merged"),
+        schemes=adapters[0].schemes,
+        modules=modules,
+        metadata=agreed_metadata(adapters) | report.metadata(),
+        config=agreed_config(adapters),
+    )
+    return merged, report
+
+
+def _refuse(adapters: Sequence[Adapter], drop_magnitudes: bool, missing: str) -> None:
+    names, dora = labels(adapters), magnitudes(adapters)
+    if dora and not drop_magnitudes:
+        who = "; ".join(f"{names[i]} has {len(modules)}, first {modules[0]}" for i, modules in dora.items())
+        raise LorabenchError(
+            f"DoRA magnitudes cannot be merged, they belong to the base weights as each adapter left them: {who}. "
+            "Merge the low-rank parts alone with --drop-magnitudes (drop_magnitudes=True)."
+        )
+    found = clashes(adapters)
+    if found:
+        more = f" (and {len(found) - 1} more modules differ)" if len(found) > 1 else ""
+        raise LorabenchError(f"{found[0]}{more}: such ΔW cannot be added. Merge adapters of one base model.")
+    owners = module_names(adapters)
+    partial = [name for name, who in owners.items() if len(who) < len(adapters)]
+    if partial and missing == "error":
+        raise LorabenchError(
+            f"{len(partial)} modules, first {partial[0]}, are not in every one of {', '.join(names)}. "
+            "Count them as zero with missing='zero' (--missing zero), or leave them out with 'skip'."
+        )
+    if len(partial) == len(owners) and missing == "skip":
+        raise LorabenchError(f"{', '.join(names)} have no module in common. Use missing='zero' (--missing zero).")

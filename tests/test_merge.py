@@ -1,0 +1,590 @@
+"""Merging: its identities, what it refuses, what its report says, and what the preflight and the command do."""
+
+import hashlib
+import json
+import math
+import sys
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import subspace_angles
+from torch import Tensor
+
+from lorabench.adapters import Adapter, LoraModule, load, save
+from lorabench.adapters.__main__ import main
+from lorabench.adapters.merging import DENSE, METHODS, merge
+from lorabench.adapters.preflight import preflight
+from lorabench.adapters.resizing import resize
+from lorabench.errors import LorabenchError
+from tests.adapter_makers import CONV, LINEAR, SHAPES, TABLE, dense, dense_sum, make_adapter, near
+from tests.conftest import lorabench
+
+SHARED = Path(__file__).parents[2] / "shared" / "adapters"
+XL = "stable-diffusion-xl-v1-base/lora"
+FEW = settings(deadline=None, max_examples=25)
+
+ranks = st.lists(st.integers(1, 13), min_size=3, max_size=3)  # over the short sides of 5, 6 and 7 too
+scales = st.sampled_from([1.0, 0.5, -2.0, 3.7, 1e-3, 0.0])
+weights = st.floats(-3, 3).filter(lambda weight: weight == 0 or abs(weight) > 1e-3)
+Recipe = tuple[int, list[int], float]
+recipes = st.tuples(st.integers(0, 2**16), ranks, scales)
+"""What `make_adapter` is called with: hypothesis must not see beartype's use of `random`."""
+
+
+def sizes(adapters: list[Adapter], by: list[float]) -> dict[str, float]:
+    """Σ ‖w_i ΔW_i‖ of every module."""
+    found: dict[str, float] = {}
+    for adapter, weight in zip(adapters, by, strict=True):
+        for name, module in adapter.modules.items():
+            found[name] = found.get(name, 0.0) + float((weight * dense(module)).norm())
+    return found
+
+
+def assert_sum(merged: Adapter, adapters: list[Adapter], by: list[float], tolerance: float = 1e-6) -> None:
+    expected, size = dense_sum(adapters, by), sizes(adapters, by)
+    assert merged.modules.keys() == expected.keys()
+    for name, module in merged.modules.items():
+        assert near(dense(module), expected[name], size[name], tolerance), name
+
+
+def tail(matrix: Tensor, rank: int) -> float:
+    """The least ‖ΔW − ΔW'‖ of any ΔW' of this rank, by numpy."""
+    values = np.linalg.svd(matrix.numpy(), compute_uv=False)
+    return float(np.sqrt((values[rank:] ** 2).sum()))
+
+
+@FEW
+@given(one=recipes, method=st.sampled_from(METHODS))
+def test_one_adapter_with_weight_one_is_itself(one: Recipe, method: str) -> None:
+    adapter = make_adapter(*one)
+    merged, report = merge([adapter], [1], method=method, density=1.0)
+    assert_sum(merged, [adapter], [1.0], 3e-6 if method in DENSE else 1e-6)
+    assert report.measured < 3e-6
+
+
+@FEW
+@given(one=recipes, weight=st.floats(0.01, 5), method=st.sampled_from(METHODS))
+def test_an_adapter_minus_itself_is_zero(one: Recipe, weight: float, method: str) -> None:
+    adapter = make_adapter(*one)
+    merged, _ = merge([adapter, adapter], [weight, -weight], method=method, density=1.0, normalize=False)
+    for name, module in merged.modules.items():
+        assert float(dense(module).norm()) <= 1e-6 * weight * float(dense(adapter.modules[name]).norm())
+        if method not in ("concat", "dare_linear", "magnitude_prune"):
+            assert not bool(module.up.any() and module.down.any())  # exactly
+
+
+@FEW
+@given(several=st.lists(recipes, min_size=1, max_size=4), data=st.data())
+def test_concat_is_the_sum_and_its_ranks_add(several: list[Recipe], data: st.DataObject) -> None:
+    adapters = [make_adapter(*one) for one in several]
+    by = data.draw(st.lists(weights, min_size=len(adapters), max_size=len(adapters)))
+    merged, report = merge(adapters, by, method="concat", normalize=False)
+    assert_sum(merged, adapters, by)
+    for name, module in merged.modules.items():
+        parents = [adapter.modules[name] for adapter in adapters]
+        assert module.rank == sum(parent.rank for parent in parents)
+        assert torch.equal(module.down, torch.cat([parent.down for parent in parents]))
+        assert (module.scale, module.alpha) == (1.0, module.rank)
+        assert (module.kernel, module.embedding) == (parents[0].kernel, parents[0].embedding)
+    assert all(row.predicted == 0 for row in report.modules)
+
+
+@FEW
+@given(several=st.lists(recipes, min_size=1, max_size=3), data=st.data())
+def test_svd_at_the_full_rank_is_concat(several: list[Recipe], data: st.DataObject) -> None:
+    adapters = [make_adapter(*one) for one in several]
+    by = data.draw(st.lists(weights, min_size=len(adapters), max_size=len(adapters)))
+    merged, _ = merge(adapters, by, rank=1000, normalize=False)
+    assert_sum(merged, adapters, by)
+    for name, module in merged.modules.items():
+        assert module.rank == min(*SHAPES[name], sum(adapter.modules[name].rank for adapter in adapters))
+
+
+@FEW
+@given(several=st.lists(recipes, min_size=2, max_size=3), rank=st.integers(1, 6), data=st.data())
+def test_svd_has_the_error_of_eckart_and_young(several: list[Recipe], rank: int, data: st.DataObject) -> None:
+    adapters = [make_adapter(*one) for one in several]
+    by = data.draw(st.lists(weights, min_size=len(adapters), max_size=len(adapters)))
+    merged, report = merge(adapters, by, rank=rank, normalize=False)
+    exact, size = dense_sum(adapters, by), sizes(adapters, by)
+    for row in report.modules:
+        expected, whole = tail(exact[row.module], rank), float(exact[row.module].norm())
+        found = float((dense(merged.modules[row.module]) - exact[row.module]).norm())
+        slack = 1e-6 * size[row.module]
+        assert found == pytest.approx(expected, abs=slack)
+        assert row.norm == pytest.approx(whole, abs=slack)
+        if whole > slack:
+            assert row.predicted * row.norm == pytest.approx(expected, abs=slack)
+            assert row.measured * row.norm == pytest.approx(found, abs=1e-9 * size[row.module])
+            assert row.measured == row.from_sum
+
+
+@FEW
+@given(
+    several=st.lists(recipes, min_size=2, max_size=3),
+    method=st.sampled_from(["concat", "svd", "ties", "magnitude_prune"]),
+    data=st.data(),
+)
+def test_the_order_of_the_adapters_does_not_matter(several: list[Recipe], method: str, data: st.DataObject) -> None:
+    adapters = [make_adapter(*one) for one in several]
+    by = data.draw(st.lists(st.floats(0.1, 3), min_size=len(adapters), max_size=len(adapters)))
+    full, first = (1000 if method != "concat" else None), None
+    for order in permutations(range(len(adapters))):
+        merged, _ = merge([adapters[i] for i in order], [by[i] for i in order], method=method, rank=full, density=0.7)
+        first = first or merged
+        size = sizes(adapters, by)
+        for name, module in merged.modules.items():
+            assert near(dense(module), dense(first.modules[name]), size[name], 1e-5)
+
+
+@FEW
+@given(one=recipes, count=st.integers(1, 4), method=st.sampled_from(METHODS), data=st.data())
+def test_identical_adapters_give_themselves(one: Recipe, count: int, method: str, data: st.DataObject) -> None:
+    adapter = make_adapter(*one)
+    by = data.draw(st.lists(st.floats(0.1, 3), min_size=count, max_size=count))
+    if method == "linear":  # its roots of the weights sum to 1 where all are equal
+        by = [1.0 / count] * count
+        merged, _ = merge([adapter] * count, by, method=method)
+        for name, module in merged.modules.items():
+            assert near(
+                dense(module), count * dense(adapter.modules[name]), count * float(dense(adapter.modules[name]).norm())
+            )
+        return
+    merged, _ = merge([adapter] * count, by, method=method, density=1.0)
+    assert_sum(merged, [adapter], [1.0], 1e-5)
+
+
+@FEW
+@given(
+    several=st.lists(recipes, min_size=2, max_size=3), kept=st.integers(1, 4), rank=st.integers(1, 8), data=st.data()
+)
+def test_cut_adapters_merge_within_the_predicted_error(
+    several: list[Recipe], kept: int, rank: int, data: st.DataObject
+) -> None:
+    adapters = [make_adapter(*one) for one in several]
+    by = data.draw(st.lists(weights, min_size=len(adapters), max_size=len(adapters)))
+    cut = [resize(adapter, rank=kept) for adapter in adapters]
+    merged, report = merge([one for one, _ in cut], by, rank=rank, normalize=False)
+    exact, size = dense_sum(adapters, by), sizes(adapters, by)
+    for row in report.modules:
+        before = [next(each for each in one.modules if each.module == row.module) for _, one in cut]
+        bound = sum(abs(weight) * (each.measured or 0.0) * each.norm for weight, each in zip(by, before, strict=True))
+        bound += row.predicted * row.norm
+        found = float((dense(merged.modules[row.module]) - exact[row.module]).norm())
+        assert found <= bound + 1e-6 * size[row.module]
+
+
+def test_weights_are_normalised_unless_told_otherwise() -> None:
+    a, b = make_adapter(1), make_adapter(2)
+    assert_sum(merge([a, b], [3, 1], method="concat")[0], [a, b], [0.75, 0.25])
+    assert_sum(merge([a, b], method="concat")[0], [a, b], [0.5, 0.5])
+    assert_sum(merge([a, b], [3, 1], method="concat", normalize=False)[0], [a, b], [3, 1])
+    assert_sum(merge([a, b], [2, -1], method="concat")[0], [a, b], [2, -1])
+    assert merge([a, b], [3, 1])[1].weights == (0.75, 0.25)
+    assert [parent.given for parent in merge([a, b], [3, 1])[1].parents] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"weights": [1, -1]}, "sum to 0.*no-normalize"),
+        ({"weights": [0, 0]}, "sum to 0"),
+        ({"weights": [0.1, 0.2, -0.3], "three": True}, "sum to 0"),
+        ({"weights": [1]}, "1 came for 2 adapters"),
+        ({"weights": [1, math.nan]}, "finite"),
+        ({"method": "average"}, "method='average'.*svd, concat"),
+        ({"rank": 0}, "rank=0"),
+        ({"rank": 4, "method": "concat"}, "sum of the parents"),
+        ({"rank": 4, "method": "linear"}, "keeps the parents"),
+        ({"density": 0.0}, r"density=0\.0"),
+        ({"density": 1.5}, r"density=1\.5"),
+        ({"majority": "most"}, "total, count"),
+        ({"missing": "fill"}, "zero, skip, error"),
+        ({"dtype": torch.float64}, "float32"),
+    ],
+)
+def test_arguments_that_are_refused(arguments: dict[str, Any], said: str) -> None:
+    adapters = [make_adapter(seed) for seed in range(3 if arguments.pop("three", False) else 2)]
+    by = arguments.pop("weights", None)
+    with pytest.raises(LorabenchError, match=said):
+        merge(adapters, by, **arguments)
+
+
+def test_no_adapter_is_refused() -> None:
+    with pytest.raises(LorabenchError, match="none came"):
+        merge([])
+
+
+def test_other_shapes_are_refused_by_name() -> None:
+    a, b = make_adapter(1), make_adapter(2)
+    other = LoraModule(torch.ones(2, 12), torch.ones(7, 2))
+    clash = replace(b, modules={**b.modules, LINEAR: other})
+    with pytest.raises(LorabenchError, match=rf"{LINEAR} is a matrix of 7x11 in made-1.* a matrix of 7x12 in made-2"):
+        merge([a, clash])
+    as_table = replace(b.modules[LINEAR], embedding=True)
+    with pytest.raises(LorabenchError, match=r"a matrix of 7x11.*an embedding of 7x11"):
+        merge([a, replace(b, modules={LINEAR: as_table})])
+    assert preflight([a, clash]).level == "error"
+    assert preflight([a, clash]).pairs == ()
+
+
+def test_a_one_by_one_convolution_fits_a_linear_layer() -> None:
+    a, b = make_adapter(1, names=(LINEAR,)), make_adapter(2, names=(LINEAR,))
+    b = replace(b, modules={LINEAR: replace(b.modules[LINEAR], kernel=(1, 1))})
+    merged, _ = merge([a, b], method="concat")
+    assert merged.modules[LINEAR].kernel == (1, 1)
+    assert_sum(merged, [a, b], [0.5, 0.5])
+
+
+def test_dora_is_refused_unless_its_magnitudes_are_dropped() -> None:
+    a, b = make_adapter(1), make_adapter(2, kind="dora")
+    with pytest.raises(LorabenchError, match=r"made-2 has 3.*drop-magnitudes"):
+        merge([a, b])
+    merged, report = merge([a, b], method="concat", drop_magnitudes=True)
+    assert_sum(merged, [a, b], [0.5, 0.5])
+    assert any("magnitudes of 3 modules are dropped" in note for note in report.notes)
+    assert {module.kind for module in merged.modules.values()} == {"lora"}
+    assert preflight([a, b]).level == "error"
+    assert preflight([a, b], drop_magnitudes=True).level == "warning"
+
+
+def test_modules_that_only_some_have() -> None:
+    a, b = make_adapter(1), make_adapter(2, names=(LINEAR, CONV))
+    merged, report = merge([a, b], [0.25, 0.75], method="concat")
+    assert_sum(merged, [a, b], [0.25, 0.75])
+    assert merged.modules[TABLE].rank == 3
+    assert [row.ranks for row in report.modules if row.module == TABLE] == [(3, None)]
+    assert any("1 modules are in some of the adapters only; the others count as zero" in note for note in report.notes)
+    averaged, _ = merge([a, b], [0.25, 0.75], method="linear")
+    assert near(dense(averaged.modules[TABLE]), 0.25 * dense(a.modules[TABLE]), 10)
+    skipped, report = merge([a, b], [0.25, 0.75], method="concat", missing="skip")
+    assert skipped.modules.keys() == {LINEAR, CONV}
+    exact = dense_sum([a, b], [0.25, 0.75])
+    whole = math.sqrt(sum(float(delta.norm()) ** 2 for delta in exact.values()))
+    assert report.measured == pytest.approx(float(exact[TABLE].norm()) / whole, rel=1e-6)
+    assert report.worst.module == TABLE
+    with pytest.raises(LorabenchError, match=f"1 modules, first {TABLE}"):
+        merge([a, b], missing="error")
+    with pytest.raises(LorabenchError, match="no module in common"):
+        merge([make_adapter(1, names=(LINEAR,)), make_adapter(2, names=(CONV,))], missing="skip")
+
+
+def test_untrained_adapters() -> None:
+    a = make_adapter(1)
+    zero = replace(a, modules={name: replace(one, up=torch.zeros_like(one.up)) for name, one in a.modules.items()})
+    for method in METHODS:
+        merged, report = merge([zero, zero], method=method)
+        assert all(not bool(dense(module).any()) for module in merged.modules.values())
+        assert (report.predicted, report.measured, report.from_sum) == (0.0, 0.0, 0.0)
+        merged, _ = merge([a, zero], [1, 1], method="svd")
+        assert_sum(merged, [a], [0.5])
+    looked = preflight([a, zero])
+    assert math.isnan(looked.pairs[0].cosine)
+    assert looked.level == "warning"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", METHODS)
+def test_errors_are_those_of_the_factors_as_stored(dtype: torch.dtype, method: str, tmp_path: Path) -> None:
+    names = (LINEAR, CONV)  # kohya's layout has no place for embeddings
+    a, b = make_adapter(1, 2, 1e-6, names), make_adapter(2, 2, 3e-7, names)  # float16 has no normal numbers there
+    merged, report = merge([a, b], [0.7, 0.3], method=method, dtype=dtype, density=0.5)
+    stored = load(save(tmp_path / "merged.safetensors", merged, "kohya", dtype="stored"))
+    exact = dense_sum([a, b], [0.7, 0.3])
+    difference = math.sqrt(sum(float((dense(stored.modules[name]) - exact[name]).norm()) ** 2 for name in exact))
+    whole = math.sqrt(sum(float(delta.norm()) ** 2 for delta in exact.values()))
+    assert report.from_sum == pytest.approx(difference / whole, rel=1e-6)
+    assert {module.dtype for module in stored.modules.values()} == {dtype}
+    if method == "concat":
+        assert 0 < report.measured < torch.finfo(dtype).eps
+
+
+def test_values_that_a_type_cannot_hold_are_refused() -> None:
+    a = make_adapter(1, scale=1e12)
+    with pytest.raises(LorabenchError, match=r"do not fit torch\.float16"):
+        merge([a], dtype=torch.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["concat", "svd"])
+def test_what_cancels_to_rounding_is_no_error(method: str, dtype: torch.dtype) -> None:
+    a = make_adapter(1)
+    _, report = merge([a] * 3, [0.1, 0.2, -0.3], method=method, normalize=False, dtype=dtype)
+    assert [(row.measured, row.norm) for row in report.modules] == [(0.0, 0.0)] * 3
+
+
+def test_an_infinite_error_is_said() -> None:
+    a = make_adapter(1)
+    twice = {name: replace(one, down=one.down * 2, up=one.up / 2) for name, one in a.modules.items()}
+    merged, report = merge([a, replace(a, modules=twice)], [1, -1], method="linear", normalize=False)
+    assert report.measured == math.inf
+    assert "infinite" in report.notes[-1]
+    assert bool(merged.modules[LINEAR].up.any())
+    json.dumps(report.as_dict())
+    assert report.metadata()["lorabench_merge_error"] == "inf"
+
+
+def test_what_the_result_says_of_itself(tmp_path: Path) -> None:
+    base = {"ss_base_model_version": "sd_v1", "modelspec.architecture": "stable-diffusion-v1/lora"}
+    a = make_adapter(
+        1, names=(LINEAR, CONV), metadata={**base, "ss_tag": "cats", "ss_note": "same", "sshs_model_hash": "old"}
+    )
+    b = make_adapter(2, names=(LINEAR, CONV), metadata={"ss_tag": "dogs", "ss_note": "same"})
+    paths = [tmp_path / "a.safetensors", tmp_path / "b"]
+    for path, one, layout in zip(paths, (a, b), ("kohya", "peft"), strict=True):
+        save(path, one, layout)
+    read = [load(path) for path in paths]
+    merged, report = merge(read, [0.7, 0.3], method="dare_ties", seed=5)
+    said = merged.metadata
+    assert said["lorabench_merge_method"] == "dare_ties"
+    assert json.loads(said["lorabench_merge_weights"]) == [0.7, 0.3]
+    parents = json.loads(said["lorabench_merge_parents"])
+    assert [parent["name"] for parent in parents] == ["a.safetensors", "b"]
+    assert [parent["sha256"] for parent in parents] == [
+        hashlib.sha256(one.path.read_bytes()).hexdigest() for one in read
+    ]
+    assert said["lorabench_merge_seed"] == "5"
+    assert said["lorabench_merge_rank"] == str(max(module.rank for module in merged.modules.values()))
+    assert float(said["lorabench_merge_error"]) == pytest.approx(report.measured, rel=1e-5)
+    assert said["ss_base_model_version"] == "sd_v1"  # one says it, the other does not deny it
+    assert said["ss_note"] == "same"
+    assert "ss_tag" not in said
+    assert "sshs_model_hash" not in said
+    again = load(save(tmp_path / "merged.safetensors", merged, "kohya"))
+    assert {key: again.metadata[key] for key in said} == said
+    once_more, _ = merge([again], [1])
+    assert json.loads(once_more.metadata["lorabench_merge_parents"])[0]["name"] == "merged.safetensors"
+    assert str(tmp_path) not in json.dumps(dict(said))
+    json.dumps(report.as_dict(), allow_nan=False)
+
+
+def test_the_preflight_measures_overlap_by_independent_means() -> None:
+    a, b = make_adapter(1, [2, 3, 1], scale=-1.5), make_adapter(2, [4, 1, 2], scale=0.5)
+    looked = preflight([a, b], [0.7, 0.3])
+    for row in looked.pairs[0].modules:
+        first, second = (weight * dense(one.modules[row.module]).numpy() for one, weight in ((a, 0.7), (b, 0.3)))
+        left, right = (
+            np.cos(subspace_angles(x.numpy(), y.numpy())) ** 2
+            for x, y in (
+                (a.modules[row.module].up, b.modules[row.module].up),
+                (a.modules[row.module].down.mT, b.modules[row.module].down.mT),
+            )
+        )
+        assert row.left == pytest.approx(left.mean(), rel=1e-5)
+        assert row.right == pytest.approx(right.mean(), rel=1e-5)
+        cosine = np.vdot(first, second) / np.linalg.norm(first) / np.linalg.norm(second)
+        assert row.cosine == pytest.approx(cosine, rel=1e-5)
+        assert row.norm_ratio == pytest.approx(np.linalg.norm(first) / np.linalg.norm(second), rel=1e-5)
+        assert row.sign_conflict == pytest.approx((np.sign(first) != np.sign(second)).mean())
+    firsts, seconds = (
+        np.concatenate([(weight * dense(one.modules[name])).numpy().ravel() for name in SHAPES])
+        for one, weight in ((a, 0.7), (b, 0.3))
+    )
+    assert looked.pairs[0].cosine == pytest.approx(
+        firsts @ seconds / np.linalg.norm(firsts) / np.linalg.norm(seconds), rel=1e-5
+    )
+
+
+def test_signs_of_a_large_module_are_sampled() -> None:
+    generator = torch.Generator().manual_seed(0)
+    modules = [
+        {LINEAR: LoraModule(torch.randn(4, 300, generator=generator), torch.randn(2000, 4, generator=generator))}
+        for _ in range(2)
+    ]
+    a, b = (Adapter(Path(f"{i}.safetensors"), (), held) for i, held in enumerate(modules))
+    true = float((dense(a.modules[LINEAR]).sign() != dense(b.modules[LINEAR]).sign()).double().mean())
+    found = preflight([a, b]).pairs[0].sign_conflict
+    assert found == pytest.approx(true, abs=0.05)
+    assert found != true
+    assert found == preflight([a, b]).pairs[0].sign_conflict
+
+
+def by_check(adapters: list[Adapter], given: list[float] | None = None, **options: Any) -> dict[str, tuple[str, str]]:
+    looked = preflight(adapters, given, **options)
+    return {finding.check: (finding.level, finding.message) for finding in looked.findings}
+
+
+def test_the_preflight_warns_of_what_clashes() -> None:
+    a, b = make_adapter(1), make_adapter(2)
+    assert by_check([a, b], [1, -1])["weights"][0] == "error"
+    assert by_check([a, b], [1, -1], normalize=False)["weights"][0] == "ok"
+    assert by_check([a, b], [1, -0.99])["weights"][0] == "warning"
+    assert "turns every sign" in by_check([a, b], [1, -2])["weights"][1]
+    assert by_check([a, a])["overlap"][0] == "warning"
+    assert by_check([a, a], [2, -1])["signs"][0] == "warning"
+    assert by_check([a, a])["signs"][0] == "ok"
+    turned = preflight([a, a], [2, -1]).pairs[0]
+    assert (turned.sign_conflict, turned.cosine, turned.norm_ratio) == pytest.approx((1.0, -1.0, 2.0))
+    assert by_check([a, b], [20, 1])["norms"][0] == "warning"
+    assert by_check([a, b])["norms"][0] == "ok"
+    only = make_adapter(3, names=(LINEAR,))
+    assert by_check([a, only])["modules"] == (
+        "warning", "1 of 3 are in every adapter; made-3 lacks 2",
+    )  # fmt: skip
+    assert by_check([only, make_adapter(4, names=(CONV,))])["modules"][0] == "warning"
+    beside = replace(a, unsupported={"bias": ("x.bias",), "dora": ("x.dora_scale",)})
+    assert by_check([beside, b])["left out"] == (
+        "warning", "made-1 has tensors that cannot be merged: 1 of kind bias (x.bias)",
+    )  # fmt: skip
+    assert len(preflight([a, b, only]).pairs) == 3
+    assert preflight([a]).pairs == ()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "level"),
+    [
+        ({"ss_base_model_version": "sd_v1"}, {"ss_base_model_version": "sdxl_base_v1-0"}, "error"),
+        ({"ss_base_model_version": "sdxl_base_v1-0"}, {"modelspec.architecture": XL}, "ok"),
+        ({"ss_base_model_version": "sd_v1"}, {"modelspec.architecture": "stable-diffusion-v1/lora"}, "ok"),
+        ({"ss_base_model_version": "flux1"}, {"ss_base_model_version": "sd3"}, "error"),
+        ({"ss_sd_model_name": "anime.safetensors"}, {"ss_sd_model_name": "anime"}, "ok"),
+        ({"ss_sd_model_name": "anime.safetensors"}, {"ss_sd_model_name": "photo.safetensors"}, "warning"),
+        ({"ss_sd_model_name": "anime.safetensors"}, {}, "ok"),
+        ({}, {}, "warning"),
+    ],
+)  # fmt: skip
+def test_base_models_are_compared(first: dict[str, str], second: dict[str, str], level: str) -> None:
+    a, b = make_adapter(1, metadata=first), make_adapter(2, metadata=second)
+    assert by_check([a, b])["base model"][0] == level
+
+
+def test_base_models_of_peft_by_their_last_folder() -> None:
+    a, b = make_adapter(1), make_adapter(2)
+    hub = replace(a, config={"base_model_name_or_path": "openai-community/gpt2"})
+    local = replace(b, config={"base_model_name_or_path": "C:\\cache\\models--openai-community--gpt2\\snapshots\\1f\\"})
+    other = replace(b, config={"base_model_name_or_path": "distilgpt2"})
+    assert by_check([hub, local])["base model"][0] == "ok"
+    assert by_check([hub, other])["base model"][0] == "warning"
+    assert merge([hub, other])[0].config == {}
+    assert merge([hub, b])[0].config == {"base_model_name_or_path": "openai-community/gpt2"}
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[str]:
+    save(tmp_path / "a.safetensors", make_adapter(1, 2, names=(LINEAR, CONV)), "kohya", dtype=torch.float16)
+    save(tmp_path / "b", make_adapter(2, 4, names=(LINEAR, CONV)), "peft", dtype=torch.float16)
+    return [str(tmp_path / "a.safetensors"), str(tmp_path / "b")]
+
+
+def test_the_command_in_a_process_of_its_own(pair: list[str], tmp_path: Path) -> None:
+    arguments = ["merge", *pair, "--weights", "0.7", "0.3", "--method", "svd", "--rank", "3", "-o", "out.safetensors"]
+    done = lorabench(*arguments, "--json", cwd=tmp_path, module="lorabench.adapters")
+    found = json.loads(done.stdout)
+    read = [load(path) for path in pair]
+    merged = load(tmp_path / "out.safetensors")
+    exact = dense_sum(read, [0.7, 0.3])
+    for row in found["merge"]["modules"]:
+        name = row["module"]
+        error = float((dense(merged.modules[name]) - exact[name]).norm() / exact[name].norm())
+        assert row["measured"] == pytest.approx(error, rel=1e-6)
+        assert merged.modules[name].rank == 3
+    assert merged.modules[LINEAR].dtype == torch.float16
+    assert merged.schemes == ("kohya",)
+    assert merged.modules[CONV].kernel == (3, 3)
+    assert found["preflight"]["level"] in ("ok", "warning")
+    assert merged.metadata["lorabench_merge_weights"] == "[0.7, 0.3]"
+
+
+def test_the_command_never_writes_over_what_is_there(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path(pair[0]).read_bytes()
+    assert main(["merge", *pair, "-o", pair[0]]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert Path(pair[0]).read_bytes() == before
+    expected = dense_sum([load(path) for path in pair], [0.5, 0.5])
+    assert main(["merge", *pair, "-o", pair[0], "--force", "--method", "concat", "--dtype", "float32"]) == 0
+    merged = load(pair[0])
+    assert all(near(dense(merged.modules[name]), delta, float(delta.norm())) for name, delta in expected.items())
+
+
+def test_the_command_looks_before_it_writes(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["merge", *pair, "--preflight"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("preflight: ")
+    assert "share" in said
+    other = make_adapter(4, names=(LINEAR,), metadata={"ss_base_model_version": "sdxl_base_v1-0"})
+    save(tmp_path / "xl.safetensors", other, "kohya")
+    one = make_adapter(5, names=(LINEAR,), metadata={"ss_base_model_version": "sd_v1"})
+    save(tmp_path / "one.safetensors", one, "kohya")
+    clash = ["merge", str(tmp_path / "xl.safetensors"), str(tmp_path / "one.safetensors")]
+    assert main([*clash, "--preflight", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["level"] == "error"
+    out = tmp_path / "never.safetensors"
+    assert main([*clash, "-o", str(out)]) == 1
+    assert "made for different models" in capsys.readouterr().out
+    assert not out.exists()
+    assert main([*clash, "-o", str(out), "--no-check"]) == 0
+    assert out.exists()
+
+
+def test_wrong_usage_and_bad_input_of_the_command(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["merge", *pair], ["merge", "-o", "x.safetensors"], ["merge", *pair, "--method", "mean"]):
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert left.value.code == 2
+    out = str(tmp_path / "out.safetensors")
+    assert main(["merge", *pair, "-w", "1", "-o", out]) == 1
+    assert "1 came for 2 adapters" in capsys.readouterr().err
+    assert main(["merge", *pair, "-w", "1", "-1", "-o", out]) == 1
+    assert "sum to 0" in capsys.readouterr().out
+    assert main(["merge", *pair, "-w", "1", "-1", "--no-normalize", "-o", out]) == 0
+    assert main(["merge", str(tmp_path / "nothing"), "-o", str(tmp_path / "o2.safetensors")]) == 1
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_help_needs_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from lorabench.adapters.__main__ import main\n"
+        "try: main(['merge', '--help'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert "example:" in done.stdout
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real adapters is not here")
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("parikshit-06__domain-skeleton-gpt2/adapters/legal", "parikshit-06__domain-skeleton-gpt2/adapters/medical"),
+        (
+            "MathieuNlp__Sam_LoRA/lora_weights/lora_rank2.safetensors",
+            "MathieuNlp__Sam_LoRA/lora_weights/lora_rank8.safetensors",
+        ),
+        (
+            "catundchat__stable-diffusion-v1.5-lora/pytorch_lora_weights.safetensors",
+            "cloneofsimo__lora/example_loras/lora_disney.safetensors",
+        ),
+    ],
+    ids=["gpt2", "sam", "other modules"],
+)
+def test_real_adapters(paths: tuple[str, str]) -> None:
+    adapters = [load(SHARED / path) for path in paths]
+    # every dozenth module: the dense check is slow
+    adapters = [replace(one, modules=dict(list(one.modules.items())[::12])) for one in adapters]
+    by = [1.5, -0.4]
+    merged, report = merge(adapters, by, method="concat", normalize=False)
+    assert_sum(merged, adapters, by)
+    assert report.measured < 1e-6
+    cut, report = merge(adapters, by, rank=2, normalize=False)
+    exact = dense_sum(adapters, by)
+    for row in report.modules:
+        expected = tail(exact[row.module], 2)
+        assert row.measured * row.norm == pytest.approx(expected, rel=1e-4, abs=1e-6 * row.norm)
+        assert cut.modules[row.module].rank <= 2
+    assert preflight(adapters, by, normalize=False).level in ("ok", "warning")

@@ -1,0 +1,252 @@
+"""Limits and budgets of a resize, and its command line, on files."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorabench.adapters.__main__ import main
+from lorabench.adapters.adapter import Adapter
+from lorabench.adapters.deviation import deviations, total
+from lorabench.adapters.files import load
+from lorabench.adapters.ranks import RankRule, budget_ranks, limits_by_module
+from lorabench.adapters.resize_checks import validate
+from lorabench.adapters.resizing import RESIZE_KEY, resize
+from lorabench.adapters.writing import LAYOUTS, save
+from lorabench.errors import LorabenchError
+from tests.resize_modules import TEXT, UNET, apart, dense, make, one, tail
+
+REAL = Path(__file__).parents[2] / "shared" / "adapters"
+
+
+# Limits
+
+
+def test_limits_hold_by_part_module_and_pattern() -> None:
+    names = {UNET: 8, "unet.up_blocks.1.attn2.to_k": 8, TEXT: 8}
+    modules = {name: make(i, rank, 20, 20) for i, (name, rank) in enumerate(names.items())}
+    adapter = Adapter(Path("x"), ("kohya",), modules)
+    resized, _ = resize(adapter, rank=6, limits={"text_encoder": 2, "*.attn2.*": 4, "unet": 5})
+    assert {name: module.rank for name, module in resized.modules.items()} == dict(zip(names, (5, 4, 2), strict=True))
+    resized, _ = resize(adapter, energy=1.0, limits={TEXT: 3}, max_rank=7)
+    assert [module.rank for module in resized.modules.values()] == [7, 7, 3]
+    resized, _ = resize(adapter, energy=0.01, min_rank=3)
+    assert [module.rank for module in resized.modules.values()] == [3, 3, 3]
+    with pytest.raises(LorabenchError, match=r"limits\['text_encoder_2'\] fits no module. Give a part \(text_encoder"):
+        limits_by_module(names, {"text_encoder_2": 3})
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({}, "exactly one of rank, .*; none came"),
+        ({"rank": 2, "energy": 0.5}, "rank=2, energy=0.5 came"),
+        ({"rank": 0}, "rank=0: a rank is a whole number"),
+        ({"rank": True}, "rank=True"),
+        ({"pad": 2}, "pad=2 is below the rank 4 of unet.0.to_q"),
+        ({"pad": 8, "limits": {"unet": 6}}, "limits do not go with pad"),
+        ({"sv_ratio": 0.5}, "sv_ratio=0.5: a ratio from 1 on"),
+        ({"energy": 1.5}, "energy=1.5: a share"),
+        ({"sv_fro": math.nan}, "sv_fro=nan: a share"),
+        ({"sv_cumulative": 0}, "sv_cumulative=0: a share"),
+        ({"size_mib": 0}, "size_mib=0: a size"),
+        ({"size_mib": 1e-5}, "The smallest file of this adapter has"),
+        ({"energy": 0.9, "min_rank": 4, "max_rank": 3}, "min_rank=4 is above a limit of 3"),
+        ({"energy": 0.9, "min_rank": 4, "limits": {"unet": 2}}, "min_rank=4 is above a limit of 2"),
+        ({"energy": 0.9, "limits": {"unet": 0}}, r"limits\['unet'\]=0"),
+        ({"rank": 2, "max_rank": 3}, "do not go with rank=2"),
+        ({"energy": 0.9, "kohya_counts": True}, "kohya_counts goes with sv_ratio"),
+    ],
+)
+def test_wrong_arguments_are_named(how: dict[str, object], message: str) -> None:
+    with pytest.raises(LorabenchError, match=message):
+        one(make(0, 4, 9, 8), **how)
+    with pytest.raises(LorabenchError, match="mode='best': allowed are rank"):
+        RankRule("best", 1)
+
+
+# A budget of bytes
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 9999),
+    costs=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    budget=st.integers(0, 60),
+    alike=st.booleans(),
+)
+def test_a_budget_is_spent_best(seed: int, costs: list[int], budget: int, alike: bool) -> None:
+    random = np.random.default_rng(seed)
+    cost = {str(i): costs[0] if alike else c for i, c in enumerate(costs)}
+    spectra = {name: torch.from_numpy(np.sort(random.exponential(size=4))[::-1].copy()) for name in cost}
+    bounds = dict.fromkeys(cost, (1, 4))
+
+    def loss(ranks: dict[str, int]) -> float:
+        return sum(float(spectra[name][rank:].square().sum()) for name, rank in ranks.items())
+
+    def size(ranks: dict[str, int]) -> int:
+        return sum(cost[name] * rank for name, rank in ranks.items())
+
+    every = [dict(zip(cost, ranks, strict=True)) for ranks in itertools.product(range(1, 5), repeat=len(cost))]
+    if sum(cost.values()) > budget:
+        with pytest.raises(LorabenchError, match=f"need {sum(cost.values()) - budget} bytes more"):
+            budget_ranks(spectra, cost, bounds, budget)
+        return
+    found = budget_ranks(spectra, cost, bounds, budget)
+    assert size(found) <= budget
+    best = min(loss(ranks) for ranks in every if size(ranks) <= budget)
+    if alike:
+        assert loss(found) == pytest.approx(best)
+    nearly = [loss(ranks) for ranks in every if size(ranks) <= budget - max(cost.values())]
+    assert loss(found) <= min(nearly, default=math.inf) + 1e-12
+    assert loss(found) >= best - 1e-12
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_size_is_kept_and_used(tmp_path: Path, layout: str) -> None:
+    modules = {f"unet.blocks.{i}.to_q": make(i, 16, 96, 64, dtype=torch.float16) for i in range(6)}
+    modules |= {TEXT: make(9, 16, 32, 32, 5.0, dtype=torch.float32)}
+    adapter = Adapter(Path("x"), (), modules, {"note": "x" * 300})
+    for size, dtype in ((0.02, None), (0.03, None), (0.0234, torch.bfloat16)):
+        resized, receipt = resize(adapter, size_mib=size, layout=layout, dtype=dtype)
+        path = tmp_path / f"{size}" / ("a" if layout == "peft" else "a.safetensors")
+        save(path, resized, layout, dtype="stored")
+        file = path / "adapter_model.safetensors" if layout == "peft" else path
+        step = (96 + 64) * 4
+        slack = 9 * 3 * len(modules) + 1024
+        assert size * 2**20 - step - slack < file.stat().st_size <= size * 2**20
+        fixed, _ = resize(adapter, rank=max(1, int(np.mean([m.new_rank for m in receipt.modules]))))
+        assert receipt.predicted <= total(deviations(modules, fixed.modules)).relative
+    everything, receipt = resize(adapter, size_mib=10, layout=layout)
+    assert [module.rank for module in everything.modules.values()] == [16] * 7
+    assert any("everything fits" in note for note in receipt.notes)
+
+
+# Files
+
+
+def write(path: Path, layout: str = "kohya", dtype: torch.dtype = torch.float16) -> Adapter:
+    modules = {UNET: make(0, 8, 40, 30, 0.5, dtype=dtype), TEXT: make(1, 4, 20, 20, 1.0, dtype=dtype)}
+    modules["unet.conv_in"] = make(2, 8, 16, 8 * 9, -0.25, dtype=dtype, kernel=(3, 3))
+    save(path, Adapter(path, (layout,), modules, {"ss_output_name": "mine"}), layout, dtype="stored")
+    return load(path)
+
+
+def test_the_command_writes_what_it_says(tmp_path: Path) -> None:
+    before = write(tmp_path / "in.safetensors")
+    out = tmp_path / "out.safetensors"
+    command = [sys.executable, "-m", "lorabench.adapters", "resize", str(before.path), "-o", str(out), "--rank", "3"]
+    done = subprocess.run([*command, "--limit", "text_encoder=2", "--json"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    after = load(out)
+    assert {name: module.rank for name, module in after.modules.items()} == {UNET: 3, TEXT: 2, "unet.conv_in": 3}
+    for receipt in found["modules"]:
+        old, new = before.modules[receipt["module"]], after.modules[receipt["module"]]
+        assert receipt["measured"] == pytest.approx(apart(old, new), rel=1e-6)
+        assert receipt["predicted"] == pytest.approx(tail(old, new.rank), rel=1e-9)
+        assert (new.scale, new.alpha, new.dtype) == (old.scale, old.scale * new.rank, torch.float16)
+        assert new.kernel == old.kernel
+    assert found["bytes_after"] == out.stat().st_size < found["bytes_before"] == before.path.stat().st_size
+    assert [m["measured"] for m in found["modules"]] == sorted((m["measured"] for m in found["modules"]), reverse=True)
+    assert found["worst"] == found["modules"][0]["module"]
+    assert after.metadata["ss_output_name"] == "mine"
+    assert json.loads(after.metadata[RESIZE_KEY])["value"] == 3
+
+
+def test_the_table_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = write(tmp_path / "in.safetensors")
+    assert main(["resize", str(before.path), "--truncate", "3", "--dry-run", "--worst", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "truncate 3, predicted, nothing written" in text
+    assert "text_encoder" in text
+    assert "optimal at these ranks" in text
+    assert "nothing written; new weights alone" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
+
+
+def test_a_peft_folder_gets_its_patterns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    modules = {f"h.{i}.attn.c_attn": make(i, 8, 40, 30, 2.0) for i in range(3)}
+    save(tmp_path / "in", modules, "peft")
+    assert main(["resize", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--rank", "4", "--limit", "h.1.*=2"]) == 0
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (4, 8.0)
+    assert list(config["rank_pattern"].values()) == [2]
+    assert list(config["alpha_pattern"].values()) == [4.0]
+    after = load(tmp_path / "out")
+    assert [(m.rank, m.scale) for m in after.modules.values()] == [(4, 2.0), (2, 2.0), (4, 2.0)]
+    assert "whole adapter: predicted error" in capsys.readouterr().out
+
+
+def test_nothing_is_written_over_or_by_halves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = write(tmp_path / "in.safetensors")
+    data = before.path.read_bytes()
+    assert main(["resize", str(before.path), "-o", str(before.path), "--rank", "2"]) == 1
+    assert "--force" in capsys.readouterr().err
+    assert main(["resize", str(before.path), "-o", str(tmp_path / "o.safetensors"), "--rank", "0"]) == 1
+    assert "rank=0" in capsys.readouterr().err
+    for wrong in ([], ["--rank", "2"], ["--rank", "2", "--pad", "3", "-o", "x"], ["--rank", "2", "--limit", "unet"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["resize", str(before.path), *wrong])
+        assert stop.value.code == 2
+    capsys.readouterr()
+    assert before.path.read_bytes() == data
+    assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
+    assert main(["resize", str(before.path), "-o", str(before.path), "--rank", "2", "--force"]) == 0
+    assert load(before.path).modules[UNET].rank == 2
+
+
+def test_validate_looks_before_anything_is_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.safetensors").path
+    found = validate(path, 30)
+    assert found.valid
+    assert (found.format, found.size, dict(found.ranks)) == ("safetensors", path.stat().st_size, {4: 1, 8: 2})
+    assert any("above the short side of 2 modules" in note for note in found.notes)
+    assert any("3 of 3 modules would grow" in note for note in found.notes)
+    assert any("2 of 3 modules already have this rank" in note for note in validate(path, 8).notes)
+    assert not validate(path, 0).valid
+    assert not validate(path, -3).valid
+    assert validate(path).valid
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(LorabenchError, match=r"in\.safetensors"):
+        validate(path, 4)
+
+
+def real_files() -> list[Path]:
+    if not REAL.is_dir():
+        return []
+    lines = (REAL / "INDEX.tsv").read_text().splitlines()
+    rows = [dict(zip(lines[0].split("\t"), line.split("\t"), strict=False)) for line in lines[1:]]
+    return [REAL / row["path"] for row in rows if (REAL / row["path"]).stat().st_size < 4e6]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="shared/adapters is not here")
+def test_real_adapters() -> None:
+    tried = 0
+    for path in real_files():
+        try:
+            before = load(path)
+        except LorabenchError:
+            continue  # the readers' own tests hold these to their messages
+        few = dict(list(before.modules.items())[:3])
+        few = {name: module for name, module in few.items() if max(module.shape) < 1500}
+        after, receipt = resize(replace(before, modules=few), rank=2, drop_magnitudes=True)
+        for got in receipt.modules:
+            old, new = few[got.module], after.modules[got.module]
+            assert new.rank == min(2, *old.shape)
+            if got.measured is None:
+                assert not bool(dense(old).any())
+                continue
+            assert got.measured == pytest.approx(apart(old, new), rel=1e-5, abs=1e-9)
+            assert got.predicted == pytest.approx(tail(old, new.rank), rel=1e-5, abs=1e-9)
+            tried += 1
+    assert tried > 20
