@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable
 from copy import deepcopy
@@ -13,10 +14,9 @@ from random import Random
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from lorabench.adapters.header import DTYPE_BITS
-from tests.fuzz_seeds import PEFT_CONFIG, adapters, file_of, named, numbers
+from tests.fuzz_seeds import PEFT_CONFIG, adapters, file_of, named, numbers, saved
 
 MARKER = "executed"  # a file that hostile code would leave in the current folder
 SEEDS = adapters()
@@ -168,11 +168,10 @@ class _Hostile:
         return self.made
 
 
-def _pickle_of(rng: Random) -> bytes:
-    hostile = _Hostile(rng.randrange(8))
-    value: Any = rng.choice(
-        [hostile, {"q.lora_A.weight": hostile}, [hostile], {"state_dict": {"q": hostile}}, {("a", 1): hostile}]
-    )
+def hostile(rng: Random) -> bytes:
+    """A pickle that runs code when Python reads it, plain or as torch writes it."""
+    call = _Hostile(rng.randrange(8))
+    value: Any = rng.choice([call, {"q.lora_A.weight": call}, [call], {"state_dict": {"q": call}}, {("a", 1): call}])
     if rng.random() < 0.5:
         return pickle.dumps(value, protocol=rng.choice([0, 1, 2, 3, 4, 5]))
     file = io.BytesIO()
@@ -206,7 +205,7 @@ def _claims(rng: Random) -> bytes:
         size=f"({''.join(map(_number, sizes))}t", stride=f"({''.join(map(_number, strides))}t",
     )  # fmt: skip
     file = io.BytesIO()
-    kind = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+    kind, folder = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]), rng.choice([0, 0, 0, 0x10])
     records = {
         "archive/data.pkl": text.encode("latin-1"),
         "archive/byteorder": b"little",
@@ -215,7 +214,21 @@ def _claims(rng: Random) -> bytes:
     }
     with zipfile.ZipFile(file, "w") as archive:
         for name, data in records.items():
-            archive.writestr(zipfile.ZipInfo(name), data, kind)  # of 1980, so that every run writes the same
+            info = zipfile.ZipInfo(name)  # of 1980, so that every run writes the same
+            info.external_attr = folder
+            archive.writestr(info, data, kind)
+    return file.getvalue()
+
+
+def _tar(rng: Random) -> bytes:
+    """The oldest files of torch were tar archives, which it unpacks to the disk, links and all."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name in ("storages", "tensors", "pickle", rng.choice(NAMES)[:90] or "x"):
+            info = tarfile.TarInfo(name)
+            if rng.random() < 0.5:
+                info.type, info.linkname = tarfile.SYMTYPE, rng.choice(["/etc/passwd", "../../etc/passwd", "/dev/zero"])
+            archive.addfile(info)
     return file.getvalue()
 
 
@@ -227,9 +240,9 @@ def pickles(rng: Random, folder: Path) -> Path:
     elif how < 5:
         data = _cut(rng, data)
     elif how < 7:
-        data = _claims(rng)
+        data = _claims(rng) if rng.random() < 0.9 else _tar(rng)
     else:
-        data = _pickle_of(rng)
+        data = hostile(rng)
         data = _broken(rng, data) if rng.random() < 0.2 else data
     return _write(folder, name, data, config)
 
@@ -260,6 +273,8 @@ def config(rng: Random, folder: Path) -> Path:
         if field.endswith("pattern") and rng.random() < 0.8:
             some = [rng.choice([*_BOMBS, "q", "h.1.q", *NAMES]) for _ in range(rng.choice([1, 2, 40]))]
             changed[field] = {pattern: _odd(rng, 2, 4.5, *_HUGE) for pattern in some}
+        elif field == "target_modules" and rng.random() < 0.5:
+            changed[field] = rng.choice(_BOMBS)
         elif field == "lora_parameters" and rng.random() < 0.7:
             changed[field] = {"scale": _value(rng), "alpha": _value(rng)}
     text = json.dumps(changed)
@@ -278,7 +293,7 @@ def config(rng: Random, folder: Path) -> Path:
     if layout == "diffusers" and how > 2:
         prefix = rng.choice(["unet.", "text_encoder.", ""])
         metadata = {"lora_adapter_metadata": json.dumps({prefix + key: value for key, value in changed.items()})}
-    return _write(folder, "a.safetensors", save(tensors, {key: str(value) for key, value in metadata.items()}), raw)
+    return _write(folder, "a.safetensors", saved(tensors, metadata), raw)
 
 
 # The shapes of a module's tensors by letters: r a rank, o and i the sides, k a kernel, and products of them.

@@ -1,9 +1,8 @@
-"""Merging: its identities, what it refuses, what its report says, and what the preflight and the command do."""
+"""Merging: its identities, what it refuses, and what its report says."""
 
 import hashlib
 import json
 import math
-import sys
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -14,20 +13,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.linalg import subspace_angles
 from torch import Tensor
 
 from lorabench.adapters import Adapter, LoraModule, load, save
-from lorabench.adapters.__main__ import main
 from lorabench.adapters.merging import DENSE, METHODS, merge
 from lorabench.adapters.preflight import preflight
 from lorabench.adapters.resizing import resize
 from lorabench.errors import LorabenchError
 from tests.adapter_makers import CONV, LINEAR, SHAPES, TABLE, dense, dense_sum, make_adapter, near
-from tests.conftest import lorabench
 
 SHARED = Path(__file__).parents[2] / "shared" / "adapters"
-XL = "stable-diffusion-xl-v1-base/lora"
 FEW = settings(deadline=None, max_examples=25)
 
 ranks = st.lists(st.integers(1, 13), min_size=3, max_size=3)  # over the short sides of 5, 6 and 7 too
@@ -363,198 +358,6 @@ def test_what_the_result_says_of_itself(tmp_path: Path) -> None:
     assert json.loads(once_more.metadata["lorabench_merge_parents"])[0]["name"] == "merged.safetensors"
     assert str(tmp_path) not in json.dumps(dict(said))
     json.dumps(report.as_dict(), allow_nan=False)
-
-
-def test_the_preflight_measures_overlap_by_independent_means() -> None:
-    a, b = make_adapter(1, [2, 3, 1], scale=-1.5), make_adapter(2, [4, 1, 2], scale=0.5)
-    looked = preflight([a, b], [0.7, 0.3])
-    for row in looked.pairs[0].modules:
-        first, second = (weight * dense(one.modules[row.module]).numpy() for one, weight in ((a, 0.7), (b, 0.3)))
-        left, right = (
-            np.cos(subspace_angles(x.numpy(), y.numpy())) ** 2
-            for x, y in (
-                (a.modules[row.module].up, b.modules[row.module].up),
-                (a.modules[row.module].down.mT, b.modules[row.module].down.mT),
-            )
-        )
-        assert row.left == pytest.approx(left.mean(), rel=1e-5)
-        assert row.right == pytest.approx(right.mean(), rel=1e-5)
-        cosine = np.vdot(first, second) / np.linalg.norm(first) / np.linalg.norm(second)
-        assert row.cosine == pytest.approx(cosine, rel=1e-5)
-        assert row.norm_ratio == pytest.approx(np.linalg.norm(first) / np.linalg.norm(second), rel=1e-5)
-        assert row.sign_conflict == pytest.approx((np.sign(first) != np.sign(second)).mean())
-    firsts, seconds = (
-        np.concatenate([(weight * dense(one.modules[name])).numpy().ravel() for name in SHAPES])
-        for one, weight in ((a, 0.7), (b, 0.3))
-    )
-    assert looked.pairs[0].cosine == pytest.approx(
-        firsts @ seconds / np.linalg.norm(firsts) / np.linalg.norm(seconds), rel=1e-5
-    )
-
-
-def test_signs_of_a_large_module_are_sampled() -> None:
-    generator = torch.Generator().manual_seed(0)
-    modules = [
-        {LINEAR: LoraModule(torch.randn(4, 300, generator=generator), torch.randn(2000, 4, generator=generator))}
-        for _ in range(2)
-    ]
-    a, b = (Adapter(Path(f"{i}.safetensors"), (), held) for i, held in enumerate(modules))
-    true = float((dense(a.modules[LINEAR]).sign() != dense(b.modules[LINEAR]).sign()).double().mean())
-    found = preflight([a, b]).pairs[0].sign_conflict
-    assert found == pytest.approx(true, abs=0.05)
-    assert found != true
-    assert found == preflight([a, b]).pairs[0].sign_conflict
-
-
-def by_check(adapters: list[Adapter], given: list[float] | None = None, **options: Any) -> dict[str, tuple[str, str]]:
-    looked = preflight(adapters, given, **options)
-    return {finding.check: (finding.level, finding.message) for finding in looked.findings}
-
-
-def test_the_preflight_warns_of_what_clashes() -> None:
-    a, b = make_adapter(1), make_adapter(2)
-    assert by_check([a, b], [1, -1])["weights"][0] == "error"
-    assert by_check([a, b], [1, -1], normalize=False)["weights"][0] == "ok"
-    assert by_check([a, b], [1, -0.99])["weights"][0] == "warning"
-    assert "turns every sign" in by_check([a, b], [1, -2])["weights"][1]
-    assert by_check([a, a])["overlap"][0] == "warning"
-    assert by_check([a, a], [2, -1])["signs"][0] == "warning"
-    assert by_check([a, a])["signs"][0] == "ok"
-    turned = preflight([a, a], [2, -1]).pairs[0]
-    assert (turned.sign_conflict, turned.cosine, turned.norm_ratio) == pytest.approx((1.0, -1.0, 2.0))
-    assert by_check([a, b], [20, 1])["norms"][0] == "warning"
-    assert by_check([a, b])["norms"][0] == "ok"
-    only = make_adapter(3, names=(LINEAR,))
-    assert by_check([a, only])["modules"] == (
-        "warning", "1 of 3 are in every adapter; made-3 lacks 2",
-    )  # fmt: skip
-    assert by_check([only, make_adapter(4, names=(CONV,))])["modules"][0] == "warning"
-    beside = replace(a, unsupported={"bias": ("x.bias",), "dora": ("x.dora_scale",)})
-    assert by_check([beside, b])["left out"] == (
-        "warning", "made-1 has tensors that cannot be merged: 1 of kind bias (x.bias)",
-    )  # fmt: skip
-    assert len(preflight([a, b, only]).pairs) == 3
-    assert preflight([a]).pairs == ()
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "level"),
-    [
-        ({"ss_base_model_version": "sd_v1"}, {"ss_base_model_version": "sdxl_base_v1-0"}, "error"),
-        ({"ss_base_model_version": "sdxl_base_v1-0"}, {"modelspec.architecture": XL}, "ok"),
-        ({"ss_base_model_version": "sd_v1"}, {"modelspec.architecture": "stable-diffusion-v1/lora"}, "ok"),
-        ({"ss_base_model_version": "flux1"}, {"ss_base_model_version": "sd3"}, "error"),
-        ({"ss_sd_model_name": "anime.safetensors"}, {"ss_sd_model_name": "anime"}, "ok"),
-        ({"ss_sd_model_name": "anime.safetensors"}, {"ss_sd_model_name": "photo.safetensors"}, "warning"),
-        ({"ss_sd_model_name": "anime.safetensors"}, {}, "ok"),
-        ({}, {}, "warning"),
-    ],
-)  # fmt: skip
-def test_base_models_are_compared(first: dict[str, str], second: dict[str, str], level: str) -> None:
-    a, b = make_adapter(1, metadata=first), make_adapter(2, metadata=second)
-    assert by_check([a, b])["base model"][0] == level
-
-
-def test_base_models_of_peft_by_their_last_folder() -> None:
-    a, b = make_adapter(1), make_adapter(2)
-    hub = replace(a, config={"base_model_name_or_path": "openai-community/gpt2"})
-    local = replace(b, config={"base_model_name_or_path": "C:\\cache\\models--openai-community--gpt2\\snapshots\\1f\\"})
-    other = replace(b, config={"base_model_name_or_path": "distilgpt2"})
-    assert by_check([hub, local])["base model"][0] == "ok"
-    assert by_check([hub, other])["base model"][0] == "warning"
-    assert merge([hub, other])[0].config == {}
-    assert merge([hub, b])[0].config == {"base_model_name_or_path": "openai-community/gpt2"}
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> list[str]:
-    save(tmp_path / "a.safetensors", make_adapter(1, 2, names=(LINEAR, CONV)), "kohya", dtype=torch.float16)
-    save(tmp_path / "b", make_adapter(2, 4, names=(LINEAR, CONV)), "peft", dtype=torch.float16)
-    return [str(tmp_path / "a.safetensors"), str(tmp_path / "b")]
-
-
-def test_the_command_in_a_process_of_its_own(pair: list[str], tmp_path: Path) -> None:
-    arguments = ["merge", *pair, "--weights", "0.7", "0.3", "--method", "svd", "--rank", "3", "-o", "out.safetensors"]
-    done = lorabench(*arguments, "--json", cwd=tmp_path, module="lorabench.adapters")
-    found = json.loads(done.stdout)
-    read = [load(path) for path in pair]
-    merged = load(tmp_path / "out.safetensors")
-    exact = dense_sum(read, [0.7, 0.3])
-    for row in found["merge"]["modules"]:
-        name = row["module"]
-        error = float((dense(merged.modules[name]) - exact[name]).norm() / exact[name].norm())
-        assert row["measured"] == pytest.approx(error, rel=1e-6)
-        assert merged.modules[name].rank == 3
-    assert merged.modules[LINEAR].dtype == torch.float16
-    assert merged.schemes == ("kohya",)
-    assert merged.modules[CONV].kernel == (3, 3)
-    assert found["preflight"]["level"] in ("ok", "warning")
-    assert merged.metadata["lorabench_merge_weights"] == "[0.7, 0.3]"
-
-
-def test_the_command_never_writes_over_what_is_there(
-    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = Path(pair[0]).read_bytes()
-    assert main(["merge", *pair, "-o", pair[0]]) == 1
-    assert "exists already" in capsys.readouterr().err
-    assert Path(pair[0]).read_bytes() == before
-    expected = dense_sum([load(path) for path in pair], [0.5, 0.5])
-    assert main(["merge", *pair, "-o", pair[0], "--force", "--method", "concat", "--dtype", "float32"]) == 0
-    merged = load(pair[0])
-    assert all(near(dense(merged.modules[name]), delta, float(delta.norm())) for name, delta in expected.items())
-
-
-def test_the_command_looks_before_it_writes(
-    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["merge", *pair, "--preflight"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("preflight: ")
-    assert "share" in said
-    other = make_adapter(4, names=(LINEAR,), metadata={"ss_base_model_version": "sdxl_base_v1-0"})
-    save(tmp_path / "xl.safetensors", other, "kohya")
-    one = make_adapter(5, names=(LINEAR,), metadata={"ss_base_model_version": "sd_v1"})
-    save(tmp_path / "one.safetensors", one, "kohya")
-    clash = ["merge", str(tmp_path / "xl.safetensors"), str(tmp_path / "one.safetensors")]
-    assert main([*clash, "--preflight", "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["level"] == "error"
-    out = tmp_path / "never.safetensors"
-    assert main([*clash, "-o", str(out)]) == 1
-    assert "made for different models" in capsys.readouterr().out
-    assert not out.exists()
-    assert main([*clash, "-o", str(out), "--no-check"]) == 0
-    assert out.exists()
-
-
-def test_wrong_usage_and_bad_input_of_the_command(
-    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for arguments in (["merge", *pair], ["merge", "-o", "x.safetensors"], ["merge", *pair, "--method", "mean"]):
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        assert left.value.code == 2
-    out = str(tmp_path / "out.safetensors")
-    assert main(["merge", *pair, "-w", "1", "-o", out]) == 1
-    assert "1 came for 2 adapters" in capsys.readouterr().err
-    assert main(["merge", *pair, "-w", "1", "-1", "-o", out]) == 1
-    assert "sum to 0" in capsys.readouterr().out
-    assert main(["merge", *pair, "-w", "1", "-1", "--no-normalize", "-o", out]) == 0
-    assert main(["merge", str(tmp_path / "nothing"), "-o", str(tmp_path / "o2.safetensors")]) == 1
-    assert "no such file" in capsys.readouterr().err
-
-
-def test_help_needs_no_torch(tmp_path: Path) -> None:
-    code = (
-        "import sys; from lorabench.adapters.__main__ import main\n"
-        "try: main(['merge', '--help'])\n"
-        "except SystemExit: print('torch' in sys.modules)"
-    )
-    import subprocess
-
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "False"
-    assert "example:" in done.stdout
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real adapters is not here")

@@ -14,6 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import lorabench.representations
+from lorabench.adapters import LoraModule
+from lorabench.adapters import save as save_adapter
 from tests.conftest import ROOT, TINY_ZOO
 from tests.synthetic_zoo import make_zoo
 
@@ -50,10 +52,25 @@ def test_every_command_runs(tmp_path):
     assert ["make", "run"] in makes
     for words in makes:
         _run(_small_make(words), ROOT, tmp_path)
+    _own_files(tmp_path)
     for words in pythons:
         _run([sys.executable, *_small_python(words[1:])], tmp_path, tmp_path)
     assert len(list(tmp_path.glob("multirun/*/*/*/results.json"))) == 4
     assert (tmp_path / "adapters" / "labels.csv").exists()
+
+
+def _own_files(folder):
+    """The adapters that the reader is said to hold."""
+    for number, name in enumerate(("style", "person")):
+        generator = torch.Generator().manual_seed(number)
+        modules = {
+            f"unet.mid_block.attentions.0.transformer_blocks.0.attn{i}.to_{projection}": LoraModule(
+                torch.randn(4, 32, generator=generator), torch.randn(32, 4, generator=generator), 0.5
+            )
+            for i in (1, 2)
+            for projection in "qkv"
+        }
+        save_adapter(folder / f"{name}.safetensors", modules, "kohya")
 
 
 def _small_make(words):
@@ -66,6 +83,8 @@ def _small_make(words):
 
 
 def _small_python(words):
+    if words[1] == "lorabench.adapters":
+        return words
     if "export" in words:
         return [*words, *TINY_ZOO]
     if "--help" in words:

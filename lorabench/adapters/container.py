@@ -104,7 +104,7 @@ def _read_pickle(path: Path, size: int) -> Container:
         with warnings.catch_warnings():
             # It warns of pickle protocols that it may not know; what it does not know, it refuses.
             warnings.simplefilter("ignore")
-            zipped = file.read(2) == b"PK"
+            zipped = file.read(4) == b"PK\x03\x04"  # as torch tells them apart
             if zipped:
                 _check_archive(path, size, file)
             file.seek(0)

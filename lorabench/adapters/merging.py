@@ -81,13 +81,8 @@ def merge(
             continue
         modules[name], row = merged_module(parts, recipe, dtype)
         rows.append(row)
-    report = MergeReport(
-        method=method,
-        options=recipe.options(),
-        parents=parents_of(adapters, weights, used),
-        modules=tuple(rows),
-        notes=tuple(notes_on(adapters, used, recipe, rows)),
-    )
+    notes = tuple(notes_on(adapters, used, recipe, rows))
+    report = MergeReport(method, recipe.options(), parents_of(adapters, weights, used), tuple(rows), notes)
     merged = Adapter(
         path=Path("merged"),
         schemes=adapters[0].schemes,

@@ -1,0 +1,118 @@
+"""What the preflight of a merge says, its numbers against independent ones."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import subspace_angles
+
+from lorabench.adapters import Adapter, LoraModule
+from lorabench.adapters.merging import merge
+from lorabench.adapters.preflight import preflight
+from tests.adapter_makers import CONV, LINEAR, SHAPES, dense, make_adapter
+
+XL = "stable-diffusion-xl-v1-base/lora"
+
+
+def test_the_preflight_measures_overlap_by_independent_means() -> None:
+    a, b = make_adapter(1, [2, 3, 1], scale=-1.5), make_adapter(2, [4, 1, 2], scale=0.5)
+    looked = preflight([a, b], [0.7, 0.3])
+    for row in looked.pairs[0].modules:
+        first, second = (weight * dense(one.modules[row.module]).numpy() for one, weight in ((a, 0.7), (b, 0.3)))
+        left, right = (
+            np.cos(subspace_angles(x.numpy(), y.numpy())) ** 2
+            for x, y in (
+                (a.modules[row.module].up, b.modules[row.module].up),
+                (a.modules[row.module].down.mT, b.modules[row.module].down.mT),
+            )
+        )
+        assert row.left == pytest.approx(left.mean(), rel=1e-5)
+        assert row.right == pytest.approx(right.mean(), rel=1e-5)
+        cosine = np.vdot(first, second) / np.linalg.norm(first) / np.linalg.norm(second)
+        assert row.cosine == pytest.approx(cosine, rel=1e-5)
+        assert row.norm_ratio == pytest.approx(np.linalg.norm(first) / np.linalg.norm(second), rel=1e-5)
+        assert row.sign_conflict == pytest.approx((np.sign(first) != np.sign(second)).mean())
+    firsts, seconds = (
+        np.concatenate([(weight * dense(one.modules[name])).numpy().ravel() for name in SHAPES])
+        for one, weight in ((a, 0.7), (b, 0.3))
+    )
+    assert looked.pairs[0].cosine == pytest.approx(
+        firsts @ seconds / np.linalg.norm(firsts) / np.linalg.norm(seconds), rel=1e-5
+    )
+
+
+def test_signs_of_a_large_module_are_sampled() -> None:
+    generator = torch.Generator().manual_seed(0)
+    modules = [
+        {LINEAR: LoraModule(torch.randn(4, 300, generator=generator), torch.randn(2000, 4, generator=generator))}
+        for _ in range(2)
+    ]
+    a, b = (Adapter(Path(f"{i}.safetensors"), (), held) for i, held in enumerate(modules))
+    true = float((dense(a.modules[LINEAR]).sign() != dense(b.modules[LINEAR]).sign()).double().mean())
+    found = preflight([a, b]).pairs[0].sign_conflict
+    assert found == pytest.approx(true, abs=0.05)
+    assert found != true
+    assert found == preflight([a, b]).pairs[0].sign_conflict
+
+
+def by_check(adapters: list[Adapter], given: list[float] | None = None, **options: Any) -> dict[str, tuple[str, str]]:
+    looked = preflight(adapters, given, **options)
+    return {finding.check: (finding.level, finding.message) for finding in looked.findings}
+
+
+def test_the_preflight_warns_of_what_clashes() -> None:
+    a, b = make_adapter(1), make_adapter(2)
+    assert by_check([a, b], [1, -1])["weights"][0] == "error"
+    assert by_check([a, b], [1, -1], normalize=False)["weights"][0] == "ok"
+    assert by_check([a, b], [1, -0.99])["weights"][0] == "warning"
+    assert "turns every sign" in by_check([a, b], [1, -2])["weights"][1]
+    assert by_check([a, a])["overlap"][0] == "warning"
+    assert by_check([a, a], [2, -1])["signs"][0] == "warning"
+    assert by_check([a, a])["signs"][0] == "ok"
+    turned = preflight([a, a], [2, -1]).pairs[0]
+    assert (turned.sign_conflict, turned.cosine, turned.norm_ratio) == pytest.approx((1.0, -1.0, 2.0))
+    assert by_check([a, b], [20, 1])["norms"][0] == "warning"
+    assert by_check([a, b])["norms"][0] == "ok"
+    only = make_adapter(3, names=(LINEAR,))
+    assert by_check([a, only])["modules"] == (
+        "warning", "1 of 3 are in every adapter; made-3 lacks 2",
+    )  # fmt: skip
+    assert by_check([only, make_adapter(4, names=(CONV,))])["modules"][0] == "warning"
+    beside = replace(a, unsupported={"bias": ("x.bias",), "dora": ("x.dora_scale",)})
+    assert by_check([beside, b])["left out"] == (
+        "warning", "made-1 has tensors that cannot be merged: 1 of kind bias (x.bias)",
+    )  # fmt: skip
+    assert len(preflight([a, b, only]).pairs) == 3
+    assert preflight([a]).pairs == ()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "level"),
+    [
+        ({"ss_base_model_version": "sd_v1"}, {"ss_base_model_version": "sdxl_base_v1-0"}, "error"),
+        ({"ss_base_model_version": "sdxl_base_v1-0"}, {"modelspec.architecture": XL}, "ok"),
+        ({"ss_base_model_version": "sd_v1"}, {"modelspec.architecture": "stable-diffusion-v1/lora"}, "ok"),
+        ({"ss_base_model_version": "flux1"}, {"ss_base_model_version": "sd3"}, "error"),
+        ({"ss_sd_model_name": "anime.safetensors"}, {"ss_sd_model_name": "anime"}, "ok"),
+        ({"ss_sd_model_name": "anime.safetensors"}, {"ss_sd_model_name": "photo.safetensors"}, "warning"),
+        ({"ss_sd_model_name": "anime.safetensors"}, {}, "ok"),
+        ({}, {}, "warning"),
+    ],
+)  # fmt: skip
+def test_base_models_are_compared(first: dict[str, str], second: dict[str, str], level: str) -> None:
+    a, b = make_adapter(1, metadata=first), make_adapter(2, metadata=second)
+    assert by_check([a, b])["base model"][0] == level
+
+
+def test_base_models_of_peft_by_their_last_folder() -> None:
+    a, b = make_adapter(1), make_adapter(2)
+    hub = replace(a, config={"base_model_name_or_path": "openai-community/gpt2"})
+    local = replace(b, config={"base_model_name_or_path": "C:\\cache\\models--openai-community--gpt2\\snapshots\\1f\\"})
+    other = replace(b, config={"base_model_name_or_path": "distilgpt2"})
+    assert by_check([hub, local])["base model"][0] == "ok"
+    assert by_check([hub, other])["base model"][0] == "warning"
+    assert merge([hub, other])[0].config == {}
+    assert merge([hub, b])[0].config == {"base_model_name_or_path": "openai-community/gpt2"}
