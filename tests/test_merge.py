@@ -240,14 +240,14 @@ def test_a_one_by_one_convolution_fits_a_linear_layer() -> None:
 
 def test_dora_is_refused_unless_its_magnitudes_are_dropped() -> None:
     a, b = make_adapter(1), make_adapter(2, kind="dora")
-    with pytest.raises(LorabenchError, match=r"made-2 has 3.*drop-magnitudes"):
+    with pytest.raises(LorabenchError, match=r"made-2 has 3.*drop-dora"):
         merge([a, b])
-    merged, report = merge([a, b], method="concat", drop_magnitudes=True)
+    merged, report = merge([a, b], method="concat", drop_dora=True)
     assert_sum(merged, [a, b], [0.5, 0.5])
     assert any("magnitudes of 3 modules are dropped" in note for note in report.notes)
     assert {module.kind for module in merged.modules.values()} == {"lora"}
     assert preflight([a, b]).level == "error"
-    assert preflight([a, b], drop_magnitudes=True).level == "warning"
+    assert preflight([a, b], drop_dora=True).level == "warning"
 
 
 def test_modules_that_only_some_have() -> None:

@@ -257,9 +257,9 @@ def test_what_a_module_is_stays_and_what_it_was_made_from_goes() -> None:
 def test_dora_is_refused_unless_its_magnitudes_may_go() -> None:
     adapter = adapter_of(make(0, 4, 9, 8), make(1, 4, 9, 8, kind="dora"))
     adapter = replace(adapter, unsupported={"dora": ("unet.1.to_q.dora_scale",), "bias": ("b.bias",)})
-    with pytest.raises(LorabenchError, match=r"1 modules are DoRA, unet\.1\.to_q .*drop_magnitudes"):
+    with pytest.raises(LorabenchError, match=r"1 modules are DoRA, unet\.1\.to_q .*drop_dora"):
         resize(adapter, rank=2)
-    resized, receipt = resize(adapter, rank=2, drop_magnitudes=True)
+    resized, receipt = resize(adapter, rank=2, drop_dora=True)
     assert {module.kind for module in resized.modules.values()} == {"lora"}
     assert any("magnitudes are dropped" in note for note in receipt.notes)
     assert any("1 tensors are not carried over (bias)" in note for note in receipt.notes)

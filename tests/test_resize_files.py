@@ -239,7 +239,7 @@ def test_real_adapters() -> None:
             continue  # the readers' own tests hold these to their messages
         few = dict(list(before.modules.items())[:3])
         few = {name: module for name, module in few.items() if max(module.shape) < 1500}
-        after, receipt = resize(replace(before, modules=few), rank=2, drop_magnitudes=True)
+        after, receipt = resize(replace(before, modules=few), rank=2, drop_dora=True)
         for got in receipt.modules:
             old, new = few[got.module], after.modules[got.module]
             assert new.rank == min(2, *old.shape)

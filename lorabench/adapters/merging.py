@@ -29,7 +29,7 @@ def merge(
     normalize: bool = True,
     seed: int = 0,
     missing: str = "zero",
-    drop_magnitudes: bool = False,
+    drop_dora: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Adapter, MergeReport]:
     """One adapter whose ΔW is Σ w_i · ΔW_i, or what a method of merging makes of it.
@@ -58,7 +58,7 @@ def merge(
         seed: of DARE's masks.
         missing: a module that only some of the adapters have: "zero": its ΔW is 0 in the others; "skip": it is
             left out; "error".
-        drop_magnitudes: merge the low-rank parts of DoRA adapters, without their magnitudes.
+        drop_dora: merge the low-rank parts of DoRA adapters, without their magnitudes.
         dtype: float32, float16 or bfloat16, to which the factors are rounded; errors are measured after it.
 
     Returns:
@@ -72,7 +72,7 @@ def merge(
     if dtype not in _DTYPES:
         raise LorabenchError(f"dtype={dtype}: allowed are {', '.join(map(str, _DTYPES))}.")
     used = used_weights(len(adapters), weights, normalize)
-    _refuse(adapters, drop_magnitudes, missing)
+    _refuse(adapters, drop_dora, missing)
     modules, rows = {}, []
     for name, owners in module_names(adapters).items():
         parts = Parts(name, tuple(adapter.modules.get(name) for adapter in adapters), used)
@@ -93,13 +93,13 @@ def merge(
     return merged, report
 
 
-def _refuse(adapters: Sequence[Adapter], drop_magnitudes: bool, missing: str) -> None:
+def _refuse(adapters: Sequence[Adapter], drop_dora: bool, missing: str) -> None:
     names, dora = labels(adapters), magnitudes(adapters)
-    if dora and not drop_magnitudes:
+    if dora and not drop_dora:
         who = "; ".join(f"{names[i]} has {len(modules)}, first {modules[0]}" for i, modules in dora.items())
         raise LorabenchError(
             f"DoRA magnitudes cannot be merged, they belong to the base weights as each adapter left them: {who}. "
-            "Merge the low-rank parts alone with --drop-magnitudes (drop_magnitudes=True)."
+            "Merge the low-rank parts alone with --drop-dora (drop_dora=True)."
         )
     found = clashes(adapters)
     if found:

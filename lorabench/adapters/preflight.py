@@ -69,7 +69,7 @@ def preflight(
     weights: Sequence[float | int] | None = None,
     *,
     normalize: bool = True,
-    drop_magnitudes: bool = False,
+    drop_dora: bool = False,
     seed: int = 0,
 ) -> Preflight:
     """What will clash in a merge: base models, modules, shapes, magnitudes, subspaces, signs and norms.
@@ -80,7 +80,7 @@ def preflight(
         adapters: as for `merge`.
         weights: as for `merge`; they count in cosine, signs and norms.
         normalize: as for `merge`.
-        drop_magnitudes: as for `merge`.
+        drop_dora: as for `merge`.
         seed: of the rows that signs are compared on.
 
     Raises:
@@ -96,7 +96,7 @@ def preflight(
         *_of_bases(adapters),
         *_of_modules(adapters),
         *(wrong or [Finding("ok", "shapes", "modules of one name have one shape")]),
-        *_of_magnitudes(adapters, drop_magnitudes),
+        *_of_magnitudes(adapters, drop_dora),
         *(finding for pair in pairs for finding in _of_overlap(pair)),
     ]
     return Preflight(used, tuple(findings), pairs)
@@ -166,10 +166,10 @@ def _of_modules(adapters: Sequence[Adapter]) -> Iterator[Finding]:
         yield Finding("warning", "left out", f"{names[i]} has tensors that cannot be merged: {kinds}")
 
 
-def _of_magnitudes(adapters: Sequence[Adapter], drop_magnitudes: bool) -> Iterator[Finding]:
+def _of_magnitudes(adapters: Sequence[Adapter], drop_dora: bool) -> Iterator[Finding]:
     names = labels(adapters)
     for i, modules in magnitudes(adapters).items():
-        level, way = ("warning", "they are dropped") if drop_magnitudes else ("error", "use --drop-magnitudes")
+        level, way = ("warning", "they are dropped") if drop_dora else ("error", "use --drop-dora")
         yield Finding(level, "magnitudes", f"{names[i]} has DoRA magnitudes in {len(modules)} modules: {way}")
 
 

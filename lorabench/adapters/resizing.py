@@ -54,7 +54,7 @@ def resize(
     min_rank: int = 1,
     max_rank: int | None = None,
     kohya_counts: bool = False,
-    drop_magnitudes: bool = False,
+    drop_dora: bool = False,
     dtype: torch.dtype | None = None,
     layout: str | None = None,
 ) -> tuple[Adapter, Receipt]:
@@ -79,7 +79,7 @@ def resize(
         min_rank: least rank where the spectrum or the size decides; no module grows for it.
         max_rank: largest rank where the spectrum or the size decides.
         kohya_counts: one value more, as kohya's older tools (`sv_ratio`, `sv_cumulative`, `sv_fro`).
-        drop_magnitudes: resize the low-rank part of DoRA modules and lose their magnitudes.
+        drop_dora: resize the low-rank part of DoRA modules and lose their magnitudes.
         dtype: that the factors are rounded to, and `size_mib` reckons with; None is every module's own.
         layout: that `size_mib` reckons with; None is the nearest to the input's.
 
@@ -89,14 +89,14 @@ def resize(
 
     Raises:
         LorabenchError: not exactly one mode, a value out of its range, a limit that fits no module, DoRA without
-            `drop_magnitudes`, a size that nothing fits into, or values that leave the stored type's range.
+            `drop_dora`, a size that nothing fits into, or values that leave the stored type's range.
     """
     modes = {
         "rank": rank, "sv_ratio": sv_ratio, "sv_cumulative": sv_cumulative, "sv_fro": sv_fro,
         "energy": energy, "size_mib": size_mib, "pad": pad, "truncate": truncate,
     }  # fmt: skip
     rule = RankRule.of(modes, limits=limits or {}, min_rank=min_rank, max_rank=max_rank, kohya_counts=kohya_counts)
-    _check_kinds(adapter, drop_magnitudes)
+    _check_kinds(adapter, drop_dora)
     at_most = limits_by_module(adapter.modules, rule.limits)
     if rule.mode in ("pad", "truncate"):
         resized = _simple(rule, adapter.modules, at_most)
@@ -110,12 +110,12 @@ def resize(
     return replace(adapter, modules=modules, metadata=metadata, unsupported={}), receipt
 
 
-def _check_kinds(adapter: Adapter, drop_magnitudes: bool) -> None:
+def _check_kinds(adapter: Adapter, drop_dora: bool) -> None:
     dora = [name for name, module in adapter.modules.items() if module.kind == "dora"]
-    if dora and not drop_magnitudes:
+    if dora and not drop_dora:
         raise LorabenchError(
             f"{adapter.path}: {len(dora)} modules are DoRA, {dora[0]} for one: their update is a low-rank part and a "
-            "magnitude by row, and a resize keeps the former alone. Say drop_magnitudes=True (--drop-dora) to lose "
+            "magnitude by row, and a resize keeps the former alone. Say drop_dora=True (--drop-dora) to lose "
             "the magnitudes, or merge the adapter into its base model first."
         )
 

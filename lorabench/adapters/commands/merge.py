@@ -43,7 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--missing", choices=MISSING, default="zero", help="modules that some adapters lack: zero there, or left out"
     )  # fmt: skip
-    parser.add_argument("--drop-magnitudes", action="store_true", help="merge DoRA adapters without their magnitudes")
+    parser.add_argument("--drop-dora", action="store_true", help="merge DoRA adapters without their magnitudes")
     parser.add_argument("--preflight", action="store_true", help="say what will clash, and write nothing")
     parser.add_argument("--no-check", action="store_true", help="merge whatever the preflight would find, unlooked")
     add_output(parser, "where the merged adapter goes; needed unless --preflight is said", required=False)
@@ -64,9 +64,7 @@ def run(args: Namespace) -> Outcome:
     normalize = not args.no_normalize
     looked = None
     if args.preflight or not args.no_check:
-        looked = preflight(
-            adapters, args.weights, normalize=normalize, drop_magnitudes=args.drop_magnitudes, seed=args.seed
-        )
+        looked = preflight(adapters, args.weights, normalize=normalize, drop_dora=args.drop_dora, seed=args.seed)
     if args.preflight and looked is not None:
         return Outcome(looked.as_dict(), _preflight_text(looked), looked.level != "error")
     if looked is not None and looked.level == "error":
@@ -74,7 +72,7 @@ def run(args: Namespace) -> Outcome:
         return Outcome({"preflight": looked.as_dict(), "written": None}, text, ok=False)
     merged, report = merge(
         adapters, args.weights, method=args.method, rank=args.rank, density=args.density, majority=args.majority,
-        normalize=normalize, seed=args.seed, missing=args.missing, drop_magnitudes=args.drop_magnitudes,
+        normalize=normalize, seed=args.seed, missing=args.missing, drop_dora=args.drop_dora,
         dtype=_dtype(args, adapters),
     )  # fmt: skip
     written = write_result(args, merged, {})

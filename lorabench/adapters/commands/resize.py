@@ -71,7 +71,7 @@ def run(args: Namespace) -> Outcome:
         min_rank=args.min_rank,
         max_rank=args.max_rank,
         kohya_counts=args.kohya_counts,
-        drop_magnitudes=args.drop_dora,
+        drop_dora=args.drop_dora,
         dtype=getattr(torch, args.dtype) if args.dtype else None,
         layout=args.layout,
     )
