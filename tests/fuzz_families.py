@@ -355,7 +355,7 @@ def shapes(rng: Random, folder: Path) -> Path:
         dtype = rng.choice(["F16", "F16", "F32", "BF16", "F8_E4M3", "I8", "BOOL"])
         for key, shape in _module(rng).items():
             count = math.prod(shape)
-            bytes_ = count * DTYPE_BITS[dtype] // 8 if count < 2**24 else 0
+            bytes_ = count * DTYPE_BITS[dtype] // 8 if count < 2**22 else 0
             known[f"{stem}.{key}"] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + bytes_]}
             end += bytes_
     if rng.random() < 0.3:

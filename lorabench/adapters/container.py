@@ -178,7 +178,7 @@ def _from_pickle(path: Path, found: object) -> Container:
 
 def _name(key: object) -> str:
     """A key as text; one that is no name is called by its type, since its text may be of any length."""
-    return str(key) if isinstance(key, str | int | float) else f"<{type(key).__name__}>"
+    return str(key) if isinstance(key, str | int | float) else f"a {type(key).__name__}"
 
 
 def _is_dense(value: object) -> TypeGuard[Tensor]:

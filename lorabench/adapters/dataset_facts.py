@@ -56,7 +56,7 @@ def trigger_words(known: Sources) -> Said | None:
     tokens = [str(one["class_tokens"]) for one in _subsets(known) if one.get("class_tokens")]
     if tokens:
         return said(list(dict.fromkeys(tokens)), "ss_datasets: subsets.class_tokens")
-    learned = [key for key in known.metadata if re.fullmatch(r"<.+>", key)]
+    learned = sorted(key for key in known.metadata if re.fullmatch(r"<.+>", key))  # safetensors orders by chance
     if learned:
         return said(learned, "names of learned embeddings")
     folders = known.metadata.get("ss_dataset_dirs")

@@ -27,7 +27,6 @@ __all__ = [
     "ADAPTER_SUFFIXES",
     "AGAIN",
     "DTYPE_BITS",
-    "DTYPE_BYTES",
     "FOLDER_FILES",
     "Header",
     "TensorInfo",
@@ -48,10 +47,11 @@ DTYPE_BITS = {
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
 }  # fmt: skip
 """Bits of one entry, by safetensors' names."""
-DTYPE_BYTES = {key: bits // 8 for key, bits in DTYPE_BITS.items() if bits >= 8 and "FNUZ" not in key}  # TEMPORARY
 
 _MAX_HEADER = 100_000_000  # bytes, safetensors' own limit
 _MAX_DIMENSIONS = 64  # as NumPy and torch's kernels; the product of a million huge ones would take for ever
+_MAX_BYTES = 2**63  # torch counts bytes in int64
+_INT = frozenset({int})
 _CODES = {
     "F64": "d", "F32": "f", "F16": "e", "BF16": "f",
     "I64": "q", "I32": "i", "I16": "h", "I8": "b", "U64": "Q", "U32": "I", "U16": "H", "U8": "B",
@@ -113,7 +113,7 @@ def parse_header(path: Path, file: BinaryIO) -> Header:
 
     What is accepted is what the safetensors library accepts, less: a key that stands twice (of which two readers may
     take two different ones), over 64 dimensions, sizes that no tensor can have (over 2^63 bytes if the dimensions of
-    0 were 1), and entries as lists, which the library takes by accident.
+    0 were 1), and entries as lists, which the library takes by accident. -0 counts as 0.
 
     Args:
         path: its name, for messages.
@@ -177,9 +177,7 @@ def _number(dtype: str, raw: bytes) -> float:
 
 def _parse_json(raw: bytes) -> dict[str, Any]:
     text = raw.decode()
-    found = json.loads(
-        text, object_pairs_hook=_once, parse_int=_whole, parse_float=_no_number, parse_constant=_no_number
-    )
+    found = json.loads(text, object_pairs_hook=_once, parse_float=_no_number, parse_constant=_no_number)
     if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__}, no object")  # noqa: TRY004 - the file is wrong, not a type here
     if re.search(r"\\u[dD][89a-fA-F]", text):  # half of a pair of surrogates is no text, and cannot be printed
@@ -194,14 +192,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _whole(text: str) -> int:
-    if text.startswith("-") or len(text) > 20 or int(text) >= 2**64:
-        _no_number(text)
-    return int(text)
-
-
 def _no_number(text: str) -> Never:
-    raise ValueError(f"{text[:24]} is no whole number from 0 to 2^64 - 1")
+    raise ValueError(f"{text[:24]} is no whole number")
 
 
 def _texts(metadata: object) -> dict[str, str]:
@@ -215,26 +207,26 @@ def _texts(metadata: object) -> dict[str, str]:
 def _info(key: str, entry: object, data: int) -> TensorInfo:
     if not isinstance(entry, dict):
         raise ValueError(f"{key} is no object")  # noqa: TRY004 - the file is wrong, not a type here
-    dtype, shape, place = (entry.get(name) for name in ("dtype", "shape", "data_offsets"))
+    dtype, shape, place = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise ValueError(f"{key} is of an unknown type, {reprlib.repr(dtype)}")
     if not _are_whole(shape) or len(shape) > _MAX_DIMENSIONS:
         raise ValueError(f"{key} has no shape, but {reprlib.repr(shape)}")
     if not _are_whole(place) or len(place) != 2:
         raise ValueError(f"{key} has no place, but {reprlib.repr(place)}")
-    if math.prod(n for n in shape if n) * DTYPE_BITS[dtype] >= 8 * 2**63:
+    count, width = math.prod(shape), DTYPE_BITS[dtype]
+    if (count or math.prod(filter(None, shape))) * width >= 8 * _MAX_BYTES:
         raise ValueError(f"{key} has an absurd shape, {reprlib.repr(shape)}")
-    info = TensorInfo(tuple(shape), dtype, data + place[0], data + place[1])
-    bits = info.count * DTYPE_BITS[dtype]
-    if bits != 8 * (info.stop - info.start):
-        raise ValueError(
-            f"{key} has {place[1] - place[0]} bytes, {dtype} of shape {reprlib.repr(shape)} needs {bits / 8:g}"
-        )
-    return info
+    start, stop = place
+    if count * width != 8 * (stop - start):
+        needed = f"{dtype} of shape {reprlib.repr(shape)} needs {count * width / 8:g}"
+        raise ValueError(f"{key} has {stop - start} bytes, {needed}")
+    return TensorInfo(tuple(shape), dtype, data + start, data + stop)
 
 
 def _are_whole(numbers: object) -> TypeGuard[list[int]]:
-    return isinstance(numbers, list) and all(type(number) is int for number in numbers)
+    """Whether it is a list of whole numbers from 0 on, truths not among them."""
+    return isinstance(numbers, list) and _INT.issuperset(map(type, numbers)) and min(numbers, default=0) >= 0
 
 
 def _check_places(path: Path, tensors: Mapping[str, TensorInfo], data: int, size: int) -> None:

@@ -140,7 +140,8 @@ def _method(table: Table) -> Said:
     if "DoRA" in names:
         names = ["LoRA", *names]
     if any(
-        row.kind in ("conv", "tucker") and max(row.shapes.get("mid", row.shapes["down"])[2:], default=1) > 1 for row in table.rows
+        row.kind in ("conv", "tucker") and max(row.shapes.get("mid", row.shapes["down"])[2:], default=1) > 1
+        for row in table.rows
     ):
         names = ["LoRA with convolutions (LoCon)" if name == "LoRA" else name for name in names]
     if not names:

@@ -1,7 +1,6 @@
 """Whether an adapter is whole, and agrees with what its configuration says."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +8,13 @@ from typing import Any
 
 from lorabench.adapters.evidence import CONFIG, Said, Sources
 from lorabench.adapters.hashes import check_hashes
+from lorabench.adapters.patterns import Regex
 from lorabench.adapters.table import ModuleRow, Table
 
 __all__ = ["Finding", "validate"]
 
 _NO_ADAPTER = {"full_weight", "bias", "other", "textual_inversion", "alpha_alone"}
 """Kinds of tensors that make no adapter where nothing else is in the file."""
-"""A repeated group that repeats: somebody's expression of that kind may take for ever."""
 
 
 @dataclass(frozen=True)

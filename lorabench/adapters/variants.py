@@ -86,7 +86,7 @@ def _loha(parts: Mapping[str, Tensor]) -> Factors:
                 raise ValueError("one Tucker core of two")
             kernel = tuple(core.shape[2:])
             # LyCORIS: W[p, q, k] = Σ_ij a[i, p] t[i, j, k] b[j, q]
-            ups.append(a.mT)
+            ups.append(_transposed(a))
             downs.append(_unfold(core, b))
         else:
             ups.append(a.flatten(1))
@@ -117,7 +117,7 @@ def _lokr(parts: Mapping[str, Tensor]) -> Factors:
         core = parts.get(f"t{i}")
         if core is not None:
             kernel = tuple(core.shape[2:])
-            a, b = a.mT.contiguous(), _unfold(core, b)
+            a, b = _transposed(a).contiguous(), _unfold(core, b)
         a, b = a.flatten(1), b.flatten(1)
         if a.shape[1] != b.shape[0]:
             raise ValueError("inner dimensions differ")
@@ -134,9 +134,17 @@ def _lokr(parts: Mapping[str, Tensor]) -> Factors:
     return Factors(down.contiguous(), up.contiguous(), rank, (note,), kernel)
 
 
-def _unfold(core: Float[Tensor, "..."], b: Float[Tensor, "r q"]) -> Float[Tensor, "r qk"]:
+def _transposed(a: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    if a.ndim != 2:
+        raise ValueError("a factor beside a Tucker core is no matrix")
+    return a.T
+
+
+def _unfold(core: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "r qk"]:
     """A Tucker core [r, r, k, k] times b [r, q], as a matrix [r, q·k·k]."""
     core = core.flatten(2)
+    if b.ndim != 2:
+        raise ValueError("a factor beside a Tucker core is no matrix")
     if core.shape[0] * b.shape[1] * core.shape[2] > MOST_ENTRIES:
         raise OverflowError(core.shape[0] * b.shape[1] * core.shape[2])
     return torch.einsum("ijk,jq->iqk", core, b).flatten(1)
