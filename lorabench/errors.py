@@ -1,13 +1,30 @@
 """Errors whose message is all that the user needs to see."""
 
 import errno
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["LorabenchError", "explain_disk_errors"]
+__all__ = ["LorabenchError", "explain_disk_errors", "explain_writing"]
 
 _LONGEST = 4000
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_REASONS = _FULL | {
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a part of this path is a file",
+    errno.EEXIST: "a part of this path is a file",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "a link on this path leads back to itself",
+}
+_OF_WRITING = _REASONS | {
+    errno.EISDIR: "a folder lies there",
+    errno.ENOENT: "nothing can be made there",  # the folder was made before: this is /proc and its like
+}
+_FREE = re.compile(r"^Free some space,? or (\w)")
 
 
 class LorabenchError(Exception):
@@ -26,24 +43,45 @@ class LorabenchError(Exception):
 def explain_disk_errors(path: Path, remedy: str) -> Iterator[None]:
     """Turn the operating system's refusal to write below `path` into one clear message.
 
+    For code that reads as well: errors that may come of reading, such as a file that is not there, pass.
+
+    Args:
+        path: what is written.
+        remedy: what to do; a "Free some space or" at its start is left out where space is not what lacks.
+
     Raises:
         LorabenchError: the disk is full, the quota is used up, or the place may not be written to.
     """
     try:
         yield
     except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EACCES: "permission denied",
-            errno.EPERM: "permission denied",
-            errno.EROFS: "the file system is read-only",
-            errno.ENOTDIR: "a part of this path is a file",
-            errno.EEXIST: "a part of this path is a file",
-        }
-        if error.errno not in reasons:
+        if error.errno not in _REASONS:
             raise
-        raise LorabenchError(f"cannot write {path}: {reasons[error.errno]}. {remedy}") from error
+        raise _refusal(path, _REASONS[error.errno], remedy, error) from error
+
+
+@contextmanager
+def explain_writing(path: Path, remedy: str) -> Iterator[None]:
+    """The same for code that does nothing but write: no error of the operating system's passes.
+
+    Raises:
+        LorabenchError: `path` cannot be written to, for whatever reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = _OF_WRITING.get(error.errno or 0) or (os.strerror(error.errno) if error.errno else str(error))
+        raise _refusal(path, reason, remedy, error) from error
+    except ValueError as error:
+        if "\0" not in str(path):
+            raise
+        raise _refusal(path, "the name holds a NUL character", remedy, error) from error
+
+
+def _refusal(path: Path, reason: str, remedy: str, error: Exception) -> LorabenchError:
+    if not (isinstance(error, OSError) and error.errno in _FULL):
+        remedy = _FREE.sub(lambda match: match[1].upper(), remedy)
+    return LorabenchError(f"cannot write {path}: {reason}. {remedy}")
 
 
 def _one_line(message: str) -> str:

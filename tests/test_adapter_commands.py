@@ -1,10 +1,12 @@
 """`python -m lorabench.adapters`: what every command promises, enumerated from disk."""
 
+import argparse
 import importlib
 import json
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,17 @@ import torch
 from lorabench.adapters import LoraModule, commands
 from lorabench.adapters import save as save_adapter
 from lorabench.adapters.__main__ import COMMANDS, main
-from lorabench.adapters.commands.common import plain, refuse_overwriting, table
+from lorabench.adapters.commands.common import (
+    any_number,
+    natural,
+    path_name,
+    plain,
+    positive_int,
+    positive_number,
+    refuse_overwriting,
+    share,
+    table,
+)
 from lorabench.errors import LorabenchError
 
 HEAVY = ("torch", "numpy", "sklearn", "matplotlib", "pyarrow", "safetensors")
@@ -45,7 +57,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_has_its_module_and_every_module_is_a_command() -> None:
     found = {one.name for one in pkgutil.iter_modules(commands.__path__)} - {"common"}
-    assert found >= set(COMMANDS)
+    assert found == set(COMMANDS)
     for name in COMMANDS:
         module = importlib.import_module(f"lorabench.adapters.commands.{name}")
         assert callable(module.add_arguments)
@@ -113,10 +125,95 @@ def test_every_command_runs_and_says_it_for_machines(
     assert {path: path.read_bytes() for path in files.rglob("*") if path.is_file()} == before
 
 
-def test_a_table_is_aligned_and_what_is_no_number_is_null(tmp_path: Path) -> None:
+def test_a_table_is_aligned_and_what_is_no_number_is_null() -> None:
     text = table(("name", "rank"), [("a", 4), ("longer", 16)], numbers=("rank",))
     assert text.split("\n") == ["name    rank", "------  ----", "a          4", "longer    16"]
     assert plain({"x": (1.0, float("nan")), 3: Path("p"), "y": {True}}) == {"x": [1.0, None], "3": "p", "y": [True]}
-    with pytest.raises(LorabenchError, match=r"exists already\. Give another --out, or --force"):
-        refuse_overwriting(tmp_path.parent, force=False)
-    refuse_overwriting(tmp_path / "new", force=False)
+
+
+def test_what_lies_there_is_said_and_force_is_named_only_where_it_helps(tmp_path: Path) -> None:
+    file, pair, other, empty = (tmp_path / name for name in ("file", "pair", "other", "empty"))
+    file.write_text("")
+    for folder, names in ((pair, ("adapter_config.json", "adapter_model.safetensors")), (other, "dabc"), (empty, "")):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("")
+    for force in (False, True):
+        for kind in (False, True, None):
+            refuse_overwriting(tmp_path / "new", force, folder=kind)
+        refuse_overwriting(empty, force)
+        for path, kind, message in (
+            (other, None, "is a folder that holds a, b, c, ...: one with more than a PEFT adapter is never replaced"),
+            (empty, False, "is a folder, and a file is to be written"),
+            (pair, False, "is a folder, and a file is to be written"),
+            (file, True, "is a file, and a folder is to be written"),
+        ):
+            with pytest.raises(LorabenchError) as caught:
+                refuse_overwriting(path, force, "--figure", folder=kind)
+            assert str(caught.value) == f"{path} {message}. Give another --figure."
+    for path in (file, pair):
+        refuse_overwriting(path, force=True)
+        with pytest.raises(LorabenchError, match=r"exists already.*Give another --output, or --force to replace it"):
+            refuse_overwriting(path, False, "--output")
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "message"),
+    [
+        (positive_int, {"1": 1, "12": 12}, ["0", "-1", "1.5", "x", "", "9" * 5000], "a whole number from 1 is needed"),
+        (natural, {"0": 0, "3": 3}, ["-1", "nan"], "a whole number from 0 is needed"),
+        (any_number, {"-2": -2.0, "1e3": 1000.0}, ["inf", "nan", "x"], "a number is needed"),
+        (positive_number, {"0.5": 0.5}, ["0", "-1", "inf", "nan", "x"], "a number above 0 is needed"),
+        (share, {"1": 1.0, "0.5": 0.5}, ["0", "1.01", "nan", "x"], "a number above 0 and at most 1 is needed"),
+        (path_name, {"a b": Path("a b"), ".": Path()}, ["", " "], "the name of a file or a folder is needed"),
+    ],
+)
+def test_types_of_options(
+    kind: Callable[[str], object], good: dict[str, object], bad: list[str], message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--x", type=kind)
+    for text, value in good.items():
+        assert parser.parse_args([f"--x={text}"]).x == value
+    for text in bad:
+        with pytest.raises(SystemExit) as caught:
+            parser.parse_args([f"--x={text}"])
+        assert caught.value.code == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"argument --x: {message}, not " in said
+        assert len(said) < 150
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["resize", "A", "B", "--rank", "1", "-o", "x"], "unrecognized arguments: B"),
+        (["convert", "A", "--to", "peft", "-o", ""], "argument -o/--out: the name of a file or a folder is needed"),
+        (["convert", "A", "--to", "peft", "-o", "x", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["plot", "A", "--kind", "compare", "-o", "x.png"], "--kind compare draws 2 adapters, 1 came"),
+        (["plot", "A", "B", "--kind", "ranks", "-o", "x.png"], "--kind ranks draws 1 adapter, 2 came"),
+        (["plot", "A", "B", "C", "--kind", "all", "-o", "x"], "--kind all draws 1 or 2 adapters, 3 came"),
+        (["plot", "A", "--kind", "ranks", "-o", "x.png", "--format", "svg"], "--format is for --kind all"),
+        (["plot", "A", "--kind", "ranks", "-o", "x.png", "--modules", "*"], "--modules chooses heat maps"),
+        (["plot", "", "--kind", "ranks", "-o", "x.png"], "argument FILE: the name of a file"),
+        (["pca", "A", "B", "--no-standardise"], "--no-standardise is for one file"),
+        (["pca", "A", "B", "--components", "2"], "--components is for one file"),
+        (["pca", "A", "--components", "0"], "--components: a whole number from 1 is needed, not '0'"),
+        (["pca", "A", "--full"], "--full is for --json"),
+        (["inspect", "A", "--jobs", "0"], "--jobs: a whole number from 1 is needed, not '0'"),
+        (["inspect", "A", "--tags", "-1"], "--tags: a whole number from 0 is needed, not '-1'"),
+    ],
+)
+def test_wrong_usage_shows_the_usage_of_the_command(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    said = capsys.readouterr()
+    assert (caught.value.code, said.out) == (2, "")
+    assert said.err.startswith(f"usage: lorabench-adapter {words[0]} ")
+    last = said.err.splitlines()[-1]
+    assert message in last
+    for option in ("--components", "--no-standardise"):  # one that was not given is not spoken of
+        assert (option in last) == (option in words)

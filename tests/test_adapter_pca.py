@@ -276,7 +276,7 @@ def test_output_and_figures_are_written_and_not_replaced(
         (["--figure", "x.jpg"], 1, ".png or .svg"),
         (["-o", "x.txt"], 1, ".json"),
         (["--layers", "nothing"], 1, "no module or layer fits 'nothing'"),
-        (["--components", "0"], 2, "give 1 or more"),
+        (["--components", "0"], 2, "a whole number from 1 is needed"),
         (["--components", "many"], 2, "many"),
     ],
 )
@@ -285,6 +285,29 @@ def test_wrong_options(
 ) -> None:
     assert code_of(["pca", *files(1), *options]) == code
     assert message in capsys.readouterr().err
+
+
+def test_adapters_without_a_common_module_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, third = (
+        str(save(tmp_path / f"{name}.safetensors", modules, "diffusers"))
+        for name, modules in (("a", {Q: module()}), ("b", {K: module()}), ("c", {Q: module(shape=(12, 8))}))
+    )
+    for paths, named in (((first, second), (Q, K)), ((first, third), (Q,)), ((first, first, second), (Q, K))):
+        assert main(["pca", *paths]) == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert f"no module is in all {len(paths)} adapters in the same shape" in said.err
+        assert all(name in said.err for name in named)
+
+
+def test_the_option_that_names_what_exists_is_said(
+    files: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.png").write_text("")
+    (tmp_path / "x.json").write_text("")
+    for option, path in (("--figure", "x.png"), ("--output", "x.json")):
+        assert main(["pca", *files(1), option, str(tmp_path / path)]) == 1
+        assert f"Give another {option}, or --force" in capsys.readouterr().err
 
 
 def test_options_for_one_file_are_refused_with_several(files: Callable[..., list[str]]) -> None:

@@ -70,7 +70,10 @@ def _bad_tensors(change: dict[str, torch.Tensor | None]) -> dict[str, torch.Tens
         ({"q.lora_E": torch.full((2, 1), 3e38), "q.lora_A.weight": torch.full((2, 3), 9.0)}, "NaN or infinite"),
         ({"q.lora_E": torch.ones(3, 1)}, "(adalora) do not fit together"),
         (dict.fromkeys(GOOD) | {"q.weight": torch.ones(2)}, "full_weight: q.weight"),
-        (dict.fromkeys(GOOD) | {"q.hada_w1_a": torch.ones(2), "q.alpha": torch.ones(())}, "loha: q.alpha, q.hada_w1_a"),
+        (dict.fromkeys(GOOD) | {"q.hada_w1_a": torch.ones(2), "q.alpha": torch.ones(())},
+         "(loha) lacks w1_b, w2_a, w2_b; it"),
+        ({"q.lora_E": torch.ones(2, 1), "q.lora_A.weight": None}, "module q (adalora) lacks down; it has"),
+        ({"q.ranknum": torch.ones(1)}, "module q (adalora) lacks lora_E; it has"),
         (dict.fromkeys(GOOD), "no tensors at all"),
     ],
 )  # fmt: skip
@@ -194,6 +197,7 @@ def test_checkpoints_of_something_else(tmp_path: Path, value: object, message: s
     ("text", "message"),
     [
         ("{", "adapter_config.json: not valid JSON"),
+        ("{", "Repair it."),
         ("[]", "a JSON object is expected, a list came"),
         ('{"lora_alpha": "many"}', "lora_alpha in adapter_config.json is 'many'"),
         ('{"alpha_pattern": {"(": 1}}', "no regular expression"),
@@ -209,7 +213,20 @@ def test_checkpoints_of_something_else(tmp_path: Path, value: object, message: s
 def test_bad_configurations(tmp_path: Path, text: str, message: str) -> None:
     _save(tmp_path / "adapter_model.safetensors", _pair())
     (tmp_path / "adapter_config.json").write_text(text)
-    with pytest.raises(LorabenchError, match=re.escape(message)):
+    with pytest.raises(LorabenchError, match=re.escape(message)) as caught:
+        load_adapter(tmp_path)
+    assert "ake it away" not in str(caught.value)  # without it the scale would be a wrong one
+
+
+@pytest.mark.parametrize("r", ["1" + "0" * 309, "0", "-3", "[8]", "true"])
+def test_an_impossible_r_of_a_lokr_without_rank(tmp_path: Path, r: str) -> None:
+    whole = {"w1": torch.ones(2, 2), "w2": torch.ones(2, 3)}
+    _save(
+        tmp_path / "adapter_model.safetensors",
+        {f"base_model.model.h.lokr_{part}": one for part, one in whole.items()},
+    )
+    (tmp_path / "adapter_config.json").write_text(f'{{"peft_type": "LOKR", "alpha": 8, "r": {r}}}')
+    with pytest.raises(LorabenchError, match=r"r in adapter_config\.json is .* needed"):
         load_adapter(tmp_path)
 
 

@@ -268,6 +268,19 @@ def test_the_command_compares_layouts(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "1 of 3 modules, the most different first; --top 3 shows all" in text
 
 
+def test_the_command_says_what_it_compares_and_an_adapter_equals_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = str(written(tmp_path / "a.safetensors", 0))
+    assert main(["compare", a, a, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["difference"] == 0.0
+    for wrong, said in (([a], "1 path came, but two"), ([a] * 3, "3 paths came"), ([a, a, "--top", "x"], "not 'x'")):
+        with pytest.raises(SystemExit) as left:
+            main(["compare", *wrong])
+        assert left.value.code == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_command_as_json_is_the_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [written(tmp_path / f"{seed}.safetensors", seed) for seed in (0, 1)]
     assert main(["compare", *map(str, paths), "--top", "1", "--json"]) == 0

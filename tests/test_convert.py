@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from lorabench.adapters import Adapter, LoraModule, load, save
 from lorabench.adapters.__main__ import main
-from lorabench.adapters.converting import convert
+from lorabench.adapters.converting import convert, prepare
 from lorabench.adapters.deviation import deviations
 from lorabench.adapters.unet_names import diffusers_unet_name
 from lorabench.errors import LorabenchError
@@ -227,6 +227,34 @@ def test_kohyas_sdxl_names_become_those_of_diffusers(tmp_path: Path) -> None:
         convert(both, "diffusers")
 
 
+@pytest.mark.parametrize("stem", ["unet.", ""])
+def test_a_component_of_the_original_unet_is_renamed_before_it_loses_its_prefix(stem: str) -> None:
+    old = f"{stem}input_blocks.4.1.transformer_blocks.0.attn1.to_q"
+    new = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    modules = {old: _pair(), f"{stem}output_blocks.5.2.conv": _pair()}
+    found = convert(_adapter(modules, "kohya"), "peft", component="unet")
+    assert list(found.adapter.modules) == list(found.before) == [new, "up_blocks.1.upsamplers.0.conv"]
+    assert found.before[new] is modules[old]
+    assert any("2 modules of the original U-Net" in note for note in found.notes)
+
+
+def test_fan_in_fan_out_is_refused_where_it_cannot_be_said() -> None:
+    adapter = _adapter({"h.0": _pair()}, "peft", config={"fan_in_fan_out": True, "r": 2})
+    for layout in ("kohya", "diffusers"):
+        with pytest.raises(
+            LorabenchError, match=rf"fan_in_fan_out .*{layout} layout cannot say.*--drop-fan-in-fan-out"
+        ):
+            convert(adapter, layout)
+        with pytest.raises(LorabenchError, match="--drop-fan-in-fan-out"):
+            prepare(adapter, layout)
+        found = convert(adapter, layout, drop_fan_in_fan_out=True)
+        assert any("left out: fan_in_fan_out" in note for note in found.notes)
+        assert found.adapter.config == {"r": 2}
+        assert torch.equal(found.adapter.modules["h.0"].up, adapter.modules["h.0"].up)  # the factors lie as they lay
+    assert convert(adapter, "peft").adapter.config["fan_in_fan_out"]
+    assert prepare(adapter).adapter.config["fan_in_fan_out"]
+
+
 def test_clip_gets_the_level_that_loaders_expect() -> None:
     adapter = _adapter({"encoder.layers.0.self_attn.q_proj": _pair(), "encoder.block.0.q": _pair()}, "peft")
     found = convert(adapter, "kohya", component="text_encoder")
@@ -247,7 +275,6 @@ def test_clip_gets_the_level_that_loaders_expect() -> None:
         ("diffusers", {"unet.conv_in": _pair(scale=2.0)}, {}, "the scale of 1 modules is multiplied into up"),
         ("diffusers", {"unet.a": _pair(), "unet.b": _pair(rank=3)}, {}, "ranks differ (2 to 3)"),
         ("kohya", {"unet.a": _pair(), "unet.b": _pair(rank=3)}, {}, "alphas differ"),
-        ("kohya", {"h.0": _pair()}, {"config": {"fan_in_fan_out": True}}, "fan_in_fan_out"),
         ("diffusers", {"transformer.double_blocks.0.img_attn.qkv": _pair()}, {}, "only takes from a kohya file"),
         ("peft", {"h.0": _pair(kind="lokr", rank=4)}, {}, "1 modules of kind lokr are written as"),
         ("peft", {f"h.{i}": _pair(assumed=("no alpha",)) for i in (0, 1)}, {}, "no alpha (2 modules)"),
@@ -361,7 +388,7 @@ def test_every_published_file_goes_into_every_layout(tmp_path: Path) -> None:
         for layout in LAYOUTS:
             if layout != "peft" and any(module.embedding for module in adapter.modules.values()):
                 continue
-            found = convert(adapter, layout, drop_dora=True, drop_unsupported=True)
+            found = convert(adapter, layout, drop_dora=True, drop_unsupported=True, drop_fan_in_fan_out=True)
             path = save(_target(tmp_path / str(done), layout), found.adapter, layout, dtype="stored")
             errors = {name: one.error for name, one in deviations(found.before, load(path).modules).items()}
             eps = max(2**-23 if m.dtype == torch.float32 else 2**-10 for m in adapter.modules.values())

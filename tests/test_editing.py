@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -195,10 +196,81 @@ def test_redaction_takes_what_is_private_and_nothing_else(tmp_path: Path) -> Non
         ('{"a": [{"p": "C:\\\\Users\\\\alice\\\\x.txt"}], "n": NaN}', '{"a": [{"p": "x.txt"}], "n": NaN}'),
         ('["a",   1]', '["a",   1]'),
         ("{broken /home/alice/x", "{broken x"),
+        ("see /datasets/john/dogs", "see dogs"),
+        ("see /datasets/john/dogs/1.png", "1.png"),
+        (r"C:\Users\jo hn\my data\x.png", "x.png"),
+        (r"\\box\share\jo hn\x.png", "x.png"),
+        ("see file:///datasets/john/dogs", "see dogs"),
+        ("file:///home/jo%20hn/my secret/x.png", "x.png"),
+        ("s3://bucket/john/x.ckpt", "x.ckpt"),
+        ("$HOME/john/x.ckpt", "x.ckpt"),
+        ("datasets/john/dogs", "dogs"),
+        (r"train\john\1.png", "1.png"),
+        ("from '/home/jo hn/x y' and \"C:\\a b\\c\"", "from 'x y' and \"c\""),
+        ("a=/mnt/john/x\nb=/mnt/mary/y", "a=x\nb=y"),
+        ("/home/alice", ""), (r"C:\Users\alice", ""), ("~alice/", ""), ("at /Users/alice", "at "),
+        ('{"a": {"user": "alice", "n": 1}, "cmd": "x /home/jo hn/y z"}', '{"a": {"n": 1}}'),
+        ('{"a": "at /home/jo hn/y now"}', '{"a": ""}'),
+        (r'{"a": "{\"b\": \"/home/alice/x.png\"}"}', r'{"a": "{\"b\": \"x.png\"}"}'),
     ],
 )  # fmt: skip
 def test_paths_become_their_last_part(value: str, left: str) -> None:
     assert redact({"ss_x": value}) == {"ss_x": left}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "path=/home/jo hn/my secret/x.safetensors end",
+        r"load C:\Users\jo hn\my data\x.png now",
+        "see file:///home/jo hn/x.png now",
+        "/mnt/john/a b.png\n/mnt/john/c.png",
+        "at /home/alice smith",
+        "it's /home/o'neil/x",
+        "alice@box:/data/x.png",
+        "see https://alice:secret@example.org/x.git",
+        "smb://alices-box",
+        "x/home/alice/y z",
+        "(/mnt/john smith/x, 3)",
+    ],
+)
+def test_an_entry_goes_whole_where_a_path_may_have_blanks(value: str) -> None:
+    assert redact({"ss_x": value, "n": "1"}) == {"n": "1"}
+
+
+@pytest.mark.parametrize("value", [*KEPT.values(), "<p>a</p><br/><b>x</b>", "2024/01/02", "owner/name", "km/h or m/s"])
+def test_what_is_no_path_stays(value: str) -> None:
+    assert redact({"ss_x": value}) == {"ss_x": value}
+
+
+@pytest.mark.parametrize("key", ["workflow", "prompt", "extra_pnginfo", "parameters", "comfy.workflow", "hf_token"])
+def test_graphs_and_prompts_of_interfaces_go_whole(key: str) -> None:
+    assert redact({key: '{"3": {"inputs": {"text": "alice"}}}', "n": "1"}) == {"n": "1"}
+
+
+WORDS = ["/", "\\", " ", "a", ":", "home", ".png", "~", "'", '"', ",", "=", "\n", "\0", "http://", "@", "x y", "{"]
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=8), st.lists(st.sampled_from(WORDS), max_size=8))
+@settings(max_examples=500, deadline=None)
+def test_no_folder_of_a_path_survives(before: list[str], after: list[str]) -> None:
+    text = f"{''.join(before)} /home/sEcReT/p{''.join(after)}/x"
+    assert "sEcReT" not in str(redact({"ss_x": text}))
+    text = f"{''.join(before)} /data/my sEcReT/x.png{''.join(after)}"
+    assert "sEcReT" not in str(redact({"ss_x": text}))
+
+
+def test_names_of_modules_are_no_paths() -> None:
+    config = {"target_modules": r".*\.(q|v)_proj", "rank_pattern": {r"^a/b/c\.x": 4}, "cwd": "/home/alice"}
+    assert redact_config(config) == {key: config[key] for key in ("target_modules", "rank_pattern")}
+
+
+def test_redaction_takes_linear_time() -> None:
+    for text in ("/a" * 200_000, "/home" + "/" * 300_000 + "x/y z", "a/" * 200_000 + " b", "'/a/ " * 60_000,
+                 "https://" * 60_000, "a.png/ " * 30_000, " /" * 200_000, "a-" * 200_000):  # fmt: skip
+        start = time.perf_counter()
+        redact({"ss_x": text})
+        assert time.perf_counter() - start < 2
 
 
 def test_real_files_are_redacted(tmp_path: Path) -> None:
@@ -245,6 +317,43 @@ def test_a_peft_folder_keeps_its_configuration(tmp_path: Path) -> None:
     edit(source, tmp_path / "out", unset=["x"], force=True)
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text()) == config
     assert metadata_of(tmp_path / "out" / "adapter_model.safetensors") == {}
+
+
+@pytest.mark.parametrize("moment", ["weights", "configuration", "exchange"])
+def test_an_interruption_leaves_the_old_pair_whole(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    save_file({"base_model.model.q.lora_A.weight": torch.ones(2, 3)}, folder / "adapter_model.safetensors", {"x": "1"})
+    (folder / "adapter_config.json").write_text('{"r": 2, "base_model_name_or_path": "/home/alice/base"}')
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    calls = []
+
+    def fail(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == {"configuration": 1, "weights": 2, "exchange": 3}[moment]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic.os, "fsync", fail)
+    with pytest.raises(KeyboardInterrupt):
+        edit(folder, folder, redacted=True, force=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    monkeypatch.undo()
+    (tmp_path / "link").symlink_to(folder)
+    edit(folder, tmp_path / "link", values={"x": "2"}, redacted=True, force=True)
+    assert metadata_of(folder / "adapter_model.safetensors") == {"x": "2"}
+    assert json.loads((folder / "adapter_config.json").read_text()) == {"r": 2, "base_model_name_or_path": "base"}
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "link"]
+
+
+def test_a_configuration_that_stays_private_beside_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", {"x": "1"})
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/home/alice/base"}')
+    done = edit(path, path, redacted=True, force=True)
+    assert "stays as it is, paths included" in done.notes[0]
+    assert edit(path, path, values={"x": "2"}, force=True).notes == ()
 
 
 def test_the_command_line_edits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,10 +112,10 @@ def test_every_published_file_reads_or_says_why_not(row: dict[str, str]) -> None
 def _standard(down: np.ndarray, up: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
     if form == "mlx":
         return down.T, up.T
-    if up.ndim == 3:  # BLOOM's merged query and value: two groups
+    if up.ndim == 3:  # BLOOM's merged query, key and value, of which enable_lora has the key off
         half, r = up.shape[0] // 2, up.shape[1]
-        whole = np.zeros((up.shape[0], 2 * r), np.float32)
-        whole[:half, :r], whole[half:, r:] = up[:half, :, 0], up[half:, :, 0]
+        whole = np.zeros((3 * half, 2 * r), np.float32)
+        whole[:half, :r], whole[2 * half :, r:] = up[:half, :, 0], up[half:, :, 0]
         return down, whole
     return down.reshape(len(down), -1), up.reshape(len(up), -1)
 

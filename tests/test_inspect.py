@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -162,7 +163,7 @@ def test_what_is_wrong_is_an_error_and_what_is_odd_a_warning(tmp_path: Path) -> 
     found = inspect(write(tmp_path / "minus.safetensors", kohya_tensors(alpha=-2.0)))
     assert "negative scale" in messages(found, "warning")
     found = inspect(write(tmp_path / "wide.safetensors", kohya_tensors(rank=9)))
-    assert "3 modules have a rank above their width" in messages(found, "warning")
+    assert "3 modules of a rank above the width" in messages(found, "warning")
     found = inspect(write(tmp_path / "nan.safetensors", kohya_tensors(alpha=math.nan)))
     assert not found.ok
     assert "alpha" in messages(found, "error")
@@ -194,8 +195,8 @@ def test_pefts_rank_and_targets_are_held_against_the_tensors(tmp_path: Path) -> 
     for change, warning in (
         ({"r": 16}, "says r = 16, the tensors say 2"),
         ({"target_modules": ["q_proj", "v_proj", "o_proj"]}, "modules without tensors: o_proj"),
-        ({"target_modules": ["q_proj"]}, "does not name 1 modules: a.v_proj"),
-        ({"target_modules": r".*\.q_proj"}, "does not name 1 modules: a.v_proj"),
+        ({"target_modules": ["q_proj"]}, "does not name 1 module: a.v_proj"),
+        ({"target_modules": r".*\.q_proj"}, "does not name 1 module: a.v_proj"),
         ({"target_modules": "(("}, "no regular expression"),
         ({"target_modules": "(a+)+b"}, "does not name"),
     ):
@@ -277,7 +278,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     path = str(write(tmp_path / "fox.safetensors", kohya_tensors(), KOHYA))
     assert main(["inspect", path]) == 0
     first = capsys.readouterr().out.splitlines()[0]
-    assert first.startswith("fox.safetensors  LoRA, rank 4, 3 modules, ")
+    assert first.startswith("valid: fox.safetensors  LoRA, rank 4, 3 modules, ")
     assert "\x1b" not in first
     for style in (["--json"], ["--format", "json"]):
         assert main(["inspect", path, *style, "--modules"]) == 0
@@ -328,3 +329,65 @@ def test_numpys_files_and_pickles_are_inspected_too(tmp_path: Path) -> None:
     assert second.file_info["format"]["value"] == "pickle"
     assert values(second.architecture_info)["parameters"] == values(first.architecture_info)["parameters"]
     assert "header_size" not in second.file_info
+
+
+def test_lorabenchs_own_folders_are_read_without_a_warning(tmp_path: Path) -> None:
+    names = [f"unet.down_blocks.{i}.attentions.0.transformer_blocks.0.attn1.to_q" for i in range(80)]
+    save(tmp_path / "run", make_modules(0, names=names), "peft")
+    config = tmp_path / "run" / "adapter_config.json"
+    said = json.loads(config.read_text())
+    said["target_modules"] = f"^(?:{'|'.join(re.escape(name) for name in names)})$"
+    config.write_text(json.dumps(said))
+    assert not inspect(tmp_path / "run").validation_info["warnings"]
+    said["target_modules"] = f"^(?:{'|'.join(re.escape(name) for name in [*names[1:], 'h.0'])})$"
+    config.write_text(json.dumps(said))
+    told = messages(inspect(tmp_path / "run"), "warning")
+    assert "modules without tensors: h.0" in told
+    assert f"does not name 1 module: {names[0]}" in told
+
+
+def test_a_file_of_pefts_without_its_configuration_is_warned_of(tmp_path: Path) -> None:
+    for stem, loud in (("base_model.model.h.0", True), ("h.0", True), ("unet.conv_in", False)):
+        tensors = {f"{stem}.lora_A.weight": torch.ones(2, 3), f"{stem}.lora_B.weight": torch.ones(4, 2)}
+        found = inspect(write(tmp_path / "a.safetensors", tensors))
+        assert found.ok
+        assert ("PEFT keeps it in adapter_config.json" in messages(found, "warning")) == loud
+        assert (found.rows[0].alpha_source == "assumed: alpha = r (no adapter_config.json)") == loud
+
+
+def test_the_weights_are_read_where_asked_and_it_says_where_not(tmp_path: Path) -> None:
+    tensors = kohya_tensors()
+    (first, second, third) = (STEM.format(*one) for one in ((1, "q"), (2, "k"), (2, "v")))
+    path = write(tmp_path / "a.safetensors", tensors)
+    assert "all weights are finite" in str(inspect(path, values=True).validation_info["checks"])
+    tensors[f"{first}.lora_up.weight"][0, 0] = math.nan
+    tensors[f"{second}.lora_down.weight"][0, 0] = math.inf
+    tensors[f"{third}.lora_up.weight"].zero_()
+    path = write(path, tensors)
+    unread = inspect(path)
+    assert unread.ok
+    assert [one["level"] for one in unread.validation_info["checks"] if "--values" in one["message"]] == ["note"]
+    found = inspect(path, values=True)
+    assert not found.ok
+    assert f"NaN in 1 tensor: {first}.lora_up.weight" in messages(found, "error")
+    assert f"infinite values in 1 tensor: {second}.lora_down.weight" in messages(found, "error")
+    untrained = next(row.module for row in found.rows if third in row.keys["up"])
+    assert f"1 module untrained, a factor of all zeros: {untrained}" in messages(found, "warning")
+    assert "--values" not in str(found.validation_info)
+
+
+def test_values_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = kohya_tensors()
+    tensors[STEM.format(1, "q") + ".lora_up.weight"][0, 0] = math.nan
+    name = "x" * 130 + ".safetensors"
+    path = str(write(tmp_path / name, tensors, {"ss_seed": "1"}))
+    assert main(["inspect", path]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].startswith(f"valid: {name}  LoRA, rank 4, 3 modules, 6,272 parameters, ")
+    assert "1 entry of metadata" in out
+    assert main(["inspect", path, "--values"]) == 1
+    assert capsys.readouterr().out.startswith("NOT VALID: ")
+    write(tmp_path / "b.safetensors", kohya_tensors())
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path), "--values"])
+    capsys.readouterr()

@@ -381,13 +381,16 @@ def test_real_adapters(paths: tuple[str, str]) -> None:
     # every dozenth module: the dense check is slow
     adapters = [replace(one, modules=dict(list(one.modules.items())[::12])) for one in adapters]
     by = [1.5, -0.4]
-    merged, report = merge(adapters, by, method="concat", normalize=False)
+    merged, report = merge(adapters, by, method="concat", normalize=False, drop_unsupported=True)
     assert_sum(merged, adapters, by)
     assert report.measured < 1e-6
-    cut, report = merge(adapters, by, rank=2, normalize=False)
+    cut, report = merge(adapters, by, rank=2, normalize=False, drop_unsupported=True)
     exact = dense_sum(adapters, by)
     for row in report.modules:
         expected = tail(exact[row.module], 2)
         assert row.measured * row.norm == pytest.approx(expected, rel=1e-4, abs=1e-6 * row.norm)
         assert cut.modules[row.module].rank <= 2
-    assert preflight(adapters, by, normalize=False).level in ("ok", "warning")
+    looked = preflight(adapters, by, normalize=False, drop_unsupported=True)
+    kin = adapters[0].modules.keys() & adapters[1].modules.keys()
+    assert (looked.level == "error") == (not kin)
+    assert not looked.refused

@@ -78,13 +78,20 @@ def test_the_command_looks_before_it_writes(
 def test_wrong_usage_and_bad_input_of_the_command(
     pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for arguments in (["merge", *pair], ["merge", "-o", "x.safetensors"], ["merge", *pair, "--method", "mean"]):
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        assert left.value.code == 2
     out = str(tmp_path / "out.safetensors")
-    assert main(["merge", *pair, "-w", "1", "-o", out]) == 1
-    assert "1 came for 2 adapters" in capsys.readouterr().err
+    for arguments, said in (
+        ([], "required: -o/--out"),
+        (["-o", out, "--method", "mean"], "invalid choice: 'mean'"),
+        (["-w", "1", "-o", out], "weights (--weights): 1 came for 2 adapters"),
+        (["-w", "1", "nan", "-o", out], "argument -w/--weights: a number is needed, not 'nan'"),
+        (["--rank", "0", "-o", out], "--rank: a whole number from 1"),
+        (["--density", "1.5", "-o", out], "--density: a number above 0 and at most 1"),
+        (["--rank", "4", "--method", "concat", "-o", out], "rank=4 (--rank) with method='concat' (--method)"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(["merge", *pair, *arguments])
+        assert left.value.code == 2
+        assert said in " ".join(capsys.readouterr().err.split())
     assert main(["merge", *pair, "-w", "1", "-1", "-o", out]) == 1
     assert "sum to 0" in capsys.readouterr().out
     assert main(["merge", *pair, "-w", "1", "-1", "--no-normalize", "-o", out]) == 0

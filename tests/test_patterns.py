@@ -1,6 +1,8 @@
 """PEFT's patterns: what Python's `re` says, in time that no pattern can blow up."""
 
 import re
+import subprocess
+import sys
 import time
 import warnings
 
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lorabench.adapters.patterns import Patterns, Regex, compile_patterns
+from lorabench.adapters.patterns import Patterns, Regex, compile_patterns, plain_names
 
 _SIGNS = ["^", "$", r"\b", r"\B"]
 _LETTERS = [
@@ -174,3 +176,37 @@ def test_hundreds_of_names_are_quick() -> None:
         patterns = Patterns(texts)
         assert [patterns.first(name) for name in names] == list(texts)
     assert time.process_time() - start < 2
+
+
+def test_all_names_of_a_file_share_one_budget() -> None:
+    """One bomb takes half a second a name, and a file has as many names as it likes. (Here types are not checked.)"""
+    code = (
+        "import time; from lorabench.adapters.patterns import Patterns\n"
+        "patterns = Patterns(('(a?){1400}b',))\n"
+        "try:\n"
+        "    for i in range(700): patterns.first('a' * 290 + str(i))\n"
+        "except ValueError as error: print(time.process_time(), error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    seconds, _, message = done.stdout.partition(" ")
+    assert message == "takes too long to be matched with the names of this file\n"
+    assert float(seconds) < 6
+
+
+def test_expressions_of_ordinary_size_stay_within_it() -> None:
+    names = [f"unet.down_blocks.{i % 4}.attentions.{i % 7}.transformer_blocks.{i}.attn1.to_q" for i in range(100)]
+    texts = tuple(rf"(unet|te)\.down_blocks\.\d+\..*blocks\.{i}\d?\.attn1\.to_(q|k)" for i in range(20))
+    patterns = Patterns(texts)
+    assert [patterns.first(name) for name in names] == [of_peft(list(texts), name) for name in names]
+
+
+@given(st.lists(st.text("ab.x_1- /(|", min_size=1, max_size=8), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=200)
+def test_lists_of_names_are_read_as_such(names: list[str]) -> None:
+    found = plain_names(f"^(?:{'|'.join(re.escape(name) for name in names)})$")
+    assert found == (None if any("|" in name for name in names) else tuple(names))
+
+
+@pytest.mark.parametrize("text", ["h.0|h.1", "^(?:h.0|h.1)$", r".*\.q", r"^(?:a\d|b)$", "(a)b", "", r"(a|b)+", "(?!a)"])
+def test_what_does_more_is_no_list(text: str) -> None:
+    assert plain_names(text) is None

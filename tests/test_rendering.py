@@ -58,6 +58,10 @@ def test_the_terminal_summary_is_a_hundred_wide_and_text_is_whole(
     assert max(map(len, terminal(found).splitlines())) <= 100
     monkeypatch.setenv("COLUMNS", "70")
     assert max(map(len, terminal(found).splitlines())) <= 70
+    assert terminal(found).startswith("valid: xxx")
+    uncut = terminal(found, whole=True)
+    assert "…" not in uncut
+    assert uncut.count("word") - terminal(found).count("word") > 200
     assert ("word " * 300).strip() in text(found)
     assert "training_info.learning_rate: 0.0001  [ss_learning_rate]" in text(found).splitlines()
 

@@ -4,6 +4,7 @@ import doctest
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,7 +139,8 @@ def test_the_measured_error_is_of_the_rounded_factors(
 def test_padding_keeps_delta_to_the_bit(seed: int, rank: int, d_out: int, d_in: int, scale: float, more: int) -> None:
     module = make(seed, rank, d_out, d_in, scale)
     found, receipt = one(module, pad=rank + more)
-    assert found.rank == rank + more
+    assert found.rank == max(rank, min(rank + more, d_out, d_in))
+    assert bool(receipt.notes) == (found.rank < rank + more)
     assert same_but_zeros(module, found)
     assert torch.allclose(dense(found), dense(module), rtol=1e-12, atol=0)
     assert found.scale == scale
@@ -258,11 +260,40 @@ def test_dora_is_refused_unless_its_magnitudes_may_go() -> None:
     adapter = adapter_of(make(0, 4, 9, 8), make(1, 4, 9, 8, kind="dora"))
     adapter = replace(adapter, unsupported={"dora": ("unet.1.to_q.dora_scale",), "bias": ("b.bias",)})
     with pytest.raises(LorabenchError, match=r"1 modules are DoRA, unet\.1\.to_q .*drop_dora"):
-        resize(adapter, rank=2)
-    resized, receipt = resize(adapter, rank=2, drop_dora=True)
+        resize(adapter, rank=2, drop_unsupported=True)
+    resized, receipt = resize(adapter, rank=2, drop_dora=True, drop_unsupported=True)
     assert {module.kind for module in resized.modules.values()} == {"lora"}
     assert any("magnitudes are dropped" in note for note in receipt.notes)
-    assert any("1 tensors are not carried over (bias)" in note for note in receipt.notes)
+    assert "left out: bias (1: b.bias)" in receipt.notes
+
+
+def test_what_is_no_pair_is_refused_by_name_unless_it_may_go() -> None:
+    kept = {"full_weight": ("head.weight",), "textual_inversion": ("<s1>", "<s2>")}
+    adapter = replace(adapter_of(make(0, 4, 9, 8)), unsupported=kept)
+    with pytest.raises(LorabenchError, match=r"full_weight: head\.weight; textual_inversion: <s1>, <s2>.*--drop-unsup"):
+        resize(adapter, rank=2, drop_dora=True)
+    resized, receipt = resize(adapter, rank=2, drop_unsupported=True)
+    assert resized.unsupported == {}
+    assert sum("left out" in note for note in receipt.notes) == 2
+
+
+def test_a_file_that_grows_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "lokr.safetensors"
+    path.write_bytes(b"x" * 100)  # LoKr's own factors are smaller than any pair
+    adapter = replace(adapter_of(make(0, 4, 9, 8, kind="lokr")), path=path)
+    notes = resize(adapter, size_mib=1.0)[1].notes
+    assert "the weights alone are larger than the file that was read, 272 over 100 bytes" in notes
+    path.write_bytes(b"x" * 300)
+    assert not any("larger than the file" in note for note in resize(adapter, size_mib=1.0)[1].notes)
+
+
+def test_padding_beyond_every_use_is_clamped() -> None:
+    wide, over = make(0, 4, 9, 30), make(1, 12, 9, 8)  # the second has more rank already than ΔW's short side
+    resized, receipt = resize(adapter_of(wide, over), pad=10**9)
+    assert [module.rank for module in resized.modules.values()] == [9, 12]
+    assert receipt.modules[0].notes == ("rank 1000000000 is clamped to 9, the short side of ΔW [9, 30]",)
+    assert receipt.modules[1].notes == ("rank 1000000000 is clamped to 12, the old rank of ΔW [9, 8]",)
+    assert receipt.measured == 0
 
 
 def test_factors_are_balanced_whatever_the_scale() -> None:

@@ -13,9 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from lorabench.adapters.__main__ import main
 from lorabench.adapters.adapter import Adapter
+from lorabench.adapters.converting import prepare
 from lorabench.adapters.deviation import deviations, total
 from lorabench.adapters.files import load
 from lorabench.adapters.ranks import RankRule, budget_ranks, limits_by_module
@@ -49,22 +51,22 @@ def test_limits_hold_by_part_module_and_pattern() -> None:
     ("how", "message"),
     [
         ({}, "exactly one of rank, .*; none came"),
-        ({"rank": 2, "energy": 0.5}, "rank=2, energy=0.5 came"),
-        ({"rank": 0}, "rank=0: a rank is a whole number"),
+        ({"rank": 2, "energy": 0.5}, r"rank=2 \(--rank 2\), energy=0.5 \(--energy 0.5\) came"),
+        ({"rank": 0}, r"rank=0 \(--rank 0\): a rank is a whole number"),
         ({"rank": True}, "rank=True"),
-        ({"pad": 2}, "pad=2 is below the rank 4 of unet.0.to_q"),
-        ({"pad": 8, "limits": {"unet": 6}}, "limits do not go with pad"),
-        ({"sv_ratio": 0.5}, "sv_ratio=0.5: a ratio from 1 on"),
-        ({"energy": 1.5}, "energy=1.5: a share"),
-        ({"sv_fro": math.nan}, "sv_fro=nan: a share"),
-        ({"sv_cumulative": 0}, "sv_cumulative=0: a share"),
-        ({"size_mib": 0}, "size_mib=0: a size"),
+        ({"pad": 2}, r"pad=2 \(--pad 2\) is below the rank 4 of unet.0.to_q"),
+        ({"pad": 8, "limits": {"unet": 6}}, r"limits \(--limit\) do not go with pad"),
+        ({"sv_ratio": 0.5}, r"\(--sv-ratio 0.5\): a ratio from 1 on"),
+        ({"energy": 1.5}, r"energy=1.5 \(--energy 1.5\): a share"),
+        ({"sv_fro": math.nan}, r"sv_fro=nan \(--sv-fro nan\): a share"),
+        ({"sv_cumulative": 0}, r"\(--sv-cumulative 0\): a share"),
+        ({"size_mib": -1.0}, r"size_mib=-1.0 \(--size-mib -1\): a size"),
         ({"size_mib": 1e-5}, "The smallest file of this adapter has"),
-        ({"energy": 0.9, "min_rank": 4, "max_rank": 3}, "min_rank=4 is above a limit of 3"),
-        ({"energy": 0.9, "min_rank": 4, "limits": {"unet": 2}}, "min_rank=4 is above a limit of 2"),
-        ({"energy": 0.9, "limits": {"unet": 0}}, r"limits\['unet'\]=0"),
-        ({"rank": 2, "max_rank": 3}, "do not go with rank=2"),
-        ({"energy": 0.9, "kohya_counts": True}, "kohya_counts goes with sv_ratio"),
+        ({"energy": 0.9, "min_rank": 4, "max_rank": 3}, r"min_rank=4 \(--min-rank 4\) is above a limit of 3"),
+        ({"energy": 0.9, "min_rank": 4, "limits": {"unet": 2}}, "is above a limit of 2"),
+        ({"energy": 0.9, "limits": {"unet": 0}}, r"limits\['unet'\]=0 \(--limit unet=0\): a rank"),
+        ({"rank": 2, "max_rank": 3}, r"min_rank and max_rank \(--min-rank, --max-rank\) do not go with rank=2"),
+        ({"energy": 0.9, "kohya_counts": True}, r"kohya_counts \(--kohya-counts\) goes with sv_ratio"),
     ],
 )
 def test_wrong_arguments_are_named(how: dict[str, object], message: str) -> None:
@@ -129,6 +131,9 @@ def test_a_size_is_kept_and_used(tmp_path: Path, layout: str) -> None:
     everything, receipt = resize(adapter, size_mib=10, layout=layout)
     assert [module.rank for module in everything.modules.values()] == [16] * 7
     assert any("everything fits" in note for note in receipt.notes)
+    for name, module in modules.items():  # not one bit of a factor is touched where nothing need go
+        assert torch.equal(everything.modules[name].down, module.down.to(module.dtype).float())
+        assert torch.equal(everything.modules[name].up, module.up.to(module.dtype).float())
 
 
 # Files
@@ -186,13 +191,71 @@ def test_a_peft_folder_gets_its_patterns(tmp_path: Path, capsys: pytest.CaptureF
     assert "whole adapter: predicted error" in capsys.readouterr().out
 
 
+def test_another_layout_gets_the_names_that_its_loaders_find(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = "unet.input_blocks.4.1.proj_in", "unet.down_blocks.1.attentions.0.proj_in"
+    before = load(save(tmp_path / "in.safetensors", {old: make(0, 8, 40, 30, 0.5), UNET: make(1, 8, 9, 9)}, "kohya"))
+    out = tmp_path / "out.safetensors"
+    command = ["resize", str(before.path), "--energy", "0.9", "--layout", "diffusers", "--json"]
+    assert main([*command, "-o", str(out)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    after = load(out)
+    assert list(after.modules) == [new, UNET]
+    assert {one["module"] for one in said["modules"]} == {old, UNET}  # the receipt keeps the input's names
+    measured = {one["module"]: one["measured"] for one in said["modules"]}
+    assert measured[old] == pytest.approx(apart(before.modules[old], after.modules[new]), rel=1e-6)
+    assert any("1 modules of the original U-Net" in note for note in said["notes"])
+    assert main([*command, "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == said["notes"]
+
+
+def test_a_size_holds_under_the_names_that_are_written(tmp_path: Path) -> None:
+    modules = {f"unet.input_blocks.{3 * i}.0.op": make(i, 6, 8, 8) for i in range(1, 201)}
+    given = save(tmp_path / "in.safetensors", modules, "kohya")
+    whole, out = tmp_path / "whole.safetensors", tmp_path / "out.safetensors"
+    save(whole, prepare(load(given), "diffusers").adapter, "diffusers")
+    size = whole.stat().st_size - 2**15  # the new names are longer by 9 KB in all
+    command = ["resize", str(given), "-o", str(out), "--size-mib", str(size / 2**20), "--layout", "diffusers"]
+    assert main(command) == 0
+    assert size - 2**13 < out.stat().st_size <= size
+
+
+def test_what_has_no_place_in_a_file_is_refused_before_it_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(
+        tmp_path / "in",
+        Adapter(tmp_path, ("peft",), {"h.0": make(0, 4, 9, 9)}, config={"fan_in_fan_out": True}),
+        "peft",
+    )
+    command = ["resize", str(tmp_path / "in"), "-o", str(tmp_path / "o.safetensors"), "--rank", "2"]
+    assert main([*command, "--layout", "kohya"]) == 1
+    assert "fan_in_fan_out" in capsys.readouterr().err
+    tensors = {"q.lora_A.weight": torch.ones(2, 5), "q.lora_B.weight": torch.ones(4, 2), "head.weight": torch.ones(3)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    command[1] = str(tmp_path / "a.safetensors")
+    command[3] = str(tmp_path / "out")
+    assert main(command) == 1
+    assert "full_weight: head.weight. Say --drop-unsupported" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "in"]
+    assert main([*command, "--drop-unsupported"]) == 0
+    assert "left out: full_weight (1: head.weight)" in capsys.readouterr().out
+
+
 def test_nothing_is_written_over_or_by_halves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = write(tmp_path / "in.safetensors")
     data = before.path.read_bytes()
     assert main(["resize", str(before.path), "-o", str(before.path), "--rank", "2"]) == 1
     assert "--force" in capsys.readouterr().err
-    assert main(["resize", str(before.path), "-o", str(tmp_path / "o.safetensors"), "--rank", "0"]) == 1
-    assert "rank=0" in capsys.readouterr().err
+    for wrong in (
+        ["--rank", "0"], ["--size-mib", "-1"], ["--energy", "nan"], ["--sv-ratio", "0.5"], ["--pad", "-3"],
+        ["--sv-fro", "1.5"], ["--energy", "0.9", "--max-rank", "0"],
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as stop:
+            main(["resize", str(before.path), "-o", str(tmp_path / "o.safetensors"), *wrong])
+        assert stop.value.code == 2
+        assert f"argument {wrong[-2]}: a" in capsys.readouterr().err
     for wrong in ([], ["--rank", "2"], ["--rank", "2", "--pad", "3", "-o", "x"], ["--rank", "2", "--limit", "unet"]):
         with pytest.raises(SystemExit) as stop:
             main(["resize", str(before.path), *wrong])
@@ -239,7 +302,7 @@ def test_real_adapters() -> None:
             continue  # the readers' own tests hold these to their messages
         few = dict(list(before.modules.items())[:3])
         few = {name: module for name, module in few.items() if max(module.shape) < 1500}
-        after, receipt = resize(replace(before, modules=few), rank=2, drop_dora=True)
+        after, receipt = resize(replace(before, modules=few), rank=2, drop_dora=True, drop_unsupported=True)
         for got in receipt.modules:
             old, new = few[got.module], after.modules[got.module]
             assert new.rank == min(2, *old.shape)

@@ -100,7 +100,7 @@ def test_one_adapter_in_its_folder_is_no_library(library: Path, capsys: pytest.C
     assert not is_one_adapter(library)
     assert not is_one_adapter(library / "dogs")
     assert main(["inspect", str(one)]) == 0
-    assert capsys.readouterr().out.startswith("adapter_model.safetensors  LoRA")
+    assert "adapter_model.safetensors  LoRA" in capsys.readouterr().out.splitlines()[0]
     write(one / "checkpoint-1" / "adapter_model.safetensors", kohya_tensors())
     assert not is_one_adapter(one)
 
@@ -136,6 +136,18 @@ def test_json_lines_and_parquet_hold_every_value(library: Path, tmp_path: Path) 
     assert table.to_pylist() == expected(library)
     assert {str(table.schema.field(name).type) for name in ("learning_rate", "tags", "valid", "steps")} == {
         "double", "list<element: string>", "bool", "int64"}  # fmt: skip
+
+
+def test_a_table_that_is_there_is_not_replaced_without_force(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("mine")
+    assert main(["inspect", str(library), "--output", str(table)]) == 1
+    assert f"{table} exists already. Give another --output, or --force to replace it." in capsys.readouterr().err
+    assert table.read_text() == "mine"
+    assert main(["inspect", str(library), "--output", str(table), "--force"]) == 0
+    assert table.read_text().startswith("file,size,")
 
 
 def test_csv_is_read_back_by_csv(library: Path, tmp_path: Path) -> None:

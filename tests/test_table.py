@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lorabench.adapters import load as load_adapter
+from lorabench.adapters.inspection import inspect
 from lorabench.adapters.table import read_table
 from lorabench.errors import LorabenchError
+from tests.inspected_files import sparse
 
 ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
 
@@ -126,3 +130,89 @@ def test_reading_a_header_needs_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(tmp_path / "x.safetensors")], capture_output=True, text=True, check=True
     )
     assert found.stdout.split("\n")[0] == "2 []"
+
+
+SIZES = st.lists(st.sampled_from([0, 1, 2, 3, 4, 6]), min_size=1, max_size=4)
+PARTS = {
+    "lora_A": (2, 3), "lora_B": (4, 2), "lora_down.weight": (2, 3), "lora_up.weight": (4, 2),
+    "lora_mid.weight": (2, 2, 3),
+    "lora_a": (3, 2), "lora_b": (2, 4), "lora_E": (2, 1), "hada_w1_a": (4, 2), "hada_w1_b": (2, 3),
+    "hada_w2_a": (4, 2), "hada_w2_b": (2, 3), "hada_t1": (2, 2, 3), "hada_t2": (2, 2, 3), "lokr_w1": (4, 2),
+    "lokr_w1_a": (4, 2), "lokr_w1_b": (2, 3), "lokr_w2": (2, 3), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 3),
+    "lokr_t2": (2, 2, 3),
+}  # fmt: skip
+GROUPS = (
+    ("lora_A", "lora_B"), ("lora_down.weight", "lora_up.weight", "lora_mid.weight"), ("lora_a", "lora_b"),
+    ("lora_A", "lora_B", "lora_E"), ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+    ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+)  # fmt: skip
+
+
+@st.composite
+def modules(draw: st.DrawFn) -> dict[str, list[int]]:
+    """Shapes of one module, most of them right or one number away from it."""
+    names = draw(st.sampled_from(GROUPS).flatmap(lambda group: st.sets(st.sampled_from(group), min_size=1)))
+    if draw(st.booleans()):
+        names = set(next(group for group in GROUPS if names <= set(group)))
+    shapes = {name: list(PARTS[name]) for name in sorted(names)}
+    for name in draw(st.sets(st.sampled_from(sorted(names)), max_size=2)):
+        at = draw(st.integers(0, len(shapes[name])))
+        if at == len(shapes[name]) or draw(st.booleans()):
+            shapes[name] = draw(SIZES)
+        else:
+            shapes[name][at] = draw(st.sampled_from([1, 2, 4, 6]))
+    return shapes
+
+
+@given(modules())
+@settings(deadline=None, max_examples=400)
+def test_the_header_alone_says_what_can_be_loaded(
+    tmp_path_factory: pytest.TempPathFactory, shapes: dict[str, list[int]]
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "x.safetensors"
+    save_file({f"q.{name}": torch.ones(shape) for name, shape in shapes.items()}, path)
+    refused = _refusal(load_adapter, path)
+    table = read_table(path)
+    if refused is None:
+        assert not table.problems
+        module = load_adapter(path).modules["q"]
+        assert table.rows[0].scale == module.scale
+        assert module.up.shape[1] == module.down.shape[0]
+    elif table.problems:
+        assert refused == f"{path}: {table.problems[0]}"
+    else:
+        assert not table.rows
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"lora_down.weight": [4, 5, 3, 3], "lora_up.weight": [8, 4, 3, 3]}, "do not fit together"),
+        (
+            {"lora_down.weight": [4, 5, 1, 1], "lora_up.weight": [8, 4, 1, 1], "lora_mid.weight": [3, 3, 3, 3]},
+            "Tucker core [3, 3, 3, 3] must be [r, r, k, k]",
+        ),
+        ({"lora_A.weight": [4, 5], "lora_B.weight": [33, 2, 1]}, "A merged projection has"),
+        (
+            {"hada_w1_a": [8, 4], "hada_w1_b": [3, 5], "hada_w2_a": [8, 4], "hada_w2_b": [4, 5]},
+            "(loha) do not fit together",
+        ),
+        ({"hada_w1_a": [8, 4]}, "module q (loha) lacks w1_b, w2_a, w2_b"),
+        ({"lokr_w1": [8, 4], "lokr_w2_a": [2, 2]}, "module q (lokr) lacks w2/w2_b"),
+        ({"lokr_w1": [20_000, 20_000], "lokr_w2": [2, 2]}, "unfolds to"),
+    ],
+)
+def test_what_load_refuses_is_not_called_valid(tmp_path: Path, shapes: dict[str, list[int]], message: str) -> None:
+    path = sparse(tmp_path / "x.safetensors", {f"q.{name}": shape for name, shape in shapes.items()})
+    found = inspect(path)
+    assert not found.ok
+    assert message in found.validation_info["errors"][0]
+    if "unfolds" not in message:  # of 800 MB
+        assert message in str(_refusal(load_adapter, path))
+
+
+def test_quantised_factors_are_a_problem(tmp_path: Path) -> None:
+    save_file(
+        {"q.lora_A": torch.ones(2, 3, dtype=torch.int8), "q.lora_B": torch.ones(4, 2)}, tmp_path / "x.safetensors"
+    )
+    assert "q.lora_A is stored as I8; quantised" in read_table(tmp_path / "x.safetensors").problems[0]

@@ -299,6 +299,9 @@ def test_a_commands_result_is_written_where_and_how_its_options_say(tmp_path: Pa
         write_result(args, adapter, {})
     write_result(Namespace(out=out, force=True, layout="diffusers", dtype="bfloat16"), adapter, {})
     assert _raw(out)["unet.conv_in.lora.up.weight"].dtype == torch.bfloat16
+    sdxl = Adapter(tmp_path / "x", ("kohya",), {"unet.input_blocks.0.0": _pair()})
+    write_result(Namespace(out=out, force=True, layout="diffusers", dtype=None), sdxl, {})
+    assert "unet.conv_in.lora.up.weight" in _raw(out)
 
 
 LOOP = """

@@ -28,8 +28,12 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
+    Its answer goes to stdout, as text or, with `--json`, as JSON. Where it fails, one line goes to stderr, and with
+    `--json` {"error": "..."} goes to stdout as well.
+
     Returns:
-        0; 1 where the input cannot be used or something in it is wrong; argparse leaves with 2 on wrong usage.
+        0; 1 where the input cannot be used or something in it is wrong; 130 if interrupted. argparse leaves with 2
+        on wrong usage (see `commands.common`), and says it on stderr alone.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="lorabench-adapter", description="One LoRA adapter file, from any trainer.")
@@ -41,10 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(one)
             one.epilog = f"example:\n  {module.EXAMPLE}"
             one.add_argument("--json", action="store_true", help="print JSON for machines")
-    args = parser.parse_args(given)
+    args, unknown = parser.parse_known_args(given)
+    if unknown:  # `parse_args` would show the usage of the whole, not of the command
+        commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         outcome: Outcome = importlib.import_module(f"lorabench.adapters.commands.{args.command}").run(args)
     except LorabenchError as error:
+        if args.json:
+            _say(json.dumps({"error": str(error)}))
         sys.stderr.write(f"lorabench-adapter {args.command}: {error}\n")
         return 1
     except KeyboardInterrupt:

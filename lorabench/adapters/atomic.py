@@ -4,11 +4,11 @@ import ctypes
 import os
 import shutil
 import sys
-import tempfile
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from lorabench.errors import LorabenchError, explain_disk_errors
+from lorabench.errors import LorabenchError, explain_writing
 
 __all__ = ["PEFT_FILES", "write_chunks", "write_file", "write_peft_folder"]
 
@@ -23,66 +23,92 @@ def write_file(path: Path, chunks: Chunks) -> None:
     """Replace the file at `path` by `chunks` in one step: whenever this is interrupted, the old file is whole.
 
     Raises:
-        LorabenchError: `path` is a folder or does not end in .safetensors, or the disk is full.
+        LorabenchError: `path` is a folder or does not end in .safetensors, or it cannot be written.
     """
-    if path.suffix != ".safetensors" or path.is_dir():
-        raise LorabenchError(f"{path}: this layout is one file whose name ends in .safetensors. Name such a file.")
+    with explain_writing(path, _REMEDY):
+        if path.suffix != ".safetensors" or path.is_dir():
+            raise LorabenchError(f"{path}: this layout is one file whose name ends in .safetensors. Name such a file.")
     write_chunks(path, chunks)
 
 
 def write_chunks(path: Path, chunks: Chunks) -> None:
     """Replace the file at `path`, of any name, by what `chunks` yield; what they raise leaves the old file whole.
 
+    A link stays, and what it points at is replaced. The new file has the rights of the old one.
+
     Raises:
-        LorabenchError: `path` is a folder, or the disk is full.
+        LorabenchError: `path` is a folder or a device, or it cannot be written.
     """
-    if path.is_dir():
-        raise LorabenchError(f"{path}: a folder lies there, and a file is to be written. Name a file.")
-    with explain_disk_errors(path, _REMEDY):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    with explain_writing(path, _REMEDY):
+        real = _real(path)
+        if real.is_dir():
+            raise LorabenchError(f"{path}: a folder lies there, and a file is to be written. Name a file.")
+        if real.exists() and not real.is_file():
+            raise LorabenchError(f"{path}: what lies there is no file but a device or a pipe. Name a file.")
+        real.parent.mkdir(parents=True, exist_ok=True)
+        partial = _neighbour(real)
+        # Not `mkstemp`, whose file nobody else may read: the system takes the umask off these rights by itself.
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.writelines(chunks)
                 file.flush()
                 os.fsync(file.fileno())
-            # mkstemp makes a private file; an adapter is readable like any other file of its owner.
-            Path(partial).chmod(0o666 & ~_umask())
-            Path(partial).replace(path)
-            _sync_folder(path.parent)
+            if real.exists():
+                shutil.copymode(real, partial)
+            partial.replace(real)
+            _sync_folder(real.parent)
         finally:
-            Path(partial).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 def write_peft_folder(path: Path, files: Mapping[str, Chunks]) -> None:
     """Replace the PEFT folder at `path`: an interruption leaves the old folder or the new one, each whole.
 
     Linux exchanges two folders in one step. Elsewhere the old one is first moved to a hidden neighbour, and in the
-    moment between the two renames nothing lies at `path`.
+    moment between the two renames nothing lies at `path`. A link to a folder stays.
+
+    Args:
+        path: a folder, which need not be there; it may hold `PEFT_FILES`, and files of the names that are written.
+        files: name -> what the file shall hold.
 
     Raises:
-        LorabenchError: something that is no PEFT adapter lies at `path`, or the disk is full.
+        LorabenchError: something that is no PEFT adapter lies at `path`, or it cannot be written.
     """
-    if path.is_file() or (path.is_dir() and any(entry.name not in PEFT_FILES for entry in path.iterdir())):
-        raise LorabenchError(
-            f"{path}: a PEFT adapter is written to a folder of its own, and something else is there. "
-            "Name a new folder, or take away what it holds."
-        )
-    with explain_disk_errors(path, _REMEDY):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    with explain_writing(path, _REMEDY):
+        real = _real(path)
+        known = {*PEFT_FILES, *files}
+        if (real.exists() and not real.is_dir()) or (real.is_dir() and {one.name for one in real.iterdir()} - known):
+            raise LorabenchError(
+                f"{path}: a PEFT adapter is written to a folder of its own, and something else is there. "
+                "Name a new folder, or take away what it holds."
+            )
+        real.parent.mkdir(parents=True, exist_ok=True)
+        partial = _neighbour(real)
         try:
-            partial.chmod(0o777 & ~_umask())
+            partial.mkdir()
             for name, chunks in files.items():
                 with (partial / name).open("wb") as file:
                     file.writelines(chunks)
                     file.flush()
                     os.fsync(file.fileno())
+            if real.exists():
+                shutil.copymode(real, partial)
             _sync_folder(partial)
-            _take_place(partial, path)
-            _sync_folder(path.parent)
+            _take_place(partial, real)
+            _sync_folder(real.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _real(path: Path) -> Path:
+    """Where links lead; a rename would replace the link itself."""
+    return Path(os.path.realpath(path))
+
+
+def _neighbour(path: Path) -> Path:
+    """A hidden name that nobody uses; not the whole name, which may be as long as names can be."""
+    return path.with_name(f".{path.name[:32]}-{uuid.uuid4().hex[:12]}")
 
 
 def _take_place(new: Path, path: Path) -> None:
@@ -118,9 +144,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

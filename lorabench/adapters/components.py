@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
+from lorabench.adapters.aligning import file_labels
 from lorabench.adapters.naming import layer_names
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import inner_product
@@ -166,7 +166,8 @@ def pca_across(adapters: Sequence[Adapter], *, modules: str | None = None) -> di
         equal, have a `reason` in place of numbers.
 
     Raises:
-        LorabenchError: fewer than two adapters, or no module fits the pattern.
+        LorabenchError: fewer than two adapters, no module fits the pattern, or none of these is in all of them in
+            one shape.
     """
     if len(adapters) < 2:
         raise LorabenchError(f"{len(adapters)} adapter given: a comparison between adapters needs two or more files.")
@@ -175,21 +176,10 @@ def pca_across(adapters: Sequence[Adapter], *, modules: str | None = None) -> di
     wanted = [name for name in names if modules is None or fnmatchcase(name, modules)]
     if not wanted:
         raise LorabenchError(_no_match(adapters[0], modules))
-    return {name: _of_module(name, labels, [adapter.modules.get(name) for adapter in adapters]) for name in wanted}
-
-
-def file_labels(paths: Sequence[Path]) -> tuple[str, ...]:
-    """The shortest names that tell files apart: `adapter_model.safetensors` is what most are called.
-
-    >>> file_labels([Path("a/x/w.safetensors"), Path("b/y/w.safetensors")])
-    ('x/w', 'y/w')
-    """
-    for depth in range(1, max(len(path.parts) for path in paths) + 1):
-        for one in ([path.with_suffix("") for path in paths], paths):
-            labels = ["/".join(part for part in path.parts[-depth:] if part != "/") for path in one]
-            if len(set(labels)) == len(labels):
-                return tuple(labels)
-    return tuple(f"{path.stem} ({number})" for number, path in enumerate(paths, 1))
+    found = {name: [adapter.modules.get(name) for adapter in adapters] for name in wanted}
+    if not any(_alike(members) for members in found.values()):
+        raise LorabenchError(_nothing_shared(labels, adapters, wanted))
+    return {name: _of_module(name, labels, members) for name, members in found.items()}
 
 
 def _no_match(adapter: Adapter, pattern: str | None) -> str:
@@ -199,6 +189,15 @@ def _no_match(adapter: Adapter, pattern: str | None) -> str:
     return (
         f"{adapter.path}: no module or layer fits {pattern!r}. Its {len(adapter.modules)} modules are called "
         f'{some}, ...; a pattern has stars: "*{next(iter(adapter.modules), "").rpartition(".")[2]}*".'
+    )
+
+
+def _nothing_shared(labels: Sequence[str], adapters: Sequence[Adapter], wanted: Sequence[str]) -> str:
+    firsts = [next((name for name in wanted if name in adapter.modules), "none") for adapter in adapters]
+    named = "; ".join(f"{label}: {first}" for label, first in list(zip(labels, firsts, strict=True))[:4])
+    return (
+        f"no module is in all {len(adapters)} adapters in the same shape, so nothing is there to analyse. "
+        f"The first of each: {named}. Give adapters of one base model."
     )
 
 
@@ -252,7 +251,7 @@ def _of_module(name: str, labels: tuple[str, ...], found: Sequence[LoraModule | 
     absent = [label for label, module in zip(labels, found, strict=True) if module is None]
     if absent:
         return _without(name, labels, f"not in {', '.join(absent)}")
-    if len({(module.shape, module.kernel, module.embedding) for module in members}) > 1:
+    if not _alike(members):
         shapes = ", ".join(
             f"{label} {'×'.join(map(str, module.shape))}" for label, module in zip(labels, members, strict=True)
         )
@@ -271,6 +270,12 @@ def _of_module(name: str, labels: tuple[str, ...], found: Sequence[LoraModule | 
     scores = scores * np.sign(scores[np.abs(scores).argmax(axis=0), np.arange(len(values))])
     total = float(values.sum())
     return AdaptersPCA(values / total, np.sqrt(values), total / (len(gram) - 1), "", name, labels, scores)
+
+
+def _alike(found: Sequence[LoraModule | None]) -> bool:
+    """Whether every adapter has the module, in one shape."""
+    members = [module for module in found if module is not None]
+    return len(members) == len(found) and len({(one.shape, one.kernel, one.embedding) for one in members}) == 1
 
 
 def _gram(members: Sequence[LoraModule]) -> Float64[np.ndarray, "n n"]:

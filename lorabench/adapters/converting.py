@@ -1,22 +1,29 @@
-"""One layout into another: what is renamed, what is refused, and how far ΔW moved."""
+"""One layout into another: what is renamed, what is refused, and what is said of it."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.kohya import to_kohya
 from lorabench.adapters.layouts import LAYOUTS, alpha_of
 from lorabench.adapters.naming import component as component_of
+from lorabench.adapters.refusals import refuse_embeddings, refuse_transposed, refuse_unsupported, some
 from lorabench.adapters.unet_names import diffusers_unet_name
 from lorabench.adapters.writing import layout_of
 from lorabench.errors import LorabenchError
 
-__all__ = ["Conversion", "convert"]
+__all__ = ["Conversion", "Prepared", "convert", "notes_on_writing", "prepare"]
 
 _FLAT_CLIP = re.compile(r"^(text_encoder(?:_2)?)\.(encoder\.layers\.\d+\.(?:self_attn|mlp)\.)")
 _ORIGINAL = re.compile(r"(^|\.)(double_blocks|single_blocks|joint_blocks|layerwise_blocks)\.")
 _PLAIN = ("lora", "dora")
+_OWN = {
+    "diffusers": {"diffusers", "diffusers-old", "xlabs", "peft"},
+    "peft": {"peft", "peft-embedding", "loralib", "mlx"},
+    "kohya": {"kohya", "lycoris"},
+}
+"""Layout -> schemes whose names it keeps; diffusers itself writes `lora_A` under a pipeline's names."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ def convert(
     component: str | None = None,
     drop_dora: bool = False,
     drop_unsupported: bool = False,
+    drop_fan_in_fan_out: bool = False,
 ) -> Conversion:
     """An adapter under the names of another layout; every ΔW stays what it is. Write it with `save`.
 
@@ -57,48 +65,84 @@ def convert(
             the prefix is added where there is none.
         drop_dora: leave DoRA's magnitudes out, which changes what the adapter does.
         drop_unsupported: leave out what is no low-rank pair (`adapter.unsupported`).
+        drop_fan_in_fan_out: write a layout that cannot say that ΔW is added transposed (GPT-2's Conv1D); the
+            factors are the same, so whoever loads the file must know it.
 
     Raises:
         LorabenchError: the layout cannot express something of the adapter; its name is given.
     """
     if layout not in LAYOUTS:
         raise LorabenchError(f"layout={layout!r}: allowed are {', '.join(LAYOUTS)}.")
-    dropped = _check_dora(adapter, drop_dora) | _check_unsupported(adapter, drop_unsupported)
+    dropped = _check_dora(adapter, drop_dora) | refuse_unsupported(adapter, drop_unsupported)
+    transposed = refuse_transposed(adapter, layout, drop_fan_in_fan_out)
     modules, notes = _choose(adapter, layout, component)
-    tables = [name for name, module in modules.items() if module.embedding]
-    if layout != "peft" and tables:
-        raise LorabenchError(
-            f"{adapter.path}: the {layout} layout has no place for the update of an embedding table "
-            f"({_some(tables)}). Convert to peft, or remove these modules first."
-        )
-    modules, renamed = _rename(adapter, modules, layout)
+    refuse_embeddings(adapter.path, modules, layout)
+    names, renamed = _new_names(adapter, modules, layout)
+    # Only now: without its prefix no name could be told from another model's.
+    bare = f"{component}." if layout == "peft" and component else ""
+    modules = {names[name].removeprefix(bare): module for name, module in modules.items()}
     written = {name: replace(module, kind="lora") for name, module in modules.items()}
     told = [*notes, *renamed, *_about_kinds(modules), *_about_names(adapter, written, layout)]
-    told += [*_about_scales(adapter, written, layout), *_about_assumptions(modules)]
-    if dropped:
-        told += [f"left out: {kind} ({len(keys)}: {_some(keys)})" for kind, keys in dropped.items()]
-    return Conversion(replace(adapter, modules=written, unsupported={}), modules, tuple(told), dropped)
+    told += [*_about_scales(written, layout), *_about_assumptions(modules)]
+    told += [f"left out: {kind} ({len(keys)}: {some(keys)})" for kind, keys in dropped.items()]
+    config = dict(adapter.config)
+    if transposed:
+        del config["fan_in_fan_out"]
+        told.append("left out: fan_in_fan_out, so a loader must know that ΔW is added transposed to Conv1D weights")
+    found = replace(adapter, modules=written, config=config, unsupported={})
+    return Conversion(found, modules, tuple(told), dropped)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An adapter as a command writes it in a layout.
+
+    Attributes:
+        adapter: its modules, under the names of that layout.
+        names: name before -> name now.
+        notes: in words, what was renamed and what a loader will not find.
+    """
+
+    adapter: Adapter
+    names: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def prepare(adapter: Adapter, layout: str | None = None) -> Prepared:
+    """What `resize` and `merge` write: renamed and told of as `convert` does where the layout is another.
+
+    Args:
+        adapter: that is to be written; its schemes say where it comes from.
+        layout: of the file; None is the nearest to the adapter's own.
+
+    Raises:
+        LorabenchError: the layout cannot express something of the adapter; its name is given.
+    """
+    nearest = layout_of(adapter)
+    layout = layout or nearest
+    refuse_transposed(adapter, layout)
+    refuse_embeddings(adapter.path, adapter.modules, layout)
+    modules, names, notes = dict(adapter.modules), {name: name for name in adapter.modules}, list[str]()
+    if layout != nearest or not set(adapter.schemes) <= _OWN[layout]:
+        names, notes = _new_names(adapter, modules, layout)
+        modules = {names[name]: module for name, module in modules.items()}
+        notes += _about_names(adapter, modules, layout)
+    return Prepared(replace(adapter, modules=modules), names, (*notes, *_about_scales(modules, layout)))
+
+
+def notes_on_writing(adapter: Adapter, layout: str | None = None) -> list[str]:
+    """In words, what `prepare` renames and what a loader will not find in the file that is written."""
+    return list(prepare(adapter, layout).notes)
 
 
 def _check_dora(adapter: Adapter, drop: bool) -> dict[str, tuple[str, ...]]:
     names = tuple(name for name, module in adapter.modules.items() if module.kind == "dora")
     if names and not drop:
         raise LorabenchError(
-            f"{adapter.path}: {len(names)} modules have a DoRA magnitude, which this cannot write: {_some(names)}. "
+            f"{adapter.path}: {len(names)} modules have a DoRA magnitude, which this cannot write: {some(names)}. "
             "Say --drop-dora (drop_dora=True) to write their low-rank part alone, which does not do the same."
         )
     return {"dora": adapter.unsupported.get("dora", names)} if names else {}
-
-
-def _check_unsupported(adapter: Adapter, drop: bool) -> dict[str, tuple[str, ...]]:
-    found = {kind: keys for kind, keys in adapter.unsupported.items() if kind != "dora" and keys}
-    if found and not drop:
-        listed = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in found.items())
-        raise LorabenchError(
-            f"{adapter.path}: it holds more than low-rank pairs, which this cannot write. {listed}. "
-            "Say --drop-unsupported (drop_unsupported=True) to leave these out."
-        )
-    return found
 
 
 def _choose(adapter: Adapter, layout: str, component: str | None) -> tuple[dict[str, LoraModule], list[str]]:
@@ -121,7 +165,8 @@ def _choose(adapter: Adapter, layout: str, component: str | None) -> tuple[dict[
         return {name if parts[name] == component else f"{component}.{name}": m for name, m in modules.items()}, []
     # Names without any component are the model's own already, unless others bear the one that is asked for.
     wanted = component if component in parts.values() else "model"
-    chosen = {name.removeprefix(f"{component}."): m for name, m in modules.items() if parts[name] == wanted}
+    stem = "" if wanted == component else f"{component}."
+    chosen = {f"{stem}{name}": module for name, module in modules.items() if parts[name] == wanted}
     if not chosen:
         raise LorabenchError(f"{adapter.path}: no module of {component} in it, only of {', '.join(others)}.")
     left = sorted(set(parts.values()) - {wanted})
@@ -131,10 +176,8 @@ def _choose(adapter: Adapter, layout: str, component: str | None) -> tuple[dict[
     return chosen, [f"{count} modules of {', '.join(left)} are left out: convert those to folders of their own"]
 
 
-def _rename(
-    adapter: Adapter, modules: Mapping[str, LoraModule], layout: str
-) -> tuple[dict[str, LoraModule], list[str]]:
-    """Names that the layout's loaders look for, where the same module has several."""
+def _new_names(adapter: Adapter, modules: Mapping[str, LoraModule], layout: str) -> tuple[dict[str, str], list[str]]:
+    """Name -> the one that the layout's loaders look for, and what was renamed."""
     notes = []
     names = {name: name for name in modules}
     if layout != "kohya":
@@ -146,14 +189,13 @@ def _rename(
         count = sum(names[name] != flat[name] for name in names)
         notes += [f"{count} modules of a CLIP text encoder got the level text_model that loaders expect"] * bool(count)
         names = flat
-    found = {new: modules[old] for old, new in names.items()}
-    if len(found) != len(modules):
+    if len(set(names.values())) != len(names):
         twice = sorted(new for old, new in names.items() if old != new and new in modules)
         raise LorabenchError(
-            f"{adapter.path}: two modules would get one name ({_some(twice)}). It holds the same module under two "
+            f"{adapter.path}: two modules would get one name ({some(twice)}). It holds the same module under two "
             "names: remove one of them."
         )
-    return found, notes
+    return names, notes
 
 
 def _about_kinds(modules: Mapping[str, LoraModule]) -> list[str]:
@@ -170,25 +212,26 @@ def _about_kinds(modules: Mapping[str, LoraModule]) -> list[str]:
 def _about_names(adapter: Adapter, modules: Mapping[str, LoraModule], layout: str) -> list[str]:
     notes = []
     if set(adapter.schemes) & {"cloneofsimo", "sam"}:
-        notes.append(f"the file counts its modules and does not name them ({_some(modules)}): no loader finds those")
+        notes.append(f"the file counts its modules and does not name them ({some(modules)}): no loader finds those")
     bare = [name for name in modules if component_of(name) == "model"]
     if layout != "peft" and bare:
         notes.append(
-            f"{len(bare)} modules name no part of a pipeline ({_some(bare)}): reading gives them back, but tools of "
+            f"{len(bare)} modules name no part of a pipeline ({some(bare)}): reading gives them back, but tools of "
             f"the {layout} layout look for one; say --component unet or another"
         )
     if layout == "kohya":
         dotted = [name for name in modules if name not in bare and to_kohya(name) is None]
         if dotted:
-            notes.append(f"{len(dotted)} modules keep their dots, underscores would be ambiguous: {_some(dotted)}")
+            notes.append(f"{len(dotted)} modules keep their dots, underscores would be ambiguous: {some(dotted)}")
     original = [name for name in modules if _ORIGINAL.search(name)]
-    if layout == "diffusers" and original:
+    from_elsewhere = layout == "peft" and layout_of(adapter) != "peft"
+    if original and (layout == "diffusers" or from_elsewhere):
         notes.append(
-            f"{len(original)} modules bear the original model's names ({_some(original)}), which diffusers only takes "
+            f"{len(original)} modules bear the original model's names ({some(original)}), which diffusers only takes "
             "from a kohya file"
         )
     parts = sorted({component_of(name) for name in modules} - {"model"})
-    if layout == "peft" and parts and layout_of(adapter) != "peft":
+    if parts and from_elsewhere:
         notes.append(
             f"names begin with {', '.join(parts)}: to load them into one model by PEFT, say --component {parts[0]}, "
             "one folder each"
@@ -198,7 +241,7 @@ def _about_names(adapter: Adapter, modules: Mapping[str, LoraModule], layout: st
     return notes
 
 
-def _about_scales(adapter: Adapter, modules: Mapping[str, LoraModule], layout: str) -> list[str]:
+def _about_scales(modules: Mapping[str, LoraModule], layout: str) -> list[str]:
     notes = []
     if layout == "diffusers":
         folded = sum(module.scale != 1.0 for module in modules.values())
@@ -208,8 +251,6 @@ def _about_scales(adapter: Adapter, modules: Mapping[str, LoraModule], layout: s
             notes.append(f"ranks differ ({_span(ranks)}): diffusers' older versions scale such files wrongly, 0.42 not")
     if layout == "kohya" and len({alpha_of(module) for module in modules.values()}) > 1:
         notes.append("alphas differ: diffusers (0.42) takes one for all attention layers; its own layout avoids that")
-    if layout != "peft" and adapter.config.get("fan_in_fan_out"):
-        notes.append("fan_in_fan_out (ΔW is added transposed to Conv1D weights) cannot be said in this layout")
     return notes
 
 
@@ -219,11 +260,6 @@ def _about_assumptions(modules: Mapping[str, LoraModule]) -> list[str]:
         for note in module.assumed:
             counts[note] = counts.get(note, 0) + 1
     return [f"{note} ({count} modules)" for note, count in counts.items()]
-
-
-def _some(names: Iterable[str]) -> str:
-    found = list(names)
-    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def _span(ranks: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""How far one adapter's ΔW is from another's, module by module, without a dense ΔW."""
+"""How far one ΔW is from another, or from a sum of several, without a dense ΔW: the one place that measures it."""
 
 import math
 from collections import defaultdict
@@ -13,10 +13,15 @@ from torch.nn import functional
 from lorabench.adapters.adapter import LoraModule
 from lorabench.errors import LorabenchError
 
-__all__ = ["Deviation", "chunks", "deviations", "total"]
+__all__ = ["Deviation", "Term", "chunks", "deviations", "distance", "ratio", "stacked", "total"]
+
+Term = tuple[Float[Tensor, "_ d_in"], Float[Tensor, "d_out _"], float | int]
+"""(down [r, d_in], up [d_out, r], factor) of factor · up @ down."""
 
 _CHUNK = 2**24
-_CANCELLED = 1e-12
+_CANCELLED = 1e-10
+_ROUNDING = 1e-14
+_Factors = tuple[Float64[Tensor, "n r d_in"], Float64[Tensor, "n d_out r"]]
 
 
 @dataclass(frozen=True)
@@ -34,18 +39,13 @@ class Deviation:
     @property
     def error(self) -> float:
         """The same as a number: 0 where a ΔW of zero stayed zero, infinite where it did not."""
-        if self.norm > 0:
-            return self.difference / self.norm
-        return math.inf if self.difference else 0.0
+        return ratio(self.difference, self.norm)
 
 
 def deviations(before: Mapping[str, LoraModule], after: Mapping[str, LoraModule]) -> dict[str, Deviation]:
     """‖ΔW‖_F and ‖ΔW − ΔW'‖_F of every module, from the factors as they are.
 
-    The difference is a low-rank pair itself, E = [scale·up, −scale'·up'] @ [down; down'], and ‖E‖² the sum over
-    (Gram of up) ∘ (Gram of down). Where that sum cancels to less than 1e-12 of its terms (a relative difference
-    of 1e-6 or so), ‖R_up·R_downᵀ‖ of Householder QR takes its place, right to 1e-14 of the factors' norms. Factors
-    that are the same to the bit differ by 0.
+    See `distance` for how. Factors that are the same to the bit, or but for zeros that were added, differ by 0.
 
     Args:
         before: module -> ΔW.
@@ -64,6 +64,34 @@ def deviations(before: Mapping[str, LoraModule], after: Mapping[str, LoraModule]
         for chunk in chunks(names, (d_out + d_in) * widest):
             found.update(_chunk([before[name] for name in chunk], [after[name] for name in chunk], chunk))
     return {name: found[name] for name in before}
+
+
+def distance(found: Term, terms: Sequence[Term]) -> tuple[float, float]:
+    """‖found − Σ terms‖_F and ‖Σ terms‖_F; what cannot be told from float64's rounding of the parts is 0.
+
+    The difference is a low-rank pair itself, E = [Σ's up, −up'] @ [Σ's down; down'], and ‖E‖² the sum over
+    (Gram of up) ∘ (Gram of down). Where that sum cancels to less than 1e-10 of its terms (a relative difference of
+    1e-5 or so), ‖R_up·R_downᵀ‖ of Householder QR takes its place, right to 1e-14 of Σ_j ‖up_j‖·‖down_j‖. Where both
+    have one down matrix, as in a concatenation, the difference of the up matrices says it all.
+    """
+    down, up = stacked(terms)
+    own_down, own_up = stacked([found])
+    differences, norms = _apart((down[None], up[None]), (own_down[None], own_up[None]))
+    return float(differences), float(norms)
+
+
+def stacked(terms: Sequence[Term]) -> tuple[Float64[Tensor, "sum_r d_in"], Float64[Tensor, "d_out sum_r"]]:
+    """One pair of the sum of all terms: rows of down stacked, columns of factor · up stacked; ranks add."""
+    down = torch.cat([down.double() for down, _, _ in terms])
+    up = torch.cat([factor * up.double() for _, up, factor in terms], dim=1)
+    return down, up
+
+
+def ratio(part: float, whole: float) -> float:
+    """An error relative to what it is an error of: 0 where there is none, infinite where only the whole is 0."""
+    if part == 0:
+        return 0.0
+    return part / whole if whole > 0 else math.inf
 
 
 def total(found: Mapping[str, Deviation]) -> Deviation:
@@ -87,30 +115,25 @@ def chunks(names: Sequence[str], entries: int) -> Iterator[Sequence[str]]:
 
 
 def _chunk(before: Sequence[LoraModule], after: Sequence[LoraModule], names: Sequence[str]) -> dict[str, Deviation]:
-    rank, new = before[0].rank, max(module.rank for module in after)
-    pairs = zip(before, after, strict=True)
-    scales = torch.tensor([[one.scale, -two.scale] for one, two in pairs], dtype=torch.float64)
-    down = torch.cat(
-        [
-            torch.stack([module.down for module in before]),
-            torch.stack([functional.pad(module.down, (0, 0, 0, new - module.rank)) for module in after]),
-        ],
-        dim=1,
-    ).double()
-    up = torch.cat(
-        [
-            torch.stack([module.up for module in before]) * scales[:, :1, None],
-            torch.stack([functional.pad(module.up, (0, new - module.rank)) for module in after]) * scales[:, 1:, None],
-        ],
-        dim=2,
-    )
-    products = (up.mT @ up) * (down @ down.mT)
-    differences = torch.zeros(len(names), dtype=torch.float64)
+    first = _factors(before)
     changed = torch.tensor([not _padded(one, two) for one, two in zip(before, after, strict=True)])
-    differences[changed] = _norms(products[changed], down[changed], up[changed])
-    norms = _norms(products[:, :rank, :rank], down[:, :rank], up[:, :, :rank])
+    differences, norms = torch.zeros(len(names), dtype=torch.float64), torch.zeros(len(names), dtype=torch.float64)
+    if not bool(changed.all()):
+        norms[~changed] = _norms(first[0][~changed], first[1][~changed])
+    if bool(changed.any()):
+        second = _factors([module for module, other in zip(after, changed.tolist(), strict=True) if other])
+        differences[changed], norms[changed] = _apart((first[0][changed], first[1][changed]), second)
     found = zip(names, norms.tolist(), differences.tolist(), strict=True)
     return {name: Deviation(norm, difference) for name, norm, difference in found}
+
+
+def _factors(modules: Sequence[LoraModule]) -> _Factors:
+    """Down and scale · up of modules of one shape, with zeros up to the largest rank."""
+    rank = max(module.rank for module in modules)
+    scales = torch.tensor([module.scale for module in modules], dtype=torch.float64)
+    down = torch.stack([functional.pad(module.down, (0, 0, 0, rank - module.rank)) for module in modules])
+    up = torch.stack([functional.pad(module.up, (0, rank - module.rank)) for module in modules])
+    return down.double(), up * scales[:, None, None]
 
 
 def _padded(before: LoraModule, after: LoraModule) -> bool:
@@ -123,17 +146,36 @@ def _padded(before: LoraModule, after: LoraModule) -> bool:
     )
 
 
+def _apart(
+    before: _Factors, after: tuple[Float64[Tensor, "n q d_in"], Float64[Tensor, "n d_out q"]]
+) -> tuple[Float64[Tensor, " n"], Float64[Tensor, " n"]]:
+    """‖before − after‖_F and ‖before‖_F of each pair."""
+    down, up = before
+    if torch.equal(after[0], down):
+        return _norms(down, up - after[1]), _norms(down, up)
+    rank = down.shape[-2]
+    down, up = torch.cat([down, after[0]], dim=-2), torch.cat([up, -after[1]], dim=-1)
+    products = (up.mT @ up) * (down @ down.mT)
+    norms = _norms(down[:, :rank], up[:, :, :rank], products[:, :rank, :rank])
+    return _norms(down, up, products), norms
+
+
 def _norms(
-    products: Float64[Tensor, "n r r"], down: Float[Tensor, "n r d_in"], up: Float[Tensor, "n d_out r"]
+    down: Float64[Tensor, "n r d_in"],
+    up: Float64[Tensor, "n d_out r"],
+    products: Float64[Tensor, "n r r"] | None = None,
 ) -> Float64[Tensor, " n"]:
+    """‖up @ down‖_F; `products` are the inner products of the rank-one parts, where they are known."""
+    products = (up.mT @ up) * (down @ down.mT) if products is None else products
     squares = products.sum((-2, -1))
     terms = products.abs().sum((-2, -1))
     cancelled = (squares <= _CANCELLED * terms) & (terms > 0)
     norms = squares.clamp_min(0).sqrt()
     if bool(cancelled.any()):
-        roots = (torch.linalg.qr(part, mode="r").R for part in (up[cancelled], down[cancelled].mT))
-        root_up, root_down = roots
-        norms[cancelled] = (root_up @ root_down.mT).norm(dim=(-2, -1))
+        root_up, root_down = (torch.linalg.qr(part, mode="r").R for part in (up[cancelled], down[cancelled].mT))
+        sizes = products[cancelled].diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt().sum(-1)
+        values = (root_up @ root_down.mT).norm(dim=(-2, -1))
+        norms[cancelled] = torch.where(values > _ROUNDING * sizes, values, 0.0)
     return norms
 
 

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorabench.adapters.atomic import write_chunks
+from lorabench.adapters.atomic import write_chunks, write_peft_folder
+from lorabench.adapters.commands.common import refuse_overwriting
 from lorabench.adapters.hashes import header_text, sshs_hashes
-from lorabench.adapters.header import Header, find_adapter_file, first_look, read_header, read_json
+from lorabench.adapters.header import Header, explain_reading, find_adapter_file, first_look, read_header, read_json
 from lorabench.adapters.redaction import redact, redact_config
-from lorabench.errors import LorabenchError
+from lorabench.errors import LorabenchError, explain_writing
 
 __all__ = ["Edited", "edit"]
 
@@ -46,12 +47,14 @@ def edit(
     """Write a safetensors file again with other metadata: first redacted, then unset, then set.
 
     The tensors' bytes are copied as they lie. `sshs_model_hash` and `sshs_legacy_hash` are computed anew where the
-    file bears them. The new file appears in one step, and an interruption leaves what lay there.
+    file bears them. The new file, or folder with adapter_config.json, appears in one step, and an interruption leaves
+    what lay there.
 
     Args:
         path: a safetensors file, or a folder with one.
         out: the file to write, whose name ends in .safetensors; or a folder, new or empty, which gets the file
-            under its name with the adapter_config.json beside it.
+            under its name with the adapter_config.json beside it. With `force` a folder that holds these two alone
+            is replaced whole.
         values: entry -> value.
         unset: entries to take away.
         redacted: whether to take away what tells of people, places and data (see `redaction`).
@@ -65,18 +68,20 @@ def edit(
     if first_look(file)[1] is not None:
         raise LorabenchError(f"{file}: only a safetensors file has metadata to edit. Convert it first.")
     header = read_header(file)
-    target, config, notes = _places(file, Path(out), force)
+    with explain_writing(Path(out), "Give another --out."):
+        target, config, notes = _places(file, Path(out), force, redacted)
     metadata = _edited(header, dict(values or {}), unset, redacted)
     bears = [key for key in ("sshs_model_hash", "sshs_legacy_hash") if key in metadata]
     if bears:
         anew = sshs_hashes(replace(header, metadata=metadata))
         metadata |= {key: anew[key] for key in bears}
     chunks = _file(header, metadata)
-    first = next(chunks)  # what cannot be said is found before anything is written
-    if config is not None:
-        kept = redact_config(config) if redacted else config
-        write_chunks(target.parent / _CONFIG, ((json.dumps(kept, indent=2) + "\n").encode(),))
-    write_chunks(target, _all(first, chunks))
+    whole = _all(next(chunks), chunks)  # what cannot be said is found before anything is written
+    if config is None:
+        write_chunks(target, whole)
+    else:
+        kept = json.dumps(redact_config(config) if redacted else config, indent=2)
+        write_peft_folder(target.parent, {_CONFIG: (f"{kept}\n".encode(),), target.name: whole})
     return Edited(
         path=target,
         removed=tuple(key for key in header.metadata if key not in metadata),
@@ -85,20 +90,28 @@ def edit(
     )
 
 
-def _places(file: Path, out: Path, force: bool) -> tuple[Path, dict[str, object] | None, tuple[str, ...]]:
+def _places(
+    file: Path, out: Path, force: bool, redacted: bool
+) -> tuple[Path, dict[str, object] | None, tuple[str, ...]]:
     """The file to write, adapter_config.json to write beside it, and notes."""
     beside = file.parent / _CONFIG
     config = read_json(beside) if beside.is_file() else None
     if out.suffix != ".safetensors":
-        if out.is_file() or (out.is_dir() and any(out.iterdir()) and not force):
+        if config is not None:
+            refuse_overwriting(out, force, folder=True)
+        elif out.is_file() or (out.is_dir() and any(out.iterdir()) and not force):
             raise LorabenchError(
                 f"--out {out}: name a file that ends in .safetensors, or a folder that is new or empty (or --force)."
             )
         return out / file.name, config, ()
-    if out.is_dir() or (out.exists() and not force):
+    if out.is_dir():
+        raise LorabenchError(f"--out {out} is a folder, and its name is one of a file. Give another path.")
+    if out.exists() and not force:
         raise LorabenchError(f"--out {out} exists already. Give another path, or --force to replace it.")
     if config is None or (out.parent.resolve() == file.parent.resolve()):
-        return out, None, ()
+        private = config is not None and redacted and redact_config(config) != config
+        note = f"{_CONFIG} beside it stays as it is, paths included: give a folder as --out to redact it too"
+        return out, None, (note,) if private else ()
     note = f"{_CONFIG} beside {file.name} is not copied, and its alpha counts: give a folder as --out to take it along"
     return out, None, (note,)
 
@@ -121,7 +134,7 @@ def _file(header: Header, metadata: Mapping[str, str]) -> Iterator[bytes]:
     text = header_text(header.tensors, metadata or None, header.data)
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
-    with header.path.open("rb") as file:
+    with explain_reading(header.path), header.path.open("rb") as file:
         file.seek(header.data)
         left = header.size - header.data
         while left:

@@ -7,13 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
+from lorabench.adapters import variants
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.container import read_container
+from lorabench.adapters.experts import set_experts_aside
 from lorabench.adapters.header import find_adapter_file, read_json
 from lorabench.adapters.kinds import scale_of
 from lorabench.adapters.scaling import saved_config
+from lorabench.adapters.shapes import Fit, fit, refuse_together
 from lorabench.adapters.sorting import ModuleKeys, sort_keys
-from lorabench.adapters.variants import factors_of
+from lorabench.adapters.switching import switches
 from lorabench.adapters.writing import ORDER_KEY, save
 from lorabench.errors import LorabenchError
 
@@ -36,6 +39,9 @@ def load(path: Path | str, *, strict: bool = False) -> Adapter:
     file = find_adapter_file(Path(path))
     container = read_container(file)
     keys = sort_keys(file, container.tensors, container.leftovers)
+    beside = read_json(file.parent / "adapter_config.json")
+    inside = saved_config(file, container.metadata)
+    set_experts_aside(keys, inside or beside)
     if not keys.modules:
         _refuse_nothing(file, keys.unsupported)
     if strict and keys.unsupported:
@@ -43,9 +49,12 @@ def load(path: Path | str, *, strict: bool = False) -> Adapter:
             f"{file}: not all of it can be analysed. {_listed(keys.unsupported)}. Read it without strict to go on "
             "without these."
         )
-    beside = read_json(file.parent / "adapter_config.json")
-    inside = saved_config(file, container.metadata)
-    modules = {name: _module(file, name, one, container.tensors, inside, beside) for name, one in keys.modules.items()}
+    fits = {name: _fit(file, name, one, container.tensors) for name, one in keys.modules.items()}
+    refuse_together(file, fits)
+    modules = {
+        name: _module(file, name, one, fits[name], container.tensors, inside, beside)
+        for name, one in keys.modules.items()
+    }
     return Adapter(
         path=file,
         schemes=keys.schemes,
@@ -56,15 +65,22 @@ def load(path: Path | str, *, strict: bool = False) -> Adapter:
     )
 
 
+def _fit(file: Path, name: str, one: ModuleKeys, tensors: Mapping[str, Tensor]) -> Fit:
+    shapes = {part: tuple(tensors[key].shape) for part, key in one.parts.items()}
+    return fit(file, name, one, shapes, variants.MOST_ENTRIES)
+
+
 def _module(
     file: Path,
     name: str,
     keys: ModuleKeys,
+    found: Fit,
     tensors: Mapping[str, Tensor],
     inside: Mapping[str, Any],
     beside: Mapping[str, Any],
 ) -> LoraModule:
-    factors = factors_of(file, name, keys.form, keys.scheme, keys.parts, tensors)
+    parts, merged = switches(file, name, found, inside or beside)
+    factors = variants.factors_of(file, name, keys, tensors, found, parts)
     stored = tensors[keys.parts["alpha"]] if "alpha" in keys.parts else None
     alpha = float(stored.flatten()[0]) if stored is not None and stored.numel() else None
     scale = scale_of(file, name, keys, factors.rank, alpha, inside, beside).scale
@@ -75,7 +91,7 @@ def _module(
         up=factors.up,
         scale=scale.value,
         alpha=scale.alpha,
-        assumed=factors.notes + scale.assumed + (dora if keys.magnitude else ()),
+        assumed=factors.notes + merged + scale.assumed + (dora if keys.magnitude else ()),
         dtype=tensors[keys.parts.get("down", first)].dtype,
         embedding=keys.scheme == "peft-embedding",
         kernel=factors.kernel,

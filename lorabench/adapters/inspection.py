@@ -65,7 +65,9 @@ class Inspection:
         return found | ({"modules": list(self.modules)} if modules else {})
 
 
-def inspect(path: Path | str, *, strict: bool = False, hashes: bool | None = None, top_tags: int = 20) -> Inspection:
+def inspect(
+    path: Path | str, *, strict: bool = False, hashes: bool | None = None, top_tags: int = 20, values: bool = False
+) -> Inspection:
     """What an adapter file says of itself.
 
     A safetensors file's header alone is read, and neither its weights nor torch are needed; only hashes need the
@@ -77,14 +79,17 @@ def inspect(path: Path | str, *, strict: bool = False, hashes: bool | None = Non
         hashes: whether to hold the file's hashes against its bytes; None: where it bears any and is below 64 MiB.
             True also gives the sha256 of the whole file.
         top_tags: how many of the dataset's most frequent tags to name.
+        values: whether to read the weights too, by torch, and look for NaN, infinity and untrained modules.
 
     Raises:
         LorabenchError: the file cannot be read at all.
     """
-    return inspect_table(read_table(path), strict=strict, hashes=hashes, top_tags=top_tags)
+    return inspect_table(read_table(path), strict=strict, hashes=hashes, top_tags=top_tags, values=values)
 
 
-def inspect_table(table: Table, *, strict: bool = False, hashes: bool | None = None, top_tags: int = 20) -> Inspection:
+def inspect_table(
+    table: Table, *, strict: bool = False, hashes: bool | None = None, top_tags: int = 20, values: bool = False
+) -> Inspection:
     """`inspect` of a table that was read already."""
     known = sources(table)
     with explain_reading(table.file):
@@ -97,7 +102,7 @@ def inspect_table(table: Table, *, strict: bool = False, hashes: bool | None = N
         model_info=model_info(known),
         training_info=training_info(known, top_tags),
         architecture_info={**_architecture(table), **network},
-        validation_info=validate(known, network, strict=strict, hashes=checked),
+        validation_info=validate(known, network, strict=strict, hashes=checked, values=values),
         extraction_time=datetime.now(UTC).isoformat(timespec="milliseconds"),
         metadata=known.metadata,
         raw_metadata=dict(table.metadata),

@@ -5,10 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorabench.adapters.scaling import Scale, find_scale
+from lorabench.adapters.naming import component
+from lorabench.adapters.scaling import Scale, find_scale, finite_number
 from lorabench.adapters.sorting import ModuleKeys
+from lorabench.errors import LorabenchError
 
-__all__ = ["KnownScale", "scale_of"]
+__all__ = ["NO_CONFIG", "KnownScale", "scale_of"]
+
+NO_CONFIG = "assumed: alpha = r (no adapter_config.json)"
+"""Where α comes from in a file of PEFT's that was parted from its configuration."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +60,34 @@ def scale_of(
         config = {**config, "lora_alpha": config["alpha"]}
     found = find_scale(where, module, scheme, max(rank, 1), alpha, config)
     if rank == 0:  # PEFT divides by the r of its configuration
-        r = config.get("r", 8)
-        found = replace(found, value=found.value / (r if isinstance(r, int) and r > 0 else 8), assumed=())
+        said = config.get("r")
+        r = finite_number(where, "r", 8 if said is None else said)
+        if r <= 0:
+            raise LorabenchError(f"{where}: r in adapter_config.json is {r:g}; a number above 0 is needed. Repair it.")
+        found = replace(found, value=found.value / r, assumed=())
     if keys.form == "adalora":
         known = rank if not found.alpha or found.alpha <= 0 else found.alpha
         found = replace(found, value=known / (rank + 1e-5))
-        return KnownScale(found, _source(alpha, inside, config), "alpha / (r + 1e-5)")
+        return KnownScale(found, _source(module, keys, alpha, inside, config), "alpha / (r + 1e-5)")
     if alpha is None and scheme == "mlx":
-        said = "scale" in config or "lora_parameters" in config
-        return KnownScale(found, "adapter_config.json" if said else "assumed: scale 1", "scale")
+        known_scale = "scale" in config or "lora_parameters" in config
+        return KnownScale(found, "adapter_config.json" if known_scale else "assumed: scale 1", "scale")
     root = alpha is None and bool(config.get("use_rslora", False))
-    return KnownScale(found, _source(alpha, inside, config), "alpha / sqrt(r)" if root else "alpha / r")
+    return KnownScale(found, _source(module, keys, alpha, inside, config), "alpha / sqrt(r)" if root else "alpha / r")
 
 
-def _source(alpha: float | None, inside: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def _is_pefts(keys: ModuleKeys) -> bool:
+    return any(key.startswith("base_model.") for key in keys.parts.values())
+
+
+def _source(
+    module: str, keys: ModuleKeys, alpha: float | None, inside: Mapping[str, Any], config: Mapping[str, Any]
+) -> str:
     if alpha is not None:
         return "alpha tensor"
     if not config:
+        # PEFT keeps α in the file beside; diffusers, whose names begin with a component, knows none
+        if keys.scheme.startswith("peft") and (component(module) == "model" or _is_pefts(keys)):
+            return NO_CONFIG
         return "assumed: alpha = r"
     return "lora_adapter_metadata" if inside else "adapter_config.json"

@@ -1,6 +1,9 @@
 """Kohya's underscored module names, back and forth: `lora_unet_conv_in` <-> `unet.conv_in`."""
 
-__all__ = ["from_kohya", "to_kohya"]
+import re
+from collections.abc import Iterable, Mapping
+
+__all__ = ["counts_text_encoders", "from_kohya", "to_kohya"]
 
 _COMPONENTS = {
     "lora_unet": "unet",
@@ -13,6 +16,13 @@ _COMPONENTS = {
     "lora_prior_te": "prior_text_encoder",
 }
 _PREFIXES = {component: prefix for prefix, component in _COMPONENTS.items() if prefix != "lora_te1"}
+
+# SDXL's, FLUX's and SD 3's own names, and SDXL's U-Net in diffusers': SD 1 and 2 have one transformer block in each.
+_LATER = re.compile(
+    r"^(?:text_encoder_[23]\.|transformer\.|unet\.(?:(?:double|single|joint|input|output)_blocks\.|middle_block\."
+    r"|label_emb\.|add_embedding\.|(?:.*\.)?transformer_blocks\.[1-9]))"
+)
+_LATER_BASE = re.compile(r"^(?:sdxl|flux|sd_?3|stable-diffusion-(?:xl|v?3))", re.IGNORECASE)
 
 # Parts of module names that hold an underscore themselves, and the single words that stand between them.
 _TEXT = """
@@ -55,13 +65,34 @@ def from_kohya(name: str) -> str:
     return name
 
 
+def counts_text_encoders(modules: Iterable[str], metadata: Mapping[str, str]) -> bool:
+    """Whether trainers call this adapter's first text encoder `lora_te1`, as for SDXL, SD 3 and FLUX, not `lora_te`.
+
+    A CLIP encoder is counted where a second or third one, a later U-Net or a transformer stands beside it, or the
+    metadata names such a base model.
+
+    Args:
+        modules: canonical names.
+        metadata: of the file; kohya's and ModelSpec's words for the base model.
+
+    >>> counts_text_encoders(["text_encoder.text_model.x", "unet.double_blocks.0.img_attn.qkv"], {})
+    True
+    >>> counts_text_encoders(["text_encoder.text_model.x", "unet.mid_block.attentions.0.proj_in"], {})
+    False
+    """
+    names = list(modules)
+    if not any(name.startswith("text_encoder.text_model.") for name in names):
+        return any(name.startswith(("text_encoder_2.", "text_encoder_3.")) for name in names)
+    said = (metadata.get(key, "") for key in ("ss_base_model_version", "modelspec.architecture"))
+    return any(map(_LATER_BASE.match, said)) or any(map(_LATER.match, names))
+
+
 def to_kohya(module: str, *, several_text_encoders: bool = False) -> str | None:
     """The kohya name of a dotted module name, or None where reading it back would give another name.
 
     Args:
         module: the canonical name, `unet.transformer_blocks.0.attn1.to_q`.
-        several_text_encoders: SDXL counts its text encoders, so that the first is `lora_te1` and not
-            `lora_te`.
+        several_text_encoders: whether the first is `lora_te1` and not `lora_te` (see `counts_text_encoders`).
     """
     component, _, rest = module.partition(".")
     if component not in _PREFIXES or not rest:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorabench.adapters.adapter import LoraModule
-from lorabench.adapters.kohya import to_kohya
+from lorabench.adapters.kohya import counts_text_encoders, to_kohya
 from lorabench.adapters.naming import component
 
 __all__ = ["LAYOUTS", "alpha_of", "peft_config", "tensors_in"]
@@ -22,7 +22,7 @@ _HALF_RANGE = (2.0**-6, 2.0**15)
 
 
 def tensors_in(
-    layout: str, modules: Mapping[str, LoraModule], types: Mapping[str, torch.dtype]
+    layout: str, modules: Mapping[str, LoraModule], types: Mapping[str, torch.dtype], metadata: Mapping[str, str]
 ) -> dict[str, tuple[str, Tensor, torch.dtype]]:
     """Key -> (module, tensor in float32, or α in the type that holds it exactly; the type to write it in).
 
@@ -30,9 +30,10 @@ def tensors_in(
         layout: one of `LAYOUTS`.
         modules: what is written, by canonical name.
         types: module -> type of its factors.
+        metadata: of the file, which may name the base model; kohya's names depend on that.
     """
     tensors = {}
-    several = any(name.startswith("text_encoder_2.") for name in modules)
+    several = counts_text_encoders(modules, metadata)
     for name, module in modules.items():
         if layout == "diffusers":
             named = _diffusers(name, module, types[name])

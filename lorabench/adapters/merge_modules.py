@@ -10,17 +10,16 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from lorabench.adapters.adapter import LoraModule
-from lorabench.adapters.aligning import kernel_of
+from lorabench.adapters.clashing import kernel_of
+from lorabench.adapters.deviation import Term, distance, stacked
 from lorabench.adapters.merge_recipe import DENSE, Recipe
 from lorabench.adapters.merge_report import ModuleMerge
 from lorabench.adapters.sparsify import best_pair, dare_linear, dare_ties, magnitude_prune, ties
-from lorabench.adapters.summing import Term, distance, stacked
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import frobenius_norm, thin_svd
 
-__all__ = ["Parts", "left_out", "merged_module"]
+__all__ = ["Parts", "merged_module"]
 
-_MOST_ENTRIES = 2**28  # of a dense ΔW: 1 GiB in float32, of which up to five are held at a time
 _ROUNDING = 1e-13
 
 
@@ -54,13 +53,15 @@ class Parts:
         return tuple(None if module is None else module.rank for module in self.each)
 
 
-def merged_module(parts: Parts, recipe: Recipe, dtype: torch.dtype) -> tuple[LoraModule, ModuleMerge]:
-    """The module merged, its factors rounded to `dtype`, and its row of the report.
+def merged_module(parts: Parts, recipe: Recipe, dtype: torch.dtype) -> tuple[LoraModule | None, ModuleMerge]:
+    """The module merged, its factors rounded to `dtype`, and its row of the report; None where it is left out.
 
     Raises:
-        LorabenchError: ranks that differ under "linear", values that do not fit `dtype`, a ΔW too large to be formed.
+        LorabenchError: values that do not fit `dtype`.
     """
     terms = parts.terms
+    if recipe.missing == "skip" and len(parts.held) < len(parts.each):
+        return None, _left_out(parts)
     if recipe.method in DENSE:
         target = _sparse(parts, recipe)
         wanted = sum(len(down) for down, _, _ in terms) if recipe.rank is None else recipe.rank
@@ -84,7 +85,7 @@ def merged_module(parts: Parts, recipe: Recipe, dtype: torch.dtype) -> tuple[Lor
     )  # fmt: skip
 
 
-def left_out(parts: Parts) -> ModuleMerge:
+def _left_out(parts: Parts) -> ModuleMerge:
     """The row of a module that the result lacks: all of it is error."""
     down, up, _ = parts.terms[0]
     _, norm = distance((down[:1], up[:, :1], 0.0), parts.terms)
@@ -125,12 +126,6 @@ def _svd(parts: Parts, recipe: Recipe) -> _Pair:
 
 def _linear(parts: Parts, _: Recipe) -> _Pair:
     terms = parts.terms
-    ranks = [len(down) for down, _, _ in terms]
-    if len(set(ranks)) > 1:
-        raise LorabenchError(
-            f"module {parts.name} has ranks {ranks}: method 'linear' averages factors, so they must be equal. "
-            "Use 'svd'."
-        )
     roots = [math.sqrt(abs(factor)) for _, _, factor in terms]
     up = torch.stack([root * term[1].double() for term, root in zip(terms, roots, strict=True)]).sum(0)
     down = torch.stack(
@@ -154,12 +149,6 @@ class _Deltas:
 
 def _sparse(parts: Parts, recipe: Recipe) -> Float32[Tensor, "d_out d_in"]:
     """What a method on ΔW aims at."""
-    rows, cols = parts.held[0][1].shape
-    if rows * cols > _MOST_ENTRIES:
-        raise LorabenchError(
-            f"module {parts.name}: its ΔW of {rows}x{cols} is too large to be formed, as method {recipe.method!r} "
-            "must. Use 'svd' or 'concat'."
-        )
     deltas, density = _Deltas(parts), recipe.density
     weights = [parts.weights[i] for i, _ in parts.held]
     # A mean over n that agree makes one nth of weights that already sum to 1.

@@ -39,13 +39,15 @@ class Recipe:
         if self.rank is not None and self.method in ("concat", "linear"):
             way = "its rank is the sum of the parents'" if self.method == "concat" else "it keeps the parents' rank"
             raise LorabenchError(
-                f"rank={self.rank} with method={self.method!r}: {way}. Use method 'svd', or give no rank."
+                f"rank={self.rank} (--rank) with method={self.method!r} (--method): {way}. "
+                "Use --method svd, or give no rank."
             )
         if self.rank is not None and self.rank < 1:
-            raise LorabenchError(f"rank={self.rank}: a whole number from 1 on is allowed.")
+            raise LorabenchError(f"rank={self.rank} (--rank): a whole number from 1 on is allowed.")
         if not 0 < self.density <= 1:
             raise LorabenchError(
-                f"density={self.density}: the share of the entries that is kept; over 0 and up to 1 is allowed."
+                f"density={self.density} (--density): the share of the entries that is kept; over 0 and up to 1 is "
+                "allowed."
             )
 
     @property
@@ -64,4 +66,4 @@ class Recipe:
 
 def _one_of(argument: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise LorabenchError(f"{argument}={value!r}: allowed are {', '.join(allowed)}.")
+        raise LorabenchError(f"{argument}={value!r} (--{argument}): allowed are {', '.join(allowed)}.")

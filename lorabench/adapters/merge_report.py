@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lorabench.adapters.summing import ratio
+from lorabench.adapters.deviation import ratio
 
 __all__ = ["MergeReport", "ModuleMerge", "Parent"]
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 
 from lorabench.adapters.adapter import Adapter
-from lorabench.adapters.aligning import clashes, labels, magnitudes, module_names, used_weights
-from lorabench.adapters.merge_modules import Parts, left_out, merged_module
+from lorabench.adapters.aligning import align, module_names
+from lorabench.adapters.clashing import hindrances, used_weights
+from lorabench.adapters.lanes import in_lanes
+from lorabench.adapters.merge_modules import Parts, merged_module
 from lorabench.adapters.merge_recipe import DENSE, METHODS, MISSING, Recipe
 from lorabench.adapters.merge_report import MergeReport
 from lorabench.adapters.provenance import agreed_config, agreed_metadata, notes_on, parents_of
@@ -30,6 +32,7 @@ def merge(
     seed: int = 0,
     missing: str = "zero",
     drop_dora: bool = False,
+    drop_unsupported: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Adapter, MergeReport]:
     """One adapter whose ΔW is Σ w_i · ΔW_i, or what a method of merging makes of it.
@@ -47,7 +50,8 @@ def merge(
     alone, whose masks are drawn by position.
 
     Args:
-        adapters: one or more; modules match by canonical name; ranks, scales and layouts may differ.
+        adapters: one or more; ranks, scales and layouts may differ. Modules match as `aligning.align` says, and the
+            result has the first adapter's names.
         weights: w_i, one for each, negative ones and such above 1 too; None: all equal.
         method: one of `METHODS`.
         rank: of each module, for `svd` (None: the largest of its parents') and those on ΔW (None: the sum of its
@@ -59,29 +63,31 @@ def merge(
         missing: a module that only some of the adapters have: "zero": its ΔW is 0 in the others; "skip": it is
             left out; "error".
         drop_dora: merge the low-rank parts of DoRA adapters, without their magnitudes.
+        drop_unsupported: leave out what is no low-rank pair (`Adapter.unsupported`).
         dtype: float32, float16 or bfloat16, to which the factors are rounded; errors are measured after it.
 
     Returns:
         The merged adapter, its metadata naming method, weights, parents and error; and the report.
 
     Raises:
-        LorabenchError: an argument that is not allowed, modules whose shapes differ, weights that sum to 0, DoRA
-            magnitudes, ranks that differ under "linear", or values that do not fit `dtype`.
+        LorabenchError: an argument that is not allowed, weights that sum to 0, what `clashing.hindrances` names (shapes
+            that differ, DoRA magnitudes, tensors that are no low-rank pair, ranks that differ under "linear", a ΔW too
+            large to be formed), or values that do not fit `dtype`.
     """
     recipe = Recipe(method, rank, density, majority, normalize, seed, missing)
     if dtype not in _DTYPES:
         raise LorabenchError(f"dtype={dtype}: allowed are {', '.join(map(str, _DTYPES))}.")
     used = used_weights(len(adapters), weights, normalize)
-    _refuse(adapters, drop_dora, missing)
-    modules, rows = {}, []
-    for name, owners in module_names(adapters).items():
-        parts = Parts(name, tuple(adapter.modules.get(name) for adapter in adapters), used)
-        if missing == "skip" and len(owners) < len(adapters):
-            rows.append(left_out(parts))
-            continue
-        modules[name], row = merged_module(parts, recipe, dtype)
-        rows.append(row)
-    notes = tuple(notes_on(adapters, used, recipe, rows))
+    aligned = align(adapters)
+    adapters = aligned.adapters
+    for _, reason in hindrances(adapters, recipe, drop_dora, drop_unsupported):
+        raise LorabenchError(reason)
+    parts = [Parts(name, tuple(one.modules.get(name) for one in adapters), used) for name in module_names(adapters)]
+    # One at a time where each needs several dense ΔW.
+    found = in_lanes(lambda one: merged_module(one, recipe, dtype), parts, 1 if method in DENSE else None)
+    modules = {one.name: module for one, (module, _) in zip(parts, found, strict=True) if module is not None}
+    rows = [row for _, row in found]
+    notes = (*aligned.notes, *notes_on(adapters, used, recipe, rows))
     report = MergeReport(method, recipe.options(), parents_of(adapters, weights, used), tuple(rows), notes)
     merged = Adapter(
         path=Path("merged"),
@@ -91,26 +97,3 @@ def merge(
         config=agreed_config(adapters),
     )
     return merged, report
-
-
-def _refuse(adapters: Sequence[Adapter], drop_dora: bool, missing: str) -> None:
-    names, dora = labels(adapters), magnitudes(adapters)
-    if dora and not drop_dora:
-        who = "; ".join(f"{names[i]} has {len(modules)}, first {modules[0]}" for i, modules in dora.items())
-        raise LorabenchError(
-            f"DoRA magnitudes cannot be merged, they belong to the base weights as each adapter left them: {who}. "
-            "Merge the low-rank parts alone with --drop-dora (drop_dora=True)."
-        )
-    found = clashes(adapters)
-    if found:
-        more = f" (and {len(found) - 1} more modules differ)" if len(found) > 1 else ""
-        raise LorabenchError(f"{found[0]}{more}: such ΔW cannot be added. Merge adapters of one base model.")
-    owners = module_names(adapters)
-    partial = [name for name, who in owners.items() if len(who) < len(adapters)]
-    if partial and missing == "error":
-        raise LorabenchError(
-            f"{len(partial)} modules, first {partial[0]}, are not in every one of {', '.join(names)}. "
-            "Count them as zero with missing='zero' (--missing zero), or leave them out with 'skip'."
-        )
-    if len(partial) == len(owners) and missing == "skip":
-        raise LorabenchError(f"{', '.join(names)} have no module in common. Use missing='zero' (--missing zero).")

@@ -102,12 +102,12 @@ def read_json(path: Path) -> dict[str, Any]:
         except FileNotFoundError:
             return {}
         if size > _MAX_JSON:
-            raise LorabenchError(f"{path}: {size} bytes of JSON, {_MAX_JSON} are the most. Take it away.")
+            raise LorabenchError(f"{path}: {size} bytes of JSON, {_MAX_JSON} are the most. Repair it.")
         raw = path.read_bytes()
     try:
         found = parse_json(raw.decode("utf-8-sig"))
     except ValueError as error:
-        raise LorabenchError(f"{path}: not valid JSON ({error}). Repair it, or take it away.") from error
+        raise LorabenchError(f"{path}: not valid JSON ({error}). Repair it.") from error
     if not isinstance(found, dict):
         raise LorabenchError(f"{path}: a JSON object is expected, a {type(found).__name__} came. Repair it.")
     return found

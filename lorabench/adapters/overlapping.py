@@ -13,7 +13,7 @@ from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.aligning import labels, module_names
 from lorabench.lowrank import inner_product, numerical_rank, thin_svd
 
-__all__ = ["ModuleOverlap", "Overlap", "overlaps"]
+__all__ = ["ModuleOverlap", "Overlap", "by_chance", "dimension", "overlaps", "shared"]
 
 _ROWS = 64
 
@@ -77,13 +77,35 @@ def overlaps(adapters: Sequence[Adapter], weights: Sequence[float | int], seed: 
         yield sums.overlap(names[i], names[j])
 
 
+def shared(products: Float64[Tensor, "r q"]) -> float:
+    """Mean squared cosine of the principal angles between two subspaces, ‖Q₁ᵀQ₂‖²/min(r, q); NaN where one is {0}.
+
+    Args:
+        products: Q₁ᵀQ₂ of orthonormal bases.
+    """
+    return _over(float(products.square().sum()), min(products.shape))
+
+
+def by_chance(products: Float64[Tensor, "r q"], width: int) -> float:
+    """What `shared` is on average for random subspaces of these dimensions in `width` ones: max(r, q)/width."""
+    return max(products.shape) / width
+
+
+def dimension(sigma: Float64[Tensor, " k"], module: LoraModule) -> int:
+    """How many singular values stand out: of what float32 can tell from zero, and over σ₁ · eps of the stored type."""
+    # max(d) · eps of half a type is above 1, and no subspace would be left. The factors are stored, not ΔW:
+    # their rounding moves σ by about eps · σ₁, whatever the width.
+    as_read = int(numerical_rank(sigma, module.shape, torch.float32))
+    return min(as_read, int(numerical_rank(sigma, (1, 1), module.dtype)))
+
+
 class _Look:
     """One w·ΔW: its singular subspaces, norm, and the signs of some of its rows."""
 
     def __init__(self, module: LoraModule, weight: float, seed: int) -> None:
         self.term = (module.down, module.up, weight * module.scale)
         left, sigma, right = thin_svd(module.down, module.up, weight * module.scale)
-        rank = int(numerical_rank(sigma, module.shape, torch.float32)) if bool(sigma.any()) else 0
+        rank = dimension(sigma, module) if bool(sigma.any()) else 0
         self.left, self.right, self.norm = left[:, :rank], right[:rank], float(sigma.norm())
         rows = module.shape[0]
         generator = torch.Generator().manual_seed(seed)
@@ -103,12 +125,13 @@ class _Sums:
         self.inner, self.first, self.second = self.inner + inner, self.first + a.norm**2, self.second + b.norm**2
         both = a.signs * b.signs
         voting = int((both != 0).sum())
+        left, right = a.left.mT @ b.left, a.right @ b.right.mT
         self.rows.append(
             ModuleOverlap(
                 module=module,
-                left=_shared(a.left.mT @ b.left),
-                right=_shared(a.right @ b.right.mT),
-                chance=max(a.left.shape[1], b.left.shape[1]) * (1 / a.left.shape[0] + 1 / a.right.shape[1]) / 2,
+                left=shared(left),
+                right=shared(right),
+                chance=(by_chance(left, a.left.shape[0]) + by_chance(right, a.right.shape[1])) / 2,
                 cosine=_over(inner, a.norm * b.norm),
                 sign_conflict=_over(int((both < 0).sum()), voting),
                 norm_ratio=_over(a.norm, b.norm),
@@ -128,10 +151,6 @@ class _Sums:
             sign_conflict=_mean([row.sign_conflict for row in rows]),
             norm_ratio=_over(math.sqrt(self.first), math.sqrt(self.second)),
         )
-
-
-def _shared(products: Float64[Tensor, "r q"]) -> float:
-    return _over(float(products.square().sum()), min(products.shape))
 
 
 def _over(part: float | int, whole: float | int) -> float:

@@ -4,19 +4,23 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
-__all__ = ["Patterns", "Regex", "compile_patterns"]
+__all__ = ["Patterns", "Regex", "compile_patterns", "plain_names"]
 
-# No adapter is near these limits; within them the worst pattern takes half a second a name.
+# No adapter is near these limits; within them the worst ones together take two seconds.
 _MAX_LENGTH = 1000  # characters of a pattern
 _MAX_NAME = 300  # characters of a module's name
 _MAX_PATTERNS = 10_000
 _MAX_STATES = 5000  # of all regular expressions of one configuration
 _MAX_DEPTH = 50  # brackets within brackets
+_MAX_WORK = 5_000_000  # looks at a state, a letter or a plain name, for all names that are asked for
 _MAX_KNOWN = 200  # remembered steps of one expression
 
 _PLAIN = re.compile(r"(\^?)((?:[\w\- .]|\\[^\w])*)")
 """A name, in which a dot stands for any character and a backslash for the sign after it."""
+_LIST = re.compile(r"\^?\((?:\?:)?(?P<names>(?:[^\\()\[\]{}*+?^$.]|\\[^\w|])*)\)\$?")
+"""Names between brackets, every sign of them escaped."""
 _TOKEN = re.compile(
     r"(?P<one>\[\^?\]?(?:\\[^0-9bABZ]|(?!--|&&|~~|\|\|)[^\[\]\\])*\]|\\[dDwWsS]|\\[^\w]|[^\\()\[{}|*+?^$])|(?P<open>\((?:\?:)?)(?!\?)"
     r"|(?P<times>[*+?]|\{\d{1,4}(?:,\d{0,4})?\})\??(?![*+?{])|(?P<sign>[)|^$]|\\[bB])"
@@ -27,6 +31,18 @@ _ALONE = ("^", "$", r"\b", r"\B")
 
 _Places = frozenset[int]
 _Signs = tuple[str, ...]
+
+
+@dataclass
+class _Budget:
+    """Steps that the patterns of one configuration may still take, over all names of a file."""
+
+    left: int = _MAX_WORK
+
+    def spend(self, steps: int) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise ValueError("takes too long to be matched with the names of this file")
 
 
 @dataclass
@@ -41,10 +57,12 @@ class Regex:
     (True, False)
 
     Raises:
-        ValueError: it is no regular expression, or one of another kind, or too long.
+        ValueError: it is no regular expression, or one of another kind, or too long; `matches`: all names together
+            took too long.
     """
 
     text: str
+    budget: _Budget = field(default_factory=_Budget, repr=False)
     _states: list[tuple[re.Pattern[str] | str, tuple[int, ...]]] = field(default_factory=list, repr=False)
     _known: dict[tuple[_Places, str, _Signs], _Places] = field(default_factory=dict, repr=False)
 
@@ -63,6 +81,7 @@ class Regex:
     def matches(self, name: str) -> bool:
         """Whether the whole name fits."""
         here = frozenset({self._entry})
+        self.budget.spend(len(name) + 1)
         for i, letter in enumerate(name):
             step = (here, letter, _signs(name, i))
             if step not in self._known:
@@ -84,6 +103,7 @@ class Regex:
                 new = set(following) - reached
                 reached |= new
                 left.extend(new)
+        self.budget.spend(len(reached))
         return reached
 
     def _add(self, node: "_Node", then: int) -> int:
@@ -131,6 +151,8 @@ class Patterns:
     texts: tuple[str, ...]
     _plain: dict[int, list[tuple[int, bool, re.Pattern[str]]]] = field(default_factory=dict, repr=False)
     _other: list[tuple[int, Regex]] = field(default_factory=list, repr=False)
+    _budget: _Budget = field(default_factory=_Budget, repr=False)
+    _found: dict[str, str | None] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.texts) > _MAX_PATTERNS:
@@ -142,7 +164,7 @@ class Patterns:
                 self._plain.setdefault(length, []).append((i, bool(plain[1]), re.compile(plain[2])))
                 continue
             try:
-                self._other.append((i, Regex(rf"(.*\.)?({text})$")))
+                self._other.append((i, Regex(rf"(.*\.)?({text})$", self._budget)))
             except ValueError as error:
                 raise ValueError(f"holds {text!r:.80}, no regular expression that is read here ({error})") from error
             if sum(regex.size for _, regex in self._other) > _MAX_STATES:
@@ -152,10 +174,15 @@ class Patterns:
         """The first pattern that fits a name.
 
         Raises:
-            ValueError: the name is too long to be looked for.
+            ValueError: the name is too long to be looked for, or all names together took too long.
         """
         if len(name) > _MAX_NAME:
             raise ValueError(f"is matched with names of {_MAX_NAME} characters at most, one has {len(name)}")
+        if name not in self._found:
+            self._found[name] = self._first(name)
+        return self._found[name]
+
+    def _first(self, name: str) -> str | None:
         found = min(self._plain_ones(name), default=len(self.texts))
         for i, regex in self._other:
             if i > found:
@@ -166,15 +193,29 @@ class Patterns:
 
     def _plain_ones(self, name: str) -> Iterator[int]:
         for start in [0, *(dot.end() for dot in re.finditer(r"\.", name))]:
-            for i, anchored, pattern in self._plain.get(len(name) - start, ()):
+            alike = self._plain.get(len(name) - start, ())
+            self._budget.spend(len(alike) + 1)
+            for i, anchored, pattern in alike:
                 if not (anchored and start) and pattern.fullmatch(name, start):
                     yield i
 
 
 @lru_cache(maxsize=16)
-def compile_patterns(texts: tuple[str, ...]) -> Patterns:
-    """Patterns that are made once for the modules of one file; see `Patterns`."""
+def compile_patterns(texts: tuple[str, ...], where: Path | None = None) -> Patterns:  # noqa: ARG001 - part of the key
+    """Patterns that are made once for the modules of one file, `where`: each has a budget of its own."""
     return Patterns(texts)
+
+
+def plain_names(text: str) -> tuple[str, ...] | None:
+    r"""The names in an expression that only lists names, as lorabench writes `target_modules`; None if it does more.
+
+    >>> plain_names(r"^(?:h\.0\.q|h\.10\.q)$"), plain_names("h.0|h.1"), plain_names(r".*\.q")
+    (('h.0.q', 'h.10.q'), None, None)
+    """
+    found = _LIST.fullmatch(text)
+    if found is None:
+        return None
+    return tuple(re.sub(r"(?s)\\(.)", r"\1", one) for one in found["names"].split("|"))
 
 
 @dataclass(frozen=True)

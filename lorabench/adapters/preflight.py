@@ -7,15 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorabench.adapters.adapter import Adapter
-from lorabench.adapters.aligning import (
-    clashes,
-    kinds_left,
-    labels,
-    magnitudes,
-    module_names,
-    sums_to_zero,
-    used_weights,
-)
+from lorabench.adapters.aligning import align, labels, module_names
+from lorabench.adapters.clashing import hindrances, kinds_left, magnitudes, strangers, sums_to_zero, used_weights
+from lorabench.adapters.merge_recipe import Recipe
 from lorabench.adapters.overlapping import Overlap, overlaps
 
 __all__ = ["Finding", "Preflight", "preflight"]
@@ -31,13 +25,16 @@ class Finding:
     Attributes:
         level: "ok"; "warning": the result may not be what is hoped for; "error": the merge is refused, or is of
             adapters for different models.
-        check: "weights", "base model", "modules", "shapes", "magnitudes", "left out", "overlap", "signs" or "norms".
+        check: "names", "weights", "base model", "modules", "shapes", "ranks", "size", "magnitudes", "left out",
+            "overlap", "signs" or "norms".
         message: in words.
+        refused: whether `merge` itself refuses it; the other errors are a matter of judgement.
     """
 
     level: str
     check: str
     message: str
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,11 @@ class Preflight:
         """The worst of the findings."""
         return max((finding.level for finding in self.findings), key=LEVELS.index)
 
+    @property
+    def refused(self) -> tuple[Finding, ...]:
+        """What `merge` itself refuses."""
+        return tuple(finding for finding in self.findings if finding.refused)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON; NaN where a number does not exist."""
         return {"level": self.level, **asdict(self)}
@@ -68,35 +70,54 @@ def preflight(
     adapters: Sequence[Adapter],
     weights: Sequence[float | int] | None = None,
     *,
+    method: str = "svd",
+    rank: int | None = None,
     normalize: bool = True,
+    missing: str = "zero",
     drop_dora: bool = False,
+    drop_unsupported: bool = False,
     seed: int = 0,
 ) -> Preflight:
-    """What will clash in a merge: base models, modules, shapes, magnitudes, subspaces, signs and norms.
+    """What will clash in a merge: base models, names, modules, shapes, ranks, magnitudes, subspaces, signs and norms.
 
-    Subspaces and norms by factors alone; signs on at most 64 rows of each ΔW, drawn by the seed.
+    Subspaces and norms by factors alone; signs on at most 64 rows of each ΔW, drawn by the seed. All that `merge`
+    would refuse is an error here, but for values that turn out not to fit a type.
 
     Args:
         adapters: as for `merge`.
         weights: as for `merge`; they count in cosine, signs and norms.
+        method: as for `merge`.
+        rank: as for `merge`.
         normalize: as for `merge`.
+        missing: as for `merge`.
         drop_dora: as for `merge`.
+        drop_unsupported: as for `merge`.
         seed: of the rows that signs are compared on.
 
     Raises:
-        LorabenchError: no adapter, another number of weights, or one that is not finite.
+        LorabenchError: no adapter, another number of weights, one that is not finite, a method or rank that is not
+            allowed, or names that fit each other in two ways.
     """
     given = used_weights(len(adapters), weights, normalize=False)
+    recipe = Recipe(method, rank, normalize=normalize, missing=missing)
     possible = not (normalize and sums_to_zero(given))
     used = used_weights(len(adapters), weights, normalize and possible)
-    wrong = [Finding("error", "shapes", f"{said}: such ΔW cannot be added") for said in clashes(adapters)]
-    pairs = () if wrong else tuple(overlaps(adapters, used, seed))
+    aligned = align(adapters)
+    adapters = aligned.adapters
+    wrong = [
+        Finding("error", check, said, refused=True)
+        for check, said in hindrances(adapters, recipe, drop_dora, drop_unsupported)
+    ]
+    fit = all(one.check != "shapes" for one in wrong)
+    pairs = tuple(overlaps(adapters, used, seed)) if fit else ()
     findings = [
         *_of_weights(given, used, possible),
         *_of_bases(adapters),
+        *(Finding("ok", "names", note) for note in aligned.notes),
         *_of_modules(adapters),
-        *(wrong or [Finding("ok", "shapes", "modules of one name have one shape")]),
-        *_of_magnitudes(adapters, drop_dora),
+        *([Finding("ok", "shapes", "modules of one name have one shape")] if fit else []),
+        *wrong,
+        *_of_what_is_dropped(adapters, drop_dora, drop_unsupported),
         *(finding for pair in pairs for finding in _of_overlap(pair)),
     ]
     return Preflight(used, tuple(findings), pairs)
@@ -104,7 +125,9 @@ def preflight(
 
 def _of_weights(given: Sequence[float], used: Sequence[float], possible: bool) -> Iterator[Finding]:
     if not possible:
-        yield Finding("error", "weights", f"{_list(given)} sum to 0 and cannot be normalised; use --no-normalize")
+        yield Finding(
+            "error", "weights", f"{_list(given)} sum to 0 and cannot be normalised; use --no-normalize", refused=True
+        )
     elif any(one * other < 0 for one, other in zip(given, used, strict=True)):
         yield Finding("warning", "weights", f"{_list(given)} sum to less than 0: dividing by it turns every sign")
     elif max(map(abs, used)) > _LARGE:
@@ -151,7 +174,13 @@ def _base(adapter: Adapter) -> str | None:
 def _of_modules(adapters: Sequence[Adapter]) -> Iterator[Finding]:
     names, owners = labels(adapters), module_names(adapters)
     shared = sum(len(who) == len(adapters) for who in owners.values())
-    if shared == len(owners):
+    alone = strangers(adapters)
+    if alone:
+        who = f"{', '.join(alone)} {'have' if len(alone) > 1 else 'has'}"
+        yield Finding(
+            "error", "modules", f"{who} no module in common with any other adapter, by name: made for different models?"
+        )
+    elif shared == len(owners):
         yield Finding("ok", "modules", f"{shared}, the same in every adapter")
     elif not shared:
         yield Finding("warning", "modules", f"none of {len(owners)} is in every adapter")
@@ -162,15 +191,14 @@ def _of_modules(adapters: Sequence[Adapter]) -> Iterator[Finding]:
             if len(one.modules) < len(owners)
         )
         yield Finding("warning", "modules", f"{shared} of {len(owners)} are in every adapter; {lacking}")
-    for i, kinds in kinds_left(adapters).items():
-        yield Finding("warning", "left out", f"{names[i]} has tensors that cannot be merged: {kinds}")
 
 
-def _of_magnitudes(adapters: Sequence[Adapter], drop_dora: bool) -> Iterator[Finding]:
+def _of_what_is_dropped(adapters: Sequence[Adapter], dora: bool, unsupported: bool) -> Iterator[Finding]:
     names = labels(adapters)
-    for i, modules in magnitudes(adapters).items():
-        level, way = ("warning", "they are dropped") if drop_dora else ("error", "use --drop-dora")
-        yield Finding(level, "magnitudes", f"{names[i]} has DoRA magnitudes in {len(modules)} modules: {way}")
+    for i, modules in (magnitudes(adapters) if dora else {}).items():
+        yield Finding("warning", "magnitudes", f"the DoRA magnitudes of {names[i]}, {len(modules)}, are dropped")
+    for i, kinds in (kinds_left(adapters) if unsupported else {}).items():
+        yield Finding("warning", "left out", f"tensors of {names[i]} that cannot be merged are dropped: {kinds}")
 
 
 def _of_overlap(pair: Overlap) -> Iterator[Finding]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lorabench.adapters.adapter import Adapter
-from lorabench.adapters.aligning import file_name, kinds_left, labels, magnitudes
+from lorabench.adapters.aligning import file_name, labels
+from lorabench.adapters.clashing import kinds_left, magnitudes
 from lorabench.adapters.merge_recipe import DENSE, Recipe
 from lorabench.adapters.merge_report import ModuleMerge, Parent
 

@@ -11,22 +11,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lorabench.adapters.naming import component
+from lorabench.adapters.resize_modes import MODES, spelled
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import energy_rank
 
-__all__ = ["MODES", "RankRule", "budget_ranks", "limits_by_module", "spectral_rank"]
-
-MODES = {
-    "rank": "SVD to this rank in every module",
-    "sv_ratio": "SVD, keep σ above σ₁/T",
-    "sv_cumulative": "SVD, keep the fewest σ whose sum is T of the whole",
-    "sv_fro": "SVD, keep the fewest σ whose root of Σσ² is T of the whole",
-    "energy": "SVD, keep the fewest σ whose Σσ² is T of the whole",
-    "size_mib": "SVD, the least total error in a file of T MiB",
-    "pad": "add rows and columns of zeros up to this rank",
-    "truncate": "keep the first rows and columns, whatever they weigh",
-}
-"""Every mode and what it does; T is its value."""
+__all__ = ["RankRule", "budget_ranks", "limits_by_module", "spectral_rank"]
 
 _COUNTED = ("rank", "pad", "truncate")
 _KOHYA = ("sv_ratio", "sv_cumulative", "sv_fro")
@@ -38,7 +27,7 @@ class RankRule:
     """How ranks are chosen, checked.
 
     Attributes:
-        mode: one of `MODES`.
+        mode: one of `resize_modes.MODES`.
         value: a rank ("rank", "pad", "truncate"), a share in (0, 1] ("sv_cumulative", "sv_fro", "energy"), a ratio
             from 1 on ("sv_ratio"), or MiB above 0 ("size_mib").
         limits: part of the model, module, or pattern with `*`, `?` and `[…]` -> largest rank there.
@@ -63,23 +52,26 @@ class RankRule:
         _check_value(self.mode, self.value)
         for what, number in (("min_rank", self.min_rank), ("max_rank", self.max_rank)):
             if number is not None:
-                _check_rank(what, number)
+                _check_rank(spelled(what, number), number)
         for name, number in self.limits.items():
-            _check_rank(f"limits[{name!r}]", number)
+            _check_rank(f"limits[{name!r}]={number!r} (--limit {name}={number})", number)
         if not self.by_spectrum and (self.min_rank != 1 or self.max_rank is not None):
             raise LorabenchError(
-                f"min_rank and max_rank do not go with {self.mode}={self.value}, which says the rank itself. "
-                "Leave them away, or use limits for single modules."
+                f"min_rank and max_rank (--min-rank, --max-rank) do not go with {spelled(self.mode, self.value)}, "
+                "which says the rank itself. Leave them away, or use limits (--limit) for single modules."
             )
         highest = [number for number in (self.max_rank, *self.limits.values()) if number is not None]
         if highest and min(highest) < self.min_rank:
             raise LorabenchError(
-                f"min_rank={self.min_rank} is above a limit of {min(highest)}. Lower the one or raise the other."
+                f"{spelled('min_rank', self.min_rank)} is above a limit of {min(highest)}. Lower the one or raise the "
+                "other."
             )
         if self.mode == "pad" and self.limits:
-            raise LorabenchError("limits do not go with pad, which takes nothing away. Use rank or truncate.")
+            raise LorabenchError("limits (--limit) do not go with pad, which takes nothing away. Use rank or truncate.")
         if self.kohya_counts and self.mode not in _KOHYA:
-            raise LorabenchError(f"kohya_counts goes with {', '.join(_KOHYA)}, not with {self.mode}. Leave it away.")
+            raise LorabenchError(
+                f"kohya_counts (--kohya-counts) goes with {', '.join(_KOHYA)}, not with {self.mode}. Leave it away."
+            )
 
     @classmethod
     def of(cls, modes: Mapping[str, float | int | None], **others: Any) -> "RankRule":
@@ -94,7 +86,7 @@ class RankRule:
         """
         given = {mode: value for mode, value in modes.items() if value is not None}
         if len(given) != 1:
-            came = ", ".join(f"{mode}={value}" for mode, value in given.items()) or "none"
+            came = ", ".join(spelled(mode, value) for mode, value in given.items()) or "none"
             raise LorabenchError(f"resize needs exactly one of {', '.join(modes)}; {came} came.")
         ((mode, value),) = given.items()
         return cls(mode, value, **others)
@@ -211,7 +203,7 @@ def limits_by_module(names: Iterable[str], limits: Mapping[str, int]) -> dict[st
 
 def _check_value(mode: str, value: float | int) -> None:
     if mode in _COUNTED:
-        _check_rank(mode, value)
+        _check_rank(spelled(mode, value), value)
         return
     number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
     if mode == "sv_ratio":
@@ -221,9 +213,9 @@ def _check_value(mode: str, value: float | int) -> None:
     else:
         fine, allowed = number and 0 < value <= 1, "a share above 0 and up to 1, 0.9 say"
     if not fine:
-        raise LorabenchError(f"{mode}={value!r}: {allowed} is needed.")
+        raise LorabenchError(f"{spelled(mode, value)}: {allowed} is needed.")
 
 
-def _check_rank(what: str, value: object) -> None:
+def _check_rank(said: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise LorabenchError(f"{what}={value!r}: a rank is a whole number from 1 on.")
+        raise LorabenchError(f"{said}: a rank is a whole number from 1 on.")

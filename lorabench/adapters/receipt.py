@@ -45,7 +45,7 @@ class Receipt:
     """What a resize did.
 
     Attributes:
-        mode: how ranks were chosen, see `ranks.MODES`.
+        mode: how ranks were chosen, see `resize_modes.MODES`.
         value: of the mode.
         modules: one receipt a module, in the adapter's order.
         predicted: of all modules as one matrix, √(Σ‖discarded‖²/Σ‖ΔW‖²); None where all are zero.

@@ -21,36 +21,41 @@ _BLOCKS = {
 _WIDTH = 100
 _NAME, _SOURCE = 27, 28
 _LINES = 4
-_MARKS = {"ok": "ok  ", "warning": "look", "error": "BAD "}
-_COLOURS = {"title": "1", "source": "2", "ok": "32", "warning": "33", "error": "31"}
+_MARKS = {"note": "note", "ok": "ok  ", "warning": "look", "error": "BAD "}
+_COLOURS = {"title": "1", "source": "2", "note": "2", "ok": "32", "warning": "33", "error": "31"}
 _COUNTED = ("ranks", "alphas", "scales", "dtypes", "target_modules")
 
 
-def terminal(found: Inspection, colour: bool = False) -> str:
+def terminal(found: Inspection, colour: bool = False, whole: bool = False) -> str:
     """A summary at most 100 columns wide; long values end in an ellipsis.
 
     Args:
         found: what to show.
         colour: whether to use the escape codes of colour terminals.
+        whole: whether to cut nothing, for what is no terminal; only the headline and sources are wider then.
     """
     width = min(_WIDTH, max(shutil.get_terminal_size((_WIDTH, 0)).columns, 60))
     paint = _painter(colour)
-    lines = [paint("title", _short(_headline(found), width))]
+    most = None if whole else _LINES
+    lines = [paint("title", _headline(found) if whole else _short(_headline(found), width))]
     for block, title in _BLOCKS.items():
         lines += ["", paint("title", title)]
         for name, one in getattr(found, block).items():
             if name not in ("ranks", "alphas") or len(one["value"]) > 1:  # else it stands there already
-                lines += _entry(name, one, width, paint)
+                lines += _entry(name, one, width, paint, whole)
     lines += ["", paint("title", "Validation")]
     for check in found.validation_info["checks"]:
         mark = paint(check["level"], _MARKS[check["level"]])
         wrapped = textwrap.wrap(clean(check["message"]), width - 9) or [""]
-        lines += [f"  {mark}   {wrapped[0]}", *(f"{'':9}{line}" for line in wrapped[1:_LINES])]
-    for note, count in list(found.validation_info["assumed"].items())[:_LINES]:
-        lines += textwrap.wrap(f"assumed for {count} modules: {clean(note)}", width - 9, initial_indent=" " * 9)
+        lines += [f"  {mark}   {wrapped[0]}", *(f"{'':9}{line}" for line in wrapped[1:most])]
+    for note, count in list(found.validation_info["assumed"].items())[:most]:
+        lines += textwrap.wrap(
+            f"assumed for {_modules(count)}: {clean(note)}", width, initial_indent=" " * 9, subsequent_indent=" " * 9
+        )
     if found.raw_metadata:
         count = len(found.raw_metadata)
-        lines += ["", f"{count} entries of metadata; --json or --format text shows them whole."]
+        entries = "1 entry" if count == 1 else f"{count} entries"
+        lines += ["", f"{entries} of metadata; --json or --format text shows all of it."]
     return "\n".join(lines)
 
 
@@ -64,14 +69,14 @@ def text(found: Inspection) -> str:
     checks = found.validation_info["checks"]
     lines.append(f"validation_info.valid: {_one_line(found.ok)}")
     lines += [f"validation_info.{one['level']}: {one['check']}: {clean(one['message'])}" for one in checks]
-    lines += [f"validation_info.assumed: {clean(note)} ({n} modules)" for note, n in _assumed(found)]
+    lines += [f"validation_info.assumed: {clean(note)} ({_modules(n)})" for note, n in _assumed(found)]
     lines += [f"metadata.{clean(key)}: {clean(value)}" for key, value in found.raw_metadata.items()]
     return "\n".join([*lines, f"extraction_time: {found.extraction_time}"])
 
 
 def markdown(found: Inspection) -> str:
     """A page with one table a block."""
-    lines = [f"# {_cell(found.file_info['name']['value'])}", "", _cell(_headline(found).partition("  ")[2])]
+    lines = [f"# {_cell(found.file_info['name']['value'])}", "", _cell(f"{_verdict(found)}: {_facts(found)}")]
     for block, title in _BLOCKS.items():
         lines += ["", f"## {title}", "", "| | value | source |", "|---|---|---|"]
         for name, one in getattr(found, block).items():
@@ -79,7 +84,7 @@ def markdown(found: Inspection) -> str:
     lines += ["", "## Validation", "", "| | check | |", "|---|---|---|"]
     for one in found.validation_info["checks"]:
         lines.append(f"| {_MARKS[one['level']].strip()} | {one['check']} | {_cell(one['message'])} |")
-    lines += [f"| assumed | {n} modules | {_cell(note)} |" for note, n in _assumed(found)]
+    lines += [f"| assumed | {_modules(n)} | {_cell(note)} |" for note, n in _assumed(found)]
     if found.raw_metadata:
         lines += ["", "## Metadata", "", "| key | value |", "|---|---|"]
         lines += [f"| {_cell(key)} | {_cell(_short(value, 120))} |" for key, value in found.raw_metadata.items()]
@@ -119,26 +124,40 @@ def clean(value: object) -> str:
 
 
 def _headline(found: Inspection) -> str:
+    """The verdict first: the end is what is cut off."""
+    return f"{_verdict(found)}: {clean(found.file_info['name']['value'])}  {_facts(found)}"
+
+
+def _verdict(found: Inspection) -> str:
+    return "valid" if found.ok else "NOT VALID"
+
+
+def _modules(count: int) -> str:
+    return f"{count} module{'' if count == 1 else 's'}"
+
+
+def _facts(found: Inspection) -> str:
     built = found.architecture_info
     ranks = list(built["ranks"]["value"])
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}" if ranks else "no rank"
     facts = [
         str(found.training_info["method"]["value"]),
         rank,
-        f"{built['modules']['value']} modules",
+        _modules(built["modules"]["value"]),
         f"{built['parameters']['value']:,} parameters",
         _size(found.file_info["size"]["value"]),
-        "valid" if found.ok else "NOT VALID",
     ]
-    return f"{clean(found.file_info['name']['value'])}  {', '.join(facts)}"
+    return ", ".join(facts)
 
 
-def _entry(name: str, one: Mapping[str, Any], width: int, paint: Callable[[str, str], str]) -> Iterator[str]:
+def _entry(
+    name: str, one: Mapping[str, Any], width: int, paint: Callable[[str, str], str], whole: bool
+) -> Iterator[str]:
     room = width - _NAME - _SOURCE - 6
     wrapped = textwrap.wrap(clean(_value(name, one["value"])), room) or [""]
-    if len(wrapped) > _LINES:
+    if len(wrapped) > _LINES and not whole:
         wrapped = [*wrapped[: _LINES - 1], _short(wrapped[_LINES - 1] + " …", room)]
-    source = paint("source", _short(clean(one["source"]), _SOURCE))
+    source = paint("source", clean(one["source"]) if whole else _short(clean(one["source"]), _SOURCE))
     yield f"  {_short(name.replace('_', ' '), _NAME).ljust(_NAME)}  {wrapped[0].ljust(room)}  {source}".rstrip()
     for line in wrapped[1:]:
         yield f"{'':{_NAME + 4}}{line}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorabench.adapters.resize_modes import spelled
 from lorabench.adapters.table import ModuleRow, read_table
 
 __all__ = ["Validation", "validate"]
@@ -59,7 +60,7 @@ def validate(path: Path | str, rank: int | None = None) -> Validation:
         for kind, keys in table.unsupported.items()
     ]
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        problems.append(f"rank={rank!r}: a rank is a whole number from 1 on")
+        problems.append(f"{spelled('rank', rank)}: a rank is a whole number from 1 on")
     elif rank is not None:
         notes.extend(_meaning(rank, table.rows, table.schemes == ("mlx",)))
     return Validation(

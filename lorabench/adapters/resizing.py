@@ -13,11 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from lorabench.adapters.adapter import Adapter, LoraModule
+from lorabench.adapters.converting import prepare
 from lorabench.adapters.deviation import Deviation, chunks, deviations, total
 from lorabench.adapters.naming import component
 from lorabench.adapters.ranks import RankRule, budget_ranks, limits_by_module, spectral_rank
 from lorabench.adapters.receipt import ModuleReceipt, Receipt
-from lorabench.adapters.writing import layout_of, save
+from lorabench.adapters.refusals import refuse_unsupported, some
+from lorabench.adapters.resize_modes import spelled
+from lorabench.adapters.writing import layout_of, save, stored_type
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import singular_values, thin_svd
 
@@ -55,6 +58,7 @@ def resize(
     max_rank: int | None = None,
     kohya_counts: bool = False,
     drop_dora: bool = False,
+    drop_unsupported: bool = False,
     dtype: torch.dtype | None = None,
     layout: str | None = None,
 ) -> tuple[Adapter, Receipt]:
@@ -73,13 +77,14 @@ def resize(
         sv_fro: keep the fewest σ with Σσ² ≥ T² of the whole.
         energy: keep the fewest σ with Σσ² ≥ T of the whole.
         size_mib: the ranks with the least total error in a file of at most T MiB (see `budget_ranks`).
-        pad: zeros up to this rank; ΔW stays.
+        pad: zeros up to this rank, or to min(d_out, d_in) where that is less; ΔW stays.
         truncate: the first rows of down and columns of up; not optimal, the receipt says by how much.
         limits: part ("text_encoder"), module or pattern -> its largest rank, in every mode but `pad`.
         min_rank: least rank where the spectrum or the size decides; no module grows for it.
         max_rank: largest rank where the spectrum or the size decides.
         kohya_counts: one value more, as kohya's older tools (`sv_ratio`, `sv_cumulative`, `sv_fro`).
         drop_dora: resize the low-rank part of DoRA modules and lose their magnitudes.
+        drop_unsupported: leave out what is no low-rank pair (`adapter.unsupported`).
         dtype: that the factors are rounded to, and `size_mib` reckons with; None is every module's own.
         layout: that `size_mib` reckons with; None is the nearest to the input's.
 
@@ -89,7 +94,8 @@ def resize(
 
     Raises:
         LorabenchError: not exactly one mode, a value out of its range, a limit that fits no module, DoRA without
-            `drop_dora`, a size that nothing fits into, or values that leave the stored type's range.
+            `drop_dora`, other tensors without `drop_unsupported`, a size that nothing fits into, or values that
+            leave the stored type's range.
     """
     modes = {
         "rank": rank, "sv_ratio": sv_ratio, "sv_cumulative": sv_cumulative, "sv_fro": sv_fro,
@@ -97,6 +103,7 @@ def resize(
     }  # fmt: skip
     rule = RankRule.of(modes, limits=limits or {}, min_rank=min_rank, max_rank=max_rank, kohya_counts=kohya_counts)
     _check_kinds(adapter, drop_dora)
+    refuse_unsupported(adapter, drop_unsupported)
     at_most = limits_by_module(adapter.modules, rule.limits)
     if rule.mode in ("pad", "truncate"):
         resized = _simple(rule, adapter.modules, at_most)
@@ -149,7 +156,7 @@ def _wanted(
     if limit is not None:
         wanted = min(wanted, limit)
     if wanted > most:
-        notes.append(f"rank {wanted} is clamped to {most}, the short side of ΔW {list(module.shape)}")
+        notes.append(_clamped(module, wanted, most))
         wanted = most
     if wanted > module.rank:
         notes.append(f"grown from rank {module.rank} with zeros: ΔW is as it was")
@@ -189,10 +196,10 @@ def _simple(rule: RankRule, modules: Mapping[str, LoraModule], at_most: Mapping[
         over = [name for name, module in modules.items() if module.rank > rank]
         if over:
             raise LorabenchError(
-                f"pad={rank} is below the rank {modules[over[0]].rank} of {over[0]}, and padding takes nothing away. "
-                "Use rank or truncate."
+                f"{spelled('pad', rank)} is below the rank {modules[over[0]].rank} of {over[0]}, and padding takes "
+                "nothing away. Use rank or truncate."
             )
-        return {name: _Resized(_with_rows(module, rank), 0.0, 0.0) for name, module in modules.items()}
+        return {name: _padded(module, rank) for name, module in modules.items()}
     ranks = {name: min(rank, at_most.get(name, rank), module.rank) for name, module in modules.items()}
     cut = {name: _with_rows(module, ranks[name]) for name, module in modules.items()}
     errors, spectra = deviations(modules, cut), _spectra(modules)
@@ -207,6 +214,18 @@ def _simple(rule: RankRule, modules: Mapping[str, LoraModule], at_most: Mapping[
     }
 
 
+def _padded(module: LoraModule, rank: int) -> _Resized:
+    """No rank above the short side of ΔW does more, and one by mistake would fill the memory with zeros."""
+    most = max(module.rank, min(rank, *module.shape))
+    notes = () if most == rank else (_clamped(module, rank, most),)
+    return _Resized(_with_rows(module, most), 0.0, 0.0, notes)
+
+
+def _clamped(module: LoraModule, rank: int, most: int) -> str:
+    what = "short side" if most == min(module.shape) else "old rank"
+    return f"rank {rank} is clamped to {most}, the {what} of ΔW {list(module.shape)}"
+
+
 def _by_size(
     rule: RankRule, adapter: Adapter, at_most: Mapping[str, int], dtype: torch.dtype | None, layout: str | None
 ) -> dict[str, int]:
@@ -216,15 +235,19 @@ def _by_size(
         limits = [limit for limit in (at_most.get(name), rule.max_rank) if limit is not None]
         most = min(module.rank, *module.shape, *limits)
         bounds[name] = min(rule.min_rank, most), most
-        cost[name] = sum(module.shape) * _stored(module, dtype).itemsize
-    beside = _beside_weights(adapter, dtype, layout or layout_of(adapter))
+        cost[name] = sum(module.shape) * stored_type(module, dtype or "stored").itemsize
+    layout = layout or layout_of(adapter)
+    renamed = prepare(adapter, layout)  # as the command writes it; `save` alone keeps the names
+    written = [adapter] + [renamed.adapter] * (list(renamed.names) != list(renamed.adapter.modules))
+    beside = max(_beside_weights(one, dtype, layout) for one in written)
     try:
         return budget_ranks(_spectra(modules), cost, bounds, budget - beside)
     except LorabenchError as error:
         least = beside + sum(cost[name] * bounds[name][0] for name in modules)
         raise LorabenchError(
-            f"size_mib={rule.value}: {error}. The smallest file of this adapter has {least / 2**20:.4g} MiB "
-            f"({beside / 2**20:.4g} of them names and metadata). Allow more, or name a smaller type."
+            f"{spelled('size_mib', rule.value)}: {error}. The smallest file of this adapter has "
+            f"{least / 2**20:.4g} MiB ({beside / 2**20:.4g} of them names and metadata). Allow more, or name a "
+            "smaller type."
         ) from error
 
 
@@ -234,7 +257,7 @@ def _beside_weights(adapter: Adapter, dtype: torch.dtype | None, layout: str) ->
         name: _made(module, torch.ones_like(module.down[:1]), torch.ones_like(module.up[:, :1]))
         for name, module in adapter.modules.items()
     }
-    weights = sum(sum(module.shape) * _stored(module, dtype).itemsize for module in thin.values())
+    weights = sum(sum(module.shape) * stored_type(module, dtype or "stored").itemsize for module in thin.values())
     with tempfile.TemporaryDirectory(prefix="lorabench-") as folder:
         path = Path(folder) / ("thin" if layout == "peft" else "thin.safetensors")
         save(path, replace(adapter, modules=thin), layout, dtype="stored" if dtype is None else dtype)
@@ -267,13 +290,8 @@ def _stacked(
     return torch.stack([module.down for module in batch]), torch.stack([module.up for module in batch]), scales
 
 
-def _stored(module: LoraModule, dtype: torch.dtype | None) -> torch.dtype:
-    """The type that the writer stores; eight-bit ones become bfloat16 there."""
-    return dtype or (module.dtype if module.dtype.itemsize > 1 else torch.bfloat16)
-
-
 def _rounded(name: str, module: LoraModule, dtype: torch.dtype | None) -> LoraModule:
-    stored = _stored(module, dtype)
+    stored = stored_type(module, dtype or "stored")
     down, up = (factor.to(stored).float() for factor in (module.down, module.up))
     if not bool(torch.isfinite(down).all() and torch.isfinite(up).all()):
         raise LorabenchError(
@@ -320,11 +338,11 @@ def _receipt(
         bytes_before=adapter.path.stat().st_size if adapter.path.is_file() else None,
         bytes_after=None,
         weight_bytes=weights,
-        notes=_notes(rule, adapter, resized),
+        notes=_notes(rule, adapter, resized, weights),
     ).measured_as(found)
 
 
-def _notes(rule: RankRule, adapter: Adapter, resized: Mapping[str, _Resized]) -> tuple[str, ...]:
+def _notes(rule: RankRule, adapter: Adapter, resized: Mapping[str, _Resized], weights: int) -> tuple[str, ...]:
     notes = []
     kinds = Counter(module.kind for module in adapter.modules.values() if module.kind != "lora")
     for kind, count in sorted(kinds.items()):
@@ -332,7 +350,10 @@ def _notes(rule: RankRule, adapter: Adapter, resized: Mapping[str, _Resized]) ->
         notes.append(f"{count} modules were {kind} and are ordinary LoRA now{lost}")
     for kind, keys in adapter.unsupported.items():
         if kind != "dora":
-            notes.append(f"{len(keys)} tensors are not carried over ({kind}), {keys[0]} for one")
+            notes.append(f"left out: {kind} ({len(keys)}: {some(keys)})")
+    before = adapter.path.stat().st_size if adapter.path.is_file() else None
+    if before is not None and weights > before:
+        notes.append(f"the weights alone are larger than the file that was read, {weights} over {before} bytes")
     kept = sum(resized[name].module.rank == old.rank for name, old in adapter.modules.items())
     if kept:
         notes.append(f"{kept} of {len(resized)} modules keep their rank")

@@ -12,7 +12,7 @@ from lorabench.adapters.header import parse_json
 from lorabench.adapters.patterns import compile_patterns
 from lorabench.errors import LorabenchError
 
-__all__ = ["Scale", "find_scale", "saved_config"]
+__all__ = ["Scale", "find_scale", "finite_number", "saved_config"]
 
 _DEFAULT = 8
 _MAX = sys.float_info.max
@@ -80,7 +80,7 @@ def _mlx(where: Path, config: Mapping[str, Any]) -> Scale:
     parameters = config.get("lora_parameters", config)
     if not isinstance(parameters, Mapping) or "scale" not in parameters:
         return Scale(1.0, None, ("no scale in adapter_config.json: scale 1 (mlx-lm's own default is 20)",))
-    value = _number(where, "scale", parameters["scale"])
+    value = finite_number(where, "scale", parameters["scale"])
     note = ("alpha in lora_parameters was left out: only early mlx-lm multiplied by alpha/r",)
     return Scale(value, None, note if "alpha" in parameters else ())
 
@@ -99,7 +99,7 @@ def _peft(where: Path, module: str, rank: int, config: Mapping[str, Any]) -> Sca
     said = _pattern(where, options, "rank_pattern", name) or options.get("r", _DEFAULT)
     if said != rank:
         assumed.append(f"adapter_config.json says r = {reprlib.repr(said)}, the tensors say {rank}: {rank} is used")
-    alpha = _number(where, "lora_alpha", alpha)
+    alpha = finite_number(where, "lora_alpha", alpha)
     root = bool(options.get("use_rslora", False))
     return Scale(alpha / (math.sqrt(rank) if root else rank), alpha, tuple(assumed))
 
@@ -112,13 +112,18 @@ def _pattern(where: Path, options: Mapping[str, Any], key: str, module: str) -> 
     if not patterns:
         return None
     try:
-        found = compile_patterns(tuple(patterns)).first(module)
+        found = compile_patterns(tuple(patterns), where).first(module)
     except ValueError as error:
         raise LorabenchError(f"{where}: {key} in adapter_config.json {error}. Repair it.") from error
     return None if found is None else patterns[found]
 
 
-def _number(where: Path, key: str, value: object) -> float:
+def finite_number(where: Path, key: str, value: object) -> float:
+    """A number of adapter_config.json.
+
+    Raises:
+        LorabenchError: it is none, or not finite in float64.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not -_MAX <= value <= _MAX:
         raise LorabenchError(
             f"{where}: {key} in adapter_config.json is {reprlib.repr(value)}; a finite number is needed. Repair it."

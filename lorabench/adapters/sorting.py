@@ -8,7 +8,12 @@ from pathlib import Path
 from lorabench.adapters.naming import FACTORS, parse_key
 from lorabench.errors import LorabenchError
 
-__all__ = ["ModuleKeys", "SortedKeys", "sort_keys"]
+__all__ = ["BESIDE", "MAGNITUDES", "NEEDED", "ModuleKeys", "SortedKeys", "sort_keys"]
+
+MAGNITUDES = ("lora_magnitude_vector", "dora_scale", "m")
+"""Parts that are DoRA's magnitude: in PEFT, LyCORIS and MLX."""
+BESIDE = ("alpha", "ranknum", *MAGNITUDES)
+"""Parts that are no factor of ΔW."""
 
 # By kind: the parts that its ΔW is made of, besides α.
 _PARTS = {
@@ -17,7 +22,7 @@ _PARTS = {
     "adalora": re.compile(r"\.(?P<part>lora_E|ranknum)(\.[^.]+)?$"),
     "dora": re.compile(r"\.(?P<part>lora_magnitude_vector|dora_scale)(\.[^.]+){0,2}$"),
 }
-_NEEDED = {
+NEEDED: dict[str, tuple[set[str], ...]] = {
     "loha": ({"w1_a"}, {"w1_b"}, {"w2_a"}, {"w2_b"}),
     "lokr": ({"w1", "w1_a"}, {"w1", "w1_b"}, {"w2", "w2_a"}, {"w2", "w2_b"}),
     "adalora": ({"down"}, {"up"}, {"lora_E"}),
@@ -79,6 +84,7 @@ def sort_keys(file: Path, names: Iterable[str], leftovers: Iterable[str] = ()) -
     keys = SortedKeys()
     for key in names:
         _place(file, key, keys)
+    _place_mlx_magnitudes(keys)
     for name, one in list(keys.modules.items()):
         if not _whole(one):
             kind = "alpha_alone" if set(one.parts) == {"alpha"} else one.kind
@@ -120,8 +126,19 @@ def _place(file: Path, key: str, keys: SortedKeys) -> None:
         one.scheme = parsed.scheme or ("peft" if key.startswith("base_model.") else "lycoris")
 
 
+def _place_mlx_magnitudes(keys: SortedKeys) -> None:
+    """MLX calls a magnitude `module.m`: too short a name to be known without the pair beside it."""
+    others = keys.unsupported.get("other", [])
+    for key in [key for key in others if key.endswith(".m")]:
+        one = keys.modules.get(parse_key(f"{key}.lora_a").module.removesuffix(".m"))
+        if one is not None and one.scheme == "mlx" and one.form == "lora":
+            one.parts["m"], one.magnitude = key, True
+            keys.unsupported.setdefault("dora", []).append(key)
+            others.remove(key)
+    if not others:
+        keys.unsupported.pop("other", None)
+
+
 def _whole(one: ModuleKeys) -> bool:
-    """Whether a module's ΔW can be made, or at least a message about half a pair."""
-    if one.form in _NEEDED:
-        return all(any(part in one.parts for part in some) for some in _NEEDED[one.form])
-    return "down" in one.parts or "up" in one.parts
+    """Whether a module has an update, or a part of one that a message is due about."""
+    return one.form in NEEDED or "down" in one.parts or "up" in one.parts

@@ -1,11 +1,11 @@
 """One table of what an adapter file holds, module by module; for safetensors from the header alone, without torch."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorabench.adapters.experts import set_experts_aside
 from lorabench.adapters.header import (
     Header,
     TensorInfo,
@@ -18,10 +18,15 @@ from lorabench.adapters.header import (
 from lorabench.adapters.kinds import scale_of
 from lorabench.adapters.naming import component
 from lorabench.adapters.scaling import saved_config
-from lorabench.adapters.sorting import ModuleKeys, sort_keys
+from lorabench.adapters.shapes import fit
+from lorabench.adapters.sorting import BESIDE, ModuleKeys, sort_keys
+from lorabench.adapters.switching import switches
 from lorabench.errors import LorabenchError
 
 __all__ = ["ModuleRow", "Table", "read_table"]
+
+_READ = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0")
+"""Types that `load` makes float32 of."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,10 @@ def read_table(path: Path | str) -> Table:
     tensors, alphas, leftovers = (header.tensors, {}, ()) if header is not None else _from_pickle(file)
     metadata: Mapping[str, str] = {} if header is None else header.metadata
     keys = sort_keys(file, tensors, leftovers)
+    beside, inside = read_json(file.parent / "adapter_config.json"), saved_config(file, metadata)
+    set_experts_aside(keys, inside or beside)
     if header is not None:
         alphas = read_scalars(header, [one.parts["alpha"] for one in keys.modules.values() if "alpha" in one.parts])
-    beside, inside = read_json(file.parent / "adapter_config.json"), saved_config(file, metadata)
     rows, problems = [], []
     for name, one in keys.modules.items():
         try:
@@ -134,16 +140,16 @@ def _row(
     beside: Mapping[str, Any],
 ) -> ModuleRow:
     shapes = {part: tensors[key].shape for part, key in one.parts.items()}
-    if one.form in ("lora", "adalora"):
-        _check_pair(file, name, one, shapes)
-    rank = _rank(one, shapes)
-    known = scale_of(file, name, one, rank, alphas.get(one.parts.get("alpha", "")), inside, beside)
+    found = fit(file, name, one, shapes)
+    _refuse_quantised(file, one, tensors)
+    merged = switches(file, name, found, inside or beside)[1]
+    known = scale_of(file, name, one, found.rank, alphas.get(one.parts.get("alpha", "")), inside, beside)
     first = next(key for part, key in one.parts.items() if part != "alpha")
     return ModuleRow(
         module=name,
         part=component(name),
         kind=_kind(one, shapes),
-        rank=rank,
+        rank=found.rank,
         alpha=known.scale.alpha,
         alpha_source=known.source,
         scale=known.scale.value,
@@ -151,35 +157,17 @@ def _row(
         shapes={part: shape for part, shape in shapes.items() if part != "alpha"},
         dtype=tensors[one.parts.get("down", first)].dtype,
         keys=one.parts,
-        assumed=known.scale.assumed,
+        assumed=merged + known.scale.assumed,
     )
 
 
-def _check_pair(file: Path, name: str, one: ModuleKeys, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for part, other in (("down", "up"), ("up", "down")):
-        if part not in shapes:
-            raise LorabenchError(f"{file}: module {name} has {one.parts[other]} but no {part} matrix")
-    down, up = shapes["down"], shapes["up"]
-    wide = len(down) >= 2 and len(up) >= 2 and math.prod(down) > 0 and math.prod(up) > 0
-    inner = (down[-1], up[0]) if one.scheme == "mlx" and wide else (down[0], up[1]) if wide else (0, 1)
-    merged = wide and len(down) == 2 and len(up) == 3 and up[2] == 1 and down[0] % up[1] == 0
-    if inner[0] != inner[1] and not merged:
-        raise LorabenchError(
-            f"{file}: the shapes of module {name} do not fit together: {one.parts['down']} {list(down)}, "
-            f"{one.parts['up']} {list(up)}"
-        )
-
-
-def _rank(one: ModuleKeys, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    if one.form == "loha":
-        return shapes["w1_b"][0] if shapes["w1_b"] else 0
-    if one.form == "lokr":
-        low = shapes.get("w2_b") or shapes.get("w1_b")
-        return low[0] if low else 0
-    if one.scheme == "mlx":
-        return shapes["down"][-1]
-    # loralib's merged projections: up [d_out, r, 1] over down [g·r, d_in]
-    return shapes["up"][1]
+def _refuse_quantised(file: Path, one: ModuleKeys, tensors: Mapping[str, TensorInfo]) -> None:
+    for part, key in one.parts.items():
+        if part not in BESIDE and tensors[key].dtype not in _READ:
+            raise LorabenchError(
+                f"{file}: {key} is stored as {tensors[key].dtype}; quantised factors cannot be read. "
+                "Export the adapter in float16, bfloat16 or float32."
+            )
 
 
 def _kind(one: ModuleKeys, shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -8,8 +8,11 @@ from typing import Any
 
 from lorabench.adapters.evidence import CONFIG, Said, Sources
 from lorabench.adapters.hashes import check_hashes
-from lorabench.adapters.patterns import Regex
+from lorabench.adapters.kinds import NO_CONFIG
+from lorabench.adapters.patterns import Regex, plain_names
+from lorabench.adapters.shapes import UNPLACED
 from lorabench.adapters.table import ModuleRow, Table
+from lorabench.adapters.values import read_values
 
 __all__ = ["Finding", "validate"]
 
@@ -23,7 +26,7 @@ class Finding:
 
     Attributes:
         check: its name.
-        level: "error" (the file is not whole), "warning" (look at it), or "ok".
+        level: "error" (the file is not whole), "warning" (look at it), "ok", or "note" (nothing was checked).
         message: in words.
     """
 
@@ -32,7 +35,9 @@ class Finding:
     message: str
 
 
-def validate(known: Sources, network: Mapping[str, Said], *, strict: bool, hashes: bool) -> dict[str, Any]:
+def validate(
+    known: Sources, network: Mapping[str, Said], *, strict: bool, hashes: bool, values: bool = False
+) -> dict[str, Any]:
     """Every check of one file.
 
     Args:
@@ -40,13 +45,14 @@ def validate(known: Sources, network: Mapping[str, Said], *, strict: bool, hashe
         network: what the trainer was asked for (`origin.network_info`).
         strict: whether a tensor that cannot be analysed is an error.
         hashes: whether to hold the file's hashes against all its bytes.
+        values: whether to read the weights, by torch, and look for NaN, infinity and untrained modules.
 
     Returns:
         "valid", "errors" and "warnings" in words, "checks", "unsupported" (kind -> keys), and "assumed" (what the
         file did not say -> number of modules).
 
     Raises:
-        LorabenchError: the file cannot be read for its hashes.
+        LorabenchError: the file cannot be read for its hashes or weights.
     """
     table = known.table
     findings = [
@@ -54,9 +60,11 @@ def validate(known: Sources, network: Mapping[str, Said], *, strict: bool, hashe
         *_pairs(table),
         *_ranks(table),
         *_alphas(table),
+        *_merged(table),
         *_asked(table, network),
         *_targets(table, network),
         *_unsupported(table, strict),
+        *(_values(table) if values else _no_values(table)),
         *(_hashes(table) if hashes else ()),
         *(Finding("beside", "warning", note) for note in known.notes),
     ]
@@ -74,7 +82,7 @@ def validate(known: Sources, network: Mapping[str, Said], *, strict: bool, hashe
 def _modules(table: Table) -> Iterator[Finding]:
     count = len(table.rows)
     if count:
-        yield Finding("modules", "ok", f"{count} modules that can be analysed")
+        yield Finding("modules", "ok", f"{_count(count, 'module')} that can be analysed")
     elif set(table.unsupported) <= _NO_ADAPTER and not table.problems:
         held = ", ".join(sorted(table.unsupported)) or "no tensors at all"
         yield Finding("modules", "error", f"no adapter: the file holds {held}")
@@ -94,12 +102,12 @@ def _ranks(table: Table) -> Iterator[Finding]:
     # LoKr of two whole matrices has no rank, and needs none
     bad = [row for row in table.rows if row.rank <= 0 and row.kind != "lokr"]
     if bad:
-        yield Finding("rank", "error", f"{len(bad)} modules have no positive rank: {_names(bad)}")
+        yield Finding("rank", "error", f"{_count(len(bad), 'module')} without a positive rank: {_names(bad)}")
     elif table.rows:
         yield Finding("rank", "ok", "every rank is positive")
     over = [row for row in table.rows if row.rank > _narrower(row) > 0]
     if over:
-        yield Finding("rank", "warning", f"{len(over)} modules have a rank above their width: {_names(over)}")
+        yield Finding("rank", "warning", f"{_count(len(over), 'module')} of a rank above the width: {_names(over)}")
 
 
 def _alphas(table: Table) -> Iterator[Finding]:
@@ -109,23 +117,51 @@ def _alphas(table: Table) -> Iterator[Finding]:
         theirs = {"kohya", "lycoris"} & set(table.schemes)
         text = f"no alpha for {len(missing)} of {len(table.rows)} modules: alpha = r is assumed"
         partly = len(missing) < len(table.rows)
-        yield Finding("alpha", "warning" if theirs or partly else "ok", text)
+        parted = any(row.alpha_source == NO_CONFIG for row in missing)
+        if parted:
+            text += f"; PEFT keeps it in {CONFIG}, which is not beside the file: put it there, or ΔW has the wrong size"
+        yield Finding("alpha", "warning" if theirs or partly or parted else "ok", text)
     elif table.rows:
         sources = ", ".join(dict.fromkeys(row.alpha_source for row in table.rows))
         yield Finding("alpha", "ok", f"every module has its alpha or scale ({sources})")
     still = [row for row in table.rows if row.scale == 0]
     if still:
-        yield Finding("alpha", "warning", f"{len(still)} modules have the scale 0 and do nothing: {_names(still)}")
+        yield Finding("alpha", "warning", f"{_count(len(still), 'module')} of scale 0, without effect: {_names(still)}")
     backward = [row for row in table.rows if row.scale < 0 or not math.isfinite(row.scale)]
     if backward:
-        yield Finding("alpha", "warning", f"{len(backward)} modules have a negative scale: {_names(backward)}")
+        yield Finding("alpha", "warning", f"{_count(len(backward), 'module')} of negative scale: {_names(backward)}")
+
+
+def _merged(table: Table) -> Iterator[Finding]:
+    unplaced = [row for row in table.rows if UNPLACED in row.assumed]
+    if unplaced:
+        yield Finding("merged", "warning", f"{_count(len(unplaced), 'module')}, {UNPLACED}: {_names(unplaced)}")
+
+
+def _values(table: Table) -> Iterator[Finding]:
+    found = read_values(table)
+    for name, word in (("nan", "NaN"), ("infinite", "infinite values")):
+        if found[name]:
+            text = f"{word} in {_count(len(found[name]), 'tensor')}: {_some(found[name])}"
+            yield Finding("values", "error", text)
+    if not found["nan"] and not found["infinite"]:
+        yield Finding("values", "ok", "all weights are finite")
+    if found["untrained"]:
+        text = f"{_count(len(found['untrained']), 'module')} untrained, a factor of all zeros: "
+        yield Finding("values", "warning", text + _some(found["untrained"]))
+
+
+def _no_values(table: Table) -> Iterator[Finding]:
+    if table.header is not None and table.rows:
+        text = "weights were not read, the header alone: NaN and untrained modules cannot be seen (--values reads them)"
+        yield Finding("values", "note", text)
 
 
 def _asked(table: Table, network: Mapping[str, Said]) -> Iterator[Finding]:
     """Rank and α against what the trainer was asked for."""
     other = Counter(note for row in table.rows for note in row.assumed if note.startswith(f"{CONFIG} says r"))
     for note, count in other.items():
-        yield Finding("rank against config", "warning", f"{note} ({count} modules)")
+        yield Finding("rank against config", "warning", f"{note} ({_count(count, 'module')})")
     found: dict[str, Callable[[ModuleRow], float | None]] = {
         "network_rank": lambda row: row.rank,
         "network_alpha": lambda row: row.alpha,
@@ -155,25 +191,30 @@ def _targets(table: Table, network: Mapping[str, Said]) -> Iterator[Finding]:
         wanted = [str(one) for one in asked["value"]]
         missing = [one for one in wanted if not any(_ends(name, one) for name in names)]
         extra = [name for name in names if not any(_ends(name, one) for one in wanted)]
+    elif (listed := plain_names(str(asked["value"]))) is not None:
+        missing = sorted(set(listed) - set(names))
+        extra = [name for name in names if name not in set(listed)]
     else:
         try:
             pattern = Regex(str(asked["value"]))
+            missing, extra = [], [name for name in names if not pattern.matches(name)]
         except ValueError as error:
             text = f"target_modules is no regular expression that is read here ({error}): left unchecked"
             yield Finding("target modules", "warning", text)
             return
-        missing, extra = [], [name for name in names if not pattern.matches(name)]
     if missing:
         yield Finding("target modules", "warning", f"{CONFIG} names modules without tensors: {_some(missing)}")
     if extra:
-        yield Finding("target modules", "warning", f"{CONFIG} does not name {len(extra)} modules: {_some(extra)}")
+        yield Finding(
+            "target modules", "warning", f"{CONFIG} does not name {_count(len(extra), 'module')}: {_some(extra)}"
+        )
     if not missing and not extra:
         yield Finding("target modules", "ok", "the target modules are those of the configuration")
 
 
 def _unsupported(table: Table, strict: bool) -> Iterator[Finding]:
     for kind, keys in table.unsupported.items():
-        text = f"kind {kind} cannot be analysed ({len(keys)} tensors): {_some(keys)}"
+        text = f"kind {kind} cannot be analysed ({_count(len(keys), 'tensor')}): {_some(keys)}"
         yield Finding("unsupported", "error" if strict else "warning", text)
 
 
@@ -202,6 +243,10 @@ def _ends(name: str, wanted: str) -> bool:
 
 def _names(rows: Sequence[ModuleRow]) -> str:
     return _some([row.module for row in rows])
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _some(names: Sequence[str]) -> str:

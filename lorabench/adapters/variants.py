@@ -1,6 +1,6 @@
 """LoHa, LoKr and AdaLoRA as factors of an ordinary LoRA: ΔW = scale · up @ down, exactly."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -8,20 +8,18 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from lorabench.adapters.pairing import Factors, finite, pair
-from lorabench.errors import LorabenchError
+from lorabench.adapters.shapes import MOST_ENTRIES, Fit
+from lorabench.adapters.sorting import BESIDE, ModuleKeys
 
-__all__ = ["factors_of"]
-
-MOST_ENTRIES = 2**28
-"""Numbers that the factors of one module may have; small LoHa and LoKr can claim to unfold to any size."""
+__all__ = ["MOST_ENTRIES", "factors_of"]
 
 _Matrix = Float32[Tensor, "rows cols"]
 
 
 def factors_of(
-    where: Path, module: str, form: str, scheme: str, keys: Mapping[str, str], tensors: Mapping[str, Tensor]
+    where: Path, module: str, one: ModuleKeys, tensors: Mapping[str, Tensor], found: Fit, parts: Sequence[bool] = ()
 ) -> Factors:
-    """The two matrices of a module of any form.
+    """The two matrices of a module of any form whose shapes fit.
 
     - LoRA: `pair`.
     - AdaLoRA (Zhang et al. 2023): ΔW = B·diag(E)·A, so E goes into down.
@@ -35,36 +33,23 @@ def factors_of(
     Args:
         where: the file, for messages.
         module: canonical module name, for messages.
-        form: "lora", "adalora", "loha" or "lokr".
-        scheme: naming scheme.
-        keys: part -> key in the file.
+        one: its keys, form and scheme.
         tensors: the file's tensors.
+        found: what their shapes say (`shapes.fit`).
+        parts: of a merged projection: which parts of the layer are on.
 
     Raises:
-        LorabenchError: a part is missing, values are not finite, the shapes do not fit, or they unfold to over
-            `MOST_ENTRIES` numbers.
+        LorabenchError: values are not finite, or quantised.
     """
-    if form == "lora":
-        return pair(where, module, scheme, keys, tensors)
-    beside = ("alpha", "dora_scale", "lora_magnitude_vector")
-    parts = {part: finite(where, key, tensors[key]) for part, key in keys.items() if part not in beside}
-    try:
-        if form == "adalora":
-            factors = _adalora(pair(where, module, scheme, keys, tensors), parts)
-        else:
-            factors = _loha(parts) if form == "loha" else _lokr(parts)
-    except OverflowError as error:
-        raise LorabenchError(
-            f"{where}: module {module} ({form}) unfolds to {error} numbers, {MOST_ENTRIES} are the most. "
-            "Check where the file is from."
-        ) from error
-    except (RuntimeError, IndexError, ValueError) as error:
-        shapes = ", ".join(f"{key} {list(tensors[key].shape)}" for part, key in keys.items() if part in parts)
-        raise LorabenchError(
-            f"{where}: the shapes of module {module} ({form}) do not fit together: {shapes}. Export the adapter again."
-        ) from error
+    if one.form == "lora":
+        return pair(where, one.scheme, one.parts, tensors, found, parts)
+    values = {part: finite(where, key, tensors[key]) for part, key in one.parts.items() if part not in BESIDE}
+    if one.form == "adalora":
+        factors = _adalora(pair(where, one.scheme, one.parts, tensors, found, parts), values)
+    else:
+        factors = _loha(values) if one.form == "loha" else _lokr(values)
     for matrix in (factors.down, factors.up):  # products of finite numbers may be infinite
-        finite(where, f"the ΔW of {module} ({form})", matrix)
+        finite(where, f"the ΔW of {module} ({one.form})", matrix)
     return factors
 
 
@@ -76,26 +61,19 @@ def _adalora(factors: Factors, parts: Mapping[str, Tensor]) -> Factors:
 
 def _loha(parts: Mapping[str, Tensor]) -> Factors:
     cores = [parts.get(name) for name in ("t1", "t2")]
-    tucker = any(core is not None for core in cores)
     ups, downs = [], []
     kernel: tuple[int, ...] = ()
     for i, core in enumerate(cores):
         a, b = parts[f"w{i + 1}_a"], parts[f"w{i + 1}_b"]
-        if tucker:
-            if core is None:
-                raise ValueError("one Tucker core of two")
+        if core is not None:
             kernel = tuple(core.shape[2:])
             # LyCORIS: W[p, q, k] = Σ_ij a[i, p] t[i, j, k] b[j, q]
-            ups.append(_transposed(a))
+            ups.append(a.T)
             downs.append(_unfold(core, b))
         else:
             ups.append(a.flatten(1))
             downs.append(b.flatten(1))
     rank = ups[0].shape[1]
-    if any(up.shape[1] != down.shape[0] for up, down in zip(ups, downs, strict=True)):
-        raise ValueError("inner dimensions differ")
-    if ups[0].shape[0] != ups[1].shape[0] or downs[0].shape[1] != downs[1].shape[1]:
-        raise ValueError("outer dimensions differ")
     if _is_full(ups[0].shape[0], downs[0].shape[1], ups[0].shape[1] * ups[1].shape[1]):
         return _dense((ups[0] @ downs[0]) * (ups[1] @ downs[1]), rank, "LoHa", kernel)
     up = (ups[0][:, :, None] * ups[1][:, None, :]).flatten(1)
@@ -117,10 +95,8 @@ def _lokr(parts: Mapping[str, Tensor]) -> Factors:
         core = parts.get(f"t{i}")
         if core is not None:
             kernel = tuple(core.shape[2:])
-            a, b = _transposed(a).contiguous(), _unfold(core, b)
+            a, b = a.T.contiguous(), _unfold(core, b)
         a, b = a.flatten(1), b.flatten(1)
-        if a.shape[1] != b.shape[0]:
-            raise ValueError("inner dimensions differ")
         ranks.append(b.shape[0])
         pairs.append((a, b))
     # Two whole matrices have no rank to divide by; LyCORIS then takes α = r.
@@ -134,31 +110,14 @@ def _lokr(parts: Mapping[str, Tensor]) -> Factors:
     return Factors(down.contiguous(), up.contiguous(), rank, (note,), kernel)
 
 
-def _transposed(a: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    if a.ndim != 2:
-        raise ValueError("a factor beside a Tucker core is no matrix")
-    return a.T
-
-
 def _unfold(core: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "r qk"]:
     """A Tucker core [r, r, k, k] times b [r, q], as a matrix [r, q·k·k]."""
-    core = core.flatten(2)
-    if b.ndim != 2:
-        raise ValueError("a factor beside a Tucker core is no matrix")
-    if core.shape[0] * b.shape[1] * core.shape[2] > MOST_ENTRIES:
-        raise OverflowError(core.shape[0] * b.shape[1] * core.shape[2])
-    return torch.einsum("ijk,jq->iqk", core, b).flatten(1)
+    return torch.einsum("ijk,jq->iqk", core.flatten(2), b).flatten(1)
 
 
 def _is_full(out: int, into: int, rank: int) -> bool:
     """Whether ΔW [out, into] of this rank is smaller than its factors."""
-    if min(out, into, rank) == 0:
-        raise ValueError("a side of 0")
-    full = rank > min(out, into)
-    entries = out * into if full else rank * (out + into)
-    if entries > MOST_ENTRIES:
-        raise OverflowError(entries)
-    return full
+    return rank > min(out, into)
 
 
 def _halves(whole: Float[Tensor, "rows cols"]) -> tuple[Float[Tensor, "rows k"], Float[Tensor, "k cols"]]:

@@ -17,9 +17,10 @@ from lorabench.adapters.header import ADAPTER_SUFFIXES
 from lorabench.adapters.kept import kept_config, kept_metadata
 from lorabench.adapters.layouts import LAYOUTS, peft_config, tensors_in
 from lorabench.adapters.naming import component, parse_key
+from lorabench.adapters.refusals import refuse_embeddings
 from lorabench.errors import LorabenchError
 
-__all__ = ["LAYOUTS", "ORDER_KEY", "layout_of", "save"]
+__all__ = ["LAYOUTS", "ORDER_KEY", "layout_of", "save", "stored_type"]
 
 ORDER_KEY = "lorabench_modules"
 """Metadata entry with the names of the modules in their order, one a line."""
@@ -71,13 +72,13 @@ def save(
         raise LorabenchError(
             f"{path}: a PEFT adapter is a folder, and this is a file's name. Name a folder, or choose another layout."
         )
-    _check_embeddings(path, modules, layout)
+    refuse_embeddings(path, modules, layout)
     old, config = (adapter.metadata, kept_config(adapter)) if isinstance(adapter, Adapter) else ({}, {})
     given = {**old, **metadata}
-    types = {name: _type(module, dtype) for name, module in modules.items()}
+    types = {name: stored_type(module, torch.float32 if dtype is None else dtype) for name, module in modules.items()}
     tensors = {
         key: _cast(path, name, key, tensor, kind)
-        for key, (name, tensor, kind) in tensors_in(layout, modules, types).items()
+        for key, (name, tensor, kind) in tensors_in(layout, modules, types, given).items()
     }
     _check_names(path, modules, tensors)
     said = kept_metadata(given, modules, layout) | {"format": "pt", ORDER_KEY: "\n".join(modules)}
@@ -90,6 +91,13 @@ def save(
     else:
         write_file(path, chunks)
     return path
+
+
+def stored_type(module: LoraModule, dtype: torch.dtype | Literal["stored"] = "stored") -> torch.dtype:
+    """The type that a module's factors are written in: `dtype`, or its own, eight-bit ones as bfloat16."""
+    if dtype != "stored":
+        return dtype
+    return module.dtype if module.dtype.itemsize > 1 else torch.bfloat16
 
 
 def layout_of(adapter: Adapter) -> str:
@@ -106,14 +114,6 @@ def layout_of(adapter: Adapter) -> str:
     )
     of_peft = bool(adapter.config) or adapter.path.stem == "adapter_model"
     return "diffusers" if of_a_pipeline and not of_peft else "peft"
-
-
-def _type(module: LoraModule, dtype: torch.dtype | Literal["stored"] | None) -> torch.dtype:
-    if dtype is None:
-        return torch.float32
-    if dtype != "stored":
-        return dtype
-    return module.dtype if module.dtype.itemsize > 1 else torch.bfloat16
 
 
 def _cast(path: Path, name: str, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -147,15 +147,6 @@ def _with_metadata(data: bytes, entries: Mapping[str, str]) -> tuple[bytes, memo
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, memoryview(data)[body:]
-
-
-def _check_embeddings(path: Path, modules: Mapping[str, LoraModule], layout: str) -> None:
-    tables = [name for name, module in modules.items() if module.embedding]
-    if layout != "peft" and tables:
-        raise LorabenchError(
-            f"{path}: the {layout} layout has no place for the update of an embedding table ({', '.join(tables[:3])}). "
-            'Write the "peft" layout, or leave these modules out.'
-        )
 
 
 def _check_names(path: Path, modules: Mapping[str, LoraModule], tensors: Mapping[str, Tensor]) -> None:

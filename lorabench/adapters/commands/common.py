@@ -1,18 +1,39 @@
-"""What the commands share: their result, tables for people, and options that several have."""
+"""What the commands share: their result, tables for people, and options that several have.
+
+Wrong usage, which argparse says with exit code 2, is what is wrong whatever the files hold: an unknown option, a
+missing argument, a value that is no number, none of the choices or out of the option's fixed range, options that do
+not go together. All else, which depends on the input or on what lies where something is to be written, is a
+`LorabenchError` and exit code 1. The types below (`positive_int` to `path_name`) are for `add_argument(type=...)`.
+"""
 
 import math
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabench.errors import LorabenchError
+from lorabench.errors import LorabenchError, explain_writing
 
 if TYPE_CHECKING:
     from lorabench.adapters.adapter import Adapter
 
-__all__ = ["Outcome", "add_output", "plain", "refuse_overwriting", "table", "write_result"]
+__all__ = [
+    "Outcome",
+    "add_output",
+    "any_number",
+    "natural",
+    "path_name",
+    "plain",
+    "positive_int",
+    "positive_number",
+    "refuse_overwriting",
+    "share",
+    "table",
+    "write_result",
+]
+
+_PEFT = {"adapter_config.json", "adapter_model.safetensors"}  # as in atomic
 
 
 @dataclass(frozen=True)
@@ -57,8 +78,8 @@ def plain(value: Any) -> Any:
 
 def add_output(parser: ArgumentParser, what: str, layouts: bool = True, required: bool = True) -> None:
     """The options of a command that writes an adapter: `--out`, `--force`, `--layout` and `--dtype`."""
-    parser.add_argument("-o", "--out", type=Path, required=required, metavar="PATH", help=what)
-    parser.add_argument("--force", action="store_true", help="replace what is at PATH, be it an input itself")
+    parser.add_argument("-o", "--out", type=path_name, required=required, metavar="PATH", help=what)
+    parser.add_argument("--force", action="store_true", help="replace what is there already, be it an input itself")
     if layouts:
         parser.add_argument(
             "--layout", choices=["diffusers", "peft", "kohya"], help="of the file; default: that of the input"
@@ -68,18 +89,89 @@ def add_output(parser: ArgumentParser, what: str, layouts: bool = True, required
         )
 
 
-def refuse_overwriting(out: Path, force: bool) -> None:
-    """Refuse a path that something lies at.
+def positive_int(text: str) -> int:
+    """A whole number from 1 on."""
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 on."""
+    return _whole(text, 0)
+
+
+def any_number(text: str) -> float:
+    """A number, neither infinite nor NaN."""
+    value = _number(text)
+    if value is None:
+        raise ArgumentTypeError(f"a number is needed, not {_quoted(text)}")
+    return value
+
+
+def positive_number(text: str) -> float:
+    """A number above 0, not infinite."""
+    value = _number(text)
+    if value is None or value <= 0:
+        raise ArgumentTypeError(f"a number above 0 is needed, not {_quoted(text)}")
+    return value
+
+
+def share(text: str) -> float:
+    """A number above 0, at most 1."""
+    value = _number(text)
+    if value is None or not 0 < value <= 1:
+        raise ArgumentTypeError(f"a number above 0 and at most 1 is needed, not {_quoted(text)}")
+    return value
+
+
+def path_name(text: str) -> Path:
+    """A path: `Path` itself takes nothing at all for the folder one is in."""
+    if not text.strip():
+        raise ArgumentTypeError(f"the name of a file or a folder is needed, not {_quoted(text)}")
+    return Path(text)
+
+
+def refuse_overwriting(path: Path, force: bool, option: str = "--out", folder: bool | None = None) -> None:
+    """Refuse a path that something lies at, but for an empty folder.
+
+    Args:
+        path: what is to be written.
+        force: whether `--force` was said, which replaces a file, or a folder that is one PEFT adapter and no more.
+        option: the one that gave `path`.
+        folder: whether a folder is to be written, or a file (False); None where both can be.
 
     Raises:
-        LorabenchError: it does, and `force` is not said.
+        LorabenchError: `path` cannot be replaced, or could be and `force` is not said.
     """
-    if out.exists() and not force and not (out.is_dir() and not any(out.iterdir())):
-        raise LorabenchError(f"{out} exists already. Give another --out, or --force to replace it.")
+    with explain_writing(path, f"Give another {option}."):
+        there = path.exists()
+        inside = sorted(one.name for one in path.iterdir()) if path.is_dir() else None
+    if not there or (inside == [] and folder is not False):
+        return
+    if inside is None:
+        if folder:
+            raise LorabenchError(f"{path} is a file, and a folder is to be written. Give another {option}.")
+        if not force:
+            raise LorabenchError(f"{path} exists already. Give another {option}, or --force to replace it.")
+        return
+    if folder is False:
+        raise LorabenchError(f"{path} is a folder, and a file is to be written. Give another {option}.")
+    if not _PEFT.issuperset(inside):
+        some = ", ".join(inside[:3]) + (", ..." if len(inside) > 3 else "")
+        raise LorabenchError(
+            f"{path} is a folder that holds {some}: one with more than a PEFT adapter is never replaced. "
+            f"Give another {option}."
+        )
+    if not force:
+        raise LorabenchError(
+            f"{path} exists already, a folder with a PEFT adapter. Give another {option}, or --force to replace it, "
+            "which only another PEFT adapter can."
+        )
 
 
 def write_result(args: Namespace, adapter: "Adapter", metadata: Mapping[str, str]) -> Path:
     """Write an adapter where and how the options of `add_output` say.
+
+    In another layout than its own, modules get the names that its loaders look for (see `converting.prepare`).
 
     Args:
         args: with `out`, `force`, `layout` (None: that of the adapter) and `dtype` (None: as stored).
@@ -90,17 +182,41 @@ def write_result(args: Namespace, adapter: "Adapter", metadata: Mapping[str, str
         The path that was written.
 
     Raises:
-        LorabenchError: something lies at `out` without `force`, or it cannot be written.
+        LorabenchError: something lies at `out` without `force`, or it cannot be written, in this layout or at all.
     """
     import torch
 
+    from lorabench.adapters.converting import prepare
     from lorabench.adapters.writing import layout_of, save
 
-    refuse_overwriting(args.out, args.force)
+    layout = args.layout or layout_of(adapter)
+    refuse_overwriting(args.out, args.force, folder=layout == "peft")
     return save(
         args.out,
-        adapter,
-        args.layout or layout_of(adapter),
+        prepare(adapter, layout).adapter,
+        layout,
         dtype=getattr(torch, args.dtype) if args.dtype else "stored",
         metadata=metadata,
     )
+
+
+def _whole(text: str, low: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if value < low:
+        raise ArgumentTypeError(f"a whole number from {low} is needed, not {_quoted(text)}")
+    return value
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:39]}…")

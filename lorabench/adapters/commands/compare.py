@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabench.adapters.commands.common import Outcome, table
+from lorabench.adapters.commands.common import Outcome, path_name, positive_int, share, table
 from lorabench.adapters.header import ADAPTER_SUFFIXES, FOLDER_FILES, find_adapter_file
 from lorabench.errors import LorabenchError
 
@@ -25,10 +25,12 @@ _HALF_ROUNDING = 0.01  # `fingerprints.TOLERANCE`, said again because that modul
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="two adapters; with --duplicates folders")
+    parser.add_argument(
+        "paths", nargs="+", type=path_name, metavar="PATH", help="two adapters; with --duplicates folders"
+    )
     parser.add_argument(
         "--top",
-        type=_count,
+        type=positive_int,
         default=20,
         metavar="N",
         help="rows of the table, the most different modules first; JSON has all",
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--duplicates", action="store_true", help="find adapters of the same ΔW among all below PATH")
     parser.add_argument(
         "--tolerance",
-        type=_share,
+        type=_tolerance,
         default=_HALF_ROUNDING,
         metavar="D",
         help="largest relative difference of duplicates",
@@ -49,7 +51,8 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.duplicates:
         return _duplicates(args.paths, args.tolerance)
     if len(args.paths) != 2:
-        args.wrong_usage(f"{len(args.paths)} paths came, two adapters are compared; --duplicates takes folders")
+        count = f"{len(args.paths)} {'path' if len(args.paths) == 1 else 'paths'}"
+        args.wrong_usage(f"{count} came, but two adapters are compared; --duplicates takes any number, and folders")
     from lorabench.adapters.comparing import compare
     from lorabench.adapters.files import load
     from lorabench.adapters.fingerprints import distance, sketch
@@ -90,17 +93,10 @@ def adapters_in(folder: Path) -> tuple[list[Path], list[Path]]:
     return sorted(adapters), beside
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a number from 1 on is allowed")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a number between 0 and 1 is allowed")
+def _tolerance(text: str) -> float:
+    value = share(text)
+    if value == 1:
+        raise argparse.ArgumentTypeError(f"{text}: a number below 1 is allowed, untrained adapters differ by 1")
     return value
 
 
@@ -117,9 +113,8 @@ def _lines(found: "Comparison", sketches: "Sequence[Sketch]", top: int) -> Itera
     yield f"modules in both: {found.compared}" + (
         f" (their cosine {_number(found.cosine_shared)})" if any(alone) or found.shapes_differ else ""
     )
-    for side, prefix in zip("ab", found.prefixes, strict=True):
-        if prefix:
-            yield f"names of {side} are matched without {prefix!r}, no name was in both"
+    if found.matched_by:
+        yield f"names differ, and are matched by {found.matched_by}"
     for side, only in zip("ab", alone, strict=True):
         if only:
             yield f"only in {side}: {_some(only)}"

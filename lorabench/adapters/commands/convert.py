@@ -2,9 +2,8 @@
 
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from pathlib import Path
 
-from lorabench.adapters.commands.common import Outcome, add_output, refuse_overwriting, table, write_result
+from lorabench.adapters.commands.common import Outcome, add_output, path_name, refuse_overwriting, table, write_result
 from lorabench.adapters.naming import component
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
@@ -18,7 +17,7 @@ _COMPONENTS = (
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of this command."""
-    parser.add_argument("adapter", type=Path, metavar="IN", help="an adapter file or folder")
+    parser.add_argument("adapter", type=path_name, metavar="IN", help="an adapter file or folder")
     add_output(parser, "what is written: a .safetensors file, for peft a folder", layouts=False)
     parser.add_argument("--to", dest="layout", required=True, choices=["peft", "diffusers", "kohya"], help="layout")
     parser.add_argument(
@@ -31,6 +30,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--drop-dora", action="store_true", help="leave DoRA's magnitudes out")
     parser.add_argument("--drop-unsupported", action="store_true", help="leave out what is no low-rank pair")
+    parser.add_argument(
+        "--drop-fan-in-fan-out",
+        action="store_true",
+        help="lose the word that ΔW is added transposed (GPT-2's Conv1D); only the peft layout can say it",
+    )
 
 
 def run(args: Namespace) -> Outcome:
@@ -39,7 +43,7 @@ def run(args: Namespace) -> Outcome:
     from lorabench.adapters.deviation import deviations
     from lorabench.adapters.files import load
 
-    refuse_overwriting(args.out, args.force)
+    refuse_overwriting(args.out, args.force, folder=args.layout == "peft")
     adapter = load(args.adapter)
     found = convert(
         adapter,
@@ -47,6 +51,7 @@ def run(args: Namespace) -> Outcome:
         component=args.component,
         drop_dora=args.drop_dora,
         drop_unsupported=args.drop_unsupported,
+        drop_fan_in_fan_out=args.drop_fan_in_fan_out,
     )
     path = write_result(args, found.adapter, {"lorabench_converted_from": "+".join(adapter.schemes)})
     written = load(path).modules

@@ -5,10 +5,17 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from os import environ
-from pathlib import Path
 from typing import Any
 
-from lorabench.adapters.commands.common import Outcome, add_output, table
+from lorabench.adapters.commands.common import (
+    Outcome,
+    add_output,
+    natural,
+    path_name,
+    positive_int,
+    refuse_overwriting,
+    table,
+)
 from lorabench.errors import LorabenchError
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
@@ -23,7 +30,7 @@ _SHOWN = 52
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of `inspect`."""
-    parser.add_argument("path", type=Path, help="an adapter file, a folder with one, or a folder of many")
+    parser.add_argument("path", type=path_name, help="an adapter file, a folder with one, or a folder of many")
     parser.add_argument("--format", choices=_FORMATS, default="terminal", help="of what is printed")
     parser.add_argument("--modules", action="store_true", help="add the table of all modules")
     parser.add_argument(
@@ -33,13 +40,24 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="read the file whole and check its hashes; default: where it bears any and is below 64 MiB, "
         "and never in a folder",
     )
-    parser.add_argument("--strict", action="store_true", help="fail if any tensor cannot be analysed")
-    parser.add_argument("--tags", type=int, default=20, metavar="N", help="the dataset's most frequent tags to name")
     parser.add_argument(
-        "--output", type=Path, metavar="TABLE", help="of a folder: write the table to a .jsonl, .csv or .parquet file"
+        "--values", action="store_true", help="read the weights too: NaN, infinity, untrained modules; not in a folder"
+    )
+    parser.add_argument("--strict", action="store_true", help="fail if any tensor cannot be analysed")
+    parser.add_argument(
+        "--tags", type=natural, default=20, metavar="N", help="the dataset's most frequent tags to name"
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="of a folder: processes; default: one a processor if there are many files"
+        "--output",
+        type=path_name,
+        metavar="TABLE",
+        help="of a folder: write the table to a .jsonl, .csv or .parquet file",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=positive_int,
+        metavar="N",
+        help="of a folder: processes; default: one a processor if there are many files",
     )
     parser.add_argument("--redact", action="store_true", help="take away paths, tags, session ids and times; needs -o")
     parser.add_argument(
@@ -56,10 +74,6 @@ def run(args: Namespace) -> Outcome:
     edits = bool(args.redact or args.set or args.unset)
     if edits != (args.out is not None):
         args.misused("--redact, --set and --unset need -o, and -o needs one of them")
-    if args.tags < 0:
-        args.misused(f"--tags {args.tags}: a number from 0 on is needed")
-    if args.jobs is not None and args.jobs < 1:
-        args.misused(f"--jobs {args.jobs}: a number from 1 on is needed")
     if edits:
         return _edit(args)
     from lorabench.adapters.library import is_one_adapter
@@ -67,6 +81,8 @@ def run(args: Namespace) -> Outcome:
     if args.output is not None and not args.path.is_dir():
         args.misused("--output is the table of a folder; give a folder")
     if args.path.is_dir() and (args.output is not None or not is_one_adapter(args.path)):
+        if args.values:
+            args.misused("--values is for one adapter: a folder is scanned by its headers alone")
         return _scan(args)
     return _inspect(args)
 
@@ -75,9 +91,10 @@ def _inspect(args: Namespace) -> Outcome:
     from lorabench.adapters import rendering
     from lorabench.adapters.inspection import inspect
 
-    found = inspect(args.path, strict=args.strict, hashes=args.hashes, top_tags=args.tags)
+    found = inspect(args.path, strict=args.strict, hashes=args.hashes, top_tags=args.tags, values=args.values)
     if args.format == "terminal":
-        text = rendering.terminal(found, colour=sys.stdout.isatty() and "NO_COLOR" not in environ)
+        shown = sys.stdout.isatty()
+        text = rendering.terminal(found, colour=shown and "NO_COLOR" not in environ, whole=not shown)
     else:
         text = rendering.markdown(found) if args.format == "markdown" else rendering.text(found)
     if args.modules:
@@ -89,6 +106,8 @@ def _inspect(args: Namespace) -> Outcome:
 def _scan(args: Namespace) -> Outcome:
     from lorabench.adapters.library import find_state, scan, write_rows
 
+    if args.output is not None:
+        refuse_overwriting(args.output, args.force, "--output", folder=False)
     rows = list(scan(args.path, strict=args.strict, hashes=bool(args.hashes), jobs=args.jobs))
     if not rows:
         raise LorabenchError(f"{args.path}: no adapter file at any depth. Name another folder.")

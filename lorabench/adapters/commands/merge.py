@@ -1,11 +1,21 @@
 """`lorabench-adapter merge A B …`: several adapters into one, after a look at what will clash."""
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabench.adapters.commands.common import Outcome, add_output, refuse_overwriting, table, write_result
-from lorabench.adapters.merge_recipe import METHODS, MISSING
+from lorabench.adapters.commands.common import (
+    Outcome,
+    add_output,
+    any_number,
+    path_name,
+    positive_int,
+    refuse_overwriting,
+    share,
+    table,
+    write_result,
+)
+from lorabench.adapters.merge_recipe import METHODS, MISSING, Recipe
+from lorabench.errors import LorabenchError
 
 if TYPE_CHECKING:
     import torch
@@ -23,18 +33,19 @@ _WORST = 5
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of `merge`."""
-    parser.add_argument("adapters", nargs="+", type=Path, metavar="ADAPTER", help="files or folders")
+    parser.add_argument("adapters", nargs="+", type=path_name, metavar="ADAPTER", help="files or folders")
     parser.add_argument(
-        "-w", "--weights", nargs="+", type=float, metavar="W", help="one for each, any sign; default: all equal"
+        "-w", "--weights", nargs="+", type=any_number, metavar="W", help="one for each, any sign; default: all equal"
     )
     parser.add_argument(
         "--method", choices=METHODS, default="svd",
         help="svd: best at a rank; concat: exact, ranks add; linear: averaged factors; the others on dense ΔW",
     )  # fmt: skip
     parser.add_argument(
-        "--rank", type=int, help="of each module; default: the parents' largest (svd), their sum (ties, dare, prune)"
-    )
-    parser.add_argument("--density", type=float, default=0.5, help="share of the entries that ties, dare, prune keep")
+        "--rank", type=positive_int,
+        help="of each module; default: the parents' largest (svd), their sum (ties, dare, prune)",
+    )  # fmt: skip
+    parser.add_argument("--density", type=share, default=0.5, help="share of the entries that ties, dare, prune keep")
     parser.add_argument(
         "--majority", choices=["total", "count"], default="total", help="how ties and dare_ties elect a sign"
     )
@@ -44,6 +55,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--missing", choices=MISSING, default="zero", help="modules that some adapters lack: zero there, or left out"
     )  # fmt: skip
     parser.add_argument("--drop-dora", action="store_true", help="merge DoRA adapters without their magnitudes")
+    parser.add_argument(
+        "--drop-unsupported",
+        action="store_true",
+        help="leave out what is no low-rank pair (biases, whole weights, ...)",
+    )
     parser.add_argument("--preflight", action="store_true", help="say what will clash, and write nothing")
     parser.add_argument("--no-check", action="store_true", help="merge whatever the preflight would find, unlooked")
     add_output(parser, "where the merged adapter goes; needed unless --preflight is said", required=False)
@@ -60,21 +76,21 @@ def run(args: Namespace) -> Outcome:
         args.refuse("the following arguments are required: -o/--out (or --preflight)")
     if not args.preflight:
         refuse_overwriting(args.out, args.force)
+    _check_arguments(args)
     adapters = [load(path) for path in args.adapters]
-    normalize = not args.no_normalize
-    looked = None
-    if args.preflight or not args.no_check:
-        looked = preflight(adapters, args.weights, normalize=normalize, drop_dora=args.drop_dora, seed=args.seed)
+    how: dict[str, Any] = {
+        "method": args.method, "rank": args.rank, "normalize": not args.no_normalize, "missing": args.missing,
+        "drop_dora": args.drop_dora, "drop_unsupported": args.drop_unsupported, "seed": args.seed,
+    }  # fmt: skip
+    looked = preflight(adapters, args.weights, **how) if args.preflight or not args.no_check else None
     if args.preflight and looked is not None:
         return Outcome(looked.as_dict(), _preflight_text(looked), looked.level != "error")
     if looked is not None and looked.level == "error":
-        text = f"{_preflight_text(looked)}\n\nnothing was written; --no-check merges what can be merged all the same"
+        text = f"{_preflight_text(looked)}\n\nnothing was written; {_way_out(looked)}"
         return Outcome({"preflight": looked.as_dict(), "written": None}, text, ok=False)
     merged, report = merge(
-        adapters, args.weights, method=args.method, rank=args.rank, density=args.density, majority=args.majority,
-        normalize=normalize, seed=args.seed, missing=args.missing, drop_dora=args.drop_dora,
-        dtype=_dtype(args, adapters),
-    )  # fmt: skip
+        adapters, args.weights, density=args.density, majority=args.majority, dtype=_dtype(args, adapters), **how
+    )
     written = write_result(args, merged, {})
     data: dict[str, Any] = {"written": str(written), "merge": report.as_dict()}
     texts = [_report_text(report), f"written: {written}"]
@@ -82,6 +98,25 @@ def run(args: Namespace) -> Outcome:
         data["preflight"] = looked.as_dict()
         texts.insert(0, _preflight_text(looked))
     return Outcome(data, "\n\n".join(texts))
+
+
+def _check_arguments(args: Namespace) -> None:
+    """Refuse what no adapters allow as wrong usage, before any is read."""
+    from lorabench.adapters.clashing import used_weights
+
+    try:
+        Recipe(args.method, args.rank, args.density, args.majority, missing=args.missing)
+        used_weights(len(args.adapters), args.weights, normalize=False)
+    except LorabenchError as error:
+        args.refuse(str(error))
+
+
+def _way_out(looked: "Preflight") -> str:
+    """What to do about errors: only such as merging itself does not refuse can be overridden."""
+    refused = dict.fromkeys(finding.check for finding in looked.refused)
+    if not refused:
+        return "--no-check merges all the same"
+    return f"mend what is said of {', '.join(refused)} first: merging itself refuses that, with --no-check too"
 
 
 def _dtype(args: Namespace, adapters: "list[Adapter]") -> "torch.dtype":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabench.adapters.commands.common import Outcome, plain, refuse_overwriting, table
+from lorabench.adapters.commands.common import Outcome, path_name, plain, positive_int, refuse_overwriting, table
 from lorabench.errors import LorabenchError
 
 if TYPE_CHECKING:
@@ -26,15 +26,15 @@ _COLUMNS = ("components", "for 90 %", "PC1 %", "total variance")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="FILE",
+        "paths", nargs="+", type=path_name, metavar="FILE",
         help="one adapter: its layers, samples are a factor's rows; several: each module's ΔW between them",
     )  # fmt: skip
     parser.add_argument("--layers", metavar="GLOB", help='names of layers or modules, as "*attn2*"; default: all')
-    parser.add_argument("--components", type=_count, metavar="N", help="keep so many at most; default: all")
+    parser.add_argument("--components", type=positive_int, metavar="N", help="keep so many at most; default: all")
     parser.add_argument("--no-standardise", action="store_true", help="centre the features alone (one adapter)")
-    parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="write all, components and samples too")
+    parser.add_argument("-o", "--output", type=path_name, metavar="JSON", help="write all, components and samples too")
     parser.add_argument(
-        "--figure", type=Path, metavar="PATH", help=".png or .svg: variances; of one layer its components too"
+        "--figure", type=path_name, metavar="PATH", help=".png or .svg: variances; of one layer its components too"
     )
     parser.add_argument("--full", action="store_true", help="with --json: components and transformed samples too")
     parser.add_argument("--force", action="store_true", help="replace what lies at --output and --figure")
@@ -43,24 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Analyse one adapter by layers, or several by modules."""
-    if len(args.paths) > 1 and (args.components is not None or args.no_standardise):
-        args.wrong_usage("--components and --no-standardise are for one file; between files all components are kept")
-    for path, endings in ((args.output, (".json",)), (args.figure, (".png", ".svg"))):
+    if len(args.paths) > 1 and args.components is not None:
+        args.wrong_usage("--components is for one file; between files all components are kept")
+    if len(args.paths) > 1 and args.no_standardise:
+        args.wrong_usage("--no-standardise is for one file; between files ΔW is never standardised")
+    if args.full and not args.json:
+        args.wrong_usage("--full is for --json; -o always writes components and samples")
+    for option, path, endings in (("--output", args.output, (".json",)), ("--figure", args.figure, (".png", ".svg"))):
         if path is not None:
             if path.suffix.lower() not in endings:
-                raise LorabenchError(f"{path}: this is written as {' or '.join(endings)}. Give a path that ends so.")
-            refuse_overwriting(path, args.force)
+                raise LorabenchError(f"{option} {path}: give a path that ends in {' or '.join(endings)}.")
+            refuse_overwriting(path, args.force, option, folder=False)
     from lorabench.adapters.files import load
 
     adapters = [load(path) for path in args.paths]
     return _layers(args, adapters[0]) if len(adapters) == 1 else _across(args, adapters)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
-    return number
 
 
 def _layers(args: argparse.Namespace, adapter: "Adapter") -> Outcome:
@@ -124,7 +121,7 @@ def _layers_figure(light: "Mapping[str, LayerVariances]", last: "LayerPCA", adap
 def _draw(path: Path, force: bool, figure: "Callable[[], Figure]") -> Path:
     from lorabench.adapters.drawing.style import house, save
 
-    refuse_overwriting(path, force)
+    refuse_overwriting(path, force, "--figure", folder=False)  # analysing may have taken long
     with house():
         return save(figure(), path)
 

@@ -1,9 +1,8 @@
 """`plot`: pictures of weights, spectra, ranks and depth."""
 
 import argparse
-from pathlib import Path
 
-from lorabench.adapters.commands.common import Outcome
+from lorabench.adapters.commands.common import Outcome, path_name
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
@@ -15,11 +14,13 @@ _KINDS = ("weights", "histogram", "ranks", "blocks", "compare", "all")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
-    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE", help="an adapter; two for compare")
+    parser.add_argument("paths", nargs="+", type=path_name, metavar="FILE", help="an adapter; two for compare")
     parser.add_argument("--kind", choices=_KINDS, required=True, help="what to draw; all: every kind, into a folder")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="PATH", help=".png, .svg; for all: a folder")
+    parser.add_argument(
+        "-o", "--out", type=path_name, required=True, metavar="PATH", help=".png, .svg; for all: a folder"
+    )
     parser.add_argument("--modules", metavar="GLOB", help='weights of these, as "*attn2.to_k"; default: the strongest')
-    parser.add_argument("--format", choices=("png", "svg"), default="png", help="of the pictures of --kind all")
+    parser.add_argument("--format", choices=("png", "svg"), help="of the pictures of --kind all; default: png")
     parser.add_argument("--force", action="store_true", help="replace pictures that are there already")
     parser.set_defaults(wrong_usage=parser.error)
 
@@ -29,14 +30,18 @@ def run(args: argparse.Namespace) -> Outcome:
     allowed = {"compare": (2,), "all": (1, 2)}.get(args.kind, (1,))
     if len(args.paths) not in allowed:
         wanted = " or ".join(map(str, allowed))
-        args.wrong_usage(f"--kind {args.kind} draws {wanted} adapter(s), {len(args.paths)} came")
+        args.wrong_usage(
+            f"--kind {args.kind} draws {wanted} adapter{'' if wanted == '1' else 's'}, {len(args.paths)} came"
+        )
     if args.modules is not None and args.kind not in ("weights", "all"):
         args.wrong_usage(f"--modules chooses heat maps of weights; --kind {args.kind} draws all modules")
+    if args.format is not None and args.kind != "all":
+        args.wrong_usage(f"--format is for --kind all; that of --kind {args.kind} is the ending of --out")
     from lorabench.adapters.drawing.pictures import plot
     from lorabench.adapters.files import load
 
     adapters = [load(path) for path in args.paths]
-    written = plot(adapters, args.kind, args.out, modules=args.modules, form=args.format, force=args.force)
+    written = plot(adapters, args.kind, args.out, modules=args.modules, form=args.format or "png", force=args.force)
     data = {
         "kind": args.kind,
         "pictures": written,

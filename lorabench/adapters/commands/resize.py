@@ -1,46 +1,69 @@
 """`lorabench-adapter resize`: another rank for an adapter, with a receipt."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lorabench.adapters.commands.common import Outcome, add_output, refuse_overwriting, table, write_result
+from lorabench.adapters.commands.common import (
+    Outcome,
+    add_output,
+    any_number,
+    path_name,
+    positive_int,
+    positive_number,
+    refuse_overwriting,
+    share,
+    table,
+    write_result,
+)
+from lorabench.adapters.resize_modes import MODES
 from lorabench.errors import LorabenchError
 
 if TYPE_CHECKING:
     from lorabench.adapters.adapter import Adapter
+    from lorabench.adapters.converting import Prepared
     from lorabench.adapters.receipt import Receipt
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
 EXAMPLE = "lorabench-adapter resize style.safetensors -o small.safetensors --energy 0.95 --limit text_encoder=8"
 
-_MODES = {
-    "rank": (int, "R", "SVD of ΔW to this rank, optimal"),
-    "sv_ratio": (float, "T", "SVD, keep singular values above the largest / T"),
-    "sv_cumulative": (float, "T", "SVD, keep the fewest whose sum is T of the whole, 0 to 1"),
-    "sv_fro": (float, "T", "SVD, keep the fewest whose Frobenius norm is T of the whole, 0 to 1"),
-    "energy": (float, "T", "SVD, keep the fewest whose sum of squares is T of the whole, 0 to 1"),
-    "size_mib": (float, "MIB", "SVD, the least total error in a file of at most this size"),
-    "pad": (int, "R", "zeros up to this rank; the update stays as it is"),
-    "truncate": (int, "R", "the first R rows and columns of the factors; quick and not optimal"),
+
+def _ratio(text: str) -> float:
+    if (value := any_number(text)) < 1:
+        raise ArgumentTypeError(f"a ratio from 1 on is needed, not {text!r}")
+    return value
+
+
+_TYPES = {
+    "rank": positive_int,
+    "sv_ratio": _ratio,
+    "sv_cumulative": share,
+    "sv_fro": share,
+    "energy": share,
+    "size_mib": positive_number,
+    "pad": positive_int,
+    "truncate": positive_int,
 }
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="the adapter: a file or a folder")
+    parser.add_argument("file", type=path_name, metavar="FILE", help="the adapter: a file or a folder")
     modes = parser.add_argument_group("how ranks are chosen, exactly one").add_mutually_exclusive_group(required=True)
-    for name, (kind, what, text) in _MODES.items():
-        modes.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=what, help=text)
+    for name, (what, text) in MODES.items():
+        modes.add_argument(f"--{name.replace('_', '-')}", type=_TYPES[name], metavar=what, help=text)
     parser.add_argument(
         "--limit", type=_limit, action="append", default=[], metavar="NAME=R",
         help="largest rank of a part (text_encoder), a module, or a pattern ('*.attn2.*'); may be repeated",
     )  # fmt: skip
-    parser.add_argument("--min-rank", type=int, default=1, metavar="R", help="least rank, where the spectrum decides")
-    parser.add_argument("--max-rank", type=int, metavar="R", help="largest rank, where the spectrum decides")
+    parser.add_argument(
+        "--min-rank", type=positive_int, default=1, metavar="R", help="least rank, where the spectrum decides"
+    )
+    parser.add_argument("--max-rank", type=positive_int, metavar="R", help="largest rank, where the spectrum decides")
     parser.add_argument("--kohya-counts", action="store_true", help="keep one value more, as kohya's older tools did")
     parser.add_argument("--drop-dora", action="store_true", help="lose the magnitudes of DoRA modules")
+    parser.add_argument("--drop-unsupported", action="store_true", help="leave out what is no low-rank pair")
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="modules to list, most error first")
     parser.add_argument("--dry-run", action="store_true", help="say the ranks and errors, and write nothing")
     add_output(parser, "where to write; needed unless --dry-run is said", required=False)
@@ -55,6 +78,7 @@ def run(args: Namespace) -> Outcome:
         refuse_overwriting(args.out, args.force)
     import torch
 
+    from lorabench.adapters.converting import prepare
     from lorabench.adapters.files import load
     from lorabench.adapters.resize_checks import validate
     from lorabench.adapters.resizing import resize
@@ -63,7 +87,7 @@ def run(args: Namespace) -> Outcome:
     if not checked.valid:
         raise LorabenchError(f"{checked.file}: {'; '.join(checked.problems)}")
     adapter = load(args.file)
-    modes = {name: getattr(args, name) for name in _MODES}
+    modes = {name: getattr(args, name) for name in MODES}
     resized, receipt = resize(
         adapter,
         **modes,
@@ -72,22 +96,26 @@ def run(args: Namespace) -> Outcome:
         max_rank=args.max_rank,
         kohya_counts=args.kohya_counts,
         drop_dora=args.drop_dora,
+        drop_unsupported=args.drop_unsupported,
         dtype=getattr(torch, args.dtype) if args.dtype else None,
         layout=args.layout,
     )
+    prepared = prepare(resized, args.layout)
     if not args.dry_run:
-        receipt = _written(args, adapter, resized, receipt)
+        receipt = _written(args, adapter, prepared, receipt)
+    receipt = replace(receipt, notes=(*receipt.notes, *prepared.notes))
     where = {"file": str(checked.file), "out": None if args.dry_run else str(args.out)}
     return Outcome(where | receipt.as_dict(), _text(args, receipt))
 
 
-def _written(args: Namespace, adapter: "Adapter", resized: "Adapter", receipt: "Receipt") -> "Receipt":
+def _written(args: Namespace, adapter: "Adapter", prepared: "Prepared", receipt: "Receipt") -> "Receipt":
     """The receipt of what is in the file, which is read again."""
     from lorabench.adapters.deviation import deviations
     from lorabench.adapters.files import load
 
-    again = load(write_result(args, resized, {}))
-    found = deviations(adapter.modules, again.modules)
+    again = load(write_result(args, prepared.adapter, {}))
+    # The receipt speaks of the modules as they were called in the input.
+    found = deviations(adapter.modules, {old: again.modules[new] for old, new in prepared.names.items()})
     return receipt.measured_as(found, again.path.stat().st_size)
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lorabench.adapters.adapter import Adapter
+from lorabench.adapters.commands.common import refuse_overwriting
 from lorabench.adapters.drawing.blocks import blocks_figure
 from lorabench.adapters.drawing.comparison import compare_figure
 from lorabench.adapters.drawing.heatmaps import weights_figures
 from lorabench.adapters.drawing.histograms import histogram_figure
 from lorabench.adapters.drawing.ranks import ranks_figure
 from lorabench.adapters.drawing.style import house, save
-from lorabench.errors import LorabenchError
+from lorabench.errors import LorabenchError, explain_writing
 
 __all__ = ["FORMATS", "KINDS", "plot"]
 
@@ -58,9 +59,8 @@ def plot(
     _check(given, kind, out, form)
     with house():
         figures = _figures(given, kind, out, modules, form)
-        taken = [path for path in figures if path.exists() and not force]
-        if taken:
-            raise LorabenchError(f"{taken[0]} exists already. Give another --out, or --force to replace it.")
+        for path in figures:
+            refuse_overwriting(path, force, folder=False)
         return tuple(save(figure, path) for path, figure in figures.items())
 
 
@@ -75,8 +75,9 @@ def _check(given: tuple[Adapter, ...], kind: str, out: Path, form: str) -> None:
         )
     if form not in FORMATS:
         raise LorabenchError(f"form={form!r}: allowed are {', '.join(FORMATS)}.")
-    if kind == "all" and (out.is_file() or out.suffix.lower() in _SUFFIXES):
-        raise LorabenchError(f"{out}: all kinds need a folder. Give a path without an ending.")
+    with explain_writing(out, "Give another --out."):
+        if kind == "all" and (out.is_file() or out.suffix.lower() in _SUFFIXES):
+            raise LorabenchError(f"{out}: all kinds need a folder. Give a path without an ending.")
     if kind != "all" and out.suffix.lower() not in _SUFFIXES:
         raise LorabenchError(f"{out}: a picture is written as .png or .svg. Give a path that ends so.")
     empty = [one.path for one in given if not one.modules]
