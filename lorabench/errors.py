@@ -10,20 +10,7 @@ from pathlib import Path
 __all__ = ["LorabenchError", "explain_disk_errors", "explain_writing"]
 
 _LONGEST = 4000
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-_REASONS = _FULL | {
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOTDIR: "a part of this path is a file",
-    errno.EEXIST: "a part of this path is a file",
-    errno.ENAMETOOLONG: "the name is too long",
-    errno.ELOOP: "a link on this path leads back to itself",
-}
-_OF_WRITING = _REASONS | {
-    errno.EISDIR: "a folder lies there",
-    errno.ENOENT: "nothing can be made there",  # the folder was made before: this is /proc and its like
-}
+_FULL, _QUOTA = "the disk is full", "the disk quota is used up"
 _FREE = re.compile(r"^Free some space,? or (\w)")
 
 
@@ -55,9 +42,10 @@ def explain_disk_errors(path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REASONS:
+        reason = _reasons().get(error.errno or 0)
+        if reason is None:
             raise
-        raise _refusal(path, _REASONS[error.errno], remedy, error) from error
+        raise _refusal(path, reason, remedy) from error
 
 
 @contextmanager
@@ -70,16 +58,35 @@ def explain_writing(path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _OF_WRITING.get(error.errno or 0) or (os.strerror(error.errno) if error.errno else str(error))
-        raise _refusal(path, reason, remedy, error) from error
+        of_writing = {
+            errno.EISDIR: "a folder lies there",
+            errno.ENOENT: "nothing can be made there",  # the folder was made before: this is /proc and its like
+        }
+        known = _reasons() | of_writing
+        reason = known.get(error.errno or 0) or (os.strerror(error.errno) if error.errno else str(error))
+        raise _refusal(path, reason, remedy) from error
     except ValueError as error:
         if "\0" not in str(path):
             raise
-        raise _refusal(path, "the name holds a NUL character", remedy, error) from error
+        raise _refusal(path, "the name holds a NUL character", remedy) from error
 
 
-def _refusal(path: Path, reason: str, remedy: str, error: Exception) -> LorabenchError:
-    if not (isinstance(error, OSError) and error.errno in _FULL):
+def _reasons() -> dict[int, str]:
+    return {
+        errno.ENOSPC: _FULL,
+        errno.EDQUOT: _QUOTA,
+        errno.EACCES: "permission denied",
+        errno.EPERM: "permission denied",
+        errno.EROFS: "the file system is read-only",
+        errno.ENOTDIR: "a part of this path is a file",
+        errno.EEXIST: "a part of this path is a file",
+        errno.ENAMETOOLONG: "the name is too long",
+        errno.ELOOP: "a link on this path leads back to itself",
+    }
+
+
+def _refusal(path: Path, reason: str, remedy: str) -> LorabenchError:
+    if reason not in (_FULL, _QUOTA):
         remedy = _FREE.sub(lambda match: match[1].upper(), remedy)
     return LorabenchError(f"cannot write {path}: {reason}. {remedy}")
 

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,6 +172,15 @@ def test_a_folder_with_more_than_an_adapter_is_not_replaced(tmp_path: Path) -> N
     with pytest.raises(LorabenchError, match="something else is there"):
         write_peft_folder(tmp_path / "a", PAIR)
     assert (tmp_path / "a" / "README.md").read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_an_answer_that_cannot_be_written_is_one_line(adapter: Path) -> None:
+    command = [sys.executable, "-m", "lorabench.adapters", "inspect", str(adapter)]
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    expected = f"lorabench-adapter: cannot write the answer: {os.strerror(errno.ENOSPC)}\n"
+    assert (found.returncode, found.stderr) == (1, expected)
 
 
 def test_failures_are_json_as_well(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"lorabench-adapter {args.command}: interrupted; nothing half-written was left\n")
         return 130
-    _say(json.dumps(plain(outcome.data), indent=1, allow_nan=False) if args.json else outcome.text)
-    return 0 if outcome.ok else 1
+    said = _say(json.dumps(plain(outcome.data), indent=1, allow_nan=False) if args.json else outcome.text)
+    return 0 if said and outcome.ok else 1
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -70,13 +70,18 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
         return action.help if silent else super()._get_help_string(action)
 
 
-def _say(text: str) -> None:
+def _say(text: str) -> bool:
+    """Whether the answer could be given: it cannot where stdout is a file on a full disk."""
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head`: nobody reads on, and Python must not complain of it at its end
-        with contextlib.suppress(OSError):
+    except OSError as error:
+        with contextlib.suppress(OSError):  # Python must not complain of it once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # `| head`: nobody reads on, and nothing is wrong
+            sys.stderr.write(f"lorabench-adapter: cannot write the answer: {error.strerror}\n")
+            return False
+    return True
 
 
 if __name__ == "__main__":
