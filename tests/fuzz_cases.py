@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorabench.adapters import variants
 from lorabench.adapters.adapter import Adapter
-from lorabench.adapters.files import load
-from lorabench.adapters.inspection import inspect
-from lorabench.adapters.rendering import markdown, module_table, terminal, text
-from lorabench.adapters.table import Table, read_table
+from lorabench.adapters.metadata.inspection import inspect
+from lorabench.adapters.metadata.rendering import markdown, module_table, terminal, text
+from lorabench.adapters.reading import variants
+from lorabench.adapters.reading.files import load
+from lorabench.adapters.reading.table import Table, read_table
 from lorabench.errors import LorabenchError
 from tests import fuzz_families
 from tests.fuzz_seeds import adapters

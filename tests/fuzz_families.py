@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lorabench.adapters.header import DTYPE_BITS
+from lorabench.adapters.reading.header import DTYPE_BITS
 from tests.fuzz_seeds import PEFT_CONFIG, adapters, file_of, named, numbers, saved
 
 MARKER = "executed"  # a file that hostile code would leave in the current folder

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from lorabench.adapters.inspection import Inspection
+from lorabench.adapters.metadata.inspection import Inspection
 
 __all__ = ["KOHYA", "REAL", "STEM", "kohya_tensors", "messages", "sparse", "values", "write"]
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.receipt import ModuleReceipt
-from lorabench.adapters.resizing import resize
+from lorabench.adapters.resizing.receipt import ModuleReceipt
+from lorabench.adapters.resizing.resizing import resize
 
 UNET, TEXT = "unet.down_blocks.0.attn1.to_q", "text_encoder.text_model.encoder.layers.3.self_attn.q_proj"
 

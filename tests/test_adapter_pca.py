@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 from lorabench.adapters.__main__ import main
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.components import each_layer, file_labels, pca, pca_across
-from lorabench.adapters.writing import save
+from lorabench.adapters.writing.saving import save
 from lorabench.errors import LorabenchError
 
 SHARED = Path(__file__).parents[2] / "shared" / "adapters"

@@ -30,8 +30,8 @@ from lorabench.adapters.drawing.pictures import plot
 from lorabench.adapters.drawing.ranks import ranks_figure
 from lorabench.adapters.drawing.style import house
 from lorabench.adapters.drawing.variance import across_figure, layer_figure, layers_figure
-from lorabench.adapters.files import load
-from lorabench.adapters.writing import save
+from lorabench.adapters.reading.files import load
+from lorabench.adapters.writing.saving import save
 from lorabench.errors import LorabenchError
 from tests.drawn_adapters import CASES, adapter, large, module, small
 

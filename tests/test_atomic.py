@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorabench.adapters import LoraModule, atomic
+from lorabench.adapters import LoraModule
 from lorabench.adapters import save as save_adapter
 from lorabench.adapters.__main__ import main
-from lorabench.adapters.atomic import write_chunks, write_file, write_peft_folder
+from lorabench.adapters.writing import atomic
+from lorabench.adapters.writing.atomic import write_chunks, write_file, write_peft_folder
 from lorabench.errors import LorabenchError, explain_disk_errors, explain_writing
 
 PAIR = {"adapter_config.json": (b"{}",), "adapter_model.safetensors": (b"new",)}

@@ -18,7 +18,7 @@ from scipy.linalg import block_diag, subspace_angles
 from lorabench.adapters import Adapter, LoraModule, load, save
 from lorabench.adapters.__main__ import main
 from lorabench.adapters.commands.compare import adapters_in
-from lorabench.adapters.comparing import Comparison, ModuleComparison, compare
+from lorabench.adapters.comparing.comparing import Comparison, ModuleComparison, compare
 from lorabench.errors import LorabenchError
 from tests.adapter_folders import make_modules
 

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 
 from lorabench.adapters import Adapter, LoraModule, load, save
 from lorabench.adapters.__main__ import main
-from lorabench.adapters.converting import convert, prepare
-from lorabench.adapters.deviation import deviations
-from lorabench.adapters.unet_names import diffusers_unet_name
+from lorabench.adapters.comparing.deviation import deviations
+from lorabench.adapters.writing.converting import convert, prepare
+from lorabench.adapters.writing.unet_names import diffusers_unet_name
 from lorabench.errors import LorabenchError
 
 ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
@@ -395,3 +395,15 @@ def test_every_published_file_goes_into_every_layout(tmp_path: Path) -> None:
             assert max(errors.values()) <= 2 * eps, row["path"]
             done += 1
     assert done > 40
+
+
+def test_a_merged_projection_without_its_place_is_not_written(tmp_path: Path) -> None:
+    """Nobody knows which rows of the layer it changes: a file of it could not be loaded."""
+    tensors = {"q.lora_A": torch.randn(4, 6), "q.lora_B": torch.randn(8, 2, 1)}
+    torch.save(tensors, tmp_path / "x.bin")
+    adapter = load(tmp_path / "x.bin")
+    for layout in ("peft", "diffusers", "kohya"):
+        with pytest.raises(LorabenchError, match=r"1 modules are merged projections.*\(q\).*Add enable_lora"):
+            convert(adapter, layout)
+        with pytest.raises(LorabenchError, match="merged projections"):
+            prepare(adapter, layout)

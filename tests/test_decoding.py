@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorabench.adapters.decoding import decode, decode_all
+from lorabench.adapters.metadata.decoding import decode, decode_all
 
 
 @pytest.mark.parametrize(

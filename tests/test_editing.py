@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lorabench.adapters import atomic, load
+from lorabench.adapters import load
 from lorabench.adapters.__main__ import main
-from lorabench.adapters.editing import edit
-from lorabench.adapters.hashes import check_hashes
-from lorabench.adapters.header import read_header
-from lorabench.adapters.redaction import is_private, redact, redact_config
+from lorabench.adapters.metadata.editing import edit
+from lorabench.adapters.metadata.hashes import check_hashes
+from lorabench.adapters.metadata.redaction import is_private, redact, redact_config
+from lorabench.adapters.reading.header import read_header
+from lorabench.adapters.writing import atomic
 from lorabench.errors import LorabenchError
 from tests.test_hashes import kohya, shuffled
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lorabench.adapters import Adapter, LoraModule, load, save
 from lorabench.adapters.commands import compare as command
 from lorabench.adapters.commands.compare import adapters_in
-from lorabench.adapters.fingerprints import TOLERANCE, Sketch, distance, find_duplicates, fingerprint, sketch
+from lorabench.adapters.comparing.fingerprints import TOLERANCE, Sketch, distance, find_duplicates, fingerprint, sketch
 from lorabench.errors import LorabenchError
 from tests.adapter_folders import make_modules
 
@@ -303,7 +303,7 @@ def test_one_adapter_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.
         alive.append(weakref.ref(found))
         return found
 
-    monkeypatch.setattr("lorabench.adapters.fingerprints.load", counted)
+    monkeypatch.setattr("lorabench.adapters.comparing.fingerprints.load", counted)
     find_duplicates(iter(paths))
     assert len(alive) == 5
 

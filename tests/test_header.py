@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from lorabench.adapters.container import read_container
-from lorabench.adapters.header import DTYPE_BITS, Header, TensorInfo, read_header, read_scalars
+from lorabench.adapters.reading.container import read_container
+from lorabench.adapters.reading.header import DTYPE_BITS, Header, TensorInfo, read_header, read_scalars
 from lorabench.errors import LorabenchError
 
 DTYPES = [
@@ -381,7 +381,7 @@ def test_a_file_that_is_cut_or_gone_after_its_header_was_read(tmp_path: Path, mo
         os.truncate(path, path.stat().st_size - 40)
         return Header(path, 0, {"a": TensorInfo((64,), "F32", 80, 80 + 256)}, {}, 80)
 
-    monkeypatch.setattr("lorabench.adapters.container.parse_header", lambda *given: cut_first(*given, None))
+    monkeypatch.setattr("lorabench.adapters.reading.container.parse_header", lambda *given: cut_first(*given, None))
     with pytest.raises(LorabenchError, match="cut while it was read"):
         read_container(path)
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lorabench.adapters import load, variants
-from lorabench.adapters.container import read_container
-from lorabench.adapters.header import parse_json, read_header, read_json
-from lorabench.adapters.table import read_table
+from lorabench.adapters import load
+from lorabench.adapters.reading import variants
+from lorabench.adapters.reading.container import read_container
+from lorabench.adapters.reading.header import parse_json, read_header, read_json
+from lorabench.adapters.reading.table import read_table
 from lorabench.errors import LorabenchError
 
 GOOD = {"q.lora_A.weight": torch.ones(2, 3), "q.lora_B.weight": torch.ones(4, 2)}

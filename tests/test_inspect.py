@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from lorabench.adapters import load, save
 from lorabench.adapters.__main__ import main
-from lorabench.adapters.inspection import inspect
-from lorabench.adapters.rendering import module_table
+from lorabench.adapters.metadata.inspection import inspect
+from lorabench.adapters.metadata.rendering import module_table
 from tests.adapter_folders import make_modules
 from tests.inspected_files import KOHYA, STEM, kohya_tensors, messages, sparse, values, write
 from tests.test_hashes import kohya

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lorabench.adapters import Adapter, LoraModule, load, save
-from lorabench.adapters.merging import DENSE, METHODS, merge
-from lorabench.adapters.preflight import preflight
-from lorabench.adapters.resizing import resize
+from lorabench.adapters.merging.merging import DENSE, METHODS, merge
+from lorabench.adapters.merging.preflight import preflight
+from lorabench.adapters.resizing.resizing import resize
 from lorabench.errors import LorabenchError
 from tests.adapter_makers import CONV, LINEAR, SHAPES, TABLE, dense, dense_sum, make_adapter, near
 

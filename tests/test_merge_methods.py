@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lorabench.adapters import Adapter, LoraModule
-from lorabench.adapters.deviation import distance, stacked
-from lorabench.adapters.merging import DENSE, METHODS, merge
-from lorabench.adapters.sparsify import best_pair, dare_linear, dare_ties, drop, magnitude_prune, ties, trim
+from lorabench.adapters.comparing.deviation import distance, stacked
+from lorabench.adapters.merging.merging import DENSE, METHODS, merge
+from lorabench.adapters.merging.sparsify import best_pair, dare_linear, dare_ties, drop, magnitude_prune, ties, trim
 from lorabench.errors import LorabenchError
 from tests.adapter_makers import LINEAR, dense, make_adapter, make_module
 
@@ -213,7 +213,7 @@ def test_the_mean_of_the_two_ties_is_plain_for_equal_weights() -> None:
 
 
 def test_what_is_too_large_to_be_dense_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorabench.adapters.clashing._MOST_ENTRIES", 50)
+    monkeypatch.setattr("lorabench.adapters.merging.clashing._MOST_ENTRIES", 50)
     for method in METHODS:
         if method not in DENSE:
             merge([make_adapter(1)], method=method)

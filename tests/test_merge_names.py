@@ -10,8 +10,8 @@ import torch
 
 from lorabench.adapters import Adapter, LoraModule, compare, convert, load, merge, save
 from lorabench.adapters.__main__ import main
-from lorabench.adapters.aligning import align, common_name, file_labels, match
-from lorabench.adapters.preflight import preflight
+from lorabench.adapters.merging.aligning import align, common_name, file_labels, match
+from lorabench.adapters.merging.preflight import preflight
 from lorabench.errors import LorabenchError
 from tests.adapter_makers import CONV, LINEAR, dense, make_adapter, near
 
@@ -187,7 +187,7 @@ def test_the_preflight_finds_what_merge_raises(
     options: dict[str, object], check: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if check == "size":
-        monkeypatch.setattr("lorabench.adapters.clashing._MOST_ENTRIES", 50)
+        monkeypatch.setattr("lorabench.adapters.merging.clashing._MOST_ENTRIES", 50)
     a = replace(make_adapter(1, [2, 3, 3]), unsupported={"bias": ("x.bias",), "dora": ("x.dora_scale",)})
     b = make_adapter(2, 3, names=(LINEAR, CONV))
     options = {"drop_unsupported": True, **options}

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorabench.adapters.kohya import from_kohya, to_kohya
-from lorabench.adapters.naming import FACTORS, is_layer_key, layer_names, parse_key
+from lorabench.adapters.reading.kohya import from_kohya, to_kohya
+from lorabench.adapters.reading.naming import FACTORS, is_layer_key, layer_names, parse_key
 
 ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
 KEYSETS = sorted((ADAPTERS / "keysets").glob("*.json"))

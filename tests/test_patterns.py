@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lorabench.adapters.patterns import Patterns, Regex, compile_patterns, plain_names
+from lorabench.adapters.reading.patterns import Patterns, Regex, compile_patterns, plain_names
 
 _SIGNS = ["^", "$", r"\b", r"\B"]
 _LETTERS = [
@@ -181,7 +181,7 @@ def test_hundreds_of_names_are_quick() -> None:
 def test_all_names_of_a_file_share_one_budget() -> None:
     """One bomb takes half a second a name, and a file has as many names as it likes. (Here types are not checked.)"""
     code = (
-        "import time; from lorabench.adapters.patterns import Patterns\n"
+        "import time; from lorabench.adapters.reading.patterns import Patterns\n"
         "patterns = Patterns(('(a?){1400}b',))\n"
         "try:\n"
         "    for i in range(700): patterns.first('a' * 290 + str(i))\n"

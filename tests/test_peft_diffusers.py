@@ -16,8 +16,8 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from lorabench.adapters import Adapter, LoraModule, load, save
-from lorabench.adapters.converting import convert
-from lorabench.adapters.writing import layout_of
+from lorabench.adapters.writing.converting import convert
+from lorabench.adapters.writing.saving import layout_of
 
 pytestmark = [
     pytest.mark.slow,

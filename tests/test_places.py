@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabench.ablation.places import GROUPINGS, by_depth, groups, place
-from lorabench.adapters.files import load as load_adapter
-from lorabench.adapters.naming import layer_names, parse_key
+from lorabench.adapters.reading.files import load as load_adapter
+from lorabench.adapters.reading.naming import layer_names, parse_key
 from lorabench.errors import LorabenchError
 from lorabench.zoo.glyph_model import MODULES
 from tests.hub_schema import stable_diffusion_modules

@@ -10,8 +10,8 @@ import torch
 from scipy.linalg import subspace_angles
 
 from lorabench.adapters import Adapter, LoraModule
-from lorabench.adapters.merging import merge
-from lorabench.adapters.preflight import preflight
+from lorabench.adapters.merging.merging import merge
+from lorabench.adapters.merging.preflight import preflight
 from tests.adapter_makers import CONV, LINEAR, SHAPES, dense, make_adapter
 
 XL = "stable-diffusion-xl-v1-base/lora"

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from lorabench.adapters import load
 from lorabench.adapters.commands.common import plain
-from lorabench.adapters.evidence import PEFT
-from lorabench.adapters.inspection import inspect
-from lorabench.adapters.library import scan, write_rows
-from lorabench.adapters.origin import _MODEL, _NETWORK, _TRAINING
-from lorabench.adapters.rendering import clean, markdown, module_table, terminal, text
+from lorabench.adapters.metadata.evidence import PEFT
+from lorabench.adapters.metadata.inspection import inspect
+from lorabench.adapters.metadata.library import scan, write_rows
+from lorabench.adapters.metadata.origin import _MODEL, _NETWORK, _TRAINING
+from lorabench.adapters.metadata.rendering import clean, markdown, module_table, terminal, text
 from lorabench.errors import LorabenchError
 from tests.inspected_files import KOHYA, REAL, kohya_tensors, sparse, values, write
 

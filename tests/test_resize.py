@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorabench.adapters import ranks
 from lorabench.adapters.adapter import LoraModule
-from lorabench.adapters.deviation import deviations, total
-from lorabench.adapters.ranks import spectral_rank
-from lorabench.adapters.resizing import resize
+from lorabench.adapters.comparing.deviation import deviations, total
+from lorabench.adapters.resizing import ranks
+from lorabench.adapters.resizing.ranks import spectral_rank
+from lorabench.adapters.resizing.resizing import resize
 from lorabench.errors import LorabenchError
 from tests.resize_modules import adapter_of, apart, dense, make, one, tail
 

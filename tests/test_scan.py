@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lorabench.adapters.__main__ import main
-from lorabench.adapters.inspection import inspect
-from lorabench.adapters.library import COLUMNS, find_files, find_state, is_one_adapter, scan, write_rows
+from lorabench.adapters.metadata.inspection import inspect
+from lorabench.adapters.metadata.library import COLUMNS, find_files, find_state, is_one_adapter, scan, write_rows
 from lorabench.errors import LorabenchError
 from tests.adapter_folders import write_mixed
 from tests.bench import bench_inspect

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lorabench.adapters import load as load_adapter
-from lorabench.adapters.inspection import inspect
-from lorabench.adapters.table import read_table
+from lorabench.adapters.metadata.inspection import inspect
+from lorabench.adapters.reading.table import read_table
 from lorabench.errors import LorabenchError
 from tests.inspected_files import sparse
 
@@ -123,7 +123,7 @@ def test_reading_a_header_needs_no_torch(tmp_path: Path) -> None:
         {"a.lora_down.weight": torch.ones(2, 3), "a.lora_up.weight": torch.ones(4, 2)}, tmp_path / "x.safetensors"
     )
     program = (
-        "import sys; from lorabench.adapters.table import read_table; "
+        "import sys; from lorabench.adapters.reading.table import read_table; "
         "t = read_table(sys.argv[1]); print(t.rows[0].rank, sorted({'torch', 'numpy', 'jaxtyping'} & set(sys.modules)))"
     )
     found = subprocess.run(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lorabench.adapters import load as load_adapter
-from lorabench.adapters.table import read_table
+from lorabench.adapters.reading.table import read_table
 from lorabench.errors import LorabenchError
 
 ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"

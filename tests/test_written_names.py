@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from lorabench.adapters import Adapter, LoraModule, load, save
-from lorabench.adapters.converting import convert, notes_on_writing, prepare
+from lorabench.adapters.writing.converting import convert, notes_on_writing, prepare
 from lorabench.errors import LorabenchError
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorabench.adapters.naming import parse_key
+from lorabench.adapters.reading.naming import parse_key
 from lorabench.errors import LorabenchError
 
 __all__ = ["GROUPINGS", "Depth", "Place", "by_depth", "groups", "place"]

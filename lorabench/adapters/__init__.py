@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorabench.adapters.adapter import Adapter, LoraModule
-    from lorabench.adapters.comparing import Comparison, compare
+    from lorabench.adapters.comparing.comparing import Comparison, compare
+    from lorabench.adapters.comparing.fingerprints import Duplicates, find_duplicates, fingerprint
     from lorabench.adapters.components import pca, pca_across
-    from lorabench.adapters.converting import Conversion, convert
     from lorabench.adapters.drawing.pictures import plot
-    from lorabench.adapters.editing import edit
-    from lorabench.adapters.files import load
-    from lorabench.adapters.fingerprints import Duplicates, find_duplicates, fingerprint
-    from lorabench.adapters.inspection import Inspection, inspect
-    from lorabench.adapters.library import scan
-    from lorabench.adapters.merge_report import MergeReport
-    from lorabench.adapters.merging import merge
-    from lorabench.adapters.naming import ParsedKey, component, is_layer_key, layer_names, parse_key
-    from lorabench.adapters.preflight import Preflight
-    from lorabench.adapters.receipt import Receipt
-    from lorabench.adapters.resize_checks import validate
-    from lorabench.adapters.resizing import resize
-    from lorabench.adapters.table import ModuleRow, Table, read_table
-    from lorabench.adapters.writing import LAYOUTS, layout_of, save
+    from lorabench.adapters.merging.merging import merge
+    from lorabench.adapters.merging.preflight import Preflight, preflight
+    from lorabench.adapters.merging.report import MergeReport
+    from lorabench.adapters.metadata.editing import edit
+    from lorabench.adapters.metadata.inspection import Inspection, inspect
+    from lorabench.adapters.metadata.library import scan
+    from lorabench.adapters.reading.files import load
+    from lorabench.adapters.reading.naming import ParsedKey, component, is_layer_key, layer_names, parse_key
+    from lorabench.adapters.reading.table import ModuleRow, Table, read_table
+    from lorabench.adapters.resizing.checks import validate
+    from lorabench.adapters.resizing.receipt import Receipt
+    from lorabench.adapters.resizing.resizing import resize
+    from lorabench.adapters.writing.converting import Conversion, convert, notes_on_writing
+    from lorabench.adapters.writing.saving import LAYOUTS, layout_of, save
 
 __all__ = [
     "LAYOUTS",
@@ -53,10 +53,12 @@ __all__ = [
     "layout_of",
     "load",
     "merge",
+    "notes_on_writing",
     "parse_key",
     "pca",
     "pca_across",
     "plot",
+    "preflight",
     "read_table",
     "resize",
     "save",
@@ -66,24 +68,24 @@ __all__ = [
 
 _HOMES = {
     "adapter": ("Adapter", "LoraModule"),
-    "comparing": ("Comparison", "compare"),
+    "comparing.comparing": ("Comparison", "compare"),
     "components": ("pca", "pca_across"),
-    "converting": ("Conversion", "convert"),
+    "writing.converting": ("Conversion", "convert", "notes_on_writing"),
     "drawing.pictures": ("plot",),
-    "editing": ("edit",),
-    "files": ("load",),
-    "fingerprints": ("Duplicates", "find_duplicates", "fingerprint"),
-    "inspection": ("Inspection", "inspect"),
-    "library": ("scan",),
-    "merge_report": ("MergeReport",),
-    "merging": ("merge",),
-    "naming": ("ParsedKey", "component", "is_layer_key", "layer_names", "parse_key"),
-    "preflight": ("Preflight",),
-    "receipt": ("Receipt",),
-    "resize_checks": ("validate",),
-    "resizing": ("resize",),
-    "table": ("ModuleRow", "Table", "read_table"),
-    "writing": ("LAYOUTS", "layout_of", "save"),
+    "metadata.editing": ("edit",),
+    "reading.files": ("load",),
+    "comparing.fingerprints": ("Duplicates", "find_duplicates", "fingerprint"),
+    "metadata.inspection": ("Inspection", "inspect"),
+    "metadata.library": ("scan",),
+    "merging.report": ("MergeReport",),
+    "merging.merging": ("merge",),
+    "reading.naming": ("ParsedKey", "component", "is_layer_key", "layer_names", "parse_key"),
+    "merging.preflight": ("Preflight", "preflight"),
+    "resizing.receipt": ("Receipt",),
+    "resizing.checks": ("validate",),
+    "resizing.resizing": ("resize",),
+    "reading.table": ("ModuleRow", "Table", "read_table"),
+    "writing.saving": ("LAYOUTS", "layout_of", "save"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -10,8 +10,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.aligning import file_labels
-from lorabench.adapters.naming import layer_names
+from lorabench.adapters.merging.aligning import file_labels
+from lorabench.adapters.reading.naming import layer_names
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import inner_product
 

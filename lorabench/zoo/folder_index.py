@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorabench.adapters.header import ADAPTER_SUFFIXES, FOLDER_FILES, find_adapter_file
+from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, FOLDER_FILES, find_adapter_file
 from lorabench.errors import LorabenchError
 
 __all__ = ["INCOMPLETE", "LABELS", "SPLITS", "Entry", "index_folder"]

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorabench.adapters.naming import layer_names
+from lorabench.adapters.reading.naming import layer_names
 from lorabench.zoo.glyph_pictures import SIDE
 
 __all__ = [

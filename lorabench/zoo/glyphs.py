@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
-from lorabench.adapters.naming import layer_names
+from lorabench.adapters.reading.naming import layer_names
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.progress import bar
 from lorabench.zoo import glyph_model, glyph_pictures

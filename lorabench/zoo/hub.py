@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int64
 
-from lorabench.adapters.naming import parse_key
+from lorabench.adapters.reading.naming import parse_key
 from lorabench.errors import LorabenchError
 from lorabench.progress import track
 from lorabench.zoo.columns import LayerColumn, is_nested

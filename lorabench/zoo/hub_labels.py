@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
-from lorabench.adapters.naming import parse_key
+from lorabench.adapters.reading.naming import parse_key
 from lorabench.errors import LorabenchError
 from lorabench.zoo.columns import is_nested
 from lorabench.zoo.hub_source import Part

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.files import load
-from lorabench.adapters.resizing import resize
-from lorabench.adapters.writing import save
+from lorabench.adapters.reading.files import load
+from lorabench.adapters.resizing.resizing import resize
+from lorabench.adapters.writing.saving import save
 from tests.bench.machine import describe, interleaved, ratio
 
 RANK, NEW, GOAL = 128, 32, 10.0

@@ -186,8 +186,8 @@ def write_result(args: Namespace, adapter: "Adapter", metadata: Mapping[str, str
     """
     import torch
 
-    from lorabench.adapters.converting import prepare
-    from lorabench.adapters.writing import layout_of, save
+    from lorabench.adapters.writing.converting import prepare
+    from lorabench.adapters.writing.saving import layout_of, save
 
     layout = args.layout or layout_of(adapter)
     refuse_overwriting(args.out, args.force, folder=layout == "peft")

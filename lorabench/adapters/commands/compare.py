@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabench.adapters.commands.common import Outcome, path_name, positive_int, share, table
-from lorabench.adapters.header import ADAPTER_SUFFIXES, FOLDER_FILES, find_adapter_file
+from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, FOLDER_FILES, find_adapter_file
 from lorabench.errors import LorabenchError
 
 if TYPE_CHECKING:
-    from lorabench.adapters.comparing import Comparison, ModuleComparison, SubspaceOverlap
-    from lorabench.adapters.fingerprints import Duplicates, Group, Sketch
+    from lorabench.adapters.comparing.comparing import Comparison, ModuleComparison, SubspaceOverlap
+    from lorabench.adapters.comparing.fingerprints import Duplicates, Group, Sketch
 
 __all__ = ["EXAMPLE", "adapters_in", "add_arguments", "run"]
 
@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> Outcome:
     if len(args.paths) != 2:
         count = f"{len(args.paths)} {'path' if len(args.paths) == 1 else 'paths'}"
         args.wrong_usage(f"{count} came, but two adapters are compared; --duplicates takes any number, and folders")
-    from lorabench.adapters.comparing import compare
-    from lorabench.adapters.files import load
-    from lorabench.adapters.fingerprints import distance, sketch
+    from lorabench.adapters.comparing.comparing import compare
+    from lorabench.adapters.comparing.fingerprints import distance, sketch
+    from lorabench.adapters.reading.files import load
 
     a, b = (load(path) for path in args.paths)
     sketches = sketch(a), sketch(b)
@@ -193,7 +193,7 @@ def _by_content(content: float) -> str:
 
 
 def _duplicates(paths: Sequence[Path], tolerance: float) -> Outcome:
-    from lorabench.adapters.fingerprints import find_duplicates
+    from lorabench.adapters.comparing.fingerprints import find_duplicates
 
     adapters: dict[Path, None] = {}
     beside: list[Path] = []

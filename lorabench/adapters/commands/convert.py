@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections import Counter
 
 from lorabench.adapters.commands.common import Outcome, add_output, path_name, refuse_overwriting, table, write_result
-from lorabench.adapters.naming import component
+from lorabench.adapters.reading.naming import component
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
@@ -39,9 +39,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> Outcome:
     """Convert, write, read it back and say by how much ΔW changed."""
-    from lorabench.adapters.converting import convert
-    from lorabench.adapters.deviation import deviations
-    from lorabench.adapters.files import load
+    from lorabench.adapters.comparing.deviation import deviations
+    from lorabench.adapters.reading.files import load
+    from lorabench.adapters.writing.converting import convert
 
     refuse_overwriting(args.out, args.force, folder=args.layout == "peft")
     adapter = load(args.adapter)

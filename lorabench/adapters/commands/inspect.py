@@ -76,7 +76,7 @@ def run(args: Namespace) -> Outcome:
         args.misused("--redact, --set and --unset need -o, and -o needs one of them")
     if edits:
         return _edit(args)
-    from lorabench.adapters.library import is_one_adapter
+    from lorabench.adapters.metadata.library import is_one_adapter
 
     if args.output is not None and not args.path.is_dir():
         args.misused("--output is the table of a folder; give a folder")
@@ -88,8 +88,8 @@ def run(args: Namespace) -> Outcome:
 
 
 def _inspect(args: Namespace) -> Outcome:
-    from lorabench.adapters import rendering
-    from lorabench.adapters.inspection import inspect
+    from lorabench.adapters.metadata import rendering
+    from lorabench.adapters.metadata.inspection import inspect
 
     found = inspect(args.path, strict=args.strict, hashes=args.hashes, top_tags=args.tags, values=args.values)
     if args.format == "terminal":
@@ -104,7 +104,7 @@ def _inspect(args: Namespace) -> Outcome:
 
 
 def _scan(args: Namespace) -> Outcome:
-    from lorabench.adapters.library import find_state, scan, write_rows
+    from lorabench.adapters.metadata.library import find_state, scan, write_rows
 
     if args.output is not None:
         refuse_overwriting(args.output, args.force, "--output", folder=False)
@@ -130,8 +130,8 @@ def _scan(args: Namespace) -> Outcome:
 
 
 def _edit(args: Namespace) -> Outcome:
-    from lorabench.adapters.editing import edit
-    from lorabench.adapters.rendering import clean
+    from lorabench.adapters.metadata.editing import edit
+    from lorabench.adapters.metadata.rendering import clean
 
     done = edit(args.path, args.out, values=dict(args.set), unset=args.unset, redacted=args.redact, force=args.force)
     lines = [f"removed  {clean(key)}" for key in done.removed]
@@ -149,7 +149,7 @@ def _edit(args: Namespace) -> Outcome:
 
 
 def _listed(rows: list[dict[str, Any]], style: str) -> str:
-    from lorabench.adapters.rendering import clean
+    from lorabench.adapters.metadata.rendering import clean
 
     columns = ("file", "method", "rank", "alpha", "modules", "KiB", "base model")
     cells = [

@@ -14,15 +14,15 @@ from lorabench.adapters.commands.common import (
     table,
     write_result,
 )
-from lorabench.adapters.merge_recipe import METHODS, MISSING, Recipe
+from lorabench.adapters.merging.recipe import METHODS, MISSING, Recipe
 from lorabench.errors import LorabenchError
 
 if TYPE_CHECKING:
     import torch
 
     from lorabench.adapters.adapter import Adapter
-    from lorabench.adapters.merge_report import MergeReport
-    from lorabench.adapters.preflight import Preflight
+    from lorabench.adapters.merging.preflight import Preflight
+    from lorabench.adapters.merging.report import MergeReport
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
@@ -68,9 +68,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> Outcome:
     """Look, merge, write."""
-    from lorabench.adapters.files import load
-    from lorabench.adapters.merging import merge
-    from lorabench.adapters.preflight import preflight
+    from lorabench.adapters.merging.merging import merge
+    from lorabench.adapters.merging.preflight import preflight
+    from lorabench.adapters.reading.files import load
+    from lorabench.adapters.writing.converting import notes_on_writing
 
     if args.out is None and not args.preflight:
         args.refuse("the following arguments are required: -o/--out (or --preflight)")
@@ -91,9 +92,10 @@ def run(args: Namespace) -> Outcome:
     merged, report = merge(
         adapters, args.weights, density=args.density, majority=args.majority, dtype=_dtype(args, adapters), **how
     )
+    notes = notes_on_writing(merged, args.layout)
     written = write_result(args, merged, {})
-    data: dict[str, Any] = {"written": str(written), "merge": report.as_dict()}
-    texts = [_report_text(report), f"written: {written}"]
+    data: dict[str, Any] = {"written": str(written), "merge": report.as_dict(), "writing": notes}
+    texts = [_report_text(report), "\n".join([f"written: {written}", *(f"note: {note}" for note in notes)])]
     if looked is not None:
         data["preflight"] = looked.as_dict()
         texts.insert(0, _preflight_text(looked))
@@ -102,7 +104,7 @@ def run(args: Namespace) -> Outcome:
 
 def _check_arguments(args: Namespace) -> None:
     """Refuse what no adapters allow as wrong usage, before any is read."""
-    from lorabench.adapters.clashing import used_weights
+    from lorabench.adapters.merging.clashing import used_weights
 
     try:
         Recipe(args.method, args.rank, args.density, args.majority, missing=args.missing)

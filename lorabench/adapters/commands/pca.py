@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> Outcome:
             if path.suffix.lower() not in endings:
                 raise LorabenchError(f"{option} {path}: give a path that ends in {' or '.join(endings)}.")
             refuse_overwriting(path, args.force, option, folder=False)
-    from lorabench.adapters.files import load
+    from lorabench.adapters.reading.files import load
 
     adapters = [load(path) for path in args.paths]
     return _layers(args, adapters[0]) if len(adapters) == 1 else _across(args, adapters)
@@ -132,7 +132,7 @@ def _write(path: Path | None, head: Mapping[str, Any], key: str, entries: Iterab
         for _ in entries:
             pass
         return []
-    from lorabench.adapters.atomic import write_chunks
+    from lorabench.adapters.writing.atomic import write_chunks
 
     write_chunks(path, _chunks(head, key, entries))
     return [path]

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.format is not None and args.kind != "all":
         args.wrong_usage(f"--format is for --kind all; that of --kind {args.kind} is the ending of --out")
     from lorabench.adapters.drawing.pictures import plot
-    from lorabench.adapters.files import load
+    from lorabench.adapters.reading.files import load
 
     adapters = [load(path) for path in args.paths]
     written = plot(adapters, args.kind, args.out, modules=args.modules, form=args.format or "png", force=args.force)

@@ -16,13 +16,13 @@ from lorabench.adapters.commands.common import (
     table,
     write_result,
 )
-from lorabench.adapters.resize_modes import MODES
+from lorabench.adapters.resizing.modes import MODES
 from lorabench.errors import LorabenchError
 
 if TYPE_CHECKING:
     from lorabench.adapters.adapter import Adapter
-    from lorabench.adapters.converting import Prepared
-    from lorabench.adapters.receipt import Receipt
+    from lorabench.adapters.resizing.receipt import Receipt
+    from lorabench.adapters.writing.converting import Prepared
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
@@ -78,10 +78,10 @@ def run(args: Namespace) -> Outcome:
         refuse_overwriting(args.out, args.force)
     import torch
 
-    from lorabench.adapters.converting import prepare
-    from lorabench.adapters.files import load
-    from lorabench.adapters.resize_checks import validate
-    from lorabench.adapters.resizing import resize
+    from lorabench.adapters.reading.files import load
+    from lorabench.adapters.resizing.checks import validate
+    from lorabench.adapters.resizing.resizing import resize
+    from lorabench.adapters.writing.converting import prepare
 
     checked = validate(args.file, args.rank)
     if not checked.valid:
@@ -110,8 +110,8 @@ def run(args: Namespace) -> Outcome:
 
 def _written(args: Namespace, adapter: "Adapter", prepared: "Prepared", receipt: "Receipt") -> "Receipt":
     """The receipt of what is in the file, which is read again."""
-    from lorabench.adapters.deviation import deviations
-    from lorabench.adapters.files import load
+    from lorabench.adapters.comparing.deviation import deviations
+    from lorabench.adapters.reading.files import load
 
     again = load(write_result(args, prepared.adapter, {}))
     # The receipt speaks of the modules as they were called in the input.

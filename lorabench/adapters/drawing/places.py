@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorabench.adapters.naming import component
+from lorabench.adapters.reading.naming import component
 
 __all__ = ["Spot", "block_labels", "families", "in_depth", "kinds_in_order", "spot"]
 

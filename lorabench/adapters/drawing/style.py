@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from lorabench.adapters.atomic import write_chunks
+from lorabench.adapters.writing.atomic import write_chunks
 from lorabench.errors import LorabenchError
 
 __all__ = [

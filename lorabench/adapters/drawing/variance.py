@@ -27,7 +27,7 @@ from lorabench.adapters.drawing.style import (
     tidy,
     untrained_patch,
 )
-from lorabench.adapters.naming import layer_names
+from lorabench.adapters.reading.naming import layer_names
 
 __all__ = ["across_figure", "cumulative_table", "layer_figure", "layers_figure"]
 

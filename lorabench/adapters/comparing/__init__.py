@@ -1,0 +1,1 @@
+"""How far adapters are from one another."""

@@ -1,0 +1,253 @@
+"""Whether an adapter is whole, and agrees with what its configuration says."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorabench.adapters.metadata.evidence import CONFIG, Said, Sources
+from lorabench.adapters.metadata.hashes import check_hashes
+from lorabench.adapters.metadata.values import read_values
+from lorabench.adapters.reading.kinds import NO_CONFIG
+from lorabench.adapters.reading.patterns import Regex, plain_names
+from lorabench.adapters.reading.shapes import UNPLACED
+from lorabench.adapters.reading.table import ModuleRow, Table
+
+__all__ = ["Finding", "validate"]
+
+_NO_ADAPTER = {"full_weight", "bias", "other", "textual_inversion", "alpha_alone"}
+"""Kinds of tensors that make no adapter where nothing else is in the file."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        check: its name.
+        level: "error" (the file is not whole), "warning" (look at it), "ok", or "note" (nothing was checked).
+        message: in words.
+    """
+
+    check: str
+    level: str
+    message: str
+
+
+def validate(
+    known: Sources, network: Mapping[str, Said], *, strict: bool, hashes: bool, values: bool = False
+) -> dict[str, Any]:
+    """Every check of one file.
+
+    Args:
+        known: the file, and what is said of it.
+        network: what the trainer was asked for (`origin.network_info`).
+        strict: whether a tensor that cannot be analysed is an error.
+        hashes: whether to hold the file's hashes against all its bytes.
+        values: whether to read the weights, by torch, and look for NaN, infinity and untrained modules.
+
+    Returns:
+        "valid", "errors" and "warnings" in words, "checks", "unsupported" (kind -> keys), and "assumed" (what the
+        file did not say -> number of modules).
+
+    Raises:
+        LorabenchError: the file cannot be read for its hashes or weights.
+    """
+    table = known.table
+    findings = [
+        *_modules(table),
+        *_pairs(table),
+        *_ranks(table),
+        *_alphas(table),
+        *_merged(table),
+        *_asked(table, network),
+        *_targets(table, network),
+        *_unsupported(table, strict),
+        *(_values(table) if values else _no_values(table)),
+        *(_hashes(table) if hashes else ()),
+        *(Finding("beside", "warning", note) for note in known.notes),
+    ]
+    words = {level: [one.message for one in findings if one.level == level] for level in ("error", "warning")}
+    return {
+        "valid": not words["error"],
+        "errors": words["error"],
+        "warnings": words["warning"],
+        "checks": [{"check": one.check, "level": one.level, "message": one.message} for one in findings],
+        "unsupported": {kind: list(keys) for kind, keys in table.unsupported.items()},
+        "assumed": dict(Counter(note for row in table.rows for note in row.assumed)),
+    }
+
+
+def _modules(table: Table) -> Iterator[Finding]:
+    count = len(table.rows)
+    if count:
+        yield Finding("modules", "ok", f"{_count(count, 'module')} that can be analysed")
+    elif set(table.unsupported) <= _NO_ADAPTER and not table.problems:
+        held = ", ".join(sorted(table.unsupported)) or "no tensors at all"
+        yield Finding("modules", "error", f"no adapter: the file holds {held}")
+    elif not table.problems:
+        held = ", ".join(sorted(table.unsupported))
+        yield Finding("modules", "warning", f"no module that can be analysed, only {held}")
+
+
+def _pairs(table: Table) -> Iterator[Finding]:
+    for problem in table.problems:
+        yield Finding("pairs", "error", problem)
+    if table.rows and not table.problems:
+        yield Finding("pairs", "ok", "every pair is complete and fits together")
+
+
+def _ranks(table: Table) -> Iterator[Finding]:
+    # LoKr of two whole matrices has no rank, and needs none
+    bad = [row for row in table.rows if row.rank <= 0 and row.kind != "lokr"]
+    if bad:
+        yield Finding("rank", "error", f"{_count(len(bad), 'module')} without a positive rank: {_names(bad)}")
+    elif table.rows:
+        yield Finding("rank", "ok", "every rank is positive")
+    over = [row for row in table.rows if row.rank > _narrower(row) > 0]
+    if over:
+        yield Finding("rank", "warning", f"{_count(len(over), 'module')} of a rank above the width: {_names(over)}")
+
+
+def _alphas(table: Table) -> Iterator[Finding]:
+    missing = [row for row in table.rows if row.alpha_source.startswith("assumed")]
+    if missing:
+        # only kohya's and LyCORIS' files carry one α a module; the others know no better
+        theirs = {"kohya", "lycoris"} & set(table.schemes)
+        text = f"no alpha for {len(missing)} of {len(table.rows)} modules: alpha = r is assumed"
+        partly = len(missing) < len(table.rows)
+        parted = any(row.alpha_source == NO_CONFIG for row in missing)
+        if parted:
+            text += f"; PEFT keeps it in {CONFIG}, which is not beside the file: put it there, or ΔW has the wrong size"
+        yield Finding("alpha", "warning" if theirs or partly or parted else "ok", text)
+    elif table.rows:
+        sources = ", ".join(dict.fromkeys(row.alpha_source for row in table.rows))
+        yield Finding("alpha", "ok", f"every module has its alpha or scale ({sources})")
+    still = [row for row in table.rows if row.scale == 0]
+    if still:
+        yield Finding("alpha", "warning", f"{_count(len(still), 'module')} of scale 0, without effect: {_names(still)}")
+    backward = [row for row in table.rows if row.scale < 0 or not math.isfinite(row.scale)]
+    if backward:
+        yield Finding("alpha", "warning", f"{_count(len(backward), 'module')} of negative scale: {_names(backward)}")
+
+
+def _merged(table: Table) -> Iterator[Finding]:
+    unplaced = [row for row in table.rows if UNPLACED in row.assumed]
+    if unplaced:
+        yield Finding("merged", "warning", f"{_count(len(unplaced), 'module')}, {UNPLACED}: {_names(unplaced)}")
+
+
+def _values(table: Table) -> Iterator[Finding]:
+    found = read_values(table)
+    for name, word in (("nan", "NaN"), ("infinite", "infinite values")):
+        if found[name]:
+            text = f"{word} in {_count(len(found[name]), 'tensor')}: {_some(found[name])}"
+            yield Finding("values", "error", text)
+    if not found["nan"] and not found["infinite"]:
+        yield Finding("values", "ok", "all weights are finite")
+    if found["untrained"]:
+        text = f"{_count(len(found['untrained']), 'module')} untrained, a factor of all zeros: "
+        yield Finding("values", "warning", text + _some(found["untrained"]))
+
+
+def _no_values(table: Table) -> Iterator[Finding]:
+    if table.header is not None and table.rows:
+        text = "weights were not read, the header alone: NaN and untrained modules cannot be seen (--values reads them)"
+        yield Finding("values", "note", text)
+
+
+def _asked(table: Table, network: Mapping[str, Said]) -> Iterator[Finding]:
+    """Rank and α against what the trainer was asked for."""
+    other = Counter(note for row in table.rows for note in row.assumed if note.startswith(f"{CONFIG} says r"))
+    for note, count in other.items():
+        yield Finding("rank against config", "warning", f"{note} ({_count(count, 'module')})")
+    found: dict[str, Callable[[ModuleRow], float | None]] = {
+        "network_rank": lambda row: row.rank,
+        "network_alpha": lambda row: row.alpha,
+    }
+    agreed = False
+    for name, get in found.items():
+        asked = network.get(name)
+        if asked is None or not asked["source"].startswith("ss_") or not isinstance(asked["value"], int | float):
+            continue  # "Dynamic", after a resize; PEFT's patterns are minded by the table itself
+        plain = [row for row in table.rows if row.kind in ("linear", "dora", "loha") and get(row) is not None]
+        unlike = [row for row in plain if not math.isclose(get(row) or 0, asked["value"], rel_tol=1e-2)]
+        agreed |= bool(plain) and not unlike
+        if unlike:
+            text = f"{asked['source']} = {asked['value']}, and {len(unlike)} of {len(plain)} modules have another"
+            yield Finding(f"{name.removeprefix('network_')} against config", "warning", f"{text}: {_names(unlike)}")
+    if table.rows and not other and (agreed or "r" in table.config):
+        yield Finding("rank against config", "ok", "rank and configuration agree")
+
+
+def _targets(table: Table, network: Mapping[str, Said]) -> Iterator[Finding]:
+    """PEFT's target modules: every one was adapted, and nothing else."""
+    asked = network.get("asked_modules")
+    if asked is None or not table.rows or asked["value"] == "all-linear":
+        return
+    names = [row.module for row in table.rows]
+    if isinstance(asked["value"], list):
+        wanted = [str(one) for one in asked["value"]]
+        missing = [one for one in wanted if not any(_ends(name, one) for name in names)]
+        extra = [name for name in names if not any(_ends(name, one) for one in wanted)]
+    elif (listed := plain_names(str(asked["value"]))) is not None:
+        missing = sorted(set(listed) - set(names))
+        extra = [name for name in names if name not in set(listed)]
+    else:
+        try:
+            pattern = Regex(str(asked["value"]))
+            missing, extra = [], [name for name in names if not pattern.matches(name)]
+        except ValueError as error:
+            text = f"target_modules is no regular expression that is read here ({error}): left unchecked"
+            yield Finding("target modules", "warning", text)
+            return
+    if missing:
+        yield Finding("target modules", "warning", f"{CONFIG} names modules without tensors: {_some(missing)}")
+    if extra:
+        yield Finding(
+            "target modules", "warning", f"{CONFIG} does not name {_count(len(extra), 'module')}: {_some(extra)}"
+        )
+    if not missing and not extra:
+        yield Finding("target modules", "ok", "the target modules are those of the configuration")
+
+
+def _unsupported(table: Table, strict: bool) -> Iterator[Finding]:
+    for kind, keys in table.unsupported.items():
+        text = f"kind {kind} cannot be analysed ({_count(len(keys), 'tensor')}): {_some(keys)}"
+        yield Finding("unsupported", "error" if strict else "warning", text)
+
+
+def _hashes(table: Table) -> Iterator[Finding]:
+    for key, one in check_hashes(table.header).items() if table.header is not None else ():
+        if one.ok:
+            yield Finding("hashes", "ok", f"{key} is right")
+        elif one.ok is None:
+            yield Finding("hashes", "warning", f"{key} cannot be checked: the header is longer than 1 MiB")
+        else:
+            text = f"{key} is wrong, the file changed since: it says {one.stored[:80]}, its bytes say {one.found}"
+            yield Finding("hashes", "error", text)
+
+
+def _narrower(row: ModuleRow) -> int:
+    """The smaller of a pair's d_out and d_in; 0 for what is no plain pair."""
+    down, up = row.shapes.get("down", ()), row.shapes.get("up", ())
+    if row.kind not in ("linear", "embedding", "dora") or len(down) != 2 or len(up) != 2:
+        return 0
+    return min(math.prod(shape) // row.rank for shape in (down, up)) if row.rank > 0 else 0
+
+
+def _ends(name: str, wanted: str) -> bool:
+    return name == wanted or name.endswith(f".{wanted}")
+
+
+def _names(rows: Sequence[ModuleRow]) -> str:
+    return _some([row.module for row in rows])
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,1 @@
+"""From a file of any trainer to canonical modules, or to one clear refusal."""

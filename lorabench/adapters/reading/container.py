@@ -1,0 +1,185 @@
+"""The tensors in a file that someone else made, or one clear message about what is wrong with the file."""
+
+import io
+import pickle
+import pickletools
+import struct
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+import torch
+from torch import Tensor
+
+from lorabench.adapters.reading.header import AGAIN, TensorInfo, explain_reading, first_look, parse_header
+from lorabench.errors import LorabenchError
+
+__all__ = ["Container", "read_container"]
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz, "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""By safetensors' names; of types under 8 bits torch can only keep packs."""
+
+_MAX_GROWTH = 16
+"""How many times a pickle's own size its tensors may take: tied weights are stored once, bombs are stored small."""
+
+_FOLDER = 0x10  # of a record's attributes in a zip archive
+
+# What torch.load raises on bytes that are no checkpoint, or on one that holds more than tensors.
+_PICKLE_ERRORS = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class Container:
+    """Tensors and metadata of one file, in the file's order.
+
+    `leftovers` are the keys whose value is no tensor.
+    """
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    leftovers: tuple[str, ...] = ()
+
+
+def read_container(path: Path) -> Container:
+    """Read the tensors of a .safetensors, .bin, .pt or .pth file; pickles by `weights_only=True` alone.
+
+    The weights are copied into memory, not mapped: whatever happens to the file later, they stay what they are.
+
+    Raises:
+        LorabenchError: the file is missing, empty, truncated, misnamed, a git-LFS pointer or not readable.
+    """
+    size, kind = first_look(path)
+    return _read_safetensors(path) if kind is None else _read_pickle(path, size)
+
+
+def _read_safetensors(path: Path) -> Container:
+    with explain_reading(path), path.open("rb") as file:
+        header = parse_header(path, file)
+        tensors = {key: _read_tensor(path, file, key, info) for key, info in header.tensors.items()}
+    return Container(tensors, header.metadata)
+
+
+def _read_tensor(path: Path, file: io.BufferedReader, key: str, info: TensorInfo) -> Tensor:
+    if info.dtype not in _DTYPES:
+        raise LorabenchError(
+            f"{path}: {key} is stored as {info.dtype}, which is not read. "
+            "Export the adapter in float16, bfloat16 or float32."
+        )
+    raw = torch.empty(info.stop - info.start, dtype=torch.uint8)
+    file.seek(info.start)
+    if file.readinto(raw.numpy().data) != len(raw):
+        raise LorabenchError(f"{path}: the file was cut while it was read. Read it again once it is whole.")
+    return raw.view(_DTYPES[info.dtype]).reshape(info.shape)
+
+
+def _read_pickle(path: Path, size: int) -> Container:
+    with explain_reading(path):
+        # From memory: of a file on the disk torch would also take a tar archive, unpack it, and follow its links.
+        file = io.BytesIO(path.read_bytes())
+    try:
+        with warnings.catch_warnings():
+            # It warns of pickle protocols that it may not know; what it does not know, it refuses.
+            warnings.simplefilter("ignore")
+            zipped = file.read(4) == b"PK\x03\x04"  # as torch tells them apart
+            if zipped:
+                _check_archive(path, size, file)
+            file.seek(0)
+            container = _from_pickle(path, torch.load(file, map_location="cpu", weights_only=True))
+            if not zipped:
+                _check_filled(file, container.tensors)
+    except _PICKLE_ERRORS as error:
+        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
+        raise LorabenchError(
+            f"{path}: damaged, or holds more than tensors, so it was not read ({reason}). "
+            "Pickles are never run; ask for the adapter as safetensors."
+        ) from error
+    _check_growth(path, size, (tensor.numel() * tensor.element_size() for tensor in container.tensors.values()))
+    return container
+
+
+def _check_archive(path: Path, size: int, file: io.BytesIO) -> None:
+    """Refuse archives that unpack to much more, and records marked as folders, of which torch makes any bytes up."""
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+    if any(record.external_attr & _FOLDER and record.file_size for record in records):
+        raise zipfile.BadZipFile("a record is marked as a folder")
+    _check_growth(path, size, (record.file_size for record in records))
+
+
+def _check_filled(file: io.BytesIO, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors without values, which torch leaves as it found the memory.
+
+    Before torch 1.6 a file was five pickles and then the values; the fifth pickle names the storages that have some.
+    """
+    file.seek(0)
+    for _ in range(4):
+        all(True for _ in pickletools.genops(file))
+    named = {value for _, value, _ in pickletools.genops(file) if isinstance(value, str)}
+    if len({tensor.untyped_storage().data_ptr() for tensor in tensors.values() if tensor.numel()}) > len(named):
+        raise ValueError("there are no values for a tensor")
+
+
+def _check_growth(path: Path, size: int, parts: Iterable[int]) -> None:
+    grown = sum(parts)
+    if grown > _MAX_GROWTH * size:
+        raise LorabenchError(
+            f"{path}: its {size} bytes unpack to {grown}, over {_MAX_GROWTH} times as many, so it was not read. "
+            "Ask for the adapter as safetensors."
+        )
+
+
+def _from_pickle(path: Path, found: object) -> Container:
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if isinstance(found, list) and found and all(map(_is_dense, found)):
+        if len(found) % 2:
+            raise LorabenchError(
+                f"{path}: a list of {len(found)} tensors; up and down must alternate, so one is missing. {AGAIN}"
+            )
+        # cloneofsimo names a text encoder's file *.text_encoder.pt; up comes before down.
+        model = "text_encoder" if ".text_encoder" in path.name else "unet"
+        named = {f"{model}:{i // 2}:{('up', 'down')[i % 2]}": value.detach() for i, value in enumerate(found)}
+        return Container(named, {})
+    if not isinstance(found, dict):
+        raise LorabenchError(
+            f"{path}: holds a {type(found).__name__}; a mapping of names to tensors, or cloneofsimo's "
+            "list of tensors, is expected. Save the adapter's state dict alone."
+        )
+    named = {_name(key): value for key, value in found.items()}
+    if len(named) < len(found):
+        raise LorabenchError(f"{path}: two of its names are one name when written down. Save the state dict anew.")
+    tensors = {key: value.detach() for key, value in named.items() if _is_dense(value)}
+    return Container(tensors, {}, tuple(key for key in named if key not in tensors))
+
+
+def _name(key: object) -> str:
+    """A key as text; one that is no name is called by its type, since its text may be of any length."""
+    return str(key) if isinstance(key, str | int | float) else f"a {type(key).__name__}"
+
+
+def _is_dense(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
