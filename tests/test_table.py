@@ -216,3 +216,15 @@ def test_quantised_factors_are_a_problem(tmp_path: Path) -> None:
         {"q.lora_A": torch.ones(2, 3, dtype=torch.int8), "q.lora_B": torch.ones(4, 2)}, tmp_path / "x.safetensors"
     )
     assert "q.lora_A is stored as I8; quantised" in read_table(tmp_path / "x.safetensors").problems[0]
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "bfloat16"])
+def test_a_type_has_one_name_whatever_the_container(tmp_path: Path, name: str) -> None:
+    """What the weights' reader takes, the table takes too, out of a pickle as out of safetensors."""
+    dtype = getattr(torch, name)
+    tensors = {"a.lora_down.weight": torch.ones(2, 3).to(dtype), "a.lora_up.weight": torch.ones(4, 2).to(dtype)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    torch.save(tensors, tmp_path / "x.bin")
+    rows = [read_table(tmp_path / file).rows for file in ("x.safetensors", "x.bin")]
+    assert [row.dtype for row in rows[0]] == [row.dtype for row in rows[1]] != []
+    assert all(set(load_adapter(tmp_path / file).modules) == {"a"} for file in ("x.safetensors", "x.bin"))

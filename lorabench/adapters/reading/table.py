@@ -184,7 +184,11 @@ def _from_pickle(file: Path) -> tuple[dict[str, TensorInfo], dict[str, float], t
     # Only a pickle needs torch: its header is a program.
     from lorabench.adapters.reading.container import read_container
 
-    names = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"}
+    names = {
+        "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL",
+        "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
+        "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ", "float4_e2m1fn_x2": "F4",
+    }  # fmt: skip
     container = read_container(file)
     tensors, alphas = {}, {}
     for key, tensor in container.tensors.items():
