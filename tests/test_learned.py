@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from lorabench.errors import LorabenchError
+from lorabench.lanes import one_thread_an_operation
 from lorabench.representations import learned
 from lorabench.representations.cache import cached_features
 from lorabench.representations.contrastive import Contrastive
 from lorabench.representations.denoising import Denoising
 from lorabench.representations.learned import Learned
 from lorabench.representations.vae import VAE
-from lorabench.training import one_thread_an_operation
 from lorabench.zoo import Labels, Zoo
 from tests.synthetic_zoo import make_zoo, planted_zoo, with_layers
 

@@ -15,6 +15,7 @@ import torch
 
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm
+from lorabench.lanes import one_thread_an_operation
 from lorabench.representations import learned
 from lorabench.representations.cache import cached_features
 from lorabench.representations.contrastive import Contrastive
@@ -22,7 +23,6 @@ from lorabench.representations.denoising import Denoising
 from lorabench.representations.fitted import FittedUnit, read_index, save_fitted
 from lorabench.representations.learned import Learned
 from lorabench.representations.vae import VAE
-from lorabench.training import one_thread_an_operation
 from lorabench.zoo import Zoo
 from tests.small_study import evaluator_of
 from tests.synthetic_zoo import SHAPES, make_zoo

@@ -8,11 +8,12 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from lorabench.errors import LorabenchError
+from lorabench.lanes import one_thread_an_operation
 from lorabench.representations.autoencoder import AutoEncoder, relative_error
 from lorabench.representations.contrastive import Contrastive, ContrastiveModule, alignment, info_nce, uniformity
 from lorabench.representations.denoising import Denoising, DenoisingModule
 from lorabench.representations.vae import VAE, VAEModule
-from lorabench.training import Keyed, SeededDropout, draw_keys, normal, one_thread_an_operation, set_keys
+from lorabench.training import Keyed, SeededDropout, draw_keys, normal, set_keys
 
 D, LATENT = 20, 3
 KINDS: dict[str, type[AutoEncoder]] = {"vae": VAEModule, "denoising": DenoisingModule, "contrastive": ContrastiveModule}

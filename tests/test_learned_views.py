@@ -9,10 +9,11 @@ import torch
 from scipy import stats
 
 from lorabench.errors import LorabenchError
+from lorabench.lanes import one_thread_an_operation
 from lorabench.representations.contrastive import Contrastive, ContrastiveModule
 from lorabench.representations.fitting import Schooling, fit_together
 from lorabench.representations.views import Pair, View, gauges
-from lorabench.training import draw_keys, one_thread_an_operation, set_keys
+from lorabench.training import draw_keys, set_keys
 from tests.synthetic_zoo import make_zoo
 
 DOUBLE = torch.float64

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lorabench.training import Keyed, SeededNoise, draw_keys, in_lanes, keep_mask, normal, set_keys
+from lorabench.lanes import in_lanes
+from lorabench.training import Keyed, SeededNoise, draw_keys, keep_mask, normal, set_keys
 
 
 def keys(count: int, step: int = 0) -> torch.Tensor:

@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import torch
 
+from lorabench.lanes import one_thread_an_operation
+
 __all__ = ["in_lanes"]
 
 Task = TypeVar("Task")
@@ -20,9 +22,6 @@ def in_lanes(function: Callable[[Task], Found], tasks: Iterable[Task], lanes: in
         tasks: any number.
         lanes: how many at a time; None: as many as torch has threads.
     """
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(lanes or threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(function, tasks))
-    finally:
-        torch.set_num_threads(threads)
+    width = lanes or torch.get_num_threads()
+    with one_thread_an_operation(), ThreadPoolExecutor(width, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(function, tasks))

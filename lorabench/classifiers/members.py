@@ -16,8 +16,8 @@ from lorabench.classifiers.base import Classifier, ClassifierFactory
 from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.problem import Member, Problem
 from lorabench.classifiers.stack import Stack
+from lorabench.lanes import one_thread_an_operation
 from lorabench.memory import free_memory, recycle_freed_blocks
-from lorabench.training import one_thread_an_operation
 
 __all__ = ["Fitted", "OnEpoch", "as_it_is", "divergence", "fit_members"]
 

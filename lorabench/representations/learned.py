@@ -14,6 +14,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from lorabench.errors import LorabenchError
+from lorabench.lanes import in_lanes
 from lorabench.memory import free_memory, recycle_freed_blocks
 from lorabench.representations.autoencoder import JUDGED, AutoEncoder
 from lorabench.representations.base import Representation, Unit, chunks
@@ -24,7 +25,7 @@ from lorabench.representations.fitted import FittedUnit
 from lorabench.representations.fitting import Course, Schooling, fit_together, held_rows, split_rows
 from lorabench.representations.reading import flat_rows, shapes_of, sketch_of, sketch_shapes, sketched_rows
 from lorabench.representations.taken import TakenRun
-from lorabench.training import in_lanes, set_keys
+from lorabench.training import set_keys
 from lorabench.zoo import Zoo
 
 __all__ = ["Learned"]

@@ -2,7 +2,6 @@
 
 from lorabench.training.adam import Adam
 from lorabench.training.keyed import Keyed, SeededDropout, SeededNoise, set_keys
-from lorabench.training.lanes import in_lanes, one_thread_an_operation
 from lorabench.training.products import ONEDNN, by_onednn
 from lorabench.training.randomness import draw_keys, epoch_order, keep_mask, normal, seeded
 from lorabench.training.schedule import Schedule
@@ -19,10 +18,8 @@ __all__ = [
     "by_onednn",
     "draw_keys",
     "epoch_order",
-    "in_lanes",
     "keep_mask",
     "normal",
-    "one_thread_an_operation",
     "seeded",
     "set_keys",
     "traced_step",

@@ -2,8 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.reading.files import load
 from lorabench.errors import LorabenchError
+from lorabench.lanes import one_thread_an_operation
 from lorabench.lowrank import frobenius_norm
 
 __all__ = [
@@ -142,7 +142,8 @@ def sketch(adapter: Adapter) -> Sketch:
         LorabenchError: ΔW is not finite.
     """
     rows: dict[Shape, list[Float64[Tensor, " k"]]] = {}
-    with _one_thread():
+    # Two threads for a product of 8×1280 and 1280×4 only wait for each other, ms of it on a busy machine.
+    with one_thread_an_operation():
         norm = math.hypot(*(_add(rows, module) for module in adapter.modules.values()))
         rounding = math.hypot(*map(_rounding, adapter.modules.values()))
     if not math.isfinite(norm):
@@ -219,17 +220,6 @@ def find_duplicates(paths: Iterable[Path], *, tolerance: float = TOLERANCE) -> D
         unreadable=unreadable,
         tolerance=tolerance,
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Two threads for a product of 8×1280 and 1280×4 only wait for each other, ms of it on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _add(rows: dict[Shape, list[Float64[Tensor, " k"]]], module: LoraModule) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, FOLDER_FILES
-from lorabench.adapters.writing.unet_names import diffusers_unet_name
+from lorabench.adapters.writing.unet_names import clip_name, diffusers_unet_name
 from lorabench.errors import LorabenchError
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "space",
 ]
 
-_FLAT_CLIP = re.compile(r"^(text_encoder(?:_2)?)\.(encoder\.layers\.\d+\.(?:self_attn|mlp)\.)")
 _DEEP_CLIP = re.compile(r"^(text_encoder(?:_2)?)\.text_model\.")
 _BARE_UNET = re.compile(r"^(input_blocks|middle_block|output_blocks)\.")
 _ONE_SPACE = 1000
@@ -128,7 +127,7 @@ def common_name(module: str) -> str:
     """
     if _BARE_UNET.match(module):
         return diffusers_unet_name(f"unet.{module}").removeprefix("unet.")
-    return _FLAT_CLIP.sub(r"\1.text_model.\2", diffusers_unet_name(module))
+    return clip_name(diffusers_unet_name(module))
 
 
 def module_names(adapters: Sequence[Adapter]) -> dict[str, tuple[int, ...]]:
@@ -233,7 +232,7 @@ def _unet(name: str) -> bool:
 
 def _clip(name: str) -> bool | None:
     """Whether this name has CLIP's level `text_model`; None where it has no place for one."""
-    return True if _DEEP_CLIP.match(name) else False if _FLAT_CLIP.match(name) else None
+    return True if _DEEP_CLIP.match(name) else False if clip_name(name) != name else None
 
 
 def _manner(found: Match) -> Callable[[str], str]:
@@ -248,7 +247,7 @@ def _manner(found: Match) -> Callable[[str], str]:
         if diffusers and _unet(name):
             name = common_name(name)
         if deep:
-            name = _FLAT_CLIP.sub(r"\1.text_model.\2", name)
+            name = clip_name(name)
         elif flat:
             name = _DEEP_CLIP.sub(r"\1.", name)
         return (of_first if not name.startswith(of_first) else "") + name.removeprefix(of_second)

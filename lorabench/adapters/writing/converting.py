@@ -16,12 +16,11 @@ from lorabench.adapters.writing.refusals import (
     some,
 )
 from lorabench.adapters.writing.saving import layout_of
-from lorabench.adapters.writing.unet_names import diffusers_unet_name
+from lorabench.adapters.writing.unet_names import clip_name, diffusers_unet_name
 from lorabench.errors import LorabenchError
 
 __all__ = ["Conversion", "Prepared", "convert", "notes_on_writing", "prepare"]
 
-_FLAT_CLIP = re.compile(r"^(text_encoder(?:_2)?)\.(encoder\.layers\.\d+\.(?:self_attn|mlp)\.)")
 _ORIGINAL = re.compile(r"(^|\.)(double_blocks|single_blocks|joint_blocks|layerwise_blocks)\.")
 _PLAIN = ("lora", "dora")
 _OWN = {
@@ -193,7 +192,7 @@ def _new_names(adapter: Adapter, modules: Mapping[str, LoraModule], layout: str)
         count = sum(old != new for old, new in names.items())
         notes += [f"{count} modules of the original U-Net (input_blocks, ...) got diffusers' names"] * bool(count)
     if layout != "peft":
-        flat = {name: _FLAT_CLIP.sub(r"\1.text_model.\2", new) for name, new in names.items()}
+        flat = {name: clip_name(new) for name, new in names.items()}
         count = sum(names[name] != flat[name] for name in names)
         notes += [f"{count} modules of a CLIP text encoder got the level text_model that loaders expect"] * bool(count)
         names = flat

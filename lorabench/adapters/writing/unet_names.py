@@ -1,8 +1,8 @@
-"""Names of the original Stable Diffusion U-Net (`input_blocks`), as kohya keeps them for SDXL, and diffusers' own."""
+"""The names that loaders look for, of modules with several: the original U-Net's, as kohya keeps them, and CLIP's."""
 
 import re
 
-__all__ = ["diffusers_unet_name"]
+__all__ = ["clip_name", "diffusers_unet_name"]
 
 _FIXED = {
     "input_blocks.0.0": "conv_in",
@@ -26,6 +26,14 @@ _RESNET = {
 }
 _BLOCK = re.compile(r"^(?P<side>input|output)_blocks\.(?P<block>\d+)\.(?P<part>[012])\.(?P<rest>.+)$")
 _LAYERS = 3  # what one resolution has on either side: two resnets and a downsampler, or three resnets
+
+
+_FLAT_CLIP = re.compile(r"^(text_encoder(?:_2)?)\.(encoder\.layers\.\d+\.(?:self_attn|mlp)\.)")
+
+
+def clip_name(module: str) -> str:
+    """The name of a CLIP text encoder's module with its level `text_model`; others stay as they are."""
+    return _FLAT_CLIP.sub(r"\1.text_model.\2", module)
 
 
 def diffusers_unet_name(module: str) -> str:
