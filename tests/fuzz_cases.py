@@ -23,7 +23,7 @@ from typing import Any
 from lorabench.adapters.adapter import Adapter
 from lorabench.adapters.metadata.inspection import inspect
 from lorabench.adapters.metadata.rendering import markdown, module_table, terminal, text
-from lorabench.adapters.reading import variants
+from lorabench.adapters.reading import limits
 from lorabench.adapters.reading.files import load
 from lorabench.adapters.reading.table import Table, read_table
 from lorabench.errors import LorabenchError
@@ -180,7 +180,7 @@ def run(family: str, indices: range, keep: bool = False) -> dict[str, Any]:
 def main(arguments: list[str]) -> int:
     """Run a family, or one case of it."""
     warnings.simplefilter("error")
-    variants.MOST_ENTRIES = 2**22  # so that to find modules that go beyond it needs no gigabytes
+    limits.MOST_ENTRIES = 2**22  # so that to find modules that go beyond it needs no gigabytes
     family = arguments[0]
     count = fuzz_families.FAMILIES[family][1]
     one = len(arguments) > 1

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.resizing.receipt import ModuleReceipt
+from lorabench.adapters.resizing.rule import ResizeRule
 from lorabench.adapters.resizing.resizing import resize
 
 UNET, TEXT = "unet.down_blocks.0.attn1.to_q", "text_encoder.text_model.encoder.layers.3.self_attn.q_proj"
@@ -28,7 +29,8 @@ def adapter_of(*modules: LoraModule, **named: LoraModule) -> Adapter:
 
 
 def one(module: LoraModule, **how: object) -> tuple[LoraModule, ModuleReceipt]:
-    resized, receipt = resize(adapter_of(module), **how)  # type: ignore[arg-type]
+    beside = {name: how.pop(name) for name in ("dtype", "layout") if name in how}
+    resized, receipt = resize(adapter_of(module), ResizeRule(**how), **beside)  # type: ignore[arg-type]
     return resized.modules["unet.0.to_q"], receipt.modules[0]
 
 

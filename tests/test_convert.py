@@ -18,7 +18,7 @@ from lorabench.adapters import Adapter, LoraModule, load, save
 from lorabench.adapters.__main__ import main
 from lorabench.adapters.comparing.deviation import deviations
 from lorabench.adapters.writing.converting import convert, prepare
-from lorabench.adapters.writing.unet_names import diffusers_unet_name
+from lorabench.adapters.names.unet import diffusers_unet_name
 from lorabench.errors import LorabenchError
 
 ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
@@ -159,7 +159,7 @@ def test_embeddings_are_refused_by_name(layout: str) -> None:
 
 
 def test_unknown_layouts_and_components_are_refused() -> None:
-    with pytest.raises(LorabenchError, match="layout='mlx': allowed are diffusers, peft, kohya"):
+    with pytest.raises(LorabenchError, match="layout='mlx': allowed are peft, diffusers, diffusers-peft, comfyui, kohya"):
         convert(_adapter({"q": _pair()}), "mlx")
     with pytest.raises(LorabenchError, match="component='vae'"):
         convert(_adapter({"q": _pair()}), "kohya", component="vae")
@@ -269,7 +269,6 @@ def test_clip_gets_the_level_that_loaders_expect() -> None:
     [
         ("kohya", {"model.layers.0.q_proj": _pair()}, {}, "1 modules name no part of a pipeline"),
         ("diffusers", {"model.layers.0.q_proj": _pair()}, {}, "say --component unet"),
-        ("kohya", {"unet.my_own.part": _pair()}, {}, "1 modules keep their dots"),
         ("peft", {"unet.conv_in": _pair()}, {}, "say --component unet"),
         ("peft", {"text_model.encoder.x": _pair()}, {}, "transformers 5"),
         ("diffusers", {"unet.conv_in": _pair(scale=2.0)}, {}, "the scale of 1 modules is multiplied into up"),

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from lorabench.adapters import load
-from lorabench.adapters.reading import variants
+from lorabench.adapters.reading import limits
 from lorabench.adapters.reading.container import read_container
 from lorabench.adapters.reading.header import parse_json, read_header, read_json
 from lorabench.adapters.reading.table import read_table
@@ -230,7 +230,7 @@ def test_small_factors_of_a_huge_update(tmp_path: Path, tensors: dict[str, torch
     path = tmp_path / "a.safetensors"
     save_file(tensors, path)
     with pytest.raises(
-        LorabenchError, match=rf"module q \(lo\w+\) unfolds to \d+ numbers, {variants.MOST_ENTRIES} are"
+        LorabenchError, match=rf"module q \(lo\w+\) unfolds to \d+ numbers, {limits.MOST_ENTRIES} are"
     ):
         load(path)
 

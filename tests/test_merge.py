@@ -18,6 +18,7 @@ from torch import Tensor
 from lorabench.adapters import Adapter, LoraModule, load, save
 from lorabench.adapters.merging.merging import DENSE, METHODS, merge
 from lorabench.adapters.merging.preflight import preflight
+from lorabench.adapters.resizing.rule import ResizeRule
 from lorabench.adapters.resizing.resizing import resize
 from lorabench.errors import LorabenchError
 from tests.adapter_makers import CONV, LINEAR, SHAPES, TABLE, dense, dense_sum, make_adapter, near
@@ -165,7 +166,7 @@ def test_cut_adapters_merge_within_the_predicted_error(
 ) -> None:
     adapters = [make_adapter(*one) for one in several]
     by = data.draw(st.lists(weights, min_size=len(adapters), max_size=len(adapters)))
-    cut = [resize(adapter, rank=kept) for adapter in adapters]
+    cut = [resize(adapter, ResizeRule(rank=kept)) for adapter in adapters]
     merged, report = merge([one for one, _ in cut], by, rank=rank, normalize=False)
     exact, size = dense_sum(adapters, by), sizes(adapters, by)
     for row in report.modules:

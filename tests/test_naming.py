@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorabench.adapters.reading.kohya import from_kohya, to_kohya
+from lorabench.adapters.layouts import layouts
+from lorabench.adapters.layouts.kohya import LAYOUT, from_kohya
+from lorabench.adapters.names.identity import component, identity, unwrap
 from lorabench.adapters.reading.naming import FACTORS, is_layer_key, layer_names, parse_key
 
 ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
@@ -48,7 +50,8 @@ FACTOR_KEYS = [
 OTHER_KEYS = [
     ("base_model.model.h.0.attn.lora_magnitude_vector", "dora", "h.0.attn"),
     ("base_model.model.h.0.attn.lora_magnitude_vector.default.weight", "dora", "h.0.attn"),
-    ("lora_te1_text_model_encoder_layers_0_fc1.dora_scale", "dora", "text_encoder.text_model.encoder.layers.0.fc1"),
+    ("lora_te1_text_model_encoder_layers_0_mlp_fc1.dora_scale", "dora",
+     "text_encoder.text_model.encoder.layers.0.mlp.fc1"),
     ("lora_unet_conv_in.hada_w1_a", "loha", "unet.conv_in"),
     ("lora_unet_conv_in.hada_t2", "loha", "unet.conv_in"),
     ("diffusion_model.blocks.0.q.lokr_w1", "lokr", "diffusion_model.blocks.0.q"),
@@ -121,35 +124,73 @@ def test_factors_of_a_published_format_come_in_pairs(path: Path) -> None:
         assert ("down" in found) == ("up" in found), module
 
 
-@pytest.mark.parametrize(
-    ("kohya", "dotted"),
-    [
-        ("lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_ff_net_0_proj",
-         "unet.up_blocks.3.attentions.2.transformer_blocks.0.ff.net.0.proj"),
-        ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1", "unet.input_blocks.4.1.transformer_blocks.0.attn1"),
-        ("lora_unet_down_blocks_0_resnets_1_time_emb_proj", "unet.down_blocks.0.resnets.1.time_emb_proj"),
-        ("lora_unet_double_blocks_0_img_attn_qkv", "unet.double_blocks.0.img_attn.qkv"),
-        ("lora_te2_encoder_block_0_layer_1_DenseReluDense_wi_0",
-         "text_encoder_2.encoder.block.0.layer.1.DenseReluDense.wi_0"),
-        ("lora_unet_strange_part_3_to_q", "unet.strange_part.3.to_q"),
-        ("lora_unet_wholly_unknown", "unet.wholly_unknown"),
-    ],
-)  # fmt: skip
-def test_kohya_names_are_turned_back_into_dots(kohya: str, dotted: str) -> None:
-    assert from_kohya(kohya) == dotted
-    assert to_kohya(dotted) == kohya
+KOHYA = [
+    ("lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_ff_net_0_proj",
+     "unet.up_blocks.3.attentions.2.transformer_blocks.0.ff.net.0.proj"),
+    ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
+     "unet.input_blocks.4.1.transformer_blocks.0.attn1.to_q"),
+    ("lora_unet_down_blocks_0_resnets_1_time_emb_proj", "unet.down_blocks.0.resnets.1.time_emb_proj"),
+    ("lora_te2_encoder_block_0_layer_1_DenseReluDense_wi_0",
+     "text_encoder_2.encoder.block.0.layer.1.DenseReluDense.wi_0"),
+    ("lora_unet_strange_part_3_to_q", "unet.strange_part_3_to_q"),  # nothing is guessed
+    ("lora_unet_wholly_unknown", "unet.wholly_unknown"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kohya", "name"), KOHYA)
+def test_kohya_names_are_turned_back_into_dots(kohya: str, name: str) -> None:
+    assert parse_key(f"{kohya}.lora_down.weight").module == name
+    assert LAYOUT.spell({name: ""}, {}) == {name: kohya}
 
 
 def test_names_without_a_kohya_prefix_stay() -> None:
-    assert from_kohya("unet.to_q") == "unet.to_q"
-    assert to_kohya("h.0.c_attn") is None
-    assert to_kohya("unet") is None
-    assert to_kohya("unet.foo_to_q") is None  # would come back as unet.foo.to_q
+    assert from_kohya("unet.to_q") is None
+    assert LAYOUT.spell({"h.0.c_attn": "", "unet": ""}, {}) == {"h.0.c_attn": "h.0.c_attn", "unet": "unet"}
+
+
+def test_two_modules_that_flatten_alike_keep_their_dots() -> None:
+    names = {"unet.a.b_c": "", "unet.a_b.c": "", "unet.d": ""}
+    spelled = LAYOUT.spell(names, {})
+    assert spelled == {"unet.a.b_c": "unet.a.b_c", "unet.a_b.c": "unet.a_b.c", "unet.d": "lora_unet_d"}
 
 
 def test_a_second_text_encoder_renames_the_first() -> None:
-    assert to_kohya("text_encoder.q_proj", several_text_encoders=True) == "lora_te1_q_proj"
-    assert from_kohya("lora_te1_q_proj") == from_kohya("lora_te_q_proj") == "text_encoder.q_proj"
+    names = ["text_encoder.text_model.encoder.layers.0.mlp.fc1", "text_encoder_2.text_model.encoder.layers.0.mlp.fc1"]
+    spelled = LAYOUT.spell(dict.fromkeys(names, ""), {})
+    assert list(spelled.values()) == [f"lora_te{i}_text_model_encoder_layers_0_mlp_fc1" for i in (1, 2)]
+    assert from_kohya("lora_te1_q_proj") == from_kohya("lora_te_q_proj") == ("text_encoder", "q_proj")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["lora_unet_blocks_0_self_attn_q", "diffusion_model.blocks.0.self_attn.q", "transformer.blocks.0.self_attn.q",
+         "pipe.dit.blocks.0.self_attn.q", "diffusion_model._orig_mod.blocks.0.self_attn.q",
+         "transformer.blocks.0._checkpoint_wrapped_module.self_attn.q"],
+        ["lora_te1_text_model_encoder_layers_0_mlp_fc1", "text_encoder.text_model.encoder.layers.0.mlp.fc1",
+         "text_encoder.encoder.layers.0.mlp.fc1"],
+        ["base_model.model.h.0.attn", "base_model.model.base_model.model.h.0.attn", "module.h.0.attn",
+         "_fsdp_wrapped_module.h.0.attn"],
+        ["lora_unet_double_blocks_3_img_attn_qkv", "diffusion_model.double_blocks.3.img_attn_qkv",
+         "transformer.double_blocks.3.img_attn.qkv"],
+        ["lora_unet_input_blocks_4_1_proj_in", "unet.down_blocks.1.attentions.0.proj_in"],
+    ],
+)  # fmt: skip
+def test_names_of_one_module_have_one_identity(names: list[str]) -> None:
+    assert len({identity(parse_key(f"{name}.lora_down.weight").module) for name in names}) == 1
+
+
+def test_other_modules_have_other_identities() -> None:
+    names = ["text_encoder.a.q", "text_encoder_2.a.q", "unet.a.q", "a.q", "a.q.1", "prior_unet.a.q"]
+    assert len(set(map(identity, names))) == len(names)
+    assert identity("transformer.h.0.attn") == ("", "transformer_h_0_attn")  # a language model's own trunk
+    assert component("transformer.h.0.attn") == "model"
+
+
+def test_wrappers_are_told() -> None:
+    assert unwrap("transformer.base_model.model._orig_mod.x.0.module.q") == ("transformer.x.0.module.q", ("_orig_mod",))
+    assert unwrap("module.module.x").wrappers == ("module",)
+    assert parse_key("lora_unet__orig_mod_blocks_0_q.lora_down.weight").wrappers == ("_orig_mod",)
 
 
 @given(st.text(max_size=80))
@@ -166,9 +207,16 @@ def test_every_text_has_an_answer(key: str) -> None:
     )
 )
 @settings(deadline=None, max_examples=200)
-def test_a_kohya_name_is_only_given_where_it_comes_back(parts: list[str]) -> None:
+def test_a_kohya_name_is_the_same_module(parts: list[str]) -> None:
     name = "unet." + ".".join(parts)
-    kohya = to_kohya(name)
-    if kohya is not None:
-        assert from_kohya(kohya) == name
-        assert kohya == "lora_" + name.replace(".", "_")
+    kohya = LAYOUT.spell({name: ""}, {})[name]
+    assert kohya == "lora_" + name.replace(".", "_")
+    assert identity(parse_key(f"{kohya}.lora_up.weight").module) == identity(name)
+
+
+def test_no_key_fits_two_layouts() -> None:
+    """Every real key, and those above: the layouts are tried in no order that means anything."""
+    keys = [key for key, *_ in (*FACTOR_KEYS, *OTHER_KEYS)] + [key for path in KEYSETS for key in json.loads(path.read_text())]
+    for key in keys:
+        fitting = {name for name, layout in layouts().items() if any(one.match(key) for one in layout.patterns)}
+        assert len(fitting) <= 1, (key, fitting)

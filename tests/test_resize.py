@@ -16,6 +16,7 @@ from lorabench.adapters.adapter import LoraModule
 from lorabench.adapters.comparing.deviation import deviations, total
 from lorabench.adapters.resizing import ranks
 from lorabench.adapters.resizing.ranks import spectral_rank
+from lorabench.adapters.resizing.rule import ResizeRule
 from lorabench.adapters.resizing.resizing import resize
 from lorabench.errors import LorabenchError
 from tests.resize_modules import adapter_of, apart, dense, make, one, tail
@@ -184,7 +185,7 @@ def test_small_predicted_errors_are_right() -> None:
 def test_total_error_is_of_all_modules_as_one() -> None:
     modules = [make(0, 4, 9, 8), make(1, 6, 9, 8, 2.0), make(2, 6, 5, 30, -1.0), make(3, 6, 9, 8)]
     before = adapter_of(*modules)
-    after, receipt = resize(before, rank=2)
+    after, receipt = resize(before, ResizeRule(rank=2))
     differences = [dense(before.modules[name]) - dense(after.modules[name]) for name in before.modules]
     norms = [dense(module).norm() for module in modules]
     whole = torch.stack([d.norm() for d in differences]).norm() / torch.stack(norms).norm()
@@ -228,7 +229,7 @@ def test_an_untrained_module_has_no_error_and_the_least_rank() -> None:
             assert torch.equal(found.delta(), torch.zeros(9, 8))
         assert one(blank, rank=3)[0].rank == 3
         assert one(blank, energy=0.9, min_rank=2)[0].rank == 2
-        assert resize(adapter_of(blank), rank=2)[1].worst is None
+        assert resize(adapter_of(blank), ResizeRule(rank=2))[1].worst is None
 
 
 def test_a_rank_above_the_short_side_is_clamped() -> None:
@@ -248,7 +249,7 @@ def test_what_a_module_is_stays_and_what_it_was_made_from_goes() -> None:
     conv = make(0, 6, 9, 8 * 9, kernel=(3, 3))
     table = make(1, 6, 9, 30, embedding=True)
     hadamard = make(2, 6, 9, 8, kind="loha", assumed=("something",))
-    resized, receipt = resize(adapter_of(conv, table, hadamard), rank=3)
+    resized, receipt = resize(adapter_of(conv, table, hadamard), ResizeRule(rank=3))
     first, second, third = resized.modules.values()
     assert first.kernel == (3, 3)
     assert second.embedding
@@ -260,8 +261,8 @@ def test_dora_is_refused_unless_its_magnitudes_may_go() -> None:
     adapter = adapter_of(make(0, 4, 9, 8), make(1, 4, 9, 8, kind="dora"))
     adapter = replace(adapter, unsupported={"dora": ("unet.1.to_q.dora_scale",), "bias": ("b.bias",)})
     with pytest.raises(LorabenchError, match=r"1 modules are DoRA, unet\.1\.to_q .*drop_dora"):
-        resize(adapter, rank=2, drop_unsupported=True)
-    resized, receipt = resize(adapter, rank=2, drop_dora=True, drop_unsupported=True)
+        resize(adapter, ResizeRule(rank=2, drop_unsupported=True))
+    resized, receipt = resize(adapter, ResizeRule(rank=2, drop_dora=True, drop_unsupported=True))
     assert {module.kind for module in resized.modules.values()} == {"lora"}
     assert any("magnitudes are dropped" in note for note in receipt.notes)
     assert "left out: bias (1: b.bias)" in receipt.notes
@@ -271,8 +272,8 @@ def test_what_is_no_pair_is_refused_by_name_unless_it_may_go() -> None:
     kept = {"full_weight": ("head.weight",), "textual_inversion": ("<s1>", "<s2>")}
     adapter = replace(adapter_of(make(0, 4, 9, 8)), unsupported=kept)
     with pytest.raises(LorabenchError, match=r"full_weight: head\.weight; textual_inversion: <s1>, <s2>.*--drop-unsup"):
-        resize(adapter, rank=2, drop_dora=True)
-    resized, receipt = resize(adapter, rank=2, drop_unsupported=True)
+        resize(adapter, ResizeRule(rank=2, drop_dora=True))
+    resized, receipt = resize(adapter, ResizeRule(rank=2, drop_unsupported=True))
     assert resized.unsupported == {}
     assert sum("left out" in note for note in receipt.notes) == 2
 
@@ -281,15 +282,15 @@ def test_a_file_that_grows_is_said(tmp_path: Path) -> None:
     path = tmp_path / "lokr.safetensors"
     path.write_bytes(b"x" * 100)  # LoKr's own factors are smaller than any pair
     adapter = replace(adapter_of(make(0, 4, 9, 8, kind="lokr")), path=path)
-    notes = resize(adapter, size_mib=1.0)[1].notes
+    notes = resize(adapter, ResizeRule(size_mib=1.0))[1].notes
     assert "the weights alone are larger than the file that was read, 272 over 100 bytes" in notes
     path.write_bytes(b"x" * 300)
-    assert not any("larger than the file" in note for note in resize(adapter, size_mib=1.0)[1].notes)
+    assert not any("larger than the file" in note for note in resize(adapter, ResizeRule(size_mib=1.0))[1].notes)
 
 
 def test_padding_beyond_every_use_is_clamped() -> None:
     wide, over = make(0, 4, 9, 30), make(1, 12, 9, 8)  # the second has more rank already than ΔW's short side
-    resized, receipt = resize(adapter_of(wide, over), pad=10**9)
+    resized, receipt = resize(adapter_of(wide, over), ResizeRule(pad=10**9))
     assert [module.rank for module in resized.modules.values()] == [9, 12]
     assert receipt.modules[0].notes == ("rank 1000000000 is clamped to 9, the short side of ΔW [9, 30]",)
     assert receipt.modules[1].notes == ("rank 1000000000 is clamped to 12, the old rank of ΔW [9, 8]",)
@@ -309,8 +310,8 @@ def test_values_that_leave_the_stored_type_are_refused() -> None:
     module = replace(make(0, 4, 9, 8), scale=1e-9, dtype=torch.float16)
     module = replace(module, down=module.down * 1e6, up=module.up * 1e6)
     with pytest.raises(LorabenchError, match=r"unet\.0\.to_q.*do not fit torch\.float16"):
-        resize(adapter_of(module), rank=2)
-    assert resize(adapter_of(module), rank=2, dtype=torch.bfloat16)[1].measured < 1
+        resize(adapter_of(module), ResizeRule(rank=2))
+    assert resize(adapter_of(module), ResizeRule(rank=2), dtype=torch.bfloat16)[1].measured < 1
 
 
 def test_eight_bit_factors_become_bfloat16() -> None:

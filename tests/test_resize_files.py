@@ -20,7 +20,8 @@ from lorabench.adapters.adapter import Adapter
 from lorabench.adapters.comparing.deviation import deviations, total
 from lorabench.adapters.reading.files import load
 from lorabench.adapters.resizing.checks import validate
-from lorabench.adapters.resizing.ranks import RankRule, budget_ranks, limits_by_module
+from lorabench.adapters.resizing.ranks import budget_ranks, limits_by_module
+from lorabench.adapters.resizing.rule import ResizeRule
 from lorabench.adapters.resizing.resizing import RESIZE_KEY, resize
 from lorabench.adapters.writing.converting import prepare
 from lorabench.adapters.writing.saving import LAYOUTS, save
@@ -37,11 +38,11 @@ def test_limits_hold_by_part_module_and_pattern() -> None:
     names = {UNET: 8, "unet.up_blocks.1.attn2.to_k": 8, TEXT: 8}
     modules = {name: make(i, rank, 20, 20) for i, (name, rank) in enumerate(names.items())}
     adapter = Adapter(Path("x"), ("kohya",), modules)
-    resized, _ = resize(adapter, rank=6, limits={"text_encoder": 2, "*.attn2.*": 4, "unet": 5})
+    resized, _ = resize(adapter, ResizeRule(rank=6, limits={"text_encoder": 2, "*.attn2.*": 4, "unet": 5}))
     assert {name: module.rank for name, module in resized.modules.items()} == dict(zip(names, (5, 4, 2), strict=True))
-    resized, _ = resize(adapter, energy=1.0, limits={TEXT: 3}, max_rank=7)
+    resized, _ = resize(adapter, ResizeRule(energy=1.0, limits={TEXT: 3}, max_rank=7))
     assert [module.rank for module in resized.modules.values()] == [7, 7, 3]
-    resized, _ = resize(adapter, energy=0.01, min_rank=3)
+    resized, _ = resize(adapter, ResizeRule(energy=0.01, min_rank=3))
     assert [module.rank for module in resized.modules.values()] == [3, 3, 3]
     with pytest.raises(LorabenchError, match=r"limits\['text_encoder_2'\] fits no module. Give a part \(text_encoder"):
         limits_by_module(names, {"text_encoder_2": 3})
@@ -72,8 +73,6 @@ def test_limits_hold_by_part_module_and_pattern() -> None:
 def test_wrong_arguments_are_named(how: dict[str, object], message: str) -> None:
     with pytest.raises(LorabenchError, match=message):
         one(make(0, 4, 9, 8), **how)
-    with pytest.raises(LorabenchError, match="mode='best': allowed are rank"):
-        RankRule("best", 1)
 
 
 # A budget of bytes
@@ -119,16 +118,16 @@ def test_a_size_is_kept_and_used(tmp_path: Path, layout: str) -> None:
     modules |= {TEXT: make(9, 16, 32, 32, 5.0, dtype=torch.float32)}
     adapter = Adapter(Path("x"), (), modules, {"note": "x" * 300})
     for size, dtype in ((0.02, None), (0.03, None), (0.0234, torch.bfloat16)):
-        resized, receipt = resize(adapter, size_mib=size, layout=layout, dtype=dtype)
+        resized, receipt = resize(adapter, ResizeRule(size_mib=size), layout=layout, dtype=dtype)
         path = tmp_path / f"{size}" / ("a" if layout == "peft" else "a.safetensors")
         save(path, resized, layout, dtype="stored")
         file = path / "adapter_model.safetensors" if layout == "peft" else path
         step = (96 + 64) * 4
         slack = 9 * 3 * len(modules) + 1024
         assert size * 2**20 - step - slack < file.stat().st_size <= size * 2**20
-        fixed, _ = resize(adapter, rank=max(1, int(np.mean([m.new_rank for m in receipt.modules]))))
+        fixed, _ = resize(adapter, ResizeRule(rank=max(1, int(np.mean([m.new_rank for m in receipt.modules])))))
         assert receipt.predicted <= total(deviations(modules, fixed.modules)).relative
-    everything, receipt = resize(adapter, size_mib=10, layout=layout)
+    everything, receipt = resize(adapter, ResizeRule(size_mib=10), layout=layout)
     assert [module.rank for module in everything.modules.values()] == [16] * 7
     assert any("everything fits" in note for note in receipt.notes)
     for name, module in modules.items():  # not one bit of a factor is touched where nothing need go
@@ -302,7 +301,7 @@ def test_real_adapters() -> None:
             continue  # the readers' own tests hold these to their messages
         few = dict(list(before.modules.items())[:3])
         few = {name: module for name, module in few.items() if max(module.shape) < 1000}
-        after, receipt = resize(replace(before, modules=few), rank=2, drop_dora=True, drop_unsupported=True)
+        after, receipt = resize(replace(before, modules=few), ResizeRule(rank=2, drop_dora=True, drop_unsupported=True))
         for got in receipt.modules:
             old, new = few[got.module], after.modules[got.module]
             assert new.rank == min(2, *old.shape)

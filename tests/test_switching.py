@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorabench.adapters import load as load_adapter
-from lorabench.adapters.reading.shapes import UNPLACED
+from lorabench.adapters.reading.switching import UNPLACED
 from lorabench.errors import LorabenchError
 from tests.inspected_files import write as _save
 
@@ -85,8 +85,8 @@ def test_all_factors_of_a_file_together_have_a_bound(tmp_path: Path, monkeypatch
     tensors = {f"{i}.lokr_{part}": torch.ones(20, 20) for i in range(5) for part in ("w1", "w2")}
     path = _save(tmp_path / "a.safetensors", tensors)
     each = 2 * 400 * 400  # rank 400 of both factors
-    monkeypatch.setattr("lorabench.adapters.reading.shapes.MOST_TOGETHER", 5 * each)
+    monkeypatch.setattr("lorabench.adapters.reading.limits.MOST_TOGETHER", 5 * each)
     assert sum(one.up.numel() + one.down.numel() for one in load_adapter(path).modules.values()) == 5 * each
-    monkeypatch.setattr("lorabench.adapters.reading.shapes.MOST_TOGETHER", 5 * each - 1)
+    monkeypatch.setattr("lorabench.adapters.reading.limits.MOST_TOGETHER", 5 * each - 1)
     with pytest.raises(LorabenchError, match=f"modules unfold to {5 * each} numbers together, {5 * each - 1} are the"):
         load_adapter(path)

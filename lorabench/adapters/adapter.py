@@ -28,6 +28,8 @@ class LoraModule:
         kernel: spatial size of a convolution, (k, k), or () for everything else; then d_in = in·k·k.
         kind: what the file stored: "lora", or "dora" (its low-rank part alone), "loha", "lokr" and "adalora",
             whose ΔW is given here by factors of an ordinary LoRA.
+        dots_known: whether the dots of its name are the file's own, or those of a table of names; a name that was
+            read flattened, and that nothing could split, cannot be written in dots.
     """
 
     down: Float32[Tensor, "r d_in"]
@@ -39,6 +41,7 @@ class LoraModule:
     embedding: bool = False
     kernel: tuple[int, ...] = ()
     kind: str = "lora"
+    dots_known: bool = True
 
     @property
     def rank(self) -> int:
@@ -52,8 +55,8 @@ class LoraModule:
 
     def delta(self) -> Float32[Tensor, "d_out d_in"]:
         """ΔW itself, dense: for a look at one module; algebra goes by the factors."""
-        found: Tensor = self.scale * (self.up @ self.down)
-        return found
+        delta: Tensor = self.scale * (self.up @ self.down)
+        return delta
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Adapter:
         metadata: the metadata of a safetensors file.
         config: adapter_config.json beside the file, empty where there is none.
         unsupported: kind -> keys that cannot be analysed (see `naming.ParsedKey.part`).
+        extras: those of `unsupported` that no rank nor scale changes (heads, saved modules, biases, token deltas), by
+            their keys without PEFT's prefix: a file of the same layout carries them whole.
     """
 
     path: Path
@@ -75,3 +80,4 @@ class Adapter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     unsupported: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    extras: Mapping[str, Tensor] = field(default_factory=dict, repr=False)

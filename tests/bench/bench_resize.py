@@ -12,6 +12,7 @@ import torch
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.reading.files import load
+from lorabench.adapters.resizing.rule import ResizeRule
 from lorabench.adapters.resizing.resizing import resize
 from lorabench.adapters.writing.saving import save
 from tests.bench.machine import describe, interleaved, ratio
@@ -51,7 +52,7 @@ def main() -> None:
         few = adapter({shape: count})
         works = {
             "dense": lambda few=few: [dense(module) for module in few.modules.values()],
-            "low rank": lambda few=few: resize(few, rank=NEW),
+            "low rank": lambda few=few: resize(few, ResizeRule(rank=NEW)),
         }
         times = interleaved(works, 3)
         slow, fast = (statistics.median(times[name]) / count for name in works)
@@ -62,7 +63,7 @@ def main() -> None:
         print(f"  ratio                                      {ratio(times['dense'], times['low rank']):8.1f}")
     whole = adapter(SHAPES)
     start = time.perf_counter()
-    resized, receipt = resize(whole, rank=NEW)
+    resized, receipt = resize(whole, ResizeRule(rank=NEW))
     seconds = time.perf_counter() - start
     print(f"{len(whole.modules)} modules, rank {RANK} to {NEW}, float16, seconds")
     print(f"  resize with its receipt                    {seconds:8.2f}  (goal: under {GOAL:.0f})")
@@ -72,7 +73,7 @@ def main() -> None:
         path = save(Path(scratch) / "whole.safetensors", whole, "kohya", dtype="stored")
         del whole, resized
         start = time.perf_counter()
-        small, _ = resize(load(path), rank=NEW)
+        small, _ = resize(load(path), ResizeRule(rank=NEW))
         save(Path(scratch) / "small.safetensors", small, "kohya", dtype="stored")
         seconds = time.perf_counter() - start
         print(f"  file to file, {path.stat().st_size / 2**20:4.0f} MiB                    {seconds:8.2f}")

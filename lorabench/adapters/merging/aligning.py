@@ -2,13 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, FOLDER_FILES
-from lorabench.adapters.writing.unet_names import clip_name, diffusers_unet_name
+from lorabench.adapters.names.identity import flattened, identity, split_part
+from lorabench.adapters.names.unet import clip_name, converted, diffusers_unet_name
 from lorabench.errors import LorabenchError
 
 __all__ = [
@@ -93,30 +94,48 @@ def align(adapters: Sequence[Adapter]) -> Aligned:
 
 
 def match(a: Adapter, b: Adapter) -> Match:
-    """Which modules of two adapters are the same: those of one name, then those of one `common_name`.
+    """Which modules of two adapters are the same: those of one name, then those of one identity.
 
-    Where there is none of either, the one prefix ("unet.") of the names of one adapter that brings most modules
-    together; those of one shape count far more.
+    A name that says no part of a pipeline has the part of the other's modules that most of its own fit. Where nothing
+    matches at all, the one prefix ("model.") of the names of one adapter that brings most modules together; those of
+    one shape count far more.
 
     Raises:
-        LorabenchError: two prefixes fit equally well.
+        LorabenchError: two parts or prefixes fit equally well.
     """
-    same = {name: name for name in a.modules if name in b.modules}
-    if len(same) == min(len(a.modules), len(b.modules)):
-        return Match(same)
-    rest_a, rest_b = ({common_name(name): name for name in one.modules if name not in same} for one in (a, b))
-    same |= {rest_a[name]: rest_b[name] for name in rest_a if name in rest_b}
-    if same:
-        return Match(same, how=_how(same))
-    prefixes = _prefixes(a, b, rest_a, rest_b)
+    pairs = {name: name for name in a.modules if name in b.modules}
+    if len(pairs) == min(len(a.modules), len(b.modules)):
+        return Match(pairs)
+    rest_a, rest_b = ([name for name in one.modules if name not in pairs] for one in (a, b))
+    by_a, by_b = _by_identity(rest_a), _by_identity(rest_b)
+    pairs |= {by_a[key]: by_b[key] for key in by_a if key in by_b}
+    if pairs:
+        return Match(pairs, how=_how(pairs))
+    prefixes = _prefixes(a, b)
     if prefixes == ("", ""):
         return Match({})
     bare_a, bare_b = (
-        {name.removeprefix(prefix): own for name, own in rest.items() if name.startswith(prefix)}
-        for rest, prefix in ((rest_a, prefixes[0]), (rest_b, prefixes[1]))
+        _by_bare_name(one.modules, prefix) for one, prefix in zip((a, b), prefixes, strict=True)
     )
-    pairs = {bare_a[name]: bare_b[name] for name in bare_a if name in bare_b}
+    pairs = {bare_a[key]: bare_b[key] for key in bare_a if key in bare_b}
     return Match(pairs, prefixes, _how(pairs, next(filter(None, prefixes))))
+
+
+def _by_identity(names: Iterable[str]) -> dict[tuple[str, ...], str]:
+    """Identity -> name. Modules of one file whose flattened names are equal stay two: there the dots decide."""
+    names = list(names)
+    times = Counter(map(identity, names))
+    return {identity(name) if times[identity(name)] == 1 else (*identity(name), name): name for name in names}
+
+
+def _by_bare_name(names: Iterable[str], prefix: str) -> dict[str, str]:
+    """Flattened name, in one spelling and without a prefix -> name, for the names that bear it."""
+    return {_bare(name.removeprefix(prefix)): name for name in names if name.startswith(prefix)}
+
+
+def _bare(name: str) -> str:
+    """The flattened name, in one spelling, of one that says no part."""
+    return identity(name).flat if not split_part(name)[0] else flattened(name)
 
 
 def common_name(module: str) -> str:
@@ -181,10 +200,10 @@ def _without_ending(path: Path) -> Path:
     return path.with_suffix("") if path.suffix in ADAPTER_SUFFIXES else path
 
 
-def _prefixes(a: Adapter, b: Adapter, names_a: Mapping[str, str], names_b: Mapping[str, str]) -> tuple[str, str]:
+def _prefixes(a: Adapter, b: Adapter) -> tuple[str, str]:
     """The prefix of either's names that most modules match without; none where no module does."""
-    found = _votes(a, b, names_a, names_b, 0) + _votes(b, a, names_b, names_a, 1)
-    best = found.most_common(2)
+    votes = _votes(a, b, 0) + _votes(b, a, 1)
+    best = votes.most_common(2)
     if not best:
         return "", ""
     (side, first), most = best[0]
@@ -197,16 +216,15 @@ def _prefixes(a: Adapter, b: Adapter, names_a: Mapping[str, str], names_b: Mappi
     return (first, "") if side == 0 else ("", first)
 
 
-def _votes(
-    longer: Adapter, shorter: Adapter, long_names: Mapping[str, str], short_names: Mapping[str, str], side: int
-) -> Counter[tuple[int, str]]:
+def _votes(longer: Adapter, shorter: Adapter, side: int) -> Counter[tuple[int, str]]:
     votes: Counter[tuple[int, str]] = Counter()
-    for name, own in long_names.items():
+    bare = {_bare(name): name for name in shorter.modules}
+    for name, module in longer.modules.items():
         parts = name.split(".")
         for cut in range(1, len(parts)):
-            other = short_names.get(".".join(parts[cut:]))
+            other = bare.get(_bare(".".join(parts[cut:])))
             if other is not None:
-                alike = space(shorter.modules[other]) == space(longer.modules[own])
+                alike = space(shorter.modules[other]) == space(module)
                 votes[side, ".".join(parts[:cut]) + "."] += _ONE_SPACE if alike else 1
     return votes
 
@@ -220,6 +238,8 @@ def _how(pairs: Mapping[str, str], prefix: str = "") -> str:
         "diffusers' names of the original U-Net": any(_unet(x) != _unet(y) for x, y in other),
         "CLIP's level text_model": any(_clip(x) != _clip(y) for x, y in other),
         f"the names without {prefix!r}": bool(prefix),
+        "the names without separators, wrappers and a denoiser's prefix": not prefix
+        and any(identity(x) == identity(y) and not _aliased(x, y) for x, y in other),
     }
     said = " and ".join(way for way, used in ways.items() if used)
     return f"{said}, in {len(other)} modules: {other[0][1]} is {other[0][0]}"
@@ -227,7 +247,13 @@ def _how(pairs: Mapping[str, str], prefix: str = "") -> str:
 
 def _unet(name: str) -> bool:
     """Whether this is a name of the original U-Net."""
-    return (diffusers_unet_name(name) != name) or bool(_BARE_UNET.match(name))
+    flat = flattened(split_part(name)[1])
+    return converted(flat, "_") != flat
+
+
+def _aliased(x: str, y: str) -> bool:
+    """Whether two names of one module differ in a spelling that only some families have."""
+    return _unet(x) != _unet(y) or _clip(x) != _clip(y)
 
 
 def _clip(name: str) -> bool | None:

@@ -9,9 +9,9 @@ from typing import Any
 from lorabench.adapters.metadata.evidence import CONFIG, Said, Sources
 from lorabench.adapters.metadata.hashes import check_hashes
 from lorabench.adapters.metadata.values import read_values
-from lorabench.adapters.reading.kinds import NO_CONFIG
+from lorabench.adapters.reading.scaling import NO_CONFIG
 from lorabench.adapters.reading.patterns import Regex, plain_names
-from lorabench.adapters.reading.shapes import UNPLACED
+from lorabench.adapters.reading.switching import UNPLACED
 from lorabench.adapters.reading.table import ModuleRow, Table
 
 __all__ = ["Finding", "validate"]
@@ -99,8 +99,8 @@ def _pairs(table: Table) -> Iterator[Finding]:
 
 
 def _ranks(table: Table) -> Iterator[Finding]:
-    # LoKr of two whole matrices has no rank, and needs none
-    bad = [row for row in table.rows if row.rank <= 0 and row.kind != "lokr"]
+    # LoKr of two whole matrices has no rank, and what AdaLoRA pruned away needs none
+    bad = [row for row in table.rows if row.rank <= 0 and row.form not in ("lokr", "adalora")]
     if bad:
         yield Finding("rank", "error", f"{_count(len(bad), 'module')} without a positive rank: {_names(bad)}")
     elif table.rows:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from lorabench.adapters.reading.sorting import BESIDE
+from lorabench.adapters.kinds.base import BESIDE
 from lorabench.adapters.reading.table import Table
 
 if TYPE_CHECKING:

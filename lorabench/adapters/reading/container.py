@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
+import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
-from lorabench.adapters.reading.header import AGAIN, TensorInfo, explain_reading, first_look, parse_header
+from lorabench.adapters.reading.header import AGAIN, Header, TensorInfo, explain_reading, first_look, parse_header
 from lorabench.errors import LorabenchError
 
-__all__ = ["Container", "read_container"]
+__all__ = ["Container", "finite", "infos_of", "read_container"]
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "C64": torch.complex64,
@@ -27,6 +29,8 @@ _DTYPES = {
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 """By safetensors' names; of types under 8 bits torch can only keep packs."""
+
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()} | {torch.float4_e2m1fn_x2: "F4"}
 
 _MAX_GROWTH = 16
 """How many times a pickle's own size its tensors may take: tied weights are stored once, bombs are stored small."""
@@ -56,12 +60,19 @@ _PICKLE_ERRORS = (
 class Container:
     """Tensors and metadata of one file, in the file's order.
 
-    `leftovers` are the keys whose value is no tensor.
+    Attributes:
+        tensors: key -> tensor.
+        metadata: strings that the writer left.
+        leftovers: keys whose value is no tensor.
+        format: "safetensors", "npz" or "pickle".
+        header: of a safetensors file.
     """
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
     leftovers: tuple[str, ...] = ()
+    format: str = "pickle"
+    header: Header | None = None
 
 
 def read_container(path: Path) -> Container:
@@ -73,14 +84,48 @@ def read_container(path: Path) -> Container:
         LorabenchError: the file is missing, empty, truncated, misnamed, a git-LFS pointer or not readable.
     """
     size, kind = first_look(path)
-    return _read_safetensors(path) if kind is None else _read_pickle(path, size)
+    if kind is None:
+        return _read_safetensors(path)
+    return _read_npz(path, size) if path.suffix == ".npz" else _read_pickle(path, size)
+
+
+def infos_of(container: Container) -> tuple[dict[str, TensorInfo], dict[str, float]]:
+    """Shapes and types by safetensors' names, and the α tensors' values, of what has no header."""
+    tensors, alphas = {}, {}
+    for key, tensor in container.tensors.items():
+        name = str(tensor.dtype).removeprefix("torch.")
+        dtype = _NAMES.get(tensor.dtype, name.replace("uint", "U").replace("int", "I").upper())
+        tensors[key] = TensorInfo(tuple(tensor.shape), dtype)
+        if key.endswith(("alpha", "_alpha")) and tensor.numel():
+            alphas[key] = float(tensor.flatten()[0])
+    return tensors, alphas
+
+
+def finite(where: Path, key: str, tensor: Tensor) -> Float32[Tensor, "..."]:
+    """A stored tensor in float32.
+
+    Raises:
+        LorabenchError: it is quantised, or holds NaN or infinity.
+    """
+    if not tensor.is_floating_point() or tensor.dtype == torch.float4_e2m1fn_x2:  # two of 4 bits a byte
+        raise LorabenchError(
+            f"{where}: {key} is stored as {tensor.dtype}; quantised factors cannot be read. "
+            "Export the adapter in float16, bfloat16 or float32."
+        )
+    values = tensor.to(torch.float32)
+    if not bool(torch.isfinite(values).all()):
+        raise LorabenchError(
+            f"{where}: NaN or infinite values in {key} (a diverged training run leaves such files). "
+            "Train again or take an earlier checkpoint."
+        )
+    return values
 
 
 def _read_safetensors(path: Path) -> Container:
     with explain_reading(path), path.open("rb") as file:
         header = parse_header(path, file)
         tensors = {key: _read_tensor(path, file, key, info) for key, info in header.tensors.items()}
-    return Container(tensors, header.metadata)
+    return Container(tensors, header.metadata, format="safetensors", header=header)
 
 
 def _read_tensor(path: Path, file: io.BufferedReader, key: str, info: TensorInfo) -> Tensor:
@@ -94,6 +139,24 @@ def _read_tensor(path: Path, file: io.BufferedReader, key: str, info: TensorInfo
     if file.readinto(raw.numpy().data) != len(raw):
         raise LorabenchError(f"{path}: the file was cut while it was read. Read it again once it is whole.")
     return raw.view(_DTYPES[info.dtype]).reshape(info.shape)
+
+
+def _read_npz(path: Path, size: int) -> Container:
+    """MLX's archive of arrays; no object is unpickled, and no record is unpacked that is too large."""
+    with explain_reading(path):
+        file = io.BytesIO(path.read_bytes())
+    try:
+        _check_archive(path, size, file)
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+        tensors = {key: torch.from_numpy(array.astype(array.dtype.newbyteorder("="))) for key, array in arrays.items()}
+    except _PICKLE_ERRORS as error:
+        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
+        raise LorabenchError(
+            f"{path}: damaged, or holds more than arrays of numbers, so it was not read ({reason}). {AGAIN}"
+        ) from error
+    return Container(tensors, {}, format="npz")
 
 
 def _read_pickle(path: Path, size: int) -> Container:
@@ -153,8 +216,7 @@ def _check_growth(path: Path, size: int, parts: Iterable[int]) -> None:
 
 
 def _from_pickle(path: Path, found: object) -> Container:
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
+    found, metadata = _unnested(found)
     if isinstance(found, list) and found and all(map(_is_dense, found)):
         if len(found) % 2:
             raise LorabenchError(
@@ -163,7 +225,7 @@ def _from_pickle(path: Path, found: object) -> Container:
         # cloneofsimo names a text encoder's file *.text_encoder.pt; up comes before down.
         model = "text_encoder" if ".text_encoder" in path.name else "unet"
         named = {f"{model}:{i // 2}:{('up', 'down')[i % 2]}": value.detach() for i, value in enumerate(found)}
-        return Container(named, {})
+        return Container(named, metadata)
     if not isinstance(found, dict):
         raise LorabenchError(
             f"{path}: holds a {type(found).__name__}; a mapping of names to tensors, or cloneofsimo's "
@@ -173,7 +235,31 @@ def _from_pickle(path: Path, found: object) -> Container:
     if len(named) < len(found):
         raise LorabenchError(f"{path}: two of its names are one name when written down. Save the state dict anew.")
     tensors = {key: value.detach() for key, value in named.items() if _is_dense(value)}
-    return Container(tensors, {}, tuple(key for key in named if key not in tensors))
+    return Container(tensors, metadata, tuple(key for key in named if key not in tensors))
+
+
+def _unnested(loaded: object) -> tuple[object, dict[str, str]]:
+    """The tensors of {"state_dict": {...}} or {"weights": {...}, "metadata": {...}}, and the texts beside them.
+
+    A mapping is looked into where it holds no tensor itself, and one alone of its values does.
+    """
+    if not isinstance(loaded, dict):
+        return loaded, {}
+    if isinstance(loaded.get("state_dict"), dict):
+        return loaded["state_dict"], {}
+    if any(map(_is_dense, loaded.values())):
+        return loaded, {}
+    inner = [
+        value
+        for value in loaded.values()
+        if isinstance(value, dict | list) and any(map(_is_dense, value.values() if isinstance(value, dict) else value))
+    ]
+    if len(inner) != 1:
+        return loaded, {}
+    beside = loaded.get("metadata")
+    texts = beside.items() if isinstance(beside, dict) and beside is not inner[0] else ()
+    metadata = {key: str(value) for key, value in texts if isinstance(key, str) and isinstance(value, str | int | float)}
+    return inner[0], metadata
 
 
 def _name(key: object) -> str:

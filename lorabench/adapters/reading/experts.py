@@ -26,8 +26,7 @@ def set_experts_aside(keys: SortedKeys, config: Mapping[str, Any]) -> None:
     """
     targets = _listed(config, "target_parameters")
     for name in _wrapped(keys, targets, config):
-        one = keys.modules.pop(name)
-        keys.unsupported.setdefault(KIND, []).extend(one.parts.values())
+        keys.set_aside(name, KIND)
 
 
 def _wrapped(keys: SortedKeys, targets: list[str], config: Mapping[str, Any]) -> list[str]:

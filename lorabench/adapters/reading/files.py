@@ -1,26 +1,28 @@
-"""Read one adapter file safely, whatever tool wrote it, and write one so that others can read it."""
+"""Read one adapter file safely, whatever tool wrote it."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.reading import variants
-from lorabench.adapters.reading.container import read_container
-from lorabench.adapters.reading.experts import set_experts_aside
-from lorabench.adapters.reading.header import find_adapter_file, read_json
-from lorabench.adapters.reading.kinds import scale_of
-from lorabench.adapters.reading.scaling import saved_config
-from lorabench.adapters.reading.shapes import Fit, fit, refuse_together
-from lorabench.adapters.reading.sorting import ModuleKeys, sort_keys
-from lorabench.adapters.reading.switching import switches
-from lorabench.adapters.writing.saving import ORDER_KEY, save
+from lorabench.adapters.kinds import kinds
+from lorabench.adapters.kinds.base import BESIDE
+from lorabench.adapters.kinds.dora import MAGNITUDE_LEFT_OUT
+from lorabench.adapters.names.identity import unwrap
+from lorabench.adapters.reading import limits
+from lorabench.adapters.reading.container import Container, finite, read_container
+from lorabench.adapters.reading.header import find_adapter_file
+from lorabench.adapters.reading.naming import KEPT
+from lorabench.adapters.reading.sorting import ORDER_KEY
+from lorabench.adapters.reading.table import ModuleRow, Table, plan
 from lorabench.errors import LorabenchError
 
-__all__ = ["Adapter", "LoraModule", "load", "save"]
+__all__ = ["load"]
+
+_OF_LORA = ("LORA", "ADALORA", "LOHA", "LOKR")
+"""PEFT's types whose modules are read as factors."""
 
 
 def load(path: Path | str, *, strict: bool = False) -> Adapter:
@@ -30,7 +32,7 @@ def load(path: Path | str, *, strict: bool = False) -> Adapter:
     check of their header, pickles with `weights_only=True` alone.
 
     Args:
-        path: a .safetensors, .bin, .pt or .pth file, or a folder that holds one adapter.
+        path: a .safetensors, .npz, .bin, .pt or .pth file, or a folder that holds one adapter.
         strict: whether a tensor that is no part of a ΔW is an error; else it is listed in `Adapter.unsupported`.
 
     Raises:
@@ -38,65 +40,67 @@ def load(path: Path | str, *, strict: bool = False) -> Adapter:
     """
     file = find_adapter_file(Path(path))
     container = read_container(file)
-    keys = sort_keys(file, container.tensors, container.leftovers)
-    beside = read_json(file.parent / "adapter_config.json")
-    inside = saved_config(file, container.metadata)
-    set_experts_aside(keys, inside or beside)
-    if not keys.modules:
-        _refuse_nothing(file, keys.unsupported)
-    if strict and keys.unsupported:
+    table = plan(file, container.header, None if container.header else container)
+    if table.problems:
+        raise LorabenchError(f"{file}: {table.problems[0]}")
+    if not table.rows:
+        _refuse_nothing(table)
+    if strict and table.unsupported:
         raise LorabenchError(
-            f"{file}: not all of it can be analysed. {_listed(keys.unsupported)}. Read it without strict to go on "
+            f"{file}: not all of it can be analysed. {_listed(table.unsupported)}. Read it without strict to go on "
             "without these."
         )
-    fits = {name: _fit(file, name, one, container.tensors) for name, one in keys.modules.items()}
-    refuse_together(file, fits)
-    modules = {
-        name: _module(file, name, one, fits[name], container.tensors, inside, beside)
-        for name, one in keys.modules.items()
-    }
+    _refuse_together(table)
+    modules = {row.module: _module(file, row, container.tensors) for row in table.rows}
     return Adapter(
         path=file,
-        schemes=keys.schemes,
+        schemes=table.schemes,
         modules={name: modules[name] for name in _order(modules, container.metadata)},
         metadata=container.metadata,
-        config=beside,
-        unsupported={kind: tuple(found) for kind, found in sorted(keys.unsupported.items())},
+        config=table.config,
+        unsupported=table.unsupported,
+        extras=_extras(table, container),
     )
 
 
-def _fit(file: Path, name: str, one: ModuleKeys, tensors: Mapping[str, Tensor]) -> Fit:
-    shapes = {part: tuple(tensors[key].shape) for part, key in one.parts.items()}
-    return fit(file, name, one, shapes, variants.MOST_ENTRIES)
-
-
-def _module(
-    file: Path,
-    name: str,
-    keys: ModuleKeys,
-    found: Fit,
-    tensors: Mapping[str, Tensor],
-    inside: Mapping[str, Any],
-    beside: Mapping[str, Any],
-) -> LoraModule:
-    parts, merged = switches(file, name, found, inside or beside)
-    factors = variants.factors_of(file, name, keys, tensors, found, parts)
-    stored = tensors[keys.parts["alpha"]] if "alpha" in keys.parts else None
-    alpha = float(stored.flatten()[0]) if stored is not None and stored.numel() else None
-    scale = scale_of(file, name, keys, factors.rank, alpha, inside, beside).scale
-    dora = ("DoRA: the magnitude vector is left out, ΔW is its low-rank part alone",)
-    first = next(key for part, key in keys.parts.items() if part != "alpha")
+def _module(file: Path, row: ModuleRow, tensors: Mapping[str, Tensor]) -> LoraModule:
+    parts = {part: finite(file, key, tensors[key]) for part, key in row.keys.items() if part not in BESIDE}
+    factors = kinds()[row.form].factors(row.scheme, parts, row.fit, row.switched_on)
+    if row.fit.entries:
+        for matrix in (factors.down, factors.up):  # products of finite numbers may be infinite
+            finite(file, f"the ΔW of {row.module} ({row.form})", matrix)
+    first = next(key for part, key in row.keys.items() if part != "alpha")
+    magnitude = (MAGNITUDE_LEFT_OUT,) if row.kind == "dora" else ()
     return LoraModule(
         down=factors.down,
         up=factors.up,
-        scale=scale.value,
-        alpha=scale.alpha,
-        assumed=factors.notes + merged + scale.assumed + (dora if keys.magnitude else ()),
-        dtype=tensors[keys.parts.get("down", first)].dtype,
-        embedding=keys.scheme == "peft-embedding",
+        scale=row.scale,
+        alpha=row.alpha,
+        assumed=factors.notes + row.assumed + magnitude,
+        dtype=tensors[row.keys.get("down", first)].dtype,
+        embedding=row.scheme == "peft-embedding",
         kernel=factors.kernel,
-        kind=keys.kind,
+        kind="dora" if row.kind == "dora" else row.form,
+        dots_known=row.dots_known,
     )
+
+
+def _extras(table: Table, container: Container) -> dict[str, Tensor]:
+    """What a file of the same layout carries whole, by keys without wrappers."""
+    keys = [key for kind in KEPT for key in table.unsupported.get(kind, ()) if key in container.tensors]
+    return {unwrap(key).name: container.tensors[key] for key in keys}
+
+
+def _refuse_together(table: Table) -> None:
+    """Refuse a file whose modules unfold to more than memory has."""
+    total = sum(row.fit.entries for row in table.rows)
+    if total > limits.MOST_TOGETHER:
+        largest = max(table.rows, key=lambda row: row.fit.entries)
+        raise LorabenchError(
+            f"{table.file}: its modules unfold to {total} numbers together, {limits.MOST_TOGETHER} are the most "
+            f"({4 * limits.MOST_TOGETHER / 2**30:g} GiB of memory); the largest is {largest.module} with "
+            f"{largest.fit.entries}. Split the file, or check where it is from."
+        )
 
 
 def _order(modules: Mapping[str, LoraModule], metadata: Mapping[str, str]) -> list[str]:
@@ -113,16 +117,19 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(len(part) if i % 2 else -1, part) for i, part in enumerate(parts)]
 
 
-def _refuse_nothing(file: Path, unsupported: Mapping[str, list[str]]) -> None:
-    if not unsupported:
-        raise LorabenchError(f"{file}: the file holds no tensors at all. Export the adapter again.")
+def _refuse_nothing(table: Table) -> None:
+    if not table.unsupported:
+        raise LorabenchError(f"{table.file}: the file holds no tensors at all. Export the adapter again.")
+    peft_type = str(table.config.get("peft_type", "LORA"))
+    other = "" if peft_type in _OF_LORA else f"Its configuration says peft_type = {peft_type[:40]}, which is no LoRA. "
     raise LorabenchError(
-        f"{file}: no LoRA pair (down and up) in it, only what cannot be analysed here. {_listed(unsupported)}. "
+        f"{table.file}: no LoRA pair (down and up) in it, only what cannot be analysed here. "
+        f"{_listed(table.unsupported)}. {other}"
         "Give a LoRA adapter in diffusers, PEFT, kohya, loralib, MLX, SAM or cloneofsimo names."
     )
 
 
-def _listed(unsupported: Mapping[str, list[str]]) -> str:
+def _listed(unsupported: Mapping[str, tuple[str, ...]]) -> str:
     return "; ".join(
         f"{kind}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
         for kind, keys in sorted(unsupported.items())

@@ -20,11 +20,12 @@ __all__ = [
     "read_json",
 ]
 
-ADAPTER_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+ADAPTER_SUFFIXES = (".safetensors", ".npz", ".bin", ".pt", ".pth")
 FOLDER_FILES = (
     "adapter_model.safetensors",
     "pytorch_lora_weights.safetensors",
     "adapters.safetensors",
+    "adapters.npz",
     "adapter_model.bin",
     "pytorch_lora_weights.bin",
 )
@@ -85,6 +86,10 @@ def first_look(path: Path) -> tuple[int, str | None]:
         return size, None
     if is_one:
         raise LorabenchError(f"{path}: this is a safetensors file. Rename it to end in .safetensors.")
+    if path.suffix == ".npz":
+        if not start.startswith(b"PK"):
+            raise LorabenchError(f"{path}: this is {kind or 'something else'}, not an archive of NumPy's. {AGAIN}")
+        return size, "an archive of NumPy arrays"
     if kind is not None and "torch.save" not in kind:
         raise LorabenchError(f"{path}: this is {kind}, not a checkpoint of torch.save. {_rename(kind)}")
     return size, kind or "a file of torch.save"

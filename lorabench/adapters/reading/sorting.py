@@ -1,33 +1,20 @@
 """The keys of one file by module and part, and what of them cannot be analysed; no weight is looked at."""
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorabench.adapters.reading.naming import FACTORS, parse_key
+from lorabench.adapters.kinds import kinds
+from lorabench.adapters.names.families import dotted, recognise
+from lorabench.adapters.names.identity import identity, joined
+from lorabench.adapters.reading.header import TensorInfo
+from lorabench.adapters.reading.naming import FACTORS, ParsedKey, parse_key
 from lorabench.errors import LorabenchError
 
-__all__ = ["BESIDE", "MAGNITUDES", "NEEDED", "ModuleKeys", "SortedKeys", "sort_keys"]
+__all__ = ["ORDER_KEY", "ModuleKeys", "SortedKeys", "sort_keys"]
 
-MAGNITUDES = ("lora_magnitude_vector", "dora_scale", "m")
-"""Parts that are DoRA's magnitude: in PEFT, LyCORIS and MLX."""
-BESIDE = ("alpha", "ranknum", *MAGNITUDES)
-"""Parts that are no factor of ΔW."""
-
-# By kind: the parts that its ΔW is made of, besides α.
-_PARTS = {
-    "loha": re.compile(r"\.hada_(?P<part>w1_a|w1_b|w2_a|w2_b|t1|t2)(\.[^.]+)?$"),
-    "lokr": re.compile(r"\.lokr_(?P<part>w1|w1_a|w1_b|w2|w2_a|w2_b|t2)(\.[^.]+)?$"),
-    "adalora": re.compile(r"\.(?P<part>lora_E|ranknum)(\.[^.]+)?$"),
-    "dora": re.compile(r"\.(?P<part>lora_magnitude_vector|dora_scale)(\.[^.]+){0,2}$"),
-}
-NEEDED: dict[str, tuple[set[str], ...]] = {
-    "loha": ({"w1_a"}, {"w1_b"}, {"w2_a"}, {"w2_b"}),
-    "lokr": ({"w1", "w1_a"}, {"w1", "w1_b"}, {"w2", "w2_a"}, {"w2", "w2_b"}),
-    "adalora": ({"down"}, {"up"}, {"lora_E"}),
-}
-"""What must be there: one part of every set."""
+ORDER_KEY = "lorabench_modules"
+"""Metadata entry with the names of the modules in their order, one a line."""
 
 
 @dataclass
@@ -35,21 +22,30 @@ class ModuleKeys:
     """The keys of one module.
 
     Attributes:
-        form: what its ΔW is made of: "lora", "loha", "lokr" or "adalora".
-        magnitude: whether a DoRA magnitude stands beside it.
+        form: the kind that its ΔW is made of: "lora", "loha", "lokr" or "adalora".
         scheme: how its keys are named; "lycoris" for the keys of LoHa and LoKr outside PEFT.
         parts: part -> key.
+        magnitude: whether a DoRA magnitude stands beside it.
+        dots_known: whether the dots of its name are the file's own, or those of a table of names.
+        wrappers: what was taken off its name.
     """
 
     form: str = "lora"
     scheme: str = ""
     parts: dict[str, str] = field(default_factory=dict)
     magnitude: bool = False
+    dots_known: bool = True
+    wrappers: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
         """The form, but "dora" where there is a magnitude: then ΔW is not all that the adapter does."""
         return "dora" if self.magnitude else self.form
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has an update, or a part of one that a message is due about."""
+        return bool(kinds()[self.form].needed) or "down" in self.parts or "up" in self.parts
 
 
 @dataclass
@@ -67,78 +63,119 @@ class SortedKeys:
     @property
     def schemes(self) -> tuple[str, ...]:
         """The naming schemes of the file, sorted."""
-        return tuple(sorted({one.scheme.removesuffix("-embedding") for one in self.modules.values()} - {""}))
+        return tuple(sorted({keys.scheme.removesuffix("-embedding") for keys in self.modules.values()} - {""}))
+
+    def set_aside(self, module: str, kind: str) -> None:
+        """Move a module to what is unsupported."""
+        listed = self.unsupported.setdefault(kind, [])
+        listed.extend(key for key in self.modules.pop(module).parts.values() if key not in listed)
 
 
-def sort_keys(file: Path, names: Iterable[str], leftovers: Iterable[str] = ()) -> SortedKeys:
+def sort_keys(
+    file: Path, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], leftovers: Iterable[str] = ()
+) -> SortedKeys:
     """Sort the keys of a file.
 
     Args:
         file: for messages.
-        names: its tensors' keys.
+        tensors: key -> shape.
+        metadata: of the file, which names its modules where lorabench wrote it.
         leftovers: keys of what is no tensor.
 
     Raises:
         LorabenchError: two keys are the same part of the same module, or a module is of two kinds.
     """
+    split = _splits(tensors, metadata)
     keys = SortedKeys()
-    for key in names:
-        _place(file, key, keys)
+    for key in tensors:
+        _place(file, key, keys, split)
     _place_mlx_magnitudes(keys)
-    for name, one in list(keys.modules.items()):
-        if not _whole(one):
-            kind = "alpha_alone" if set(one.parts) == {"alpha"} else one.kind
-            listed = keys.unsupported.setdefault(kind, [])
-            listed.extend(key for key in one.parts.values() if key not in listed)
-            del keys.modules[name]
+    for name, module in list(keys.modules.items()):
+        if not module.whole:
+            keys.set_aside(name, "alpha_alone" if set(module.parts) == {"alpha"} else module.kind)
     left = list(leftovers)
     if left:
         keys.unsupported.setdefault("other", []).extend(left)
     return keys
 
 
-def _place(file: Path, key: str, keys: SortedKeys) -> None:
+def _splits(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """(Part's word, flattened name) -> canonical name, for the names that a file flattened.
+
+    By the names that lorabench left in the file, else by the tables of the families that the file's names are of.
+    """
+    shapes: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {}
+    for key, info in tensors.items():
+        parsed = parse_key(key)
+        if parsed.flat:
+            shapes.setdefault(parsed.flat, {})[parsed.part] = info.shape
+    if not shapes:
+        return {}
+    written = {identity(name): name for name in metadata.get(ORDER_KEY, "").split("\n")}
+    family = recognise({identity(joined(*name)): _sides(parts) for name, parts in shapes.items()})
+    split = {}
+    for word, flat in shapes:
+        rest = dotted(flat, [family.key] if family else None) or dotted(flat)
+        name = written.get(identity(joined(word, flat)))
+        if name is None and rest is not None:
+            # kohya's trainers write `lora_unet` before a transformer's names too
+            name = joined(family.denoiser if word == "unet" and family and family.denoiser else word, rest)
+        if name is not None:
+            split[word, flat] = name
+    return split
+
+
+def _sides(parts: Mapping[str, tuple[int, ...]]) -> tuple[int, int] | None:
+    """(d_out, d_in) as far as a plain pair says it."""
+    down, up = parts.get("down", ()), parts.get("up", ())
+    return (up[0], down[1]) if len(down) > 1 and up else None
+
+
+def _place(file: Path, key: str, keys: SortedKeys, split: Mapping[tuple[str, str], str]) -> None:
     parsed = parse_key(key)
-    pattern = _PARTS.get(parsed.part)
-    match = pattern.search(key) if pattern else None
+    marks = kinds()[parsed.part].marks if parsed.part in kinds() else None
+    match = marks.search(key) if marks else None
     if parsed.part not in FACTORS and match is None:
         keys.unsupported.setdefault(parsed.part, []).append(key)
         return
-    one = keys.modules.setdefault(parsed.module, ModuleKeys())
+    name, dots_known = _name(parsed, split)
+    module = keys.modules.setdefault(name, ModuleKeys(dots_known=dots_known, wrappers=parsed.wrappers))
     part = parsed.part if match is None else match["part"]
-    if part in one.parts:
+    if part in module.parts:
         raise LorabenchError(
-            f"{file}: {one.parts[part]} and {key} are both the {part} of module {parsed.module}. "
-            "Keep one adapter a file."
+            f"{file}: {module.parts[part]} and {key} are both the {part} of module {name}. Keep one adapter a file."
         )
-    one.parts[part] = key
+    module.parts[part] = key
     if parsed.part == "dora":  # which stays unused: what it does depends on the base model
-        one.magnitude = True
+        module.magnitude = True
         keys.unsupported.setdefault("dora", []).append(key)
     elif match is not None:
-        if one.form not in ("lora", parsed.part):
+        if module.form not in ("lora", parsed.part):
             raise LorabenchError(
-                f"{file}: module {parsed.module} has keys of {one.form} and of {parsed.part} ({key}). "
+                f"{file}: module {name} has keys of {module.form} and of {parsed.part} ({key}). "
                 "Keep one adapter a file."
             )
-        one.form = parsed.part
-    if parsed.is_layer or not one.scheme:
-        one.scheme = parsed.scheme or ("peft" if key.startswith("base_model.") else "lycoris")
+        module.form = parsed.part
+    if parsed.is_layer or not module.scheme:
+        module.scheme = parsed.scheme or ("peft" if key.startswith("base_model.") else "lycoris")
+
+
+def _name(parsed: ParsedKey, split: Mapping[tuple[str, str], str]) -> tuple[str, bool]:
+    """The canonical name of a key's module, and whether its dots are known."""
+    if parsed.flat is None:
+        return parsed.module, True
+    name = split.get(parsed.flat)
+    return name or joined(*parsed.flat), name is not None or "_" not in parsed.flat[1]
 
 
 def _place_mlx_magnitudes(keys: SortedKeys) -> None:
     """MLX calls a magnitude `module.m`: too short a name to be known without the pair beside it."""
     others = keys.unsupported.get("other", [])
     for key in [key for key in others if key.endswith(".m")]:
-        one = keys.modules.get(parse_key(f"{key}.lora_a").module.removesuffix(".m"))
-        if one is not None and one.scheme == "mlx" and one.form == "lora":
-            one.parts["m"], one.magnitude = key, True
+        module = keys.modules.get(parse_key(f"{key}.lora_a").module.removesuffix(".m"))
+        if module is not None and module.scheme == "mlx" and module.form == "lora":
+            module.parts["m"], module.magnitude = key, True
             keys.unsupported.setdefault("dora", []).append(key)
             others.remove(key)
     if not others:
         keys.unsupported.pop("other", None)
-
-
-def _whole(one: ModuleKeys) -> bool:
-    """Whether a module has an update, or a part of one that a message is due about."""
-    return one.form in NEEDED or "down" in one.parts or "up" in one.parts

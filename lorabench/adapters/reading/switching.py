@@ -5,14 +5,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorabench.adapters.reading.shapes import MOST_GROUPS, UNPLACED, Fit
+from lorabench.adapters.kinds.base import Fit
+from lorabench.adapters.kinds.lora import MOST_GROUPS
 from lorabench.errors import LorabenchError
 
-__all__ = ["switches"]
+__all__ = ["UNPLACED", "switches"]
+
+UNPLACED = (
+    "merged projection: no enable_lora in adapter_config.json says which parts of the layer are switched on, "
+    "so the rows of those that may be off are missing"
+)
+"""What `LoraModule.assumed` holds where ΔW may have fewer rows than its layer; such a module cannot be written."""
 
 
 def switches(
-    where: Path, module: str, found: Fit, config: Mapping[str, Any]
+    where: Path, module: str, fit: Fit, config: Mapping[str, Any]
 ) -> tuple[tuple[bool, ...], tuple[str, ...]]:
     """The parts of a module's layer, and what is to be said of them; no parts where it is no merged projection.
 
@@ -21,23 +28,24 @@ def switches(
     Args:
         where: the file, for messages.
         module: canonical module name, for messages.
-        found: what its shapes say.
+        fit: what its shapes say.
         config: adapter_config.json, with `enable_lora` a list of a truth value for every part.
 
     Raises:
         LorabenchError: `enable_lora` is no such list, or has another number of parts on than the tensors.
     """
-    said = config.get("enable_lora")
-    if not found.groups:
+    enabled = config.get("enable_lora")
+    if not fit.groups:
         return (), ()
-    if said is None:
-        return (True,) * found.groups, (UNPLACED,)
-    right = isinstance(said, list) and len(said) <= MOST_GROUPS and all(isinstance(one, bool) for one in said)
-    if not right or sum(said) != found.groups:
+    if enabled is None:
+        return (True,) * fit.groups, (UNPLACED,)
+    right = isinstance(enabled, list) and len(enabled) <= MOST_GROUPS and all(isinstance(on, bool) for on in enabled)
+    if not right or sum(enabled) != fit.groups:
         raise LorabenchError(
-            f"{where}: enable_lora in adapter_config.json is {reprlib.repr(said)}, and the tensors of module {module} "
-            f"are those of {found.groups} parts that are on; a list of true and false, {found.groups} of them true, "
+            f"{where}: enable_lora in adapter_config.json is {reprlib.repr(enabled)}, and the tensors of module {module} "
+            f"are those of {fit.groups} parts that are on; a list of true and false, {fit.groups} of them true, "
             f"and {MOST_GROUPS} at most, is needed. Repair it."
         )
-    on = ", ".join(str(i + 1) for i, one in enumerate(said) if one)
-    return tuple(said), (f"merged projection of {len(said)} parts, of which {on} on; the rows of the others are zero",)
+    placed = ", ".join(str(i) for i, on in enumerate(enabled, 1) if on)
+    note = f"merged projection of {len(enabled)} parts, of which {placed} on; the rows of the others are zero"
+    return tuple(enabled), (note,)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorabench.adapters.reading.naming import KEPT
 from lorabench.adapters.reading.table import ModuleRow, read_table
-from lorabench.adapters.resizing.modes import spelled
+from lorabench.adapters.resizing.rule import spelled
 
 __all__ = ["Validation", "validate"]
 
@@ -56,13 +57,14 @@ def validate(path: Path | str, rank: int | None = None) -> Validation:
         problems.append("no LoRA pair (down and up) in it")
     ranks = Counter(row.rank for row in table.rows)
     notes = [
-        f"{len(keys)} tensors cannot be carried over ({kind}), {keys[0]} for one"
+        f"{len(keys)} tensors {'are carried whole' if kind in KEPT else 'cannot be carried over'} ({kind}), "
+        f"{keys[0]} for one"
         for kind, keys in table.unsupported.items()
     ]
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         problems.append(f"{spelled('rank', rank)}: a rank is a whole number from 1 on")
     elif rank is not None:
-        notes.extend(_meaning(rank, table.rows, table.schemes == ("mlx",)))
+        notes.extend(_meaning(rank, table.rows))
     return Validation(
         file=table.file,
         format=table.format,
@@ -74,9 +76,9 @@ def validate(path: Path | str, rank: int | None = None) -> Validation:
     )
 
 
-def _meaning(rank: int, rows: tuple[ModuleRow, ...], transposed: bool) -> list[str]:
+def _meaning(rank: int, rows: tuple[ModuleRow, ...]) -> list[str]:
     plain = [row for row in rows if {"down", "up"} <= row.shapes.keys()]
-    narrow = [row.module for row in plain if _short_side(row, transposed) < rank]
+    narrow = [row.module for row in plain if _short_side(row) < rank]
     notes = []
     if narrow:
         notes.append(
@@ -91,8 +93,8 @@ def _meaning(rank: int, rows: tuple[ModuleRow, ...], transposed: bool) -> list[s
     return notes
 
 
-def _short_side(row: ModuleRow, transposed: bool) -> int:
+def _short_side(row: ModuleRow) -> int:
     down, up = row.shapes["down"], row.shapes["up"]
-    if transposed:
+    if row.fit.transposed:
         return min(down[0], up[1])
     return min(up[0], math.prod(down[1:]) * math.prod(row.shapes.get("mid", (1, 1))[2:]))

@@ -14,15 +14,17 @@ from torch.nn import functional
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.comparing.deviation import Deviation, chunks, deviations, total
-from lorabench.adapters.reading.naming import component
-from lorabench.adapters.resizing.modes import spelled
-from lorabench.adapters.resizing.ranks import RankRule, budget_ranks, limits_by_module, spectral_rank
+from lorabench.adapters.names.identity import component
+from lorabench.adapters.reading.naming import KEPT
+from lorabench.adapters.resizing.ranks import budget_ranks, limits_by_module, spectral_rank
 from lorabench.adapters.resizing.receipt import ModuleReceipt, Receipt
+from lorabench.adapters.resizing.rule import ResizeRule, spelled
 from lorabench.adapters.writing.converting import prepare
-from lorabench.adapters.writing.refusals import refuse_unsupported, some
-from lorabench.adapters.writing.saving import layout_of, save, stored_type
+from lorabench.adapters.writing.refusals import refuse_infinite, refuse_unsupported
+from lorabench.adapters.writing.saving import carries_extras, layout_of, save, stored_type
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import singular_values, thin_svd
+from lorabench.text import some
 
 __all__ = ["RESIZE_KEY", "resize"]
 
@@ -44,47 +46,20 @@ class _Resized:
 
 def resize(
     adapter: Adapter,
+    rule: ResizeRule,
     *,
-    rank: int | None = None,
-    sv_ratio: float | int | None = None,
-    sv_cumulative: float | int | None = None,
-    sv_fro: float | int | None = None,
-    energy: float | int | None = None,
-    size_mib: float | int | None = None,
-    pad: int | None = None,
-    truncate: int | None = None,
-    limits: Mapping[str, int] | None = None,
-    min_rank: int = 1,
-    max_rank: int | None = None,
-    kohya_counts: bool = False,
-    drop_dora: bool = False,
-    drop_unsupported: bool = False,
     dtype: torch.dtype | None = None,
     layout: str | None = None,
 ) -> tuple[Adapter, Receipt]:
     """The adapter at other ranks, and a receipt of what that changed.
 
-    By default ΔW = left·diag(σ)·right is cut after r' singular values, which no ΔW' of rank r' betters (Eckart &
-    Young 1936): relative error √(Σ_{i>r'} σ²/Σσ²). The scale stays and α' = scale·r'; both factors get √(σ/|scale|),
-    so that neither leaves the range of float16. A module that loses nothing keeps its factors to the bit, with rows
-    and columns of zeros where its rank grows. Exactly one mode is given:
+    Where a module is cut by its SVD the scale stays and α' = scale·r'; both factors get √(σ/|scale|), so that neither
+    leaves the range of float16. A module that loses nothing keeps its factors to the bit, with rows and columns of
+    zeros where its rank grows. Heads, saved modules, biases and token deltas are carried (`Adapter.extras`).
 
     Args:
         adapter: as `load` gives it; modules may have different ranks and shapes.
-        rank: r' of every module; above min(d_out, d_in) it is clamped.
-        sv_ratio: keep σ > σ₁/T.
-        sv_cumulative: keep the fewest σ with Σσ ≥ T of the whole.
-        sv_fro: keep the fewest σ with Σσ² ≥ T² of the whole.
-        energy: keep the fewest σ with Σσ² ≥ T of the whole.
-        size_mib: the ranks with the least total error in a file of at most T MiB (see `budget_ranks`).
-        pad: zeros up to this rank, or to min(d_out, d_in) where that is less; ΔW stays.
-        truncate: the first rows of down and columns of up; not optimal, the receipt says by how much.
-        limits: part ("text_encoder"), module or pattern -> its largest rank, in every mode but `pad`.
-        min_rank: least rank where the spectrum or the size decides; no module grows for it.
-        max_rank: largest rank where the spectrum or the size decides.
-        kohya_counts: one value more, as kohya's older tools (`sv_ratio`, `sv_cumulative`, `sv_fro`).
-        drop_dora: resize the low-rank part of DoRA modules and lose their magnitudes.
-        drop_unsupported: leave out what is no low-rank pair (`adapter.unsupported`).
+        rule: how ranks are chosen.
         dtype: that the factors are rounded to, and `size_mib` reckons with; None is every module's own.
         layout: that `size_mib` reckons with; None is the nearest to the input's.
 
@@ -93,17 +68,19 @@ def resize(
         The predicted ones are right to 1e-9 of themselves or 1e-14 of ‖ΔW‖ (1e-8 for `truncate`'s optimum).
 
     Raises:
-        LorabenchError: not exactly one mode, a value out of its range, a limit that fits no module, DoRA without
-            `drop_dora`, other tensors without `drop_unsupported`, a size that nothing fits into, or values that
-            leave the stored type's range.
+        LorabenchError: a limit that fits no module, DoRA without `drop_dora`, tensors of other kinds without
+            `drop_unsupported`, a size that nothing fits into, NaN, or values that leave the stored type's range.
+
+    Example:
+        >>> adapter = Adapter(Path("x"), (), {"q": LoraModule(torch.eye(2, 5), torch.eye(4, 2) * 3.0)})
+        >>> small, receipt = resize(adapter, ResizeRule(rank=1))
+        >>> small.modules["q"].rank, round(receipt.measured, 4)
+        (1, 0.7071)
     """
-    modes = {
-        "rank": rank, "sv_ratio": sv_ratio, "sv_cumulative": sv_cumulative, "sv_fro": sv_fro,
-        "energy": energy, "size_mib": size_mib, "pad": pad, "truncate": truncate,
-    }  # fmt: skip
-    rule = RankRule.of(modes, limits=limits or {}, min_rank=min_rank, max_rank=max_rank, kohya_counts=kohya_counts)
-    _check_kinds(adapter, drop_dora)
-    refuse_unsupported(adapter, drop_unsupported)
+    refuse_infinite(adapter)
+    _check_kinds(adapter, rule.drop_dora)
+    carried = carries_extras(adapter, layout or layout_of(adapter)) and not rule.drop_unsupported
+    refuse_unsupported(adapter, rule.drop_unsupported, carried)
     at_most = limits_by_module(adapter.modules, rule.limits)
     if rule.mode in ("pad", "truncate"):
         resized = _simple(rule, adapter.modules, at_most)
@@ -114,7 +91,8 @@ def resize(
     receipt = _receipt(rule, adapter, resized, modules)
     said = {"mode": rule.mode, "value": rule.value, "from": adapter.path.name, "relative_error": receipt.predicted}
     metadata = {**adapter.metadata, RESIZE_KEY: json.dumps(said)}
-    return replace(adapter, modules=modules, metadata=metadata, unsupported={}), receipt
+    extras = adapter.extras if carried else {}
+    return replace(adapter, modules=modules, metadata=metadata, unsupported={}, extras=extras), receipt
 
 
 def _check_kinds(adapter: Adapter, drop_dora: bool) -> None:
@@ -128,7 +106,7 @@ def _check_kinds(adapter: Adapter, drop_dora: bool) -> None:
 
 
 def _optimal(
-    rule: RankRule, modules: Mapping[str, LoraModule], at_most: Mapping[str, int], fixed: Mapping[str, int]
+    rule: ResizeRule, modules: Mapping[str, LoraModule], at_most: Mapping[str, int], fixed: Mapping[str, int]
 ) -> dict[str, _Resized]:
     found = {}
     for names in _alike(modules):
@@ -145,7 +123,7 @@ def _optimal(
 
 
 def _wanted(
-    rule: RankRule, module: LoraModule, sigma: Float64[Tensor, " k"], count: int, limit: int | None
+    rule: ResizeRule, module: LoraModule, sigma: Float64[Tensor, " k"], count: int, limit: int | None
 ) -> tuple[int, tuple[str, ...]]:
     """The new rank of one module, and what is not as asked."""
     notes = [] if sigma[0] > 0 else [_UNTRAINED]
@@ -190,7 +168,7 @@ def _made(module: LoraModule, down: Float32[Tensor, "r d_in"], up: Float32[Tenso
     return replace(module, down=down, up=up, alpha=module.scale * down.shape[0], kind="lora")
 
 
-def _simple(rule: RankRule, modules: Mapping[str, LoraModule], at_most: Mapping[str, int]) -> dict[str, _Resized]:
+def _simple(rule: ResizeRule, modules: Mapping[str, LoraModule], at_most: Mapping[str, int]) -> dict[str, _Resized]:
     rank = int(rule.value)
     if rule.mode == "pad":
         over = [name for name, module in modules.items() if module.rank > rank]
@@ -227,7 +205,7 @@ def _clamped(module: LoraModule, rank: int, most: int) -> str:
 
 
 def _by_size(
-    rule: RankRule, adapter: Adapter, at_most: Mapping[str, int], dtype: torch.dtype | None, layout: str | None
+    rule: ResizeRule, adapter: Adapter, at_most: Mapping[str, int], dtype: torch.dtype | None, layout: str | None
 ) -> dict[str, int]:
     modules, budget = adapter.modules, int(rule.value * 2**20)
     bounds, cost = {}, {}
@@ -302,7 +280,7 @@ def _rounded(name: str, module: LoraModule, dtype: torch.dtype | None) -> LoraMo
 
 
 def _receipt(
-    rule: RankRule,
+    rule: ResizeRule,
     adapter: Adapter,
     resized: Mapping[str, _Resized],
     modules: Mapping[str, LoraModule],
@@ -342,7 +320,7 @@ def _receipt(
     ).measured_as(found)
 
 
-def _notes(rule: RankRule, adapter: Adapter, resized: Mapping[str, _Resized], weights: int) -> tuple[str, ...]:
+def _notes(rule: ResizeRule, adapter: Adapter, resized: Mapping[str, _Resized], weights: int) -> tuple[str, ...]:
     notes = []
     kinds = Counter(module.kind for module in adapter.modules.values() if module.kind != "lora")
     for kind, count in sorted(kinds.items()):
@@ -350,7 +328,8 @@ def _notes(rule: RankRule, adapter: Adapter, resized: Mapping[str, _Resized], we
         notes.append(f"{count} modules were {kind} and are ordinary LoRA now{lost}")
     for kind, keys in adapter.unsupported.items():
         if kind != "dora":
-            notes.append(f"left out: {kind} ({len(keys)}: {some(keys)})")
+            carried = not rule.drop_unsupported and kind in KEPT
+            notes.append(f"{'carried whole' if carried else 'left out'}: {kind} ({len(keys)}: {some(keys)})")
     before = adapter.path.stat().st_size if adapter.path.is_file() else None
     if before is not None and weights > before:
         notes.append(f"the weights alone are larger than the file that was read, {weights} over {before} bytes")

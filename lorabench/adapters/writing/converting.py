@@ -1,34 +1,33 @@
 """One layout into another: what is renamed, what is refused, and what is said of it."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.reading.kohya import to_kohya
-from lorabench.adapters.reading.naming import component as component_of
-from lorabench.adapters.writing.layouts import LAYOUTS, alpha_of
+from lorabench.adapters.fusing import Respelled, as_diffusers, as_original, family_of
+from lorabench.adapters.layouts import WrittenLayout, written_layout
+from lorabench.adapters.names.identity import DENOISER_WORDS, PARTS, component, identity, joined, split_part
+from lorabench.adapters.names.originals import KEPT_BY_KOHYA
 from lorabench.adapters.writing.refusals import (
     refuse_embeddings,
+    refuse_magnitudes,
+    refuse_options,
     refuse_transposed,
     refuse_unplaced,
     refuse_unsupported,
-    some,
 )
-from lorabench.adapters.writing.saving import layout_of
-from lorabench.adapters.writing.unet_names import clip_name, diffusers_unet_name
+from lorabench.adapters.writing.renaming import with_dots, with_names_of
+from lorabench.adapters.writing.saving import carries_extras, layout_of
+from lorabench.adapters.writing.tensors import alpha_of
 from lorabench.errors import LorabenchError
+from lorabench.text import some
 
 __all__ = ["Conversion", "Prepared", "convert", "notes_on_writing", "prepare"]
 
 _ORIGINAL = re.compile(r"(^|\.)(double_blocks|single_blocks|joint_blocks|layerwise_blocks)\.")
 _PLAIN = ("lora", "dora")
-_OWN = {
-    "diffusers": {"diffusers", "diffusers-old", "xlabs", "peft"},
-    "peft": {"peft", "peft-embedding", "loralib", "mlx"},
-    "kohya": {"kohya", "lycoris"},
-}
-"""Layout -> schemes whose names it keeps; diffusers itself writes `lora_A` under a pipeline's names."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ def convert(
     drop_dora: bool = False,
     drop_unsupported: bool = False,
     drop_fan_in_fan_out: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> Conversion:
     """An adapter under the names of another layout; every ΔW stays what it is. Write it with `save`.
 
@@ -64,39 +64,46 @@ def convert(
 
     Args:
         adapter: what was read.
-        layout: "diffusers", "peft" or "kohya".
+        layout: one of `layouts.written_layouts`: "peft", "diffusers", "diffusers-peft", "comfyui" or "kohya".
         component: part of a pipeline ("unet", "text_encoder", "text_encoder_2", "transformer", ...), which PEFT's
             names lack and the others have: for "peft" this part alone is taken and its prefix is removed, otherwise
-            the prefix is added where there is none.
+            the prefix is added where there is none, and a denoiser of unknown sort gets it.
         drop_dora: leave DoRA's magnitudes out, which changes what the adapter does.
         drop_unsupported: leave out what is no low-rank pair (`adapter.unsupported`).
         drop_fan_in_fan_out: write a layout that cannot say that ΔW is added transposed (GPT-2's Conv1D); the
             factors are the same, so whoever loads the file must know it.
+        names: flattened name -> dotted name, for names whose dots the file does not say (`names_from`).
 
     Raises:
         LorabenchError: the layout cannot express something of the adapter; its name is given.
     """
-    if layout not in LAYOUTS:
-        raise LorabenchError(f"layout={layout!r}: allowed are {', '.join(LAYOUTS)}.")
-    dropped = _check_dora(adapter, drop_dora) | refuse_unsupported(adapter, drop_unsupported)
-    transposed = refuse_transposed(adapter, layout, drop_fan_in_fan_out)
-    modules, notes = _choose(adapter, layout, component)
-    refuse_embeddings(adapter.path, modules, layout)
+    form = written_layout(layout)
+    dropped = refuse_magnitudes(adapter, drop_dora)
+    carried = carries_extras(adapter, layout) and component is None and not drop_unsupported
+    dropped |= refuse_unsupported(adapter, drop_unsupported, carried)
+    transposed = refuse_transposed(adapter, form, drop_fan_in_fan_out)
+    refuse_options(adapter, form)
+    modules, notes = _choose(adapter, form, component)
+    refuse_embeddings(adapter.path, modules, form)
     refuse_unplaced(adapter.path, modules)
-    names, renamed = _new_names(adapter, modules, layout)
+    spelled, renamed = _spelled(adapter, modules, form, names)
+    modules = spelled.modules
     # Only now: without its prefix no name could be told from another model's.
-    bare = f"{component}." if layout == "peft" and component else ""
-    modules = {names[name].removeprefix(bare): module for name, module in modules.items()}
+    if form.folder and component:
+        modules = {split_part(name)[1]: module for name, module in modules.items()}
     written = {name: replace(module, kind="lora") for name, module in modules.items()}
-    told = [*notes, *renamed, *_about_kinds(modules), *_about_names(adapter, written, layout)]
-    told += [*_about_scales(written, layout), *_about_assumptions(modules)]
+    told = [*notes, *renamed, *_about_kinds(modules), *_about_names(adapter, written, form)]
+    told += [*_about_scales(written, form), *_about_assumptions(modules)]
     told += [f"left out: {kind} ({len(keys)}: {some(keys)})" for kind, keys in dropped.items()]
     config = dict(adapter.config)
     if transposed:
-        del config["fan_in_fan_out"]
+        config.pop("fan_in_fan_out", None)
         told.append("left out: fan_in_fan_out, so a loader must know that ΔW is added transposed to Conv1D weights")
-    found = replace(adapter, modules=written, config=config, unsupported={})
-    return Conversion(found, modules, tuple(told), dropped)
+    extras = adapter.extras if carried else {}
+    told += [f"carried whole: {len(extras)} tensors that are no pair ({some(extras)})"] * bool(extras)
+    return Conversion(
+        replace(adapter, modules=written, config=config, unsupported={}, extras=extras), modules, tuple(told), dropped
+    )
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ class Prepared:
 
     Attributes:
         adapter: its modules, under the names of that layout.
-        names: name before -> name now.
+        names: name before -> name now, but for modules that were split or fused.
         notes: in words, what was renamed and what a loader will not find.
     """
 
@@ -113,28 +120,45 @@ class Prepared:
     names: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
+    @property
+    def regrouped(self) -> bool:
+        """Whether modules were split or fused, so that they are others now."""
+        return len(self.names) != len(self.adapter.modules)
 
-def prepare(adapter: Adapter, layout: str | None = None) -> Prepared:
+
+def prepare(adapter: Adapter, layout: str | None = None, names: Mapping[str, str] | None = None) -> Prepared:
     """What `resize` and `merge` write: renamed and told of as `convert` does where the layout is another.
 
     Args:
         adapter: that is to be written; its schemes say where it comes from.
         layout: of the file; None is the nearest to the adapter's own.
+        names: flattened name -> dotted name, as for `convert`.
 
     Raises:
         LorabenchError: the layout cannot express something of the adapter; its name is given.
     """
     nearest = layout_of(adapter)
-    layout = layout or nearest
-    refuse_transposed(adapter, layout)
-    refuse_embeddings(adapter.path, adapter.modules, layout)
+    form = written_layout(layout or nearest)
+    refuse_transposed(adapter, form)
+    refuse_options(adapter, form)
+    refuse_embeddings(adapter.path, adapter.modules, form)
     refuse_unplaced(adapter.path, adapter.modules)
-    modules, names, notes = dict(adapter.modules), {name: name for name in adapter.modules}, list[str]()
-    if layout != nearest or not set(adapter.schemes) <= _OWN[layout]:
-        names, notes = _new_names(adapter, modules, layout)
-        modules = {names[name]: module for name, module in modules.items()}
-        notes += _about_names(adapter, modules, layout)
-    return Prepared(replace(adapter, modules=modules), names, (*notes, *_about_scales(modules, layout)))
+    if adapter.extras and not carries_extras(adapter, form.name):
+        raise LorabenchError(
+            f"{adapter.path}: the {form.name} layout has no place for {len(adapter.extras)} tensors that are no pair "
+            f"({some(adapter.extras)}). Keep its own layout, {nearest}, or say --drop-unsupported "
+            "(drop_unsupported=True) to leave these out."
+        )
+    modules, new, notes = dict(adapter.modules), {name: name for name in adapter.modules}, list[str]()
+    own = {scheme.removesuffix("-embedding") for scheme in adapter.schemes} <= form.own
+    if form.name != nearest or not own or (form.needs_dots and not all(m.dots_known for m in modules.values())):
+        spelled, notes = _spelled(adapter, modules, form, names)
+        modules = spelled.modules
+        kept = Counter(spelled.origins.values())
+        same = len(modules) == len(adapter.modules)
+        new = {old: name for name, old in spelled.origins.items() if same and kept[old] == 1}
+        notes += _about_names(adapter, modules, form)
+    return Prepared(replace(adapter, modules=modules), new, (*notes, *_about_scales(modules, form)))
 
 
 def notes_on_writing(adapter: Adapter, layout: str | None = None) -> list[str]:
@@ -142,67 +166,70 @@ def notes_on_writing(adapter: Adapter, layout: str | None = None) -> list[str]:
     return list(prepare(adapter, layout).notes)
 
 
-def _check_dora(adapter: Adapter, drop: bool) -> dict[str, tuple[str, ...]]:
-    names = tuple(name for name, module in adapter.modules.items() if module.kind == "dora")
-    if names and not drop:
-        raise LorabenchError(
-            f"{adapter.path}: {len(names)} modules have a DoRA magnitude, which this cannot write: {some(names)}. "
-            "Say --drop-dora (drop_dora=True) to write their low-rank part alone, which does not do the same."
-        )
-    return {"dora": adapter.unsupported.get("dora", names)} if names else {}
-
-
-def _choose(adapter: Adapter, layout: str, component: str | None) -> tuple[dict[str, LoraModule], list[str]]:
-    """The modules that are written, by names with the component that the layout needs, and what to say of it."""
+def _choose(
+    adapter: Adapter, layout: WrittenLayout, part: str | None
+) -> tuple[dict[str, LoraModule], list[str]]:
+    """The modules that are written, by names with the part that the layout needs, and what to say of it."""
     modules = dict(adapter.modules)
-    if component is None:
+    if part is None:
         return modules, []
-    if component_of(f"{component}.x") != component:
+    if part not in PARTS:
         raise LorabenchError(
-            f"component={component!r}: no part of a pipeline. Say unet, transformer, text_encoder or text_encoder_2."
+            f"component={part!r}: no part of a pipeline. Say unet, transformer, text_encoder or text_encoder_2."
         )
-    parts = {name: component_of(name) for name in modules}
-    others = sorted(set(parts.values()) - {component, "model"})
-    if layout != "peft":
+    parts = {name: _part_of(name, module, part) for name, module in modules.items()}
+    others = sorted(set(parts.values()) - {part, ""})
+    if not layout.folder:
         if others:
             raise LorabenchError(
-                f"{adapter.path}: its modules belong to {', '.join(others)} already, not to {component}. "
+                f"{adapter.path}: its modules belong to {', '.join(others)} already, not to {part}. "
                 "Leave --component out."
             )
-        return {name if parts[name] == component else f"{component}.{name}": m for name, m in modules.items()}, []
-    # Names without any component are the model's own already, unless others bear the one that is asked for.
-    wanted = component if component in parts.values() else "model"
-    stem = "" if wanted == component else f"{component}."
-    chosen = {f"{stem}{name}": module for name, module in modules.items() if parts[name] == wanted}
+        return {joined(part, split_part(name)[1]): module for name, module in modules.items()}, []
+    # Names without any part are the model's own already, unless others bear the one that is asked for.
+    chosen_part = part if part in parts.values() else ""
+    chosen = {joined(part, split_part(n)[1]): module for n, module in modules.items() if parts[n] == chosen_part}
     if not chosen:
-        raise LorabenchError(f"{adapter.path}: no module of {component} in it, only of {', '.join(others)}.")
-    left = sorted(set(parts.values()) - {wanted})
+        raise LorabenchError(f"{adapter.path}: no module of {part} in it, only of {', '.join(others)}.")
+    left = sorted({one or "model" for one in parts.values()} - {chosen_part or "model"})
     if not left:
         return chosen, []
     count = len(modules) - len(chosen)
     return chosen, [f"{count} modules of {', '.join(left)} are left out: convert those to folders of their own"]
 
 
-def _new_names(adapter: Adapter, modules: Mapping[str, LoraModule], layout: str) -> tuple[dict[str, str], list[str]]:
-    """Name -> the one that the layout's loaders look for, and what was renamed."""
-    notes = []
-    names = {name: name for name in modules}
-    if layout != "kohya":
-        names = {name: diffusers_unet_name(name) for name in modules}
-        count = sum(old != new for old, new in names.items())
-        notes += [f"{count} modules of the original U-Net (input_blocks, ...) got diffusers' names"] * bool(count)
-    if layout != "peft":
-        flat = {name: clip_name(new) for name, new in names.items()}
-        count = sum(names[name] != flat[name] for name in names)
-        notes += [f"{count} modules of a CLIP text encoder got the level text_model that loaders expect"] * bool(count)
-        names = flat
-    if len(set(names.values())) != len(names):
-        twice = sorted(new for old, new in names.items() if old != new and new in modules)
-        raise LorabenchError(
-            f"{adapter.path}: two modules would get one name ({some(twice)}). It holds the same module under two "
-            "names: remove one of them."
-        )
-    return names, notes
+def _part_of(name: str, module: LoraModule, wanted: str) -> str:
+    """The part that a name says; a denoiser of no certain sort is of the one that is wanted."""
+    word = split_part(name)[0]
+    uncertain = word in DENOISER_WORDS or (identity(name).part == "denoiser" and not module.dots_known)
+    return wanted if uncertain and wanted in ("unet", "transformer") else word
+
+
+def _spelled(
+    adapter: Adapter, modules: Mapping[str, LoraModule], layout: WrittenLayout, names: Mapping[str, str] | None
+) -> tuple[Respelled, list[str]]:
+    """The modules under the names that the layout's loaders look for, and what was renamed, split or fused."""
+    dotted = with_dots(adapter.path, modules, names) if layout.needs_dots else {name: name for name in modules}
+    named = {dotted[name]: _certain(module) for name, module in modules.items()}
+    origins = {new: old for old, new in dotted.items()}
+    family, notes = family_of(named), list[str]()
+    spelled = Respelled(named, {name: name for name in named}, 0)
+    if not layout.original_names:
+        spelled = as_diffusers(named, family)
+        if family and spelled.changed:
+            notes.append(f"{spelled.changed} modules of {family.name} got diffusers' names, fused ones split")
+    elif not layout.needs_dots and family and family.key in KEPT_BY_KOHYA:
+        spelled = as_original(named, family)
+        if spelled.changed:
+            notes.append(f"{spelled.changed} modules got {family.name}'s original names, as its trainers have them")
+    renamed = with_names_of(layout, adapter.path, spelled.modules, {name: name for name in spelled.modules})
+    final = {renamed.names[name]: module for name, module in spelled.modules.items()}
+    back = {renamed.names[name]: origins[old] for name, old in spelled.origins.items()}
+    return Respelled(final, back, spelled.changed), [*notes, *renamed.notes]
+
+
+def _certain(module: LoraModule) -> LoraModule:
+    return module if module.dots_known else replace(module, dots_known=True)
 
 
 def _about_kinds(modules: Mapping[str, LoraModule]) -> list[str]:
@@ -210,53 +237,49 @@ def _about_kinds(modules: Mapping[str, LoraModule]) -> list[str]:
     for module in modules.values():
         ranks.setdefault(module.kind, []).append(module.rank)
     return [
-        f"{len(found)} modules of kind {kind} are written as ordinary LoRA pairs of rank {_span(found)}"
-        for kind, found in ranks.items()
+        f"{len(ranks_of)} modules of kind {kind} are written as ordinary LoRA pairs of rank {_span(ranks_of)}"
+        for kind, ranks_of in ranks.items()
         if kind not in _PLAIN
     ]
 
 
-def _about_names(adapter: Adapter, modules: Mapping[str, LoraModule], layout: str) -> list[str]:
+def _about_names(adapter: Adapter, modules: Mapping[str, LoraModule], layout: WrittenLayout) -> list[str]:
     notes = []
     if set(adapter.schemes) & {"cloneofsimo", "sam"}:
         notes.append(f"the file counts its modules and does not name them ({some(modules)}): no loader finds those")
-    bare = [name for name in modules if component_of(name) == "model"]
-    if layout != "peft" and bare:
+    bare = [name for name in modules if not identity(name).part]
+    if layout.needs_part and bare:
         notes.append(
             f"{len(bare)} modules name no part of a pipeline ({some(bare)}): reading gives them back, but tools of "
-            f"the {layout} layout look for one; say --component unet or another"
+            f"the {layout.name} layout look for one; say --component unet or another"
         )
-    if layout == "kohya":
-        dotted = [name for name in modules if name not in bare and to_kohya(name) is None]
-        if dotted:
-            notes.append(f"{len(dotted)} modules keep their dots, underscores would be ambiguous: {some(dotted)}")
     original = [name for name in modules if _ORIGINAL.search(name)]
-    from_elsewhere = layout == "peft" and layout_of(adapter) != "peft"
-    if original and (layout == "diffusers" or from_elsewhere):
+    from_elsewhere = layout.folder and layout_of(adapter) != layout.name
+    if original and ((layout.needs_dots and layout.needs_part and not layout.original_names) or from_elsewhere):
         notes.append(
             f"{len(original)} modules bear the original model's names ({some(original)}), which diffusers only takes "
             "from a kohya file"
         )
-    parts = sorted({component_of(name) for name in modules} - {"model"})
+    parts = sorted({component(name) for name in modules} - {"model"})
     if parts and from_elsewhere:
         notes.append(
             f"names begin with {', '.join(parts)}: to load them into one model by PEFT, say --component {parts[0]}, "
             "one folder each"
         )
-    if layout == "peft" and any(name.startswith("text_model.") for name in modules):
+    if layout.folder and any(name.startswith("text_model.") for name in modules):
         notes.append("names begin with text_model, a level that CLIPTextModel no longer has in transformers 5")
     return notes
 
 
-def _about_scales(modules: Mapping[str, LoraModule], layout: str) -> list[str]:
+def _about_scales(modules: Mapping[str, LoraModule], layout: WrittenLayout) -> list[str]:
     notes = []
-    if layout == "diffusers":
+    if layout.alpha == "folded":
         folded = sum(module.scale != 1.0 for module in modules.values())
         notes += [f"the scale of {folded} modules is multiplied into up, as the layout has no alpha"] * bool(folded)
         ranks = [module.rank for module in modules.values()]
         if len(set(ranks)) > 1:
             notes.append(f"ranks differ ({_span(ranks)}): diffusers' older versions scale such files wrongly, 0.42 not")
-    if layout == "kohya" and len({alpha_of(module) for module in modules.values()}) > 1:
+    if layout.alpha == "tensor" and len({alpha_of(module) for module in modules.values()}) > 1:
         notes.append("alphas differ: diffusers (0.42) takes one for all attention layers; its own layout avoids that")
     return notes
 

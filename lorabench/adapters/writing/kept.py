@@ -1,29 +1,29 @@
-"""What of a file's metadata and configuration stays true after its modules were written anew."""
+"""What of a file's metadata stays true after its modules were written anew."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.writing.layouts import alpha_of
+from lorabench.adapters.adapter import LoraModule
+from lorabench.adapters.layouts import WrittenLayout
+from lorabench.adapters.reading.scaling import HEADER_ALPHAS
+from lorabench.adapters.writing.tensors import alpha_of
 
-__all__ = ["kept_config", "kept_metadata"]
+__all__ = ["kept_metadata"]
 
-_STALE = ("lora_adapter_metadata", "modelspec.hash_sha256")
-_CONFIG = ("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "revision", "task_type")
+# Hashes, and ranks and alphas that a loader may use: the tensors or the configuration say them now.
+_STALE = re.compile(
+    rf"lora_adapter_metadata|modelspec\.hash_sha256|sshs_.*|{'|'.join(HEADER_ALPHAS)}|.*\.(lora_alpha|r)"
+)
 # LyCORIS' options of what is now an ordinary pair with α/r.
 _NO_LONGER = ("dora_wd", "factor", "rs_lora", "use_conv_cp", "use_cp", "use_tucker")
 _OTHER_KINDS = ("loha", "lokr", "dylora", "glora", "ia3", "full", "diag-oft", "boft")
 
 
-def kept_config(adapter: Adapter) -> dict[str, Any]:
-    """The entries of PEFT's configuration that say something about the base model; MLX calls its name `model`."""
-    found = {key: adapter.config[key] for key in _CONFIG if key in adapter.config}
-    model = adapter.config.get("model")
-    return found | ({"base_model_name_or_path": model} if "mlx" in adapter.schemes and isinstance(model, str) else {})
-
-
-def kept_metadata(metadata: Mapping[str, str], modules: Mapping[str, LoraModule], layout: str) -> dict[str, str]:
+def kept_metadata(
+    metadata: Mapping[str, str], modules: Mapping[str, LoraModule], layout: WrittenLayout
+) -> dict[str, str]:
     """A file's metadata without its hashes, with kohya's ranks and alphas made right for `modules`.
 
     `ss_network_dim` and `ss_network_alpha` become the number that all modules share, or "Dynamic" (as kohya's own
@@ -32,31 +32,31 @@ def kept_metadata(metadata: Mapping[str, str], modules: Mapping[str, LoraModule]
     Args:
         metadata: of the file that was read.
         modules: what is written.
-        layout: one of `LAYOUTS`; "diffusers" has no α, so that α = r there.
+        layout: that is written; where it has no place for α, α = r.
     """
-    found = {key: value for key, value in metadata.items() if key not in _STALE and not key.startswith("sshs_")}
-    arguments = _object(found.get("ss_network_args"))
+    kept = {key: value for key, value in metadata.items() if not _STALE.fullmatch(key)}
+    arguments = _object(kept.get("ss_network_args"))
     wide = [module for module in modules.values() if max(module.kernel, default=1) > 1]
     rest = [module for module in modules.values() if max(module.kernel, default=1) == 1]
     if "conv_dim" not in arguments or not rest or not wide:
         wide, rest = wide or rest, list(modules.values())
-    _set(found, "ss_network_dim", (module.rank for module in rest))
-    _set(found, "ss_network_alpha", (_alpha(module, layout) for module in rest))
+    _set(kept, "ss_network_dim", (module.rank for module in rest))
+    _set(kept, "ss_network_alpha", (_alpha(module, layout) for module in rest))
     if not arguments:
-        return found
+        return kept
     for key in _NO_LONGER:
         arguments.pop(key, None)
     if str(arguments.get("algo", "")).lower() in _OTHER_KINDS:
         arguments["algo"] = "lora"
     _set(arguments, "conv_dim", (module.rank for module in wide))
     _set(arguments, "conv_alpha", (_alpha(module, layout) for module in wide))
-    if arguments != _object(found["ss_network_args"]):
-        found["ss_network_args"] = json.dumps(arguments)
-    return found
+    if arguments != _object(kept["ss_network_args"]):
+        kept["ss_network_args"] = json.dumps(arguments)
+    return kept
 
 
-def _alpha(module: LoraModule, layout: str) -> float:
-    return float(module.rank) if layout == "diffusers" else alpha_of(module)
+def _alpha(module: LoraModule, layout: WrittenLayout) -> float:
+    return float(module.rank) if layout.alpha == "folded" else alpha_of(module)
 
 
 def _set(entries: dict[str, Any], key: str, values: Iterable[float | int]) -> None:
@@ -75,7 +75,7 @@ def _set(entries: dict[str, Any], key: str, values: Iterable[float | int]) -> No
 
 def _object(text: str | None) -> dict[str, Any]:
     try:
-        found = json.loads(text or "{}")
+        entries = json.loads(text or "{}")
     except ValueError:  # an older trainer's free text: it stays as it is
         return {}
-    return found if isinstance(found, dict) else {}
+    return entries if isinstance(entries, dict) else {}

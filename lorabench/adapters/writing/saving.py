@@ -1,7 +1,8 @@
-"""Write an adapter in the layout of diffusers, PEFT or kohya, whole or not at all."""
+"""Write an adapter in a layout that others read, whole or not at all."""
 
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -11,22 +12,28 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
+from lorabench.adapters.layouts import WrittenLayout, written_layout, written_layouts
 from lorabench.adapters.metadata.hashes import HASH_KEYS, sshs_hashes_of
+from lorabench.adapters.names.identity import DENOISER_WORDS, identity, split_part
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES
-from lorabench.adapters.reading.naming import component, parse_key
-from lorabench.adapters.writing.atomic import write_file, write_peft_folder
-from lorabench.adapters.writing.kept import kept_config, kept_metadata
-from lorabench.adapters.writing.layouts import LAYOUTS, peft_config, tensors_in
+from lorabench.adapters.reading.naming import parse_key
+from lorabench.adapters.reading.sorting import ORDER_KEY
+from lorabench.adapters.writing.atomic import write_chunks, write_file, write_peft_folder
+from lorabench.adapters.writing.configuration import configuration
+from lorabench.adapters.writing.kept import kept_metadata
 from lorabench.adapters.writing.refusals import refuse_embeddings
+from lorabench.adapters.writing.tensors import tensors_in
 from lorabench.errors import LorabenchError
 
-__all__ = ["LAYOUTS", "ORDER_KEY", "layout_of", "save", "stored_type"]
+__all__ = ["LAYOUTS", "carries_extras", "layout_of", "save", "stored_type"]
 
-ORDER_KEY = "lorabench_modules"
-"""Metadata entry with the names of the modules in their order, one a line."""
+LAYOUTS = tuple(written_layouts())
+"""The names of the layouts that `save` writes."""
 
 _MODELSPEC = "modelspec.hash_sha256"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+_PICKLED = (".bin", ".pt", ".pth")
+_PEFT = "base_model.model."
 
 
 def save(
@@ -39,17 +46,20 @@ def save(
 ) -> Path:
     """Write an adapter so that reading it gives the same modules, factors and ΔW.
 
+    - "peft": a folder of adapter_model.safetensors and adapter_config.json, with `rank_pattern` and
+      `alpha_pattern` where modules differ. Heads, saved modules, biases and token deltas that were read
+      (`Adapter.extras`) are written whole, and every entry of the configuration that was read.
     - "diffusers": one file of `<module>.lora.down.weight` and `.up.weight`. It carries no α, so a scale that
       is not 1 is multiplied into up.
-    - "peft": a folder of adapter_model.safetensors and adapter_config.json, with `rank_pattern` and
-      `alpha_pattern` where modules differ.
-    - "kohya": one file of `lora_unet_….lora_down.weight`, `.lora_up.weight` and `.alpha`. A module that
-      kohya's underscores would not bring back (`h.0.c_attn`, no such component) keeps its dots.
+    - "diffusers-peft", "comfyui": one file of `<module>.lora_A.weight` and `.lora_B.weight`, likewise.
+    - "kohya": one file of `lora_unet_….lora_down.weight`, `.lora_up.weight` and `.alpha`. A module without a part of
+      a pipeline (`h.0.c_attn`) keeps its dots.
 
     Args:
-        path: a file that ends in .safetensors; for "peft" a folder that is new, empty, or such an adapter.
+        path: a file that ends in .safetensors, or in .bin or .pt, which become a plain state dict of torch.save; for
+            "peft" a folder that is new, empty, or such an adapter.
         adapter: an adapter, or its modules by canonical name.
-        layout: "diffusers", "peft" or "kohya".
+        layout: one of `layouts.written_layouts`.
         dtype: of the factors; None is float32, "stored" every module's own `dtype` (eight-bit ones become
             bfloat16, which holds them exactly).
         metadata: entries that are added to those of the adapter, or replace them. Of the whole, kohya's ranks and
@@ -59,34 +69,39 @@ def save(
         `path`.
 
     Raises:
-        LorabenchError: the path does not fit the layout, a name cannot be written, values do not fit the
+        LorabenchError: the path does not fit the layout, a name or an option cannot be written, values do not fit the
             type, or the disk is full.
     """
     path = Path(path)
-    modules = adapter.modules if isinstance(adapter, Adapter) else adapter
-    if layout not in LAYOUTS:
-        raise LorabenchError(f"layout={layout!r}: allowed are {', '.join(LAYOUTS)}.")
+    form = written_layout(layout)
+    if not isinstance(adapter, Adapter):
+        adapter = Adapter(path, (), adapter)
+    modules = adapter.modules
     if not modules:
         raise LorabenchError(f"{path}: an adapter without modules cannot be written. Name at least one module.")
-    if layout == "peft" and path.suffix in ADAPTER_SUFFIXES:
+    if form.folder and path.suffix in ADAPTER_SUFFIXES:
         raise LorabenchError(
             f"{path}: a PEFT adapter is a folder, and this is a file's name. Name a folder, or choose another layout."
         )
-    refuse_embeddings(path, modules, layout)
-    old, config = (adapter.metadata, kept_config(adapter)) if isinstance(adapter, Adapter) else ({}, {})
-    given = {**old, **metadata}
+    refuse_embeddings(path, modules, form)
+    given = {**adapter.metadata, **metadata}
     types = {name: stored_type(module, torch.float32 if dtype is None else dtype) for name, module in modules.items()}
+    names = form.spell({name: split_part(name)[0] for name in modules}, given)
     tensors = {
         key: _cast(path, name, key, tensor, kind)
-        for key, (name, tensor, kind) in tensors_in(layout, modules, types, given).items()
+        for key, (name, tensor, kind) in tensors_in(form, modules, types, names).items()
     }
-    _check_names(path, modules, tensors)
-    said = kept_metadata(given, modules, layout) | {"format": "pt", ORDER_KEY: "\n".join(modules)}
-    data = serialise(tensors, said)
-    hashes = _hashes(data, given, layout)
+    _check_names(path, modules, form, names)
+    tensors |= _extras(adapter, form)
+    kept = kept_metadata(given, modules, form) | {"format": "pt", ORDER_KEY: "\n".join(modules)}
+    if path.suffix in _PICKLED:
+        write_chunks(path, (_pickled(tensors),))
+        return path
+    data = serialise(tensors, kept)
+    hashes = _hashes(data, given, form)
     chunks = _with_metadata(data, hashes) if hashes else (data,)
-    if layout == "peft":
-        text = json.dumps(peft_config(modules) | config, indent=2, sort_keys=True)
+    if form.folder:
+        text = json.dumps(configuration(path, adapter, modules), indent=2, sort_keys=True)
         write_peft_folder(path, {"adapter_config.json": (text.encode(),), "adapter_model.safetensors": chunks})
     else:
         write_file(path, chunks)
@@ -101,19 +116,38 @@ def stored_type(module: LoraModule, dtype: torch.dtype | Literal["stored"] = "st
 
 
 def layout_of(adapter: Adapter) -> str:
-    """The layout of `LAYOUTS` that is nearest to the one that the adapter was read from."""
+    """The layout that is nearest to the one that the adapter was read from."""
     schemes = set(adapter.schemes)
     if schemes & {"kohya", "lycoris"}:
         return "kohya"
     if schemes & {"diffusers", "diffusers-old", "xlabs", "cloneofsimo"}:
         return "diffusers"
-    # `pipe.save_lora_weights` writes PEFT's lora_A and lora_B under the names of a pipeline's models; `transformer.h`
-    # is no such model but a language model's own name.
-    of_a_pipeline = all(
-        component(name) != "model" and not name.startswith("transformer.h.") for name in adapter.modules
-    )
-    of_peft = bool(adapter.config) or adapter.path.stem == "adapter_model"
-    return "diffusers" if of_a_pipeline and not of_peft else "peft"
+    of_a_pipeline = all(identity(name).part for name in adapter.modules)
+    if not of_a_pipeline or adapter.config or adapter.path.stem == "adapter_model":
+        return "peft"
+    words = {split_part(name)[0] for name in adapter.modules}
+    return "comfyui" if words & set(DENOISER_WORDS) else "diffusers-peft"
+
+
+def carries_extras(adapter: Adapter, layout: str) -> bool:
+    """Whether what no rank changes is written whole: where the file's layout is the adapter's own."""
+    return layout == layout_of(adapter) and set(adapter.schemes) <= _OWN_EXTRAS[layout]
+
+
+_OWN_EXTRAS = {
+    "peft": {"peft"},
+    "diffusers": {"diffusers"},
+    "diffusers-peft": {"peft"},
+    "comfyui": {"peft"},
+    "kohya": {"kohya", "lycoris"},
+}
+
+
+def _extras(adapter: Adapter, layout: WrittenLayout) -> dict[str, Tensor]:
+    if not carries_extras(adapter, layout.name):
+        return {}
+    stem = _PEFT if layout.folder else ""
+    return {f"{stem}{key}": tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in adapter.extras.items()}
 
 
 def _cast(path: Path, name: str, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -129,14 +163,20 @@ def _cast(path: Path, name: str, key: str, tensor: Tensor, dtype: torch.dtype) -
     return cast
 
 
-def _hashes(data: bytes, given: Mapping[str, str], layout: str) -> dict[str, str]:
+def _pickled(tensors: Mapping[str, Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(tensors), buffer)
+    return buffer.getvalue()
+
+
+def _hashes(data: bytes, given: Mapping[str, str], layout: WrittenLayout) -> dict[str, str]:
     """Kohya's hashes for its layout, and every kind of hash that the old file had."""
     old = {key for key in HASH_KEYS if key in given}
-    if layout != "kohya" and not old:
+    if layout.name != "kohya" and not old:
         return {}
-    found = sshs_hashes_of(data)
+    hashes = sshs_hashes_of(data)
     # ModelSpec's is the same sum over the bytes after the header.
-    return found | ({_MODELSPEC: f"0x{found['sshs_model_hash']}"} if _MODELSPEC in old else {})
+    return hashes | ({_MODELSPEC: f"0x{hashes['sshs_model_hash']}"} if _MODELSPEC in old else {})
 
 
 def _with_metadata(data: bytes, entries: Mapping[str, str]) -> tuple[bytes, memoryview]:
@@ -149,12 +189,14 @@ def _with_metadata(data: bytes, entries: Mapping[str, str]) -> tuple[bytes, memo
     return len(text).to_bytes(8, "little") + text, memoryview(data)[body:]
 
 
-def _check_names(path: Path, modules: Mapping[str, LoraModule], tensors: Mapping[str, Tensor]) -> None:
+def _check_names(path: Path, modules: Iterable[str], layout: WrittenLayout, names: Mapping[str, str]) -> None:
     """Refuse a name that a reader would take for another."""
-    parsed = {(found.module, found.part) for found in map(parse_key, tensors)}
-    lost = [name for name in modules if not {(name, "down"), (name, "up")} <= parsed or "\n" in name]
-    if lost:
-        raise LorabenchError(
-            f"{path}: the module name {lost[0]!r} cannot be written in this layout, reading it would give "
-            "another name. Rename the module, or choose another layout."
-        )
+    for name in modules:
+        keys = layout.keys(name, embedding=False, names=names)
+        read = [parse_key(key) for key in (keys.down, keys.up)]
+        same = all(identity(parsed.module) == identity(name) for parsed in read)
+        if not same or [parsed.part for parsed in read] != ["down", "up"] or "\n" in name:
+            raise LorabenchError(
+                f"{path}: the module name {name!r} cannot be written in this layout, reading it would give "
+                "another name. Rename the module, or choose another layout."
+            )

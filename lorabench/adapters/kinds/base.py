@@ -1,0 +1,126 @@
+"""What a kind of module is: which keys mark it, what its shapes say, its factors and its scale.
+
+Nothing here, nor in the kinds, imports torch before factors are asked for: a header is read without it.
+"""
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lorabench.adapters.reading.scaling import Scale, Stated, find_scale
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+    from torch import Tensor
+
+__all__ = ["BESIDE", "Factors", "Fit", "Kind", "Shape", "Shapes", "entries_of", "halves", "matrix_of"]
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+
+BESIDE = ("alpha", "ranknum", "lora_magnitude_vector", "dora_scale", "m")
+"""Parts that are no factor of ΔW: its scale, a counter, and DoRA's magnitude in PEFT, LyCORIS and MLX."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the shapes of a module say.
+
+    Attributes:
+        rank: r that scales are divided by; 0 for LoKr of two whole matrices.
+        groups: parts of a merged projection; 0 where it is none.
+        entries: numbers in the factors that LoHa, LoKr, Tucker cores and merged projections unfold to; 0 for a pair
+            that is read as it is stored.
+        transposed: whether the factors are stored as x·A·B has them, A [d_in, r] and B [r, d_out].
+        plain: the reading as down [r, d_in] and up [d_out, r], where that fits as well.
+    """
+
+    rank: int
+    groups: int = 0
+    entries: int = 0
+    transposed: bool = False
+    plain: "Fit | None" = None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """down [r, d_in] and up [d_out, r] of ΔW / scale in float32, notes, and the window of a convolution."""
+
+    down: "Float32[Tensor, 'r d_in']"
+    up: "Float32[Tensor, 'd_out r']"
+    notes: tuple[str, ...] = ()
+    kernel: tuple[int, ...] = ()
+
+
+class Kind(ABC):
+    """A kind of module; each lies in a file of its own and is found there."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    """For people."""
+    marks: ClassVar[re.Pattern[str] | None] = None
+    """What in a key tells that its module is of this kind, the group `part` naming which of its tensors it is."""
+    needed: ClassVar[tuple[frozenset[str], ...]] = ()
+    """What must be there: one part of every set."""
+    wanted: ClassVar[str]
+    """Which shapes it must have, in a sentence."""
+
+    @abstractmethod
+    def fit(self, scheme: str, shapes: Shapes) -> Fit:
+        """What the shapes of a module say.
+
+        Args:
+            scheme: naming scheme of its keys.
+            shapes: part -> shape.
+
+        Raises:
+            ValueError: they do not fit together; the message, if any, says more than `wanted`.
+        """
+
+    @abstractmethod
+    def factors(
+        self, scheme: str, parts: "Mapping[str, Tensor]", fit: Fit, switched_on: tuple[bool, ...] = ()
+    ) -> Factors:
+        """The two matrices whose product, times the scale, is ΔW.
+
+        Args:
+            scheme: naming scheme of its keys.
+            parts: part -> finite tensor in float32.
+            fit: what their shapes say.
+            switched_on: of a merged projection: which parts of the layer have rows in the file.
+        """
+
+    def scale(self, stated: Stated) -> Scale:
+        """The factor in front of up @ down, by what the file and its configuration state.
+
+        Raises:
+            LorabenchError: α or a value of the configuration is no finite number.
+        """
+        return find_scale(stated)
+
+
+def matrix_of(shape: Shape) -> tuple[int, int]:
+    """Rows and columns of a tensor that is flattened after its first axis.
+
+    Raises:
+        ValueError: it has fewer than two axes, or is empty.
+    """
+    if len(shape) < 2 or min(shape) == 0:
+        raise ValueError("")
+    return shape[0], math.prod(shape[1:])
+
+
+def entries_of(out: int, into: int, rank: int) -> int:
+    """Numbers in both factors of a ΔW [out, into]; where the rank is above its short side, in ΔW itself."""
+    return out * into if rank > min(out, into) else rank * (out + into)
+
+
+def halves(whole: "Float32[Tensor, 'rows cols']") -> "tuple[Float32[Tensor, 'rows k'], Float32[Tensor, 'k cols']]":
+    """A matrix as a product of itself and the identity of its short side."""
+    import torch
+
+    rows, cols = whole.shape
+    return (torch.eye(rows), whole) if rows <= cols else (whole, torch.eye(cols))

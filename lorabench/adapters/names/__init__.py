@@ -1,0 +1,1 @@
+"""What a module is called: wrappers and prefixes, the part of a pipeline, identity, and the families' own names."""

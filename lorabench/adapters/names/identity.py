@@ -1,0 +1,147 @@
+"""When two names are one module: wrappers and prefixes off, the part beside, separators flattened."""
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+from lorabench.adapters.names.unet import converted
+
+__all__ = [
+    "DENOISER_WORDS",
+    "PARTS",
+    "Identity",
+    "Unwrapped",
+    "component",
+    "flattened",
+    "identity",
+    "joined",
+    "split_part",
+    "unwrap",
+]
+
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "prior_unet", "prior_text_encoder")
+"""The parts of a pipeline, by diffusers' words."""
+
+DENOISER_WORDS = ("diffusion_model", "model.diffusion_model", "pipe.dit")
+"""Prefixes of a denoiser of either sort, by ComfyUI, the original checkpoints and DiffSynth."""
+
+_PART_OF_WORD = {
+    **{word: word for word in PARTS},
+    **dict.fromkeys(("unet", "transformer", *DENOISER_WORDS), "denoiser"),
+    "prior_unet": "prior",
+}
+_WORDS = sorted(_PART_OF_WORD, key=len, reverse=True)
+
+# `transformer` is also what many language models call their own trunk.
+_OWN_TRUNK = re.compile(r"transformer\.(h|wte|wpe|ln_f|layers?|encoder|embedding|word_embeddings\w*)(\.|$)")
+
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+"""What torch.compile, FSDP, activation checkpointing and DeepSpeed put into the names of a model's modules."""
+_PEFT = "base_model.model."
+_PARALLEL = "module."  # of DataParallel and DistributedDataParallel, at the front alone
+
+_TEXT_LEVEL = re.compile(r"^text_model_(?=encoder_layers_|embeddings_|final_layer_norm)")
+
+
+class Identity(NamedTuple):
+    """What makes two modules one: equal identities are the same place in a base model.
+
+    Attributes:
+        part: "denoiser" (a U-Net or a transformer, whatever the file calls it), "text_encoder", "text_encoder_2",
+            "text_encoder_3", "prior", "prior_text_encoder", or "" where the name does not say.
+        flat: the name without wrappers and prefixes, its dots flattened to underscores; one spelling of names that
+            have two (CLIP's level `text_model`, the original U-Net's blocks).
+    """
+
+    part: str
+    flat: str
+
+
+class Unwrapped(NamedTuple):
+    """A name without wrappers, and which were taken off (PEFT's own `base_model.model.` once is none)."""
+
+    name: str
+    wrappers: tuple[str, ...]
+
+
+def unwrap(name: str) -> Unwrapped:
+    """A module's name without what torch, accelerators and PEFT wrapped around its model.
+
+    >>> unwrap("unet.base_model.model._orig_mod.mid_block.0._checkpoint_wrapped_module.to_q")
+    Unwrapped(name='unet.mid_block.0.to_q', wrappers=('_checkpoint_wrapped_module', '_orig_mod'))
+    >>> unwrap("base_model.model.base_model.model.h.0").wrappers
+    ('base_model.model (twice)',)
+    """
+    taken = {wrapper for wrapper in _WRAPPERS if wrapper in name}
+    if not taken and not name.startswith((_PEFT, _PARALLEL)) and f".{_PEFT}" not in name and "." + _PARALLEL not in name:
+        return Unwrapped(name, ())
+    segments = [segment for segment in name.split(".") if segment not in _WRAPPERS]
+    rest = ".".join(segments)
+    word = next((word for word in _WORDS if rest.startswith((f"{word}.{_PEFT}", f"{word}.{_PARALLEL}"))), "")
+    rest = rest.removeprefix(f"{word}.") if word else rest
+    counts = {_PEFT: 0, _PARALLEL: 0}
+    while prefix := next((prefix for prefix in counts if rest.startswith(prefix)), ""):
+        rest = rest.removeprefix(prefix)
+        counts[prefix] += 1
+    if counts[_PARALLEL]:
+        taken.add("module")
+    if counts[_PEFT] > 1:
+        taken.add("base_model.model (twice)" if counts[_PEFT] == 2 else f"base_model.model ({counts[_PEFT]} times)")
+    return Unwrapped(joined(word, rest), tuple(sorted(taken)))
+
+
+def flattened(name: str) -> str:
+    """A dotted name as kohya flattens it, without the wrappers that were flattened with it.
+
+    >>> flattened("single_transformer_blocks.0.proj_out"), flattened("_orig_mod_blocks_0_ffn_0")
+    ('single_transformer_blocks_0_proj_out', 'blocks_0_ffn_0')
+    """
+    flat = name.replace(".", "_")
+    for wrapper in _WRAPPERS:
+        flat = flat.replace(f"{wrapper}_", "")
+    return flat
+
+
+def split_part(name: str) -> tuple[str, str]:
+    """A name's word for the part of a pipeline, "" where it has none, and the rest of it.
+
+    >>> split_part("model.diffusion_model.blocks.0.attn"), split_part("transformer.h.0.attn")
+    (('model.diffusion_model', 'blocks.0.attn'), ('', 'transformer.h.0.attn'))
+    """
+    for word in _WORDS:
+        if name.startswith(f"{word}.") and len(name) > len(word) + 1:
+            return ("", name) if _OWN_TRUNK.match(name) else (word, name[len(word) + 1 :])
+    return "", name
+
+
+def joined(word: str, rest: str) -> str:
+    """A name with its part's word in front, where there is one."""
+    return f"{word}.{rest}" if word else rest
+
+
+def component(name: str) -> str:
+    """The part of a pipeline that a module belongs to, by the file's own word; "model" where the name does not say.
+
+    >>> component("text_encoder_2.text_model.encoder.layers.0.mlp.fc1"), component("h.0.attn.c_attn")
+    ('text_encoder_2', 'model')
+    """
+    return split_part(name)[0] or "model"
+
+
+@lru_cache(maxsize=2**16)
+def identity(name: str) -> Identity:
+    """The identity of a module, by any of its names without a tensor's suffix.
+
+    >>> identity("diffusion_model.blocks.0.self_attn.q") == identity("transformer.blocks_0_self_attn_q")
+    True
+    >>> identity("unet.input_blocks.4.1.proj_in") == identity("unet.down_blocks.1.attentions.0.proj_in")
+    True
+    """
+    word, rest = split_part(name)
+    flat = flattened(rest)
+    part = _PART_OF_WORD.get(word, "")
+    if part in ("denoiser", ""):
+        flat = converted(flat, "_")
+    if part != "denoiser":
+        flat = _TEXT_LEVEL.sub("", flat)
+    return Identity(part, flat)
