@@ -1,0 +1,1 @@
+"""What modules are called: their identities, and the names that each family of base models gives them."""
