@@ -2,15 +2,15 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from lorabench.adapters.metadata.dataset_facts import datasets, tags, trigger_words
 from lorabench.adapters.metadata.evidence import CONFIG, PEFT, STATE, Said, Sources, base_name, look_up, said
-from lorabench.adapters.metadata.families import guess_family
-from lorabench.adapters.reading.table import Table
+from lorabench.adapters.names.families import Family, Shape, recognise
+from lorabench.adapters.reading.table import ModuleRow, Table
 
-__all__ = ["model_info", "network_info", "training_info"]
+__all__ = ["family_of", "model_info", "network_info", "training_info"]
 
 # A source is an entry of the metadata, or "file or entry: key.key" for one inside; the first that says anything wins.
 _MODEL: Mapping[str, tuple[str, ...]] = {
@@ -89,6 +89,7 @@ _METHODS = {
     "lokr": "LoKr", "adalora": "AdaLoRA", "ia3": "IA3", "unilora": "Uni-LoRA", "oft": "OFT", "vera": "VeRA",
     "vblora": "VB-LoRA", "glora": "GLoRA", "full_diff": "full difference", "textual_inversion": "textual inversion",
 }  # fmt: skip
+_PARTS = {"unet": "denoiser", "transformer": "denoiser", "prior_unet": "prior", "model": ""}
 
 
 def model_info(known: Sources) -> dict[str, Said]:
@@ -97,13 +98,44 @@ def model_info(known: Sources) -> dict[str, Said]:
     if "base_model" in found:
         name = found["base_model"]["value"]
         found["base_model"] = said(base_name(str(name)), found["base_model"]["source"])
-    family = guess_family(known.table.rows)
+    family = family_of(known.table.rows)
     if family is not None:
-        found["family"] = said(*family)
+        found["family"] = said(family.name, family.evidence)
     nearest = found.get("base_model_version", found.get("family"))
     if nearest is not None:
         found.setdefault("base_model", said(nearest["value"], nearest["source"]))
     return found
+
+
+def family_of(rows: Sequence[ModuleRow]) -> Family | None:
+    """The family of base models that an adapter's modules tell."""
+    named = {}
+    for row in rows:
+        part, name = row.part, row.module.removeprefix(f"{row.part}.")
+        if part == "transformer" and name.startswith("h."):
+            part = "model"  # GPT-2's own level of that name is no part of a pipeline
+        named[_PARTS.get(part, part), name.replace(".", "_")] = _shape(row)
+    return recognise(named)
+
+
+def _shape(row: ModuleRow) -> Shape | None:
+    """d_out and d_in; None where the factors do not say them."""
+    if row.kind == "lokr":
+        first, second = (row.shapes.get(part) or _joined(row, part) for part in ("w1", "w2"))
+        return (first[0] * second[0], first[1] * second[1]) if len(first) > 1 and len(second) > 1 else None
+    if row.kind == "loha":
+        up, down = row.shapes.get("w1_a", ()), row.shapes.get("w1_b", ())
+    else:
+        up, down = row.shapes.get("up", ()), row.shapes.get("down", ())
+    if len(up) < 2 or len(down) < 2 or row.rank < 1:
+        return None
+    # MLX's factors are transposed; of a convolution's the kernel's size is no width
+    return math.prod(up[:2]) // row.rank, math.prod(down[:2]) // row.rank
+
+
+def _joined(row: ModuleRow, part: str) -> tuple[int, ...]:
+    """The shape of a LoKr factor that is a product itself."""
+    return (*row.shapes.get(f"{part}_a", ())[:1], *row.shapes.get(f"{part}_b", ())[1:2])
 
 
 def training_info(known: Sources, top_tags: int = 20) -> dict[str, Said]:
