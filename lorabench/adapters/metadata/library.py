@@ -1,7 +1,6 @@
 """A folder of adapter files as one table, one row a file, of their headers alone."""
 
 import gc
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorabench.adapters.commands.common import plain
 from lorabench.adapters.metadata.inspection import Inspection, inspect
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, FOLDER_FILES
-from lorabench.adapters.writing.atomic import write_chunks
 from lorabench.errors import LorabenchError
+from lorabench.storage import write_chunks
+from lorabench.text import to_json
 
 __all__ = ["COLUMNS", "find_files", "find_state", "is_one_adapter", "scan", "write_rows"]
 
@@ -186,7 +185,7 @@ def _size(path: Path) -> int | None:
 
 def _jsonl(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
     for row in rows:
-        yield (json.dumps(plain(dict(row)), allow_nan=False) + "\n").encode()
+        yield f"{to_json(row)}\n".encode()
 
 
 def _csv(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
