@@ -4,6 +4,7 @@ Checksums and locks of files are here too.
 """
 
 import ctypes
+import errno
 import hashlib
 import os
 import shutil
@@ -164,9 +165,10 @@ def new_folder(path: Path, replace: bool = True) -> Iterator[Path]:
 
     Args:
         path: a folder, which need not be there.
-        replace: whether a folder that holds something is replaced; else it is an error of the system's (ENOTEMPTY).
+        replace: whether a folder that holds something is replaced, or refused.
 
     Raises:
+        LorabenchError: a folder that may not be replaced got something in it meanwhile.
         OSError: nothing can be made there; what lay at `path` is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +176,10 @@ def new_folder(path: Path, replace: bool = True) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        take_place(partial, path) if replace else partial.rename(path)
+        if replace:
+            take_place(partial, path)
+        else:
+            _take_free_place(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -299,6 +304,15 @@ def _byte_at(handle: int, position: int) -> bytes:
 def _real(path: Path) -> Path:
     """Where links lead; a rename would replace the link itself."""
     return Path(os.path.realpath(path))
+
+
+def _take_free_place(new: Path, path: Path) -> None:
+    try:
+        new.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise LorabenchError(f"{path}: somebody wrote into it meanwhile. Name a new or empty folder") from error
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -1,7 +1,6 @@
 """A line between two adapters of a run as adapter files, whole or not at all."""
 
 import difflib
-import errno
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -147,23 +146,11 @@ def _check_free(out: Path) -> None:
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place at the end, and goes if anything fails before."""
-    place = out.resolve()
     try:
         with (
             explain_disk_errors(out, "Free some space or choose another --out; nothing half-written was left."),
-            _undisturbed(place),
-            new_folder(place, replace=False) as partial,
+            new_folder(out.resolve(), replace=False) as partial,
         ):
             yield partial
     except FileNotFoundError:  # /proc and its like
         raise LorabenchError(f"--out {out}: cannot be made there. Name a folder that may be written to") from None
-
-
-@contextmanager
-def _undisturbed(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        raise LorabenchError(f"--out {place}: somebody wrote into it meanwhile. Name a new or empty folder") from error

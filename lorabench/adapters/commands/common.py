@@ -1,17 +1,11 @@
-"""What the commands share: their result, tables for people, and options that several have.
-
-Wrong usage, which argparse says with exit code 2, is what is wrong whatever the files hold: an unknown option, a
-missing argument, a value that is no number, none of the choices or out of the option's fixed range, options that do
-not go together. All else, which depends on the input or on what lies where something is to be written, is a
-`LorabenchError` and exit code 1.
-"""
+"""What the commands that write an adapter share: their options, and how they write it."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lorabench.commands.frame import Outcome
 from lorabench.commands.options import any_number, natural, path_name, positive_int, positive_number, share
 from lorabench.storage import refuse_overwriting
 from lorabench.text import plain, table
@@ -33,21 +27,6 @@ __all__ = [
     "table",
     "write_result",
 ]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command found.
-
-    Attributes:
-        data: for `--json`: dicts, lists, strings and numbers; NaN and infinity are written as null.
-        text: for people.
-        ok: False where the file is readable but something in it is wrong: the exit code is 1 then.
-    """
-
-    data: Any
-    text: str
-    ok: bool = True
 
 
 def add_output(parser: ArgumentParser, what: str, layouts: bool = True, required: bool = True) -> None:
