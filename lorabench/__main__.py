@@ -1,80 +1,43 @@
-"""`python -m lorabench`: Hydra's entry."""
+"""`lorabench`, `python -m lorabench`: a first word that names a program runs it; all else is Hydra's application."""
 
+import importlib
 import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
-from omegaconf import DictConfig, OmegaConf
+__all__ = ["PROGRAMS", "main"]
 
-from lorabench.conf_dir import conf_dir
-from lorabench.errors import LorabenchError, explain_disk_errors
-
-
-def _run_folder(output_dir: Any, within: str, otherwise: str) -> str:
-    """Where Hydra makes the run's folder; what cannot be used is told later, where a message can be given."""
-    try:
-        if not output_dir or not isinstance(output_dir, str):
-            return otherwise
-        folder = Path(output_dir) / within
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return otherwise
-    return str(folder)
+PROGRAMS = {
+    "adapters": "one LoRA adapter file, from any trainer: look at it, resize, merge, compare, convert, draw",
+    "zoo": "a zoo's adapters as files",
+    "interpolation": "adapter files between two adapters of a run",
+}
+"""First words, each a package with a `__main__` whose `main(argv, name)` returns an exit code; what each is for."""
 
 
-OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run a program, or Hydra's application with the arguments of this process.
 
+    Args:
+        argv: what came; None: what the process was started with.
 
-def _check(cfg: DictConfig, overrides: list[str], ablation: str) -> None:
-    """What Hydra has let pass."""
-    if cfg.output_dir is not None:
-        if not cfg.output_dir or not isinstance(cfg.output_dir, str):
-            raise LorabenchError(f"output_dir={cfg.output_dir!r}: the name of a folder is needed")
-        with explain_disk_errors(Path(cfg.output_dir), "Take another output_dir."):
-            Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)
-    single = [word for word in overrides if word.startswith("representation=")]
-    if single and single[0].startswith("representation=["):
-        raise LorabenchError(f"{single[0]}: one name is needed; for several, give representations=[...]")
-    if single:
-        from lorabench.ablation import READ_THE_BASELINE
+    Returns:
+        The exit code; None where all went well.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in PROGRAMS:
+        program = importlib.import_module(f"lorabench.{words[0]}.__main__")
+        code: int = program.main(words[1:], name=f"lorabench {words[0]}")
+        return code
+    if {"--help", "-h"} & set(words):
+        width = max(map(len, PROGRAMS))
+        lines = [f"  lorabench {word:{width}}  {what}" for word, what in PROGRAMS.items()]
+        sys.stdout.write("\n".join(["programs (--help behind one says more):", *lines, "", ""]))
+        sys.stdout.flush()
+    from lorabench.application import main as run_application  # Hydra takes longer than most programs here
 
-        if ablation in READ_THE_BASELINE:
-            raise LorabenchError(
-                f"{single[0]}: ablation={ablation} looks at the representation that ranks: "
-                f"give ablation.baseline={single[0].partition('=')[2]}"
-            )
-    if single and cfg.representations is not None:
-        raise LorabenchError(
-            f"{single[0]} and a list of representations were chosen; some ablations and experiments bring a list: "
-            f"give representations=[{single[0].partition('=')[2]}] in its place"
-        )
-
-
-@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-def main(cfg: DictConfig) -> float:
-    """Run one job; its value, for sweeps, is the best validation accuracy with all layers."""
-    settings = HydraConfig.get()
-    folder = Path(settings.runtime.output_dir)
-    try:
-        _check(cfg, list(settings.overrides.task), str(settings.runtime.choices.get("ablation")))
-        # `--help`, `--cfg` and shell completion answer without torch.
-        from lorabench.pipeline import run
-        from lorabench.report import print_table
-
-        result = run(cfg, folder, dict(settings.runtime.choices))
-    except LorabenchError as error:
-        raise CompactHydraException(f"lorabench: {error}") from None
-    except KeyboardInterrupt:
-        sys.exit(
-            "lorabench: interrupted. What is finished (zoo, features, members) is kept: give the same command again."
-        )
-    print_table(result)
-    print(f"Written to {folder}")  # noqa: T201
-    return max((row.val_accuracy.mean for row in result.summary if row.ablation == "none"), default=float("nan"))
+    run_application()
+    return None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

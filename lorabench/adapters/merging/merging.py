@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from lorabench.adapters.adapter import Adapter
-from lorabench.adapters.lanes import in_lanes
 from lorabench.adapters.merging.aligning import align, module_names
 from lorabench.adapters.merging.clashing import hindrances, used_weights
 from lorabench.adapters.merging.modules import Parts, merged_module
@@ -14,6 +13,7 @@ from lorabench.adapters.merging.provenance import agreed_config, agreed_metadata
 from lorabench.adapters.merging.recipe import DENSE, METHODS, MISSING, Recipe
 from lorabench.adapters.merging.report import MergeReport
 from lorabench.errors import LorabenchError
+from lorabench.machine import map_in_lanes
 
 __all__ = ["DENSE", "METHODS", "MISSING", "merge"]
 
@@ -84,7 +84,7 @@ def merge(
         raise LorabenchError(reason)
     parts = [Parts(name, tuple(one.modules.get(name) for one in adapters), used) for name in module_names(adapters)]
     # One at a time where each needs several dense ΔW.
-    found = in_lanes(lambda one: merged_module(one, recipe, dtype), parts, 1 if method in DENSE else None)
+    found = map_in_lanes(lambda one: merged_module(one, recipe, dtype), parts, 1 if method in DENSE else None)
     modules = {one.name: module for one, (module, _) in zip(parts, found, strict=True) if module is not None}
     rows = [row for _, row in found]
     notes = (*aligned.notes, *notes_on(adapters, used, recipe, rows))

@@ -18,12 +18,12 @@ from lorabench.adapters.names.identity import DENOISER_WORDS, identity, split_pa
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES
 from lorabench.adapters.reading.naming import parse_key
 from lorabench.adapters.reading.sorting import ORDER_KEY
-from lorabench.adapters.writing.atomic import write_chunks, write_file, write_peft_folder
 from lorabench.adapters.writing.configuration import configuration
 from lorabench.adapters.writing.kept import kept_metadata
 from lorabench.adapters.writing.refusals import refuse_embeddings
 from lorabench.adapters.writing.tensors import tensors_in
 from lorabench.errors import LorabenchError
+from lorabench.storage import write_chunks, write_file, write_peft_folder
 
 __all__ = ["LAYOUTS", "carries_extras", "layout_of", "save", "stored_type"]
 
