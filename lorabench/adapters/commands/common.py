@@ -3,16 +3,17 @@
 Wrong usage, which argparse says with exit code 2, is what is wrong whatever the files hold: an unknown option, a
 missing argument, a value that is no number, none of the choices or out of the option's fixed range, options that do
 not go together. All else, which depends on the input or on what lies where something is to be written, is a
-`LorabenchError` and exit code 1. The types below (`positive_int` to `path_name`) are for `add_argument(type=...)`.
+`LorabenchError` and exit code 1.
 """
 
 import math
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorabench.commands.options import any_number, natural, path_name, positive_int, positive_number, share
 from lorabench.errors import LorabenchError, explain_writing
 
 if TYPE_CHECKING:
@@ -89,47 +90,6 @@ def add_output(parser: ArgumentParser, what: str, layouts: bool = True, required
         )
 
 
-def positive_int(text: str) -> int:
-    """A whole number from 1 on."""
-    return _whole(text, 1)
-
-
-def natural(text: str) -> int:
-    """A whole number from 0 on."""
-    return _whole(text, 0)
-
-
-def any_number(text: str) -> float:
-    """A number, neither infinite nor NaN."""
-    value = _number(text)
-    if value is None:
-        raise ArgumentTypeError(f"a number is needed, not {_quoted(text)}")
-    return value
-
-
-def positive_number(text: str) -> float:
-    """A number above 0, not infinite."""
-    value = _number(text)
-    if value is None or value <= 0:
-        raise ArgumentTypeError(f"a number above 0 is needed, not {_quoted(text)}")
-    return value
-
-
-def share(text: str) -> float:
-    """A number above 0, at most 1."""
-    value = _number(text)
-    if value is None or not 0 < value <= 1:
-        raise ArgumentTypeError(f"a number above 0 and at most 1 is needed, not {_quoted(text)}")
-    return value
-
-
-def path_name(text: str) -> Path:
-    """A path: `Path` itself takes nothing at all for the folder one is in."""
-    if not text.strip():
-        raise ArgumentTypeError(f"the name of a file or a folder is needed, not {_quoted(text)}")
-    return Path(text)
-
-
 def refuse_overwriting(path: Path, force: bool, option: str = "--out", folder: bool | None = None) -> None:
     """Refuse a path that something lies at, but for an empty folder.
 
@@ -198,25 +158,3 @@ def write_result(args: Namespace, adapter: "Adapter", metadata: Mapping[str, str
         dtype=getattr(torch, args.dtype) if args.dtype else "stored",
         metadata=metadata,
     )
-
-
-def _whole(text: str, low: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = low - 1
-    if value < low:
-        raise ArgumentTypeError(f"a whole number from {low} is needed, not {_quoted(text)}")
-    return value
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _quoted(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:39]}…")

@@ -1,0 +1,314 @@
+"""Options as one object: a frozen dataclass whose fields say what they are for and which values are allowed.
+
+Its fields are annotated with the markers below, such as
+`rank: Annotated[int | None, Help("of each module"), AtLeast(1)] = None`. From them come the checks of a caller's values
+(`check_options`), the class's documentation (`documented`) and the options of a command line
+(`lorabench.commands.options`).
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from lorabench.errors import LorabenchError
+
+__all__ = [
+    "Above",
+    "AtLeast",
+    "AtMost",
+    "Below",
+    "Bound",
+    "Field",
+    "Help",
+    "Metavar",
+    "OneOf",
+    "Spelled",
+    "check_options",
+    "documented",
+    "option_fields",
+]
+
+Options = TypeVar("Options", bound=type)
+_WORDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+}
+_SEVERAL: dict[type | None, str] = {None: "", tuple: ", or several", dict: " for each name"}
+
+
+@dataclass(frozen=True)
+class Help:
+    """What a field is for, in a line without a capital or a full stop."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Metavar:
+    """How a command line calls the field's value, `R` in `--rank R`."""
+
+    name: str
+
+
+class Spelled:
+    """How a command line spells the option, where that is not the field's name: `Spelled("-w", "--weights")`."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
+class OneOf:
+    """The texts that a field may be: a sequence, or a function that gives one when it is asked.
+
+    A function serves registries: its names are looked up once a command line or a value needs them.
+    """
+
+    def __init__(self, names: Iterable[str] | Callable[[], Iterable[str]]) -> None:
+        self._names = names
+
+    @property
+    def lazy(self) -> bool:
+        """Whether the texts are looked up when they are needed."""
+        return callable(self._names)
+
+    def names(self) -> tuple[str, ...]:
+        """The texts."""
+        return tuple(self._names() if callable(self._names) else self._names)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A limit of a number; the subclasses say on which side, and whether the limit itself is allowed."""
+
+    value: float | int
+
+    def allows(self, number: float | int) -> bool:
+        """Whether a number keeps within."""
+        raise NotImplementedError
+
+    def words(self) -> str:
+        """The limit in words, behind "a number"."""
+        raise NotImplementedError
+
+
+class Above(Bound):
+    """Numbers above `value`."""
+
+    def allows(self, number: float | int) -> bool:
+        """Whether a number is above."""
+        return number > self.value
+
+    def words(self) -> str:
+        """Such as "above 0"."""
+        return f"above {self.value:g}"
+
+
+class AtLeast(Bound):
+    """Numbers from `value` on."""
+
+    def allows(self, number: float | int) -> bool:
+        """Whether a number is as large."""
+        return number >= self.value
+
+    def words(self) -> str:
+        """Such as "from 1"."""
+        return f"from {self.value:g}"
+
+
+class Below(Bound):
+    """Numbers below `value`."""
+
+    def allows(self, number: float | int) -> bool:
+        """Whether a number is below."""
+        return number < self.value
+
+    def words(self) -> str:
+        """Such as "below 1"."""
+        return f"below {self.value:g}"
+
+
+class AtMost(Bound):
+    """Numbers up to `value`."""
+
+    def allows(self, number: float | int) -> bool:
+        """Whether a number is as small."""
+        return number <= self.value
+
+    def words(self) -> str:
+        """Such as "at most 1"."""
+        return f"at most {self.value:g}"
+
+
+@dataclass(frozen=True)
+class Field:
+    """What an options class says of one of its fields.
+
+    Attributes:
+        name: of the field.
+        kind: type of one value: bool, int, float, str or Path.
+        container: None for one value, `tuple` for several, `dict` for values by name.
+        optional: whether None is allowed.
+        default: None too where there is none; see `required`.
+        required: whether a value must be given.
+        help: what it is for.
+        metavar: how a command line calls the value.
+        spelled: how a command line spells the option.
+        bounds: of the number, or of each.
+        choices: the texts that are allowed; None where any is.
+    """
+
+    name: str
+    kind: type
+    container: type | None
+    optional: bool
+    default: Any
+    required: bool
+    help: str
+    metavar: str | None
+    spelled: tuple[str, ...]
+    bounds: tuple[Bound, ...]
+    choices: OneOf | None
+
+    def need(self) -> str:
+        """The values that are allowed, in words.
+
+        >>> option_fields(_Example)[1].need()
+        'a number above 0 and at most 1'
+        """
+        if self.choices is not None:
+            return "one of " + ", ".join(self.choices.names())
+        return " ".join([_WORDS[self.kind], " and ".join(bound.words() for bound in self.bounds)]).rstrip()
+
+    def allows(self, value: object) -> bool:
+        """Whether one value is of the type, finite, and within the bounds or among the choices."""
+        kinds = (int, float) if self.kind is float else (self.kind,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and self.kind is not bool):
+            return False
+        if isinstance(value, int | float):
+            return math.isfinite(value) and all(bound.allows(value) for bound in self.bounds)
+        return self.choices is None or value in self.choices.names()
+
+
+def option_fields(options: type) -> tuple[Field, ...]:
+    """What a dataclass says of its fields, in their order.
+
+    Args:
+        options: a dataclass whose fields are bool, int, float, str, Path, tuples of these
+            (`tuple[float, ...]`), mappings of texts to them, or any of these or None, each with `Help`.
+
+    Raises:
+        TypeError: a field is of another type, or says nothing of what it is for.
+    """
+    hints = typing.get_type_hints(options, include_extras=True)
+    return tuple(_field(field, hints[field.name]) for field in dataclasses.fields(options) if field.init)
+
+
+def check_options(options: Any) -> None:
+    """Hold every field to its type, bounds and choices; for the `__post_init__` of an options class.
+
+    Raises:
+        LorabenchError: a value that is not allowed.
+
+    >>> check_options(_Example(density=2))
+    Traceback (most recent call last):
+    lorabench.errors.LorabenchError: density=2 (--density): a number above 0 and at most 1 is needed.
+    """
+    for field in option_fields(type(options)):
+        value = getattr(options, field.name)
+        if value is None and field.optional:
+            continue
+        values = _each(field, value)
+        if values is None or not all(map(field.allows, values)):
+            what = f"{field.name}={value!r} ({field.spelled[-1]})"
+            raise LorabenchError(f"{what}: {field.need()}{_SEVERAL[field.container]} is needed.")
+
+
+def documented(options: Options) -> Options:
+    """Give a dataclass the section "Attributes" of its docstring, from its fields; a decorator above `@dataclass`."""
+    lines = [f"    {field.name}: {_described(field)}" for field in option_fields(options)]
+    options.__doc__ = "\n".join([(options.__doc__ or "").rstrip(), "", "Attributes:", *lines, ""])
+    return options
+
+
+def _field(field: "dataclasses.Field[Any]", hint: Any) -> Field:
+    kind, container, optional, marks = _taken_apart(hint)
+    helps = [mark.text for mark in marks if isinstance(mark, Help)]
+    if kind not in _WORDS or not helps:
+        raise TypeError(f"{field.name}: {hint}: an option is Annotated[{' | '.join(t.__name__ for t in _WORDS)}, Help]")
+    default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    required = default is dataclasses.MISSING
+    spelled = next((mark.names for mark in marks if isinstance(mark, Spelled)), None)
+    return Field(
+        name=field.name,
+        kind=kind,
+        container=container,
+        optional=optional,
+        default=None if required else default,
+        required=required,
+        help=helps[0],
+        metavar=next((mark.name for mark in marks if isinstance(mark, Metavar)), None),
+        spelled=spelled or (_spelled(field.name, negative=kind is bool and default is True),),
+        bounds=tuple(mark for mark in marks if isinstance(mark, Bound)),
+        choices=next((mark for mark in marks if isinstance(mark, OneOf)), None),
+    )
+
+
+def _taken_apart(hint: Any) -> tuple[Any, type | None, bool, tuple[Any, ...]]:
+    """Type of one value, container, whether None is allowed, and markers of an annotation."""
+    marks: tuple[Any, ...] = ()
+    if typing.get_origin(hint) is Annotated:
+        hint, *extra = typing.get_args(hint)
+        marks = tuple(extra)
+    hint, optional = _single(hint)
+    container: type | None = None
+    origin: Any = typing.get_origin(hint)
+    if origin in (tuple, Mapping, Sequence):
+        container = dict if origin is Mapping else tuple
+        hint, _ = _single(typing.get_args(hint)[1 if container is dict else 0])
+    return hint, container, optional, marks
+
+
+def _single(hint: Any) -> tuple[Any, bool]:
+    """A type without None, and whether None was there; an int or a float is a number, which float says."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint, False
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    optional = len(kinds) < len(typing.get_args(hint))
+    return float if set(kinds) == {int, float} else kinds[0] if len(kinds) == 1 else hint, optional
+
+
+def _each(field: Field, value: Any) -> list[object] | None:
+    """The single values of a field's value; None where it is no such container."""
+    if field.container is None:
+        return [value]
+    if field.container is dict:
+        return list(value.values()) if isinstance(value, Mapping) else None
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
+
+
+def _spelled(name: str, negative: bool) -> str:
+    return f"--{'no-' if negative else ''}{name.replace('_', '-')}"
+
+
+def _described(field: Field) -> str:
+    default = "needed" if field.required else f"default: {field.default}"
+    # A registry is not asked here: what fills it may not be imported yet.
+    silent = field.kind is bool or (field.choices is not None and field.choices.lazy)
+    allowed = "" if silent else f"{field.need()}; "
+    return f"{field.help} ({allowed}{default})."
+
+
+@dataclass(frozen=True)
+class _Example:
+    """For the examples above."""
+
+    method: Annotated[str, Help("how it is done"), OneOf(["svd", "ties"])] = "svd"
+    density: Annotated[float | int, Help("share of the entries that is kept"), Above(0), AtMost(1)] = 0.5
