@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import functools
-import json
 import logging
 import math
 import os
@@ -32,7 +31,9 @@ from lorabench.progress import bar
 from lorabench.report import table_text, write_figures
 from lorabench.representations.fitted import save_fitted
 from lorabench.representations.learned import Learned
-from lorabench.results import METRICS, Result, Run, environment, write_json
+from lorabench.results import METRICS, Result, Run, environment
+from lorabench.storage import replace_file
+from lorabench.text import to_json
 from lorabench.tracking import ROOM, log_summary, logging_to
 from lorabench.zoo import Zoo
 from lorabench.zoo.splits import Split, split_zoo
@@ -109,7 +110,7 @@ def _status(folder: Path) -> Iterator[None]:
     """Keep status.json up to date: in a sweep, Hydra itself shows the first failure only."""
 
     def write(**fields: Any) -> None:
-        (folder / "status.json").write_text(json.dumps(fields) + "\n")
+        replace_file(folder / "status.json", f"{to_json(fields)}\n")
 
     write(status="running", pid=os.getpid())
     try:
@@ -283,13 +284,13 @@ def _write(result: Result, folder: Path) -> None:
         if one.name not in {_folder_name(name) for name in result.learned}:
             shutil.rmtree(one)  # of an earlier run: its split was another
     result.write(folder / "results.json")
-    (folder / "results.txt").write_text(table_text(result))
+    replace_file(folder / "results.txt", table_text(result))
     ranking = result.ablation.get("ranking")
     if ranking is not None:
         how = {key: result.ablation[key] for key in ("baseline", "rank_on")}
         rows = [{**row, **how} for row in ranking]
-        write_json(rows, folder / "layers.json")
-        write_json(rows[: result.config["top_k"]], folder / "top_layers.json")
+        replace_file(folder / "layers.json", to_json(rows, 1))
+        replace_file(folder / "top_layers.json", to_json(rows[: result.config["top_k"]], 1))
     started = time.perf_counter()
     with bar("Pictures") as shown:
         write_figures(result, folder, shown.advance)

@@ -12,6 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lorabench.storage import replace_file
+from lorabench.text import to_json
+
 __all__ = [
     "METRICS",
     "SCHEMA",
@@ -22,7 +25,6 @@ __all__ = [
     "environment",
     "read_result",
     "summarise",
-    "write_json",
 ]
 
 SCHEMA = 3
@@ -139,19 +141,8 @@ class Result:
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:
-        """Write as JSON (`write_json`)."""
-        write_json(asdict(self), path, indent=len(self.classes) <= _INDENTED_CLASSES)
-
-
-def write_json(data: Any, path: Path, indent: bool = True) -> None:
-    """Write JSON in one step: a reader never sees half of it. NaN and infinity become null."""
-    text = json.dumps(_plain(data), indent=1 if indent else None, allow_nan=False)
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        """Write as JSON; NaN and infinity become null."""
+        replace_file(path, to_json(asdict(self), 1 if len(self.classes) <= _INDENTED_CLASSES else None))
 
 
 def summarise(runs: Sequence[Run], classifier: str, units: int, features: int, gauge_invariant: bool | None) -> Summary:
@@ -220,16 +211,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _number(value: float | None) -> float:

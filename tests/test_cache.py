@@ -259,14 +259,17 @@ def test_a_full_disk_is_a_warning(
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")
 
-    def full(prefix: str, dir: Path) -> tuple[int, str]:  # noqa: A002
-        partial = dir / f"{prefix}0"
-        partial.touch()
-        return os.open("/dev/full", os.O_WRONLY), str(partial)
+    open_file = os.open
+
+    def full(path: str | Path, flags: int, mode: int = 0o777) -> int:
+        if not flags & os.O_EXCL:
+            return open_file(path, flags, mode)
+        Path(path).touch()
+        return open_file("/dev/full", os.O_WRONLY)
 
     zoo = make_zoo()
     expected = Counted().transform(zoo, CPU)
-    monkeypatch.setattr(cache.tempfile, "mkstemp", full)
+    monkeypatch.setattr("lorabench.storage.os.open", full)
     assert_equal(run(Counted(), zoo, tmp_path), expected)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "No space left" in caplog.text

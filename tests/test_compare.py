@@ -17,8 +17,8 @@ from scipy.linalg import block_diag, subspace_angles
 
 from lorabench.adapters import Adapter, LoraModule, load, save
 from lorabench.adapters.__main__ import main
-from lorabench.adapters.commands.compare import adapters_in
 from lorabench.adapters.comparing.comparing import Comparison, ModuleComparison, compare
+from lorabench.adapters.reading.folders import adapter_files
 from lorabench.errors import LorabenchError
 from tests.adapter_folders import make_modules
 
@@ -349,12 +349,12 @@ def test_each_file_and_each_peft_folder_is_one_adapter(tmp_path: Path) -> None:
     (numbered / "adapter_config.json").write_text("{}")
     for name in ("0000100_adapters.safetensors", "0000200_adapters.safetensors", "notes.txt"):
         (numbered / name).touch()
-    adapters, beside = adapters_in(root)
-    assert [str(path.relative_to(root)) for path in adapters] == [
+    below = adapter_files(root)
+    assert [str(adapter.path.relative_to(root)) for adapter in below.adapters] == [
         "a.safetensors", "broken.safetensors", "d.safetensors", "deep/b", "deep/c.safetensors",
         "mlx/0000100_adapters.safetensors", "mlx/0000200_adapters.safetensors", "zero.safetensors",
     ]  # fmt: skip
-    assert beside == [root / "deep" / "b" / "optimizer.pt"]
+    assert below.state == [root / "deep" / "b" / "optimizer.pt"]
 
 
 def test_a_real_process_needs_no_torch_for_help(tmp_path: Path) -> None:

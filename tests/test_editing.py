@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lorabench import storage
 from lorabench.adapters import load
 from lorabench.adapters.__main__ import main
 from lorabench.adapters.metadata.editing import edit
 from lorabench.adapters.metadata.hashes import check_hashes
 from lorabench.adapters.metadata.redaction import is_private, redact, redact_config
 from lorabench.adapters.reading.header import read_header
-from lorabench.adapters.writing import atomic
 from lorabench.errors import LorabenchError
 from tests.test_hashes import kohya, shuffled
 
@@ -168,7 +168,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     def fail(handle: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(atomic.os, "fsync", fail)
+    monkeypatch.setattr(storage.os, "fsync", fail)
     with pytest.raises(KeyboardInterrupt):
         edit(path, path, values={"x": "2"}, force=True)
     assert path.read_bytes() == before
@@ -336,7 +336,7 @@ def test_an_interruption_leaves_the_old_pair_whole(
         if len(calls) == {"configuration": 1, "weights": 2, "exchange": 3}[moment]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(atomic.os, "fsync", fail)
+    monkeypatch.setattr(storage.os, "fsync", fail)
     with pytest.raises(KeyboardInterrupt):
         edit(folder, folder, redacted=True, force=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -159,7 +159,7 @@ def test_the_command_exports_and_reads_back(mixed: Path, tmp_path: Path, capsys:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
+    [  # a mistake of the words is 2, one that the configuration or the data set finds is 1
         (["export", "folder", "OUT"], "dataset.path has no value; add dataset.path=VALUE"),
         (["export", "folder", "OUT", "dataset.path=NOWHERE"], "no such folder"),
         (["export", "nothing_like_this", "OUT"], "Could not find 'dataset/nothing_like_this'"),
@@ -169,7 +169,7 @@ def test_the_command_exports_and_reads_back(mixed: Path, tmp_path: Path, capsys:
         (["export", "folder", "OUT", "stray"], "unknown argument 'stray'"),
         (["export", "folder", "OUT", "--formt=peft"], "unknown argument '--formt=peft'"),
         (["export", "folder", "OUT", "--format", "onnx"], "onnx"),
-        (["export", "folder", "OUT", "--limit", "0"], "--limit 0: at least 1"),
+        (["export", "folder", "OUT", "--limit", "0"], "--limit: a whole number from 1"),
         (["export"], "DATASET"),
         ([], "COMMAND"),
     ],
@@ -187,7 +187,8 @@ def test_mistakes_end_in_one_line(
         code = main(filled)
     except SystemExit as ended:
         code = ended.code
-    assert code == 2
+    words_alone = ("unknown argument", "onnx", "--limit", "DATASET", "COMMAND")
+    assert code == (2 if message.startswith(words_alone) else 1)
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from lorabench.adapters import Adapter, LoraModule, load, save
 from lorabench.adapters.commands import compare as command
-from lorabench.adapters.commands.compare import adapters_in
 from lorabench.adapters.comparing.fingerprints import TOLERANCE, Sketch, distance, find_duplicates, fingerprint, sketch
+from lorabench.adapters.reading.folders import adapter_files
 from lorabench.errors import LorabenchError
 from tests.adapter_folders import make_modules
 
@@ -315,7 +315,7 @@ def test_a_sketch_is_small() -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real adapters are not here")
 def test_the_only_duplicates_among_real_adapters() -> None:
-    found = find_duplicates(adapters_in(SHARED)[0])
+    found = find_duplicates([adapter.path for adapter in adapter_files(SHARED).adapters])
     (group,) = found.groups
     assert [one.path.parent.name for one in group.members] == ["lora_mlp", "lora_mlp_modules_to_save"]
     raw = [torch.load(one.path / "adapter_model.bin", map_location="cpu", weights_only=True) for one in group.members]

@@ -8,12 +8,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from lorabench.lanes import one_thread_an_operation
+from lorabench.machine import one_thread_an_operation
 from lorabench.representations.autoencoder import AutoEncoder
 from lorabench.representations.contrastive import ContrastiveModule
-from lorabench.representations.counting import member_bytes
 from lorabench.representations.denoising import DenoisingModule
 from lorabench.representations.fitting import Course, Schooling, batches, fit_together, split_rows
+from lorabench.representations.training_memory import member_bytes
 from lorabench.representations.vae import VAEModule
 from lorabench.training import epoch_order
 

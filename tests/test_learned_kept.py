@@ -15,7 +15,7 @@ import torch
 
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm
-from lorabench.lanes import one_thread_an_operation
+from lorabench.machine import one_thread_an_operation
 from lorabench.representations import learned
 from lorabench.representations.cache import cached_features
 from lorabench.representations.contrastive import Contrastive

@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from lorabench.errors import LorabenchError
-from lorabench.lanes import one_thread_an_operation
+from lorabench.machine import one_thread_an_operation
 from lorabench.representations.autoencoder import AutoEncoder, relative_error
 from lorabench.representations.contrastive import Contrastive, ContrastiveModule, alignment, info_nce, uniformity
 from lorabench.representations.denoising import Denoising, DenoisingModule

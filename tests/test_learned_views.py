@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from lorabench.errors import LorabenchError
-from lorabench.lanes import one_thread_an_operation
+from lorabench.machine import one_thread_an_operation
 from lorabench.representations.contrastive import Contrastive, ContrastiveModule
 from lorabench.representations.fitting import Schooling, fit_together
 from lorabench.representations.views import Pair, View, gauges

@@ -11,12 +11,12 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lorabench.lanes import one_thread_an_operation
+from lorabench.machine import one_thread_an_operation
 from lorabench.representations.autoencoder import AutoEncoder
 from lorabench.representations.contrastive import Contrastive, ContrastiveModule
-from lorabench.representations.counting import member_bytes
 from lorabench.representations.denoising import DenoisingModule
 from lorabench.representations.fitting import Schooling, fit_together
+from lorabench.representations.training_memory import member_bytes
 from lorabench.representations.vae import VAE, VAEModule
 from lorabench.training import Adam
 from tests.bench.hub_zoo import hub_zoo

@@ -12,7 +12,8 @@ import torch
 
 from lorabench.adapters.__main__ import main
 from lorabench.adapters.metadata.inspection import inspect
-from lorabench.adapters.metadata.library import COLUMNS, find_files, find_state, is_one_adapter, scan, write_rows
+from lorabench.adapters.metadata.library import COLUMNS, is_one_adapter, scan, write_rows
+from lorabench.adapters.reading.folders import adapter_files
 from lorabench.errors import LorabenchError
 from tests.adapter_folders import write_mixed
 from tests.bench import bench_inspect
@@ -87,7 +88,7 @@ def test_links_to_folders_are_not_followed_in_circles(library: Path) -> None:
     (library / "again").symlink_to(library)
     (library / "link.safetensors").symlink_to(library / "cats" / "a.safetensors")
     (library / "nowhere.safetensors").symlink_to(library / "gone")
-    names = [path.relative_to(library).as_posix() for path in find_files(library)]
+    names = [path.relative_to(library).as_posix() for path in adapter_files(library).files]
     assert names == sorted([*FILES, "link.safetensors", "nowhere.safetensors"])
     rows = {row["file"]: row for row in scan(library)}
     assert rows["link.safetensors"]["valid"]
@@ -111,7 +112,7 @@ def test_what_trainers_keep_for_themselves_is_not_opened(library: Path, capsys: 
         (one / name).write_bytes(b"not to be read")
     assert is_one_adapter(one)
     assert [row["file"] for row in scan(library)] == FILES
-    assert [path.name for path in find_state(library)] == [
+    assert [path.name for path in adapter_files(library).state] == [
         "optimizer.pt", "rng_state_0.pth", "scheduler.pt", "training_args.bin"]  # fmt: skip
     assert main(["inspect", str(library)]) == 0
     assert "4 files of a trainer's own state were not opened" in capsys.readouterr().out

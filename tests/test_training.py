@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lorabench.lanes import in_lanes
+from lorabench.machine import in_lanes
 from lorabench.training import Keyed, SeededNoise, draw_keys, keep_mask, normal, set_keys
 
 

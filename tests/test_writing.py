@@ -362,7 +362,7 @@ def test_a_writer_killed_before_its_end_leaves_the_old_file(tmp_path: Path, layo
 
 def test_a_folder_that_cannot_be_exchanged_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system has no exchange, and the second rename fails, the old folder lies where it lay."""
-    monkeypatch.setattr("lorabench.adapters.writing.atomic._exchange", lambda *_: False)
+    monkeypatch.setattr("lorabench.storage.sys.platform", "elsewhere")
     path = save(tmp_path / "p", {"q": _pair()}, "peft")
     before = _file(path).read_bytes()
     real = Path.rename

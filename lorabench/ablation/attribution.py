@@ -15,7 +15,7 @@ from lorabench.ablation.study import Findings, Study
 from lorabench.classifiers import ClassifierFactory, Fitted, Problem
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Probe
-from lorabench.sources import hash_of
+from lorabench.storage import files_hash
 
 __all__ = ["Attribution", "integrated_gradients"]
 
@@ -73,7 +73,7 @@ class Attribution:
         def measure(fitted: Fitted, problem: Problem, widths: Mapping[str, int]) -> dict[str, float]:
             return _shares(fitted, problem, widths, factory, self.steps)
 
-        probe = Probe(f"integrated gradients, {self.steps} steps, {hash_of(Path(__file__))}", measure)
+        probe = Probe(f"integrated gradients, {self.steps} steps, {files_hash(Path(__file__))}", measure)
         found = study.evaluate(name, representation, [study.all_layers()], probe)
         alone = {row.layer: row.test_accuracy for row in ranking.rows}
         known = [shares for shares in found[0].probes if shares]

@@ -4,8 +4,8 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -16,8 +16,7 @@ from lorabench.classifiers.base import Classifier, ClassifierFactory
 from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.problem import Member, Problem
 from lorabench.classifiers.stack import Stack
-from lorabench.lanes import one_thread_an_operation
-from lorabench.memory import free_memory, recycle_freed_blocks
+from lorabench.machine import free_memory, in_lanes, recycle_freed_blocks
 
 __all__ = ["Fitted", "OnEpoch", "as_it_is", "divergence", "fit_members"]
 
@@ -115,13 +114,10 @@ def fit_members(
     if device.type != "cpu":
         _lane(work)
     else:  # a single lane too: a member's sums are in the same order whether others are trained beside it or not
-        with one_thread_an_operation(), ThreadPoolExecutor(lanes) as pool:
-            futures = [pool.submit(_lane, work) for _ in range(lanes)]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            finally:
-                work.stopped.set()  # an interruption, or an error in one lane, ends the others too
+        lane = in_lanes(range(lanes), lambda _, stopped: _lane(replace(work, stopped=stopped)), lanes)
+        with closing(lane):  # an interruption, or an error in one lane, ends the others too
+            for _ in lane:
+                pass
     return [results[number] for number in range(len(members))]
 
 

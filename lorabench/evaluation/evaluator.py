@@ -20,7 +20,7 @@ from lorabench.evaluation.arm import Arm, Evaluation, Probe
 from lorabench.evaluation.clock import Clock
 from lorabench.evaluation.journal import Journal, digest, source_code
 from lorabench.evaluation.members import Record, Trained, train
-from lorabench.memory import free_memory
+from lorabench.machine import free_memory
 from lorabench.progress import bar
 from lorabench.representations import Representation
 from lorabench.representations.cache import cached_features

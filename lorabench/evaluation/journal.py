@@ -4,12 +4,11 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import threading
 from pathlib import Path
 from typing import Any
 
-from lorabench.sources import hash_of
+from lorabench.storage import append_line, files_hash
 
 __all__ = ["Journal", "digest", "source_code"]
 
@@ -31,7 +30,7 @@ def source_code() -> str:
         for room in ("classifiers", "evaluation", "representations", "training")
         for path in (package / room).glob("*.py")
     ]
-    return hash_of(*sorted(files))
+    return files_hash(*sorted(files))
 
 
 class Journal:
@@ -61,8 +60,7 @@ class Journal:
                 return
             text = json.dumps([key, record])
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._append(self._path, f"{_sum(text)} {text}\n".encode())
+                append_line(self._path, f"{_sum(text)} {text}")
             except OSError as error:
                 _LOG.warning(
                     "finished members are not kept in %s (%s): an interrupted run would start again. Free some "
@@ -71,23 +69,6 @@ class Journal:
                     error.strerror or error,
                 )
                 self._path = None
-
-    @staticmethod
-    def _append(path: Path, line: bytes) -> None:
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            # A line that a kill cut short has no end: it must not swallow this one.
-            os.write(handle, line if _ends_well(path) else b"\n" + line)
-        finally:
-            os.close(handle)
-
-
-def _ends_well(path: Path) -> bool:
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
 
 
 def _sum(text: str) -> str:

@@ -1,12 +1,7 @@
 """A line between two adapters of a run as adapter files, whole or not at all."""
 
 import difflib
-import errno
-import json
-import math
-import shutil
 import statistics
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -21,6 +16,8 @@ from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.interpolation.line import Line, line_between
 from lorabench.interpolation.run import FittedRun, find_zoo, parts_of, read_run
 from lorabench.representations.vae import VAE
+from lorabench.storage import new_folder
+from lorabench.text import to_json
 from lorabench.zoo import Zoo
 from lorabench.zoo.export import export
 
@@ -131,19 +128,11 @@ def _metadata(line: Line, zoo: Zoo, vae: VAE) -> list[dict[str, str]]:
     }
     return [
         {
-            "lorabench_interpolation": json.dumps(_with_null({**asdict(step), **shared}), allow_nan=False),
+            "lorabench_interpolation": to_json({**asdict(step), **shared}),
             "lorabench_note": line.note,
         }
         for step in line.steps
     ]
-
-
-def _with_null(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _with_null(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_null(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_free(out: Path) -> None:
@@ -157,24 +146,11 @@ def _check_free(out: Path) -> None:
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place at the end, and goes if anything fails before."""
-    place = out.resolve()
-    partial = place.parent / f".{place.name}-{uuid.uuid4().hex[:12]}"
     try:
-        with explain_disk_errors(out, "Free some space or choose another --out; nothing half-written was left."):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            partial.mkdir()
+        with (
+            explain_disk_errors(out, "Free some space or choose another --out; nothing half-written was left."),
+            new_folder(out.resolve(), replace=False) as partial,
+        ):
             yield partial
-            _move(partial, place)
     except FileNotFoundError:  # /proc and its like
         raise LorabenchError(f"--out {out}: cannot be made there. Name a folder that may be written to") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _move(partial: Path, place: Path) -> None:
-    try:
-        partial.rename(place)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        raise LorabenchError(f"--out {place}: somebody wrote into it meanwhile. Name a new or empty folder") from error

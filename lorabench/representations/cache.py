@@ -5,8 +5,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -19,7 +17,8 @@ from torch import Tensor
 
 from lorabench.errors import LorabenchError
 from lorabench.representations.base import Representation
-from lorabench.sources import hash_of
+from lorabench.storage import files_hash, replace_file
+from lorabench.text import some
 from lorabench.zoo import Zoo
 
 __all__ = ["cached_features"]
@@ -124,7 +123,7 @@ def _code_version() -> str:
     """Hash of the sources that features are computed by."""
     here = Path(__file__).parent
     training = sorted((here.parent / "training").glob("*.py"))
-    return hash_of(*sorted(here.glob("*.py")), *training, here.parent / "lowrank.py")
+    return files_hash(*sorted(here.glob("*.py")), *training, here.parent / "lowrank.py")
 
 
 def _key(representation: Representation, zoo: Zoo, unit: str, train_rows: Int64[np.ndarray, " train"]) -> str:
@@ -185,7 +184,7 @@ def _store(folder: Path | None, key: str, features: Float32[Tensor, "n f"]) -> b
 
 def _write_or_warn(path: Path, data: bytes) -> bool:
     try:
-        _write(path, data)
+        replace_file(path, data, durable=False)  # its checksum tells whether it is whole
     except OSError as error:
         _LOG.warning(
             "features are not kept in %s (%s): they stay in memory for this run. Free some space, or set "
@@ -197,30 +196,15 @@ def _write_or_warn(path: Path, data: bytes) -> bool:
     return True
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=".features-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(partial).chmod(0o644)  # mkstemp's are the owner's alone, and runs link to these
-        Path(partial).replace(path)
-    finally:
-        # After a replace nothing is left under this name; after a failure the half-written file goes.
-        with contextlib.suppress(FileNotFoundError):
-            Path(partial).unlink()
-
-
 def _checked(
     representation: Representation, zoo: Zoo, unit: str, features: Float32[Tensor, "n f"]
 ) -> Float32[Tensor, "n f"]:
     bad = torch.nonzero(~features.isfinite().all(1)).flatten().tolist()
     if bad:
         names = [zoo.labels.adapters[i] for i in bad]
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise LorabenchError(
             f"{type(representation).__name__}: NaN or infinite features in unit {unit} of {zoo.name} for "
-            f"{', '.join(names[:3])}{more}. Remove these adapters from the data set, or choose another "
+            f"{some(names)}. Remove these adapters from the data set, or choose another "
             "representation."
         )
     return features

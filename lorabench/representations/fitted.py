@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,8 @@ from torch import Tensor
 
 from lorabench.errors import LorabenchError
 from lorabench.representations.autoencoder import AutoEncoder
+from lorabench.storage import new_folder
+from lorabench.text import counted
 
 __all__ = ["INDEX", "FittedUnit", "check_layers", "read_index", "save_fitted"]
 
@@ -161,7 +162,7 @@ def check_layers(known: _Layers, came: _Layers, where: str, zoo: str) -> None:
 
 
 def _count(layers: Mapping[str, object]) -> str:
-    return f"{len(layers)} layer{'s' if len(layers) != 1 else ''}"
+    return counted(len(layers), "layer")
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -206,16 +207,8 @@ def save_fitted(units: Mapping[str, FittedUnit], config: dict[str, Any], folder:
         LorabenchError: a file that holds a unit is gone or damaged.
         OSError: the disk takes no more.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:12]}"
-    partial.mkdir()
-    try:
+    with new_folder(folder) as partial:  # what is there may hold the very files that are linked: it goes last
         _write_units(units, config, partial)
-        # What is there may hold the very files that were linked: it goes last.
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_units(units: Mapping[str, FittedUnit], config: dict[str, Any], folder: Path) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from lorabench.errors import LorabenchError
-from lorabench.memory import recycle_freed_blocks
+from lorabench.machine import recycle_freed_blocks
 from lorabench.representations.base import Representation, Unit, chunks, to_device
 from lorabench.representations.matrices import DeltaMatrices, FactorMatrices, Matrices
 from lorabench.zoo import Zoo

@@ -14,17 +14,16 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from lorabench.errors import LorabenchError
-from lorabench.lanes import in_lanes
-from lorabench.memory import free_memory, recycle_freed_blocks
+from lorabench.machine import free_memory, in_lanes, recycle_freed_blocks
 from lorabench.representations.autoencoder import JUDGED, AutoEncoder
 from lorabench.representations.base import Representation, Unit, chunks
 from lorabench.representations.checks import check_arguments
 from lorabench.representations.components import unit_seed
-from lorabench.representations.counting import member_bytes
 from lorabench.representations.fitted import FittedUnit
 from lorabench.representations.fitting import Course, Schooling, fit_together, held_rows, split_rows
+from lorabench.representations.load_from import LoadedRun
 from lorabench.representations.reading import flat_rows, shapes_of, sketch_of, sketch_shapes, sketched_rows
-from lorabench.representations.taken import TakenRun
+from lorabench.representations.training_memory import member_bytes
 from lorabench.training import set_keys
 from lorabench.zoo import Zoo
 
@@ -114,8 +113,8 @@ class Learned(Representation):
         return getattr(self, name) if self.load_from is None else self._taken.config[name]
 
     @property
-    def _taken(self) -> TakenRun:
-        return TakenRun.of(str(self.load_from), f"{type(self).__module__}.{type(self).__qualname__}")
+    def _taken(self) -> LoadedRun:
+        return LoadedRun.of(str(self.load_from), f"{type(self).__module__}.{type(self).__qualname__}")
 
     @property
     def gauge_invariant(self) -> bool:

@@ -2,7 +2,7 @@
 
 from lorabench.training.adam import Adam
 from lorabench.training.keyed import Keyed, SeededDropout, SeededNoise, set_keys
-from lorabench.training.products import ONEDNN, by_onednn
+from lorabench.training.onednn import ONEDNN, by_onednn
 from lorabench.training.randomness import draw_keys, epoch_order, keep_mask, normal, seeded
 from lorabench.training.schedule import Schedule
 from lorabench.training.scripted import Step, traced_step, without_python

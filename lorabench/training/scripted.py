@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lorabench.training.products import ONEDNN, by_onednn
+from lorabench.training.onednn import ONEDNN, by_onednn
 
 __all__ = ["Step", "traced_step", "without_python"]
 

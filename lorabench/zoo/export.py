@@ -1,6 +1,7 @@
 """A zoo as adapter files that any tool can read, with the labels beside them."""
 
 import csv
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from lorabench.adapters import Adapter, LoraModule
 from lorabench.adapters import save as save_adapter
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.progress import bar
+from lorabench.storage import replace_file
 from lorabench.zoo.folder_index import INCOMPLETE, LABELS, SPLITS
 from lorabench.zoo.store import Zoo
 
@@ -63,12 +65,11 @@ def export(
                 save_adapter(folder / file, Adapter(folder / file, (), modules, said), layout)
                 rows.append(_row(zoo, number, file))
                 opened.advance()
-        partial = folder / f".{LABELS}"
-        with partial.open("w", encoding="utf-8", newline="") as out:
-            writer = csv.DictWriter(out, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        partial.replace(folder / LABELS)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        replace_file(folder / LABELS, text.getvalue())
         (folder / INCOMPLETE).unlink()
     return folder / LABELS
 

@@ -1,11 +1,12 @@
 """Which adapters a folder holds, and what each was fine-tuned on: by labels.csv, or by sub-folder."""
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, FOLDER_FILES, find_adapter_file
+from lorabench.adapters.reading.folders import AdapterPlace, adapter_files
+from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, find_adapter_file
 from lorabench.errors import LorabenchError
 
 __all__ = ["INCOMPLETE", "LABELS", "SPLITS", "Entry", "index_folder"]
@@ -17,8 +18,6 @@ SPLITS = ("train", "val", "test")
 
 _COLUMNS = ("file", "category", "leaf", "group", "split")
 _REQUIRED = ("file", "category")
-# What trainers leave beside an adapter; none of these holds one.
-_NOT_ADAPTERS = ("optimizer", "scheduler", "training_args", "rng_state", "random_states", "scaler")
 
 
 @dataclass(frozen=True)
@@ -65,40 +64,26 @@ def index_folder(root: Path) -> list[Entry]:
 
 
 def _from_folders(root: Path) -> Iterator[Entry]:
-    stray = [file.name for _, file in _own_adapters(root)]
-    if stray:
+    adapters = _without_twins(adapter_files(root).adapters)
+    stray = next((adapter.file for adapter in adapters if adapter.file.parent == root), None)
+    if stray is not None:
         raise LorabenchError(
-            f"{root / stray[0]}: lies directly in {root}, so its category is not known. Move it into a "
-            "sub-folder "
+            f"{stray}: lies directly in {root}, so its category is not known. Move it into a sub-folder "
             f"named by category, or write {root / LABELS} with the columns file,category."
         )
-    for category in sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."):
-        for place, file in _adapters(category):
-            name = place.relative_to(root).as_posix()
-            yield Entry(file, name, category.name, name)
+    for adapter in adapters:
+        below = adapter.path.relative_to(root)
+        yield Entry(adapter.file, below.as_posix(), below.parts[0], below.as_posix())
 
 
-def _adapters(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """(what the adapter is called by, its file) of a folder and all below it."""
-    yield from _own_adapters(folder)
-    for below in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
-        yield from _adapters(below)
-
-
-def _own_adapters(folder: Path) -> Iterator[tuple[Path, Path]]:
-    candidates: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix not in ADAPTER_SUFFIXES or file.name.startswith((".", *_NOT_ADAPTERS)):
-            continue
-        # The same adapter is often there twice, as a pickle and as safetensors.
-        twin = candidates.get(file.stem)
-        if file.is_file() and (twin is None or twin.suffix != ".safetensors"):
-            candidates[file.stem] = file
-    main = next((folder / name for name in FOLDER_FILES if folder / name in candidates.values()), None)
-    if main and (len(candidates) == 1 or (folder / "adapter_config.json").is_file()):
-        yield folder, main
-    else:
-        yield from ((file, file) for file in candidates.values())
+def _without_twins(adapters: Sequence[AdapterPlace]) -> list[AdapterPlace]:
+    """The same adapter is often there twice, as a pickle and as safetensors, which is the better."""
+    kept: dict[Path, AdapterPlace] = {}
+    for adapter in adapters:
+        twin = kept.get(adapter.file.with_suffix(""))
+        if twin is None or twin.file.suffix != ".safetensors":
+            kept[adapter.file.with_suffix("")] = adapter
+    return list(kept.values())
 
 
 def _from_csv(root: Path) -> list[Entry]:

@@ -13,12 +13,12 @@ from threading import Event, Lock
 import numpy as np
 import safetensors.torch
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from lorabench.adapters.reading.naming import layer_names
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.progress import bar
+from lorabench.storage import locked, replace_file
 from lorabench.zoo import glyph_model, glyph_pictures
 from lorabench.zoo.glyph_model import MODULES, WIDTH, Base, Leaf, Training, train_loras
 from lorabench.zoo.glyph_pictures import Glyphs, draw_glyphs
@@ -124,7 +124,7 @@ def load(
 def _built(name: str, recipe: _Recipe, path: Path) -> Zoo:
     base_key = _key(styles=recipe.styles, steps=recipe.pretrain_steps, batch=recipe.pretrain_batch, seed=recipe.seed)
     base_file = path.with_name(f"glyph-base-{base_key}.safetensors")
-    with _alone(base_file.with_suffix(".lock")):
+    with locked(base_file.with_suffix(".lock"), _REMEDY):
         zoo = open_store(path)
         if zoo is None:
             # The caller's inference mode is not ours: its tensors could not be trained with.
@@ -138,19 +138,6 @@ def _key(**parts: object) -> str:
     code = [Path(str(file)).read_bytes() for file in (__file__, glyph_model.__file__, glyph_pictures.__file__)]
     packages = [importlib.metadata.version(package) for package in ("torch", "numpy", "pillow", "matplotlib")]
     return hashlib.sha256(repr((sorted(parts.items()), code, packages)).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Let one process at a time build; the system frees the lock of a process that dies."""
-    with explain_disk_errors(lock, _REMEDY):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(lock)
-        held.acquire()
-    try:
-        yield
-    finally:
-        held.release()
 
 
 @contextmanager
@@ -245,13 +232,8 @@ def _read_base(file: Path) -> Base | None:
 
 def _write_base(file: Path, base: Base) -> None:
     data = safetensors.torch.save(base, {"digest": _digest(base)})
-    partial = file.with_suffix(".partial")
     with explain_disk_errors(file, _REMEDY):
-        try:
-            partial.write_bytes(data)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        replace_file(file, data, durable=False)  # its digest tells whether it is whole
 
 
 def _digest(base: Base) -> str:

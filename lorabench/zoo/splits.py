@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from lorabench.errors import LorabenchError
+from lorabench.text import counted
 from lorabench.zoo.store import Labels
 
 __all__ = ["Split", "Target", "split_zoo"]
@@ -127,7 +128,7 @@ def _refuse_single_class(
     else:
         why, remedy = "", "a data set with more classes"
     raise LorabenchError(
-        f"target={target}: {len(left)} class{'' if len(left) == 1 else 'es'} left{why}, {left}; a classifier needs at "
+        f"target={target}: {counted(len(left), 'class', 'classes')} left{why}, {left}; a classifier needs at "
         f"least 2. Take {remedy}, or the other target."
     )
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,8 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from lorabench.errors import LorabenchError, explain_disk_errors
+from lorabench.storage import neighbour, take_place
+from lorabench.text import some
 
 __all__ = ["Labels", "Module", "Stack", "StoreWriter", "Zoo", "open_store"]
 
@@ -182,9 +183,8 @@ class Zoo:
         return values
 
     def _refuse_not_finite(self, layer: str, adapters: list[str]) -> None:
-        more = f" and {len(adapters) - 3} more" if len(adapters) > 3 else ""
         raise LorabenchError(
-            f"{self.name}: NaN or infinite weights in layer {layer} of {', '.join(adapters[:3])}{more}. "
+            f"{self.name}: NaN or infinite weights in layer {layer} of {some(adapters)}. "
             "Remove these adapters from the data set (a diverged training run leaves such files) and start again."
         )
 
@@ -263,8 +263,7 @@ class StoreWriter:
     def __enter__(self) -> "StoreWriter":
         with explain_disk_errors(self.path, self._remedy):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Not `mkdtemp`, whose folder nobody else may read.
-            self._partial = self.path.parent / f".{self.path.name}-{uuid.uuid4().hex[:12]}"
+            self._partial = neighbour(self.path)
             self._partial.mkdir()
         return self
 
@@ -323,9 +322,8 @@ class StoreWriter:
             there = open_store(self.path)
             if there is not None and there.fingerprint == description["fingerprint"]:
                 return
-            shutil.rmtree(self.path, ignore_errors=True)
             try:
-                self._partial.rename(self.path)
+                take_place(self._partial, self.path)
             except OSError:
                 if open_store(self.path) is None:
                     raise

@@ -2,20 +2,20 @@
 
 import argparse
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabench.adapters.commands.common import Outcome, path_name, positive_int, share, table
-from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, FOLDER_FILES, find_adapter_file
+from lorabench.adapters.reading.folders import adapter_files
+from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, find_adapter_file
 from lorabench.errors import LorabenchError
 
 if TYPE_CHECKING:
     from lorabench.adapters.comparing.comparing import Comparison, ModuleComparison, SubspaceOverlap
     from lorabench.adapters.comparing.fingerprints import Duplicates, Group, Sketch
 
-__all__ = ["EXAMPLE", "adapters_in", "add_arguments", "run"]
+__all__ = ["EXAMPLE", "add_arguments", "run"]
 
 EXAMPLE = "lorabench-adapter compare one.safetensors other_peft_folder/ --top 10"
 
@@ -71,26 +71,6 @@ def run(args: argparse.Namespace) -> Outcome:
         "not_compared": [{kind: list(keys) for kind, keys in one.unsupported.items()} for one in (a, b)],
     }
     return Outcome(data, "\n".join(_lines(found, sketches, args.top)))
-
-
-def adapters_in(folder: Path) -> tuple[list[Path], list[Path]]:
-    """All adapters below a folder, sorted, and the files beside the adapter of a PEFT folder.
-
-    A folder with an adapter_config.json and an adapter file of a known name is one adapter; in any other one
-    each file with an adapter's suffix is one. Links to folders are not followed.
-    """
-    adapters: list[Path] = []
-    beside: list[Path] = []
-    for place, folders, names in os.walk(folder):
-        folders.sort()
-        files = [Path(place, name) for name in sorted(names) if Path(name).suffix in ADAPTER_SUFFIXES]
-        if "adapter_config.json" in names and any(name in FOLDER_FILES for name in names):
-            chosen = find_adapter_file(Path(place))
-            adapters.append(Path(place))
-            beside.extend(file for file in files if file != chosen)
-        else:
-            adapters.extend(files)
-    return sorted(adapters), beside
 
 
 def _tolerance(text: str) -> float:
@@ -199,9 +179,9 @@ def _duplicates(paths: Sequence[Path], tolerance: float) -> Outcome:
     beside: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside, others = adapters_in(path)
-            adapters.update(dict.fromkeys(inside))
-            beside.extend(others)
+            below = adapter_files(path)
+            adapters.update(dict.fromkeys(adapter.path for adapter in below.adapters))
+            beside.extend([*below.beside, *below.state])
         else:
             adapters[find_adapter_file(path)] = None
     if not adapters:
@@ -231,7 +211,7 @@ def _duplicate_lines(found: "Duplicates", beside: Sequence[Path]) -> Iterator[st
         yield f"\ngroup {number}\n{_group_table(group)}"
     lists: dict[str, list[Any]] = {
         "untrained, ΔW is zero": list(found.untrained),
-        "beside the adapter of a folder, not read": list(beside),
+        "beside the adapter of a folder, or a trainer's own state, not read": list(beside),
         "not readable": list(found.unreadable.values()),
     }
     for title, lines in lists.items():

@@ -104,7 +104,8 @@ def _inspect(args: Namespace) -> Outcome:
 
 
 def _scan(args: Namespace) -> Outcome:
-    from lorabench.adapters.metadata.library import find_state, scan, write_rows
+    from lorabench.adapters.metadata.library import scan, write_rows
+    from lorabench.adapters.reading.folders import adapter_files
 
     if args.output is not None:
         refuse_overwriting(args.output, args.force, "--output", folder=False)
@@ -113,7 +114,7 @@ def _scan(args: Namespace) -> Outcome:
         raise LorabenchError(f"{args.path}: no adapter file at any depth. Name another folder.")
     bad = [row for row in rows if not row["valid"]]
     summary = f"{len(rows)} files: {len(rows) - len(bad)} valid" + (f", {len(bad)} not valid" if bad else "")
-    state = find_state(args.path)
+    state = adapter_files(args.path).state
     if state:
         summary += f"; {len(state)} files of a trainer's own state were not opened ({state[0].name}, ...)"
     ok = not (args.strict and bad)

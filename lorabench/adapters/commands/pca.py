@@ -132,7 +132,7 @@ def _write(path: Path | None, head: Mapping[str, Any], key: str, entries: Iterab
         for _ in entries:
             pass
         return []
-    from lorabench.adapters.writing.atomic import write_chunks
+    from lorabench.storage import write_chunks
 
     write_chunks(path, _chunks(head, key, entries))
     return [path]

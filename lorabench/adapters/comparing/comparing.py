@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.comparing.deviation import distance
-from lorabench.adapters.lanes import in_lanes
 from lorabench.adapters.merging.aligning import match, space
 from lorabench.adapters.merging.overlapping import by_chance, dimension, shared
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import frobenius_norm, thin_svd
+from lorabench.machine import map_in_lanes
 
 __all__ = ["Comparison", "ModuleComparison", "SubspaceOverlap", "compare"]
 
@@ -142,7 +142,7 @@ def compare(a: Adapter, b: Adapter, *, top: int | None = None) -> Comparison:
             f"{_examples(a)}; the second like {_examples(b)}. Compare adapters of the same base model."
         )
     same = {x: y for x, y in pairs.items() if space(a.modules[x]) == space(b.modules[y])}
-    found = in_lanes(lambda task: _compare_modules(task[0], a.modules[task[0]], b.modules[task[1]]), same.items())
+    found = map_in_lanes(lambda task: _compare_modules(task[0], a.modules[task[0]], b.modules[task[1]]), same.items())
     modules = sorted((one for one, _ in found), key=lambda one: -one.distance)
     matched, named = set(same.values()), set(pairs.values())
     alone_a = _norm(module for name, module in a.modules.items() if name not in same)

@@ -17,8 +17,8 @@ from torch import Tensor
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.reading.files import load
 from lorabench.errors import LorabenchError
-from lorabench.lanes import one_thread_an_operation
 from lorabench.lowrank import frobenius_norm
+from lorabench.machine import one_thread_an_operation
 
 __all__ = [
     "TOLERANCE",

@@ -6,7 +6,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lorabench.adapters.adapter import Adapter
-from lorabench.adapters.commands.common import refuse_overwriting
 from lorabench.adapters.drawing.blocks import blocks_figure
 from lorabench.adapters.drawing.comparison import compare_figure
 from lorabench.adapters.drawing.heatmaps import weights_figures
@@ -14,6 +13,7 @@ from lorabench.adapters.drawing.histograms import histogram_figure
 from lorabench.adapters.drawing.ranks import ranks_figure
 from lorabench.adapters.drawing.style import house, save
 from lorabench.errors import LorabenchError, explain_writing
+from lorabench.storage import refuse_overwriting
 
 __all__ = ["FORMATS", "KINDS", "plot"]
 

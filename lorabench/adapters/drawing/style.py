@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from lorabench.adapters.writing.atomic import write_chunks
 from lorabench.errors import LorabenchError
+from lorabench.storage import write_chunks
 
 __all__ = [
     "BLUE",

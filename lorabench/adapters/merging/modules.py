@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorabench.adapters.adapter import LoraModule
 from lorabench.adapters.comparing.deviation import chunks
-from lorabench.adapters.lanes import in_lanes
+from lorabench.machine import map_in_lanes
 from lorabench.adapters.merging.clashing import kernel_of
 from lorabench.adapters.merging.recipe import Recipe
 from lorabench.adapters.merging.report import ModuleMerge
@@ -89,10 +89,10 @@ def merged_modules(parts: Sequence[Parts], recipe: Recipe, dtype: torch.dtype) -
         for frugal in (False, True):
             several = [one for one in rest if (width * _dense_bytes(one) > _MEMORY) == frugal]
             task = partial(_on_delta, recipe=recipe, dtype=dtype, frugal=frugal)
-            rows = in_lanes(task, several, 1 if frugal else width)
+            rows = map_in_lanes(task, several, 1 if frugal else width)
             merged |= {one.name: row for one, row in zip(several, rows, strict=True)}
     else:
-        for batch in in_lanes(partial(_on_factors, recipe=recipe, dtype=dtype), list(_alike(rest))):
+        for batch in map_in_lanes(partial(_on_factors, recipe=recipe, dtype=dtype), list(_alike(rest))):
             merged |= batch
     return {one.name: merged[one.name] for one in parts}
 

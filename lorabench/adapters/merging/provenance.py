@@ -1,6 +1,5 @@
 """What a merged adapter says of where it comes from, and what of its parents' metadata stays true."""
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from lorabench.adapters.merging.aligning import file_name, labels
 from lorabench.adapters.merging.clashing import kinds_left, magnitudes
 from lorabench.adapters.merging.recipe import Recipe
 from lorabench.adapters.merging.report import ModuleMerge, Parent
+from lorabench.storage import file_sha256
 
 __all__ = ["agreed_config", "agreed_metadata", "notes_on", "parents_of"]
 
@@ -83,7 +83,4 @@ def _stated(records: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[s
 
 
 def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path) if path.is_file() else None

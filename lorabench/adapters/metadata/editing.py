@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorabench.adapters.commands.common import refuse_overwriting
 from lorabench.adapters.metadata.hashes import header_text, sshs_hashes
 from lorabench.adapters.metadata.redaction import redact, redact_config
 from lorabench.adapters.reading.header import (
@@ -16,8 +15,8 @@ from lorabench.adapters.reading.header import (
     read_header,
     read_json,
 )
-from lorabench.adapters.writing.atomic import write_chunks, write_peft_folder
 from lorabench.errors import LorabenchError, explain_writing
+from lorabench.storage import refuse_overwriting, write_chunks, write_peft_folder
 
 __all__ = ["Edited", "edit"]
 

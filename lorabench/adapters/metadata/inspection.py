@@ -1,6 +1,5 @@
 """What one adapter file is, where it comes from and whether it is whole, by its header alone where it has one."""
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from lorabench.adapters.metadata.origin import model_info, network_info, trainin
 from lorabench.adapters.metadata.validation import validate
 from lorabench.adapters.reading.header import explain_reading
 from lorabench.adapters.reading.table import ModuleRow, Table, read_table
+from lorabench.storage import file_sha256
 
 __all__ = ["Inspection", "inspect", "inspect_table"]
 
@@ -125,8 +125,8 @@ def _file(table: Table, stat: os.stat_result, whole: bool) -> dict[str, Said]:
         found["header_size"] = said(table.header.data, "header")
         found["metadata_entries"] = said(len(table.metadata), "header")
     if whole:
-        with explain_reading(table.file), table.file.open("rb") as file:
-            found["sha256"] = said(hashlib.file_digest(file, "sha256").hexdigest(), "all bytes")
+        with explain_reading(table.file):
+            found["sha256"] = said(file_sha256(table.file), "all bytes")
     return found
 
 

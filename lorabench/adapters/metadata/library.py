@@ -1,21 +1,20 @@
 """A folder of adapter files as one table, one row a file, of their headers alone."""
 
 import gc
-import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorabench.adapters.commands.common import plain
 from lorabench.adapters.metadata.inspection import Inspection, inspect
-from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, FOLDER_FILES
-from lorabench.adapters.writing.atomic import write_chunks
+from lorabench.adapters.reading.folders import adapter_files
+from lorabench.adapters.reading.header import FOLDER_FILES
 from lorabench.errors import LorabenchError
+from lorabench.storage import write_chunks
+from lorabench.text import to_json
 
-__all__ = ["COLUMNS", "find_files", "find_state", "is_one_adapter", "scan", "write_rows"]
+__all__ = ["COLUMNS", "is_one_adapter", "scan", "write_rows"]
 
 COLUMNS: Mapping[str, type] = {
     "file": str, "size": int, "valid": bool, "error": str, "warnings": list, "format": str, "naming": list,
@@ -26,9 +25,6 @@ COLUMNS: Mapping[str, type] = {
 }  # fmt: skip
 """Name and type of every column; a list is one of strings, and anything may be missing."""
 
-_STATE = re.compile(
-    r"optimizer(_\d+)?\.(pt|bin|safetensors)|scheduler\.(pt|bin)|scaler\.pt|training_args\.bin|rng_state(_\d+)?\.pth"
-)
 _ENOUGH, _CHUNK = 100, 16  # a process takes 0.1 s to start, a file 0.01 s to read
 _TAKEN = {
     "model_info": ("base_model", "family", "title", "author", "license", "date"),
@@ -45,7 +41,7 @@ def scan(
 
     Headers alone are read, so hashes are not checked unless asked for. A file that cannot be read has a row too:
     "valid" is False and "error" says why. Links to folders are not followed, and what trainers keep for themselves
-    is passed over (see `find_state`).
+    is passed over (see `adapter_files`).
 
     Args:
         folder: where to look, at any depth.
@@ -61,7 +57,7 @@ def scan(
         LorabenchError: there is no such folder, or one of the processes was killed.
     """
     root = Path(folder)
-    paths = find_files(root)
+    paths = adapter_files(root).files
     if jobs is None:
         jobs = max(1, min(os.cpu_count() or 1, len(paths) // _ENOUGH))
     row_of = partial(_row_of, root=root, strict=strict, hashes=hashes)
@@ -82,41 +78,10 @@ def scan(
             raise LorabenchError(f"{root}: a helper process was killed. Try again with one job.") from error
 
 
-def find_files(folder: Path) -> list[Path]:
-    """Every file below a folder that an adapter's name ends like, by path, but for those of `find_state`.
-
-    Raises:
-        LorabenchError: there is no such folder.
-    """
-    return [path for path in _candidates(folder) if not _STATE.fullmatch(path.name)]
-
-
-def find_state(folder: Path) -> list[Path]:
-    """Files below a folder in which a trainer keeps its own state: `optimizer.pt`, `training_args.bin` and the like.
-
-    Their names end like an adapter's, they hold none, and they may be many times as large: they are never opened.
-
-    Raises:
-        LorabenchError: there is no such folder.
-    """
-    return [path for path in _candidates(folder) if _STATE.fullmatch(path.name)]
-
-
 def is_one_adapter(folder: Path) -> bool:
     """Whether a folder is one adapter of PEFT, diffusers or MLX, and not a library of them."""
-    one = [path for path in find_files(folder) if path.parent != folder or path.name not in FOLDER_FILES]
-    return not one and any((folder / name).is_file() for name in FOLDER_FILES)
-
-
-def _candidates(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise LorabenchError(f"{folder}: no such folder. Check the spelling of the path.")
-    return sorted(
-        Path(place) / name
-        for place, _, names in os.walk(folder)
-        for name in names
-        if name.endswith(ADAPTER_SUFFIXES) and not name.startswith(".")
-    )
+    files = adapter_files(folder).files
+    return bool(files) and all(file.parent == folder and file.name in FOLDER_FILES for file in files)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -186,7 +151,7 @@ def _size(path: Path) -> int | None:
 
 def _jsonl(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
     for row in rows:
-        yield (json.dumps(plain(dict(row)), allow_nan=False) + "\n").encode()
+        yield f"{to_json(row)}\n".encode()
 
 
 def _csv(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:

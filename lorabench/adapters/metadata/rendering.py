@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from lorabench.adapters.commands.common import plain, table
 from lorabench.adapters.metadata.inspection import Inspection
+from lorabench.text import plain, table
 
 __all__ = ["clean", "markdown", "module_table", "terminal", "text"]
 

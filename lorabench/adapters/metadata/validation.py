@@ -13,6 +13,7 @@ from lorabench.adapters.reading.kinds import NO_CONFIG
 from lorabench.adapters.reading.patterns import Regex, plain_names
 from lorabench.adapters.reading.shapes import UNPLACED
 from lorabench.adapters.reading.table import ModuleRow, Table
+from lorabench.text import counted, some
 
 __all__ = ["Finding", "validate"]
 
@@ -82,7 +83,7 @@ def validate(
 def _modules(table: Table) -> Iterator[Finding]:
     count = len(table.rows)
     if count:
-        yield Finding("modules", "ok", f"{_count(count, 'module')} that can be analysed")
+        yield Finding("modules", "ok", f"{counted(count, 'module')} that can be analysed")
     elif set(table.unsupported) <= _NO_ADAPTER and not table.problems:
         held = ", ".join(sorted(table.unsupported)) or "no tensors at all"
         yield Finding("modules", "error", f"no adapter: the file holds {held}")
@@ -102,12 +103,12 @@ def _ranks(table: Table) -> Iterator[Finding]:
     # LoKr of two whole matrices has no rank, and needs none
     bad = [row for row in table.rows if row.rank <= 0 and row.kind != "lokr"]
     if bad:
-        yield Finding("rank", "error", f"{_count(len(bad), 'module')} without a positive rank: {_names(bad)}")
+        yield Finding("rank", "error", f"{counted(len(bad), 'module')} without a positive rank: {_names(bad)}")
     elif table.rows:
         yield Finding("rank", "ok", "every rank is positive")
     over = [row for row in table.rows if row.rank > _narrower(row) > 0]
     if over:
-        yield Finding("rank", "warning", f"{_count(len(over), 'module')} of a rank above the width: {_names(over)}")
+        yield Finding("rank", "warning", f"{counted(len(over), 'module')} of a rank above the width: {_names(over)}")
 
 
 def _alphas(table: Table) -> Iterator[Finding]:
@@ -126,29 +127,31 @@ def _alphas(table: Table) -> Iterator[Finding]:
         yield Finding("alpha", "ok", f"every module has its alpha or scale ({sources})")
     still = [row for row in table.rows if row.scale == 0]
     if still:
-        yield Finding("alpha", "warning", f"{_count(len(still), 'module')} of scale 0, without effect: {_names(still)}")
+        yield Finding(
+            "alpha", "warning", f"{counted(len(still), 'module')} of scale 0, without effect: {_names(still)}"
+        )
     backward = [row for row in table.rows if row.scale < 0 or not math.isfinite(row.scale)]
     if backward:
-        yield Finding("alpha", "warning", f"{_count(len(backward), 'module')} of negative scale: {_names(backward)}")
+        yield Finding("alpha", "warning", f"{counted(len(backward), 'module')} of negative scale: {_names(backward)}")
 
 
 def _merged(table: Table) -> Iterator[Finding]:
     unplaced = [row for row in table.rows if UNPLACED in row.assumed]
     if unplaced:
-        yield Finding("merged", "warning", f"{_count(len(unplaced), 'module')}, {UNPLACED}: {_names(unplaced)}")
+        yield Finding("merged", "warning", f"{counted(len(unplaced), 'module')}, {UNPLACED}: {_names(unplaced)}")
 
 
 def _values(table: Table) -> Iterator[Finding]:
     found = read_values(table)
     for name, word in (("nan", "NaN"), ("infinite", "infinite values")):
         if found[name]:
-            text = f"{word} in {_count(len(found[name]), 'tensor')}: {_some(found[name])}"
+            text = f"{word} in {counted(len(found[name]), 'tensor')}: {some(found[name])}"
             yield Finding("values", "error", text)
     if not found["nan"] and not found["infinite"]:
         yield Finding("values", "ok", "all weights are finite")
     if found["untrained"]:
-        text = f"{_count(len(found['untrained']), 'module')} untrained, a factor of all zeros: "
-        yield Finding("values", "warning", text + _some(found["untrained"]))
+        text = f"{counted(len(found['untrained']), 'module')} untrained, a factor of all zeros: "
+        yield Finding("values", "warning", text + some(found["untrained"]))
 
 
 def _no_values(table: Table) -> Iterator[Finding]:
@@ -161,7 +164,7 @@ def _asked(table: Table, network: Mapping[str, Said]) -> Iterator[Finding]:
     """Rank and α against what the trainer was asked for."""
     other = Counter(note for row in table.rows for note in row.assumed if note.startswith(f"{CONFIG} says r"))
     for note, count in other.items():
-        yield Finding("rank against config", "warning", f"{note} ({_count(count, 'module')})")
+        yield Finding("rank against config", "warning", f"{note} ({counted(count, 'module')})")
     found: dict[str, Callable[[ModuleRow], float | None]] = {
         "network_rank": lambda row: row.rank,
         "network_alpha": lambda row: row.alpha,
@@ -203,10 +206,10 @@ def _targets(table: Table, network: Mapping[str, Said]) -> Iterator[Finding]:
             yield Finding("target modules", "warning", text)
             return
     if missing:
-        yield Finding("target modules", "warning", f"{CONFIG} names modules without tensors: {_some(missing)}")
+        yield Finding("target modules", "warning", f"{CONFIG} names modules without tensors: {some(missing)}")
     if extra:
         yield Finding(
-            "target modules", "warning", f"{CONFIG} does not name {_count(len(extra), 'module')}: {_some(extra)}"
+            "target modules", "warning", f"{CONFIG} does not name {counted(len(extra), 'module')}: {some(extra)}"
         )
     if not missing and not extra:
         yield Finding("target modules", "ok", "the target modules are those of the configuration")
@@ -214,7 +217,7 @@ def _targets(table: Table, network: Mapping[str, Said]) -> Iterator[Finding]:
 
 def _unsupported(table: Table, strict: bool) -> Iterator[Finding]:
     for kind, keys in table.unsupported.items():
-        text = f"kind {kind} cannot be analysed ({_count(len(keys), 'tensor')}): {_some(keys)}"
+        text = f"kind {kind} cannot be analysed ({counted(len(keys), 'tensor')}): {some(keys)}"
         yield Finding("unsupported", "error" if strict else "warning", text)
 
 
@@ -242,12 +245,4 @@ def _ends(name: str, wanted: str) -> bool:
 
 
 def _names(rows: Sequence[ModuleRow]) -> str:
-    return _some([row.module for row in rows])
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return some([row.module for row in rows])

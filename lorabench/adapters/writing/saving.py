@@ -14,11 +14,11 @@ from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.metadata.hashes import HASH_KEYS, sshs_hashes_of
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES
 from lorabench.adapters.reading.naming import component, parse_key
-from lorabench.adapters.writing.atomic import write_file, write_peft_folder
 from lorabench.adapters.writing.kept import kept_config, kept_metadata
 from lorabench.adapters.writing.layouts import LAYOUTS, peft_config, tensors_in
 from lorabench.adapters.writing.refusals import refuse_embeddings
 from lorabench.errors import LorabenchError
+from lorabench.storage import write_file, write_peft_folder
 
 __all__ = ["LAYOUTS", "ORDER_KEY", "layout_of", "save", "stored_type"]
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from lorabench import storage
 from lorabench.adapters import LoraModule
 from lorabench.adapters import save as save_adapter
 from lorabench.adapters.__main__ import main
-from lorabench.adapters.writing import atomic
-from lorabench.adapters.writing.atomic import write_chunks, write_file, write_peft_folder
 from lorabench.errors import LorabenchError, explain_disk_errors, explain_writing
+from lorabench.storage import write_chunks, write_file, write_peft_folder
 
 PAIR = {"adapter_config.json": (b"{}",), "adapter_model.safetensors": (b"new",)}
 proc = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc")
@@ -150,7 +150,7 @@ def test_links_stay_and_what_they_lead_to_is_replaced(
     exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exchange:
-        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+        monkeypatch.setattr(storage.sys, "platform", "elsewhere")
     real = tmp_path / "there"
     real.mkdir()
     write_peft_folder(real / "folder", PAIR | {"adapter_model.safetensors": (b"old",)})

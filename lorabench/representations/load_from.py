@@ -9,14 +9,15 @@ from typing import Any
 
 from lorabench.errors import LorabenchError
 from lorabench.representations.fitted import INDEX, FittedUnit, check_layers, read_index
+from lorabench.text import some
 
-__all__ = ["TakenRun"]
+__all__ = ["LoadedRun"]
 
 Shapes = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class TakenRun:
+class LoadedRun:
     """The folder that `save_fitted` wrote for one representation.
 
     Attributes:
@@ -28,7 +29,7 @@ class TakenRun:
     folder: Path
 
     @classmethod
-    def of(cls, said: str, kind: str) -> "TakenRun":
+    def of(cls, said: str, kind: str) -> "LoadedRun":
         """`said` itself, or its only folder of a class.
 
         Args:
@@ -107,10 +108,9 @@ class TakenRun:
     def _known(self, unit: str, layers: tuple[str, ...], shapes: Shapes, zoo: str) -> dict[str, Any]:
         units: dict[str, dict[str, Any]] = read_index(self.folder)["units"]
         if unit not in units:
-            known = ", ".join(list(units)[:3]) + (f" and {len(units) - 3} more" if len(units) > 3 else "")
             raise LorabenchError(
-                f"representation.load_from={self.said}: no autoencoder of unit {unit} there; there are {known}. A data "
-                "set with the same layers is needed"
+                f"representation.load_from={self.said}: no autoencoder of unit {unit} there; there are {some(units)}. "
+                "A data set with the same layers is needed"
             )
         one = units[unit]
         known_layers = tuple(one["layers"]), tuple((int(rows), int(cols)) for rows, cols in one["shapes"])

@@ -1,0 +1,149 @@
+"""The frame of every command line here: one answer on stdout, one line of error on stderr, and the same exit codes.
+
+    0: done.
+    1: the input cannot be used, which a `LorabenchError` says; or something in it is wrong; or nobody takes the answer.
+    2: wrong usage, which is what is wrong whatever the files hold: an unknown option, a missing argument, a value that
+       is no number, none of the choices or out of the option's fixed range, options that do not go together.
+    130: interrupted.
+
+A command is a module with `EXAMPLE`, `add_arguments(parser)` and `run(args) -> Outcome`. Its `args` have
+`refuse(message)`, which ends in exit code 2. Where `add_arguments` sets the default `more=[]`, words that are no
+arguments of the command are there. `INTERRUPTED`, which a module may have, says what an interruption leaves.
+"""
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from lorabench.errors import LorabenchError
+from lorabench.text import to_json
+
+__all__ = ["Outcome", "Program", "run_command"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command answers.
+
+    Attributes:
+        data: for `--json`: dicts, lists, strings and numbers; NaN and infinity are written as null.
+        text: for people.
+        ok: False where the file is readable but something in it is wrong: the exit code is 1 then.
+    """
+
+    data: Any
+    text: str
+    ok: bool = True
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program of several commands, of which only the one that is asked for is imported.
+
+    Attributes:
+        name: how it is called.
+        description: what it is for, in a line.
+        commands: name -> what it does; a module of `package` each.
+        package: where these modules are.
+    """
+
+    name: str
+    description: str
+    commands: Mapping[str, str]
+    package: str
+
+    def run(self, argv: Sequence[str] | None = None) -> int:
+        """Run one command.
+
+        Args:
+            argv: its name and its arguments; None: what the process was started with.
+
+        Returns:
+            The exit code; argparse leaves by `SystemExit` with 2 on wrong usage, and with 0 after help.
+        """
+        words = list(sys.argv[1:] if argv is None else argv)
+        parser = _Parser(prog=self.name, description=self.description)
+        commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+        for command, what in self.commands.items():
+            commands.add_parser(command, help=what, description=f"{command}: {what}.", formatter_class=_Formatter)
+        if not words or words[0] not in self.commands:
+            parser.parse_args(words)  # help, or wrong usage
+            parser.error("COMMAND comes first")
+        module = importlib.import_module(f"{self.package}.{words[0]}")  # no other command's options are needed
+        return _run(commands.choices[words[0]], module, words[1:])
+
+
+def run_command(name: str, description: str, module: Any, argv: Sequence[str] | None = None) -> int:
+    """Run a program that is one command.
+
+    Args:
+        name: how it is called.
+        description: what it is for, in a line.
+        module: the command (see the top of this file).
+        argv: its arguments; None: what the process was started with.
+
+    Returns:
+        The exit code.
+    """
+    parser = _Parser(prog=name, description=description, formatter_class=_Formatter)
+    return _run(parser, module, list(sys.argv[1:] if argv is None else argv))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with code 2."""
+        self.exit(2, f"usage: {self.prog} ... (--help says more): {message}\n")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The example keeps its lines; defaults that say something are shown."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default in (None, False, [], (), {}) or "default" in (action.help or "")
+        return action.help if silent else super()._get_help_string(action)
+
+
+def _run(parser: argparse.ArgumentParser, module: Any, words: Sequence[str]) -> int:
+    """Parse, run, answer."""
+    parser.set_defaults(refuse=parser.error)
+    module.add_arguments(parser)
+    parser.epilog = f"{parser.epilog or ''}example:\n  {module.EXAMPLE}"
+    parser.add_argument("--json", action="store_true", help="print JSON for machines")
+    args, unknown = parser.parse_known_args(words)
+    if unknown and not hasattr(args, "more"):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args.more = unknown
+    try:
+        outcome: Outcome = module.run(args)
+    except LorabenchError as error:
+        if args.json:
+            _say(to_json({"error": str(error)}), parser.prog)
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        left = getattr(module, "INTERRUPTED", "nothing half-written was left")
+        sys.stderr.write(f"{parser.prog}: interrupted; {left}\n")
+        return 130
+    said = _say(to_json(outcome.data, indent=1) if args.json else outcome.text, parser.prog)
+    return 0 if said and outcome.ok else 1
+
+
+def _say(text: str, program: str) -> bool:
+    """Whether the answer could be given: it cannot where stdout is a file on a full disk."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):  # Python must not complain of it once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # `| head`: nobody reads on, and nothing is wrong
+            sys.stderr.write(f"{program}: cannot write the answer: {error.strerror}\n")
+            return False
+    return True
