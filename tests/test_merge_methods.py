@@ -14,8 +14,14 @@ from torch import Tensor
 
 from lorabench.adapters import Adapter, LoraModule
 from lorabench.adapters.comparing.deviation import distance, stacked
-from lorabench.adapters.merging.merging import DENSE, METHODS, merge
-from lorabench.adapters.merging.sparsify import best_pair, dare_linear, dare_ties, drop, magnitude_prune, ties, trim
+from lorabench.adapters.merging.methods.dare_linear import target as dare_linear
+from lorabench.adapters.merging.methods.dare_ties import target as dare_ties
+from lorabench.adapters.merging.methods.magnitude_prune import target as magnitude_prune
+from lorabench.adapters.merging.methods.ties import target as ties
+from lorabench.adapters.merging.recipe import DENSE, METHODS, Recipe
+from lorabench.adapters.merging.sparsify import drop, trim
+from lorabench.adapters.merging.truncating import best_pair
+from lorabench.adapters.merging.whole import merge
 from lorabench.errors import LorabenchError
 from tests.adapter_makers import LINEAR, dense, make_adapter, make_module
 
@@ -171,9 +177,9 @@ def test_distances_are_the_dense_ones(seed: int, several: list[tuple[int, float]
 @pytest.mark.parametrize("method", DENSE)
 def test_whole_merges_cut_what_the_method_gives(method: str) -> None:
     a, b = make_adapter(1, [2, 3, 4], scale=0.5), make_adapter(2, [3, 1, 2], scale=-2.0)
-    merged, report = merge([a, b], [3, 1], method=method, density=0.6, seed=3)
-    again, _ = merge([a, b], [3, 1], method=method, density=0.6, seed=3)
-    other, _ = merge([a, b], [3, 1], method=method, density=0.6, seed=4)
+    merged, report = merge([a, b], [3, 1], Recipe(method=method, density=0.6, seed=3))
+    again, _ = merge([a, b], [3, 1], Recipe(method=method, density=0.6, seed=3))
+    other, _ = merge([a, b], [3, 1], Recipe(method=method, density=0.6, seed=4))
     for row in report.modules:
         name = row.module
         found = dense(merged.modules[name])
@@ -195,8 +201,8 @@ def test_whole_merges_cut_what_the_method_gives(method: str) -> None:
 def test_every_adapter_and_every_module_has_its_own_mask() -> None:
     one = make_adapter(1, 3, names=(LINEAR,))
     a = replace(one, modules={LINEAR: one.modules[LINEAR], "unet.other": one.modules[LINEAR]})
-    alone, _ = merge([a], method="dare_linear", rank=100)
-    twice, _ = merge([a, a], method="dare_linear", rank=100)
+    alone, _ = merge([a], recipe=Recipe(method="dare_linear", rank=100))
+    twice, _ = merge([a, a], recipe=Recipe(method="dare_linear", rank=100))
     first = dense(alone.modules[LINEAR])
     assert not torch.allclose(first, dense(alone.modules["unet.other"]), atol=1e-3)
     assert not torch.allclose(first, dense(twice.modules[LINEAR]), atol=1e-3)
@@ -204,8 +210,8 @@ def test_every_adapter_and_every_module_has_its_own_mask() -> None:
 
 def test_the_mean_of_the_two_ties_is_plain_for_equal_weights() -> None:
     a, b = make_adapter(1, 2), make_adapter(2, 2)
-    merged, _ = merge([a, b], [5, 5], method="ties", density=1.0, rank=100)
-    raw, _ = merge([a, b], [5, 5], method="ties", density=1.0, rank=100, normalize=False)
+    merged, _ = merge([a, b], [5, 5], Recipe(method="ties", density=1.0, rank=100))
+    raw, _ = merge([a, b], [5, 5], Recipe(method="ties", density=1.0, rank=100, normalize=False))
     for name in merged.modules:
         target = ties([dense(one.modules[name]) for one in (a, b)], [1, 1], 1.0)
         assert float((dense(merged.modules[name]) - target).norm()) <= 1e-5 * float(target.norm())
@@ -216,17 +222,17 @@ def test_what_is_too_large_to_be_dense_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("lorabench.adapters.merging.clashing._MOST_ENTRIES", 50)
     for method in METHODS:
         if method not in DENSE:
-            merge([make_adapter(1)], method=method)
+            merge([make_adapter(1)], recipe=Recipe(method=method))
             continue
         with pytest.raises(
             LorabenchError, match=f"module {LINEAR}: its ΔW of 7x11 is too large.*--method svd or concat"
         ):
-            merge([make_adapter(1)], method=method)
+            merge([make_adapter(1)], recipe=Recipe(method=method))
 
 
 def test_linear_averages_roots_of_weights_and_needs_equal_ranks() -> None:
     a, b = make_adapter(1, 3, scale=2.0), make_adapter(2, 3, scale=0.5)
-    merged, report = merge([a, b], [0.9, -0.4], method="linear", normalize=False)
+    merged, report = merge([a, b], [0.9, -0.4], Recipe(method="linear", normalize=False))
     for row in report.modules:
         first, second = a.modules[row.module], b.modules[row.module]
         up = 1.8**0.5 * first.up.double() + 0.2**0.5 * second.up.double()
@@ -238,7 +244,7 @@ def test_linear_averages_roots_of_weights_and_needs_equal_ranks() -> None:
     with pytest.raises(
         LorabenchError, match=rf"module {LINEAR} has rank 3 in made-1, 2 in made-2 .and 2 more.*Use --method svd"
     ):
-        merge([a, make_adapter(2, 2)], method="linear")
+        merge([a, make_adapter(2, 2)], recipe=Recipe(method="linear"))
 
 
 @pytest.mark.slow
@@ -272,7 +278,7 @@ def test_real_peft_merges_the_same(method: str, combination: str, options: dict[
         combination_type=combination,
         **{keys[key]: value for key, value in options.items()},
     )
-    merged, _ = merge(own, by, method=method, normalize=False, **options)
+    merged, _ = merge(own, by, Recipe(method=method, normalize=False, **options))
     for i, name in enumerate(("0", "1")):
         expected = lora.base_model.model[i].get_delta_weight("both").detach().flatten(1)
         assert torch.allclose(dense(merged.modules[name]).float(), expected, rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ from lorabench.adapters import Adapter, LoraModule, compare, convert, load, merg
 from lorabench.adapters.__main__ import main
 from lorabench.adapters.merging.aligning import align, common_name, file_labels, match
 from lorabench.adapters.merging.preflight import preflight
+from lorabench.adapters.merging.recipe import Recipe
 from lorabench.errors import LorabenchError
 from tests.adapter_makers import CONV, LINEAR, dense, make_adapter, near
 
@@ -42,7 +43,7 @@ def test_the_original_unet_and_its_conversion_are_one_adapter() -> None:
     first = adapter(list(ORIGINAL))
     second = renamed(first, ORIGINAL)
     for a, b in ((first, second), (second, first)):
-        merged, report = merge([a, b], method="concat")
+        merged, report = merge([a, b], recipe=Recipe(method="concat"))
         assert list(merged.modules) == list(a.modules)
         assert all(near(dense(merged.modules[name]), dense(one), 10.0) for name, one in a.modules.items())
         assert any("original U-Net and CLIP's level text_model, in 3 modules" in note for note in report.notes)
@@ -191,10 +192,10 @@ def test_the_preflight_finds_what_merge_raises(
     a = replace(make_adapter(1, [2, 3, 3]), unsupported={"bias": ("x.bias",), "dora": ("x.dora_scale",)})
     b = make_adapter(2, 3, names=(LINEAR, CONV))
     options = {"drop_unsupported": True, **options}
-    wrong = [one for one in preflight([a, b], **options).findings if one.level == "error"]  # type: ignore[arg-type]
+    wrong = [one for one in preflight([a, b], recipe=Recipe(**options)).findings if one.level == "error"]  # type: ignore[arg-type]
     assert [(one.check, one.refused) for one in wrong] == [(check, True)]
     with pytest.raises(LorabenchError) as raised:
-        merge([a, b], **options)  # type: ignore[arg-type]
+        merge([a, b], recipe=Recipe(**options))  # type: ignore[arg-type]
     assert str(raised.value) == wrong[0].message
 
 
@@ -204,7 +205,9 @@ def test_tensors_that_are_no_pair_are_dropped_only_where_that_is_asked_for() -> 
     with pytest.raises(LorabenchError, match=r"made-1.*2 of kind bias \(x\.bias\).*--drop-unsupported"):
         merge([a, b])
     assert preflight([a, b]).level == "error"
-    _, report = merge([a, b], drop_unsupported=True)
+    _, report = merge([a, b], recipe=Recipe(drop_unsupported=True))
     assert any("2 of kind bias (x.bias)" in note for note in report.notes)
-    dropped = [one for one in preflight([a, b], drop_unsupported=True).findings if one.check == "left out"]
+    dropped = [
+        one for one in preflight([a, b], recipe=Recipe(drop_unsupported=True)).findings if one.check == "left out"
+    ]
     assert [one.level for one in dropped] == ["warning"]

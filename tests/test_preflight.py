@@ -10,8 +10,9 @@ import torch
 from scipy.linalg import subspace_angles
 
 from lorabench.adapters import Adapter, LoraModule
-from lorabench.adapters.merging.merging import merge
 from lorabench.adapters.merging.preflight import preflight
+from lorabench.adapters.merging.recipe import Recipe
+from lorabench.adapters.merging.whole import merge
 from tests.adapter_makers import CONV, LINEAR, SHAPES, dense, make_adapter
 
 XL = "stable-diffusion-xl-v1-base/lora"
@@ -59,7 +60,7 @@ def test_signs_of_a_large_module_are_sampled() -> None:
 
 
 def by_check(adapters: list[Adapter], given: list[float] | None = None, **options: Any) -> dict[str, tuple[str, str]]:
-    looked = preflight(adapters, given, **options)
+    looked = preflight(adapters, given, Recipe(**options))
     return {finding.check: (finding.level, finding.message) for finding in looked.findings}
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lorabench.adapters.comparing.fingerprints import Duplicates, find_duplicates, fingerprint
     from lorabench.adapters.components import pca, pca_across
     from lorabench.adapters.drawing.pictures import plot
-    from lorabench.adapters.merging.merging import merge
+    from lorabench.adapters.merging.whole import merge
     from lorabench.adapters.merging.preflight import Preflight, preflight
     from lorabench.adapters.merging.report import MergeReport
     from lorabench.adapters.metadata.editing import edit
@@ -78,7 +78,7 @@ _HOMES = {
     "metadata.inspection": ("Inspection", "inspect"),
     "metadata.library": ("scan",),
     "merging.report": ("MergeReport",),
-    "merging.merging": ("merge",),
+    "merging.whole": ("merge",),
     "reading.naming": ("ParsedKey", "component", "is_layer_key", "layer_names", "parse_key"),
     "merging.preflight": ("Preflight", "preflight"),
     "resizing.receipt": ("Receipt",),

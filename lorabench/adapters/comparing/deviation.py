@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Float64
@@ -13,10 +14,12 @@ from torch.nn import functional
 from lorabench.adapters.adapter import LoraModule
 from lorabench.errors import LorabenchError
 
-__all__ = ["Deviation", "Term", "chunks", "deviations", "distance", "ratio", "stacked", "total"]
+__all__ = ["Deviation", "Term", "chunks", "deviations", "distance", "distances", "ratio", "stacked", "total"]
 
-Term = tuple[Float[Tensor, "_ d_in"], Float[Tensor, "d_out _"], float | int]
-"""(down [r, d_in], up [d_out, r], factor) of factor · up @ down."""
+Term = tuple[Float[Tensor, "*batch _ d_in"], Float[Tensor, "*batch d_out _"], float | int | Float64[Tensor, "*batch"]]
+"""(down [*batch, r, d_in], up [*batch, d_out, r], factor) of factor · up @ down."""
+
+Item = TypeVar("Item")
 
 _CHUNK = 2**24
 _CANCELLED = 1e-10
@@ -67,6 +70,12 @@ def deviations(before: Mapping[str, LoraModule], after: Mapping[str, LoraModule]
 
 
 def distance(found: Term, terms: Sequence[Term]) -> tuple[float, float]:
+    """‖found − Σ terms‖_F and ‖Σ terms‖_F of one module; see `distances`."""
+    apart, norm = distances(found, terms)
+    return float(apart), float(norm)
+
+
+def distances(found: Term, terms: Sequence[Term]) -> tuple[Float64[Tensor, "*batch"], Float64[Tensor, "*batch"]]:
     """‖found − Σ terms‖_F and ‖Σ terms‖_F; what cannot be told from float64's rounding of the parts is 0.
 
     The difference is a low-rank pair itself, E = [Σ's up, −up'] @ [Σ's down; down'], and ‖E‖² the sum over
@@ -76,15 +85,25 @@ def distance(found: Term, terms: Sequence[Term]) -> tuple[float, float]:
     """
     down, up = stacked(terms)
     own_down, own_up = stacked([found])
+    if down.dim() > 2:
+        return _apart((down, up), (own_down, own_up))
     differences, norms = _apart((down[None], up[None]), (own_down[None], own_up[None]))
-    return float(differences), float(norms)
+    return differences[0], norms[0]
 
 
-def stacked(terms: Sequence[Term]) -> tuple[Float64[Tensor, "sum_r d_in"], Float64[Tensor, "d_out sum_r"]]:
+def stacked(
+    terms: Sequence[Term],
+) -> tuple[Float64[Tensor, "*batch sum_r d_in"], Float64[Tensor, "*batch d_out sum_r"]]:
     """One pair of the sum of all terms: rows of down stacked, columns of factor · up stacked; ranks add."""
-    down = torch.cat([down.double() for down, _, _ in terms])
-    up = torch.cat([factor * up.double() for _, up, factor in terms], dim=1)
+    down = torch.cat([down.double() for down, _, _ in terms], dim=-2)
+    up = torch.cat([_times(factor, up.double()) for _, up, factor in terms], dim=-1)
     return down, up
+
+
+def _times(
+    factor: float | int | Float64[Tensor, "*batch"], up: Float64[Tensor, "*batch d_out r"]
+) -> Float64[Tensor, "*batch d_out r"]:
+    return up * (factor[..., None, None] if isinstance(factor, Tensor) else factor)
 
 
 def ratio(part: float, whole: float) -> float:
@@ -102,16 +121,16 @@ def total(found: Mapping[str, Deviation]) -> Deviation:
     )
 
 
-def chunks(names: Sequence[str], entries: int) -> Iterator[Sequence[str]]:
-    """The names in batches whose float64 factors take 16 MiB or so: memory is bounded, and caches hold a batch.
+def chunks(modules: Sequence[Item], entries: int) -> Iterator[Sequence[Item]]:
+    """Modules in batches whose float64 factors take 16 MiB or so: memory is bounded, and caches hold a batch.
 
     Args:
-        names: of modules of one shape.
+        modules: of one shape, or what stands for them.
         entries: numbers in the factors of one of them.
     """
     size = max(1, _CHUNK // (8 * entries))
-    for start in range(0, len(names), size):
-        yield names[start : start + size]
+    for start in range(0, len(modules), size):
+        yield modules[start : start + size]
 
 
 def _chunk(before: Sequence[LoraModule], after: Sequence[LoraModule], names: Sequence[str]) -> dict[str, Deviation]:

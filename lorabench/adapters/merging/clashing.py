@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.merging.aligning import labels, module_names, space
-from lorabench.adapters.merging.recipe import DENSE, Recipe
+from lorabench.adapters.merging.recipe import Recipe
 from lorabench.errors import LorabenchError
 
 __all__ = [
@@ -52,16 +52,12 @@ def sums_to_zero(weights: Sequence[float | int]) -> bool:
     return abs(math.fsum(weights)) <= 1e-12 * math.fsum(map(abs, weights))
 
 
-def hindrances(
-    adapters: Sequence[Adapter], recipe: Recipe, drop_dora: bool = False, drop_unsupported: bool = False
-) -> Iterator[tuple[str, str]]:
+def hindrances(adapters: Sequence[Adapter], recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Why adapters cannot be merged so, each reason as (what was looked at, a sentence with the way out).
 
     Args:
         adapters: under common names.
         recipe: how they are to be merged.
-        drop_dora: whether DoRA's magnitudes may be left out.
-        drop_unsupported: whether tensors that are no low-rank pair may.
     """
     names, owners = labels(adapters), module_names(adapters)
     partial = [module for module, who in owners.items() if len(who) < len(adapters)]
@@ -79,7 +75,7 @@ def hindrances(
         )
     if not merged:
         yield "modules", f"{', '.join(names)} have no module in common. Use --missing zero (missing='zero')."
-    if not drop_dora:
+    if not recipe.drop_dora:
         for i, modules in magnitudes(adapters).items():
             yield (
                 "magnitudes",
@@ -89,7 +85,7 @@ def hindrances(
                     "Merge the low-rank parts alone with --drop-dora (drop_dora=True)."
                 ),
             )
-    if not drop_unsupported:
+    if not recipe.drop_unsupported:
         for i, kinds in kinds_left(adapters).items():
             yield (
                 "left out",
@@ -98,11 +94,12 @@ def hindrances(
                     "Leave them out with --drop-unsupported (drop_unsupported=True)."
                 ),
             )
-    unequal = _first(_other_ranks(adapters, merged)) if recipe.method == "linear" else ""
+    unequal = _first(_other_ranks(adapters, merged)) if recipe.way.equal_ranks else ""
     if unequal:
-        yield "ranks", f"{unequal}: method 'linear' averages factors, so ranks must be equal. Use --method svd."
+        why = f"method {recipe.method!r} {recipe.way.equal_ranks}, so ranks must be equal"
+        yield "ranks", f"{unequal}: {why}. Use --method svd."
     large = [one for one in merged if math.prod(adapters[owners[one][0]].modules[one].shape) > _MOST_ENTRIES]
-    if large and recipe.method in DENSE:
+    if large and recipe.way.dense:
         rows, cols = adapters[owners[large[0]][0]].modules[large[0]].shape
         yield (
             "size",

@@ -1,26 +1,35 @@
-"""One module of several adapters merged into one, and how far it is from what was asked."""
+"""Modules of several adapters merged, and how far each is from what was asked."""
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from lorabench.adapters.adapter import LoraModule
-from lorabench.adapters.comparing.deviation import Term, distance, stacked
+from lorabench.adapters.comparing.deviation import chunks
+from lorabench.machine import map_in_lanes
 from lorabench.adapters.merging.clashing import kernel_of
-from lorabench.adapters.merging.recipe import DENSE, Recipe
+from lorabench.adapters.merging.recipe import Recipe
 from lorabench.adapters.merging.report import ModuleMerge
-from lorabench.adapters.merging.sparsify import best_pair, dare_linear, dare_ties, magnitude_prune, ties
+from lorabench.adapters.merging.sparsify import Deltas
+from lorabench.adapters.merging.terms import Terms
+from lorabench.adapters.merging.truncating import best_pair
 from lorabench.errors import LorabenchError
-from lorabench.lowrank import frobenius_norm, thin_svd
+from lorabench.lowrank import frobenius_norm
 
-__all__ = ["Parts", "merged_module"]
+__all__ = ["Merged", "Parts", "merged_modules"]
 
-_ROUNDING = 1e-13
+_MEMORY = 2**31
+"""Bytes of dense matrices that all lanes together may hold, where a single module does not need more by itself."""
+
+Merged = tuple[LoraModule | None, ModuleMerge]
+"""A module, None where it is left out, and its row of the report."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +47,24 @@ class Parts:
     weights: tuple[float, ...]
 
     @property
-    def held(self) -> list[tuple[int, LoraModule]]:
-        """(position, module) of the adapters that have it."""
-        return [(i, module) for i, module in enumerate(self.each) if module is not None]
+    def held(self) -> list[LoraModule]:
+        """Of the adapters that have it."""
+        return [module for module in self.each if module is not None]
 
     @property
-    def terms(self) -> list[Term]:
-        """(down, up, w_i · scale_i) of those."""
-        return [(module.down, module.up, self.weights[i] * module.scale) for i, module in self.held]
+    def owners(self) -> list[int]:
+        """Positions of the adapters that have it."""
+        return [i for i, module in enumerate(self.each) if module is not None]
+
+    @property
+    def owned_weights(self) -> list[float]:
+        """Weights of those."""
+        return [self.weights[i] for i in self.owners]
+
+    @property
+    def terms(self) -> Terms:
+        """Its sum, as that of one module."""
+        return Terms.of([[module] for module in self.held], self.owned_weights)
 
     @property
     def ranks(self) -> tuple[int | None, ...]:
@@ -53,114 +72,116 @@ class Parts:
         return tuple(None if module is None else module.rank for module in self.each)
 
 
-def merged_module(parts: Parts, recipe: Recipe, dtype: torch.dtype) -> tuple[LoraModule | None, ModuleMerge]:
-    """The module merged, its factors rounded to `dtype`, and its row of the report; None where it is left out.
+def merged_modules(parts: Sequence[Parts], recipe: Recipe, dtype: torch.dtype) -> dict[str, Merged]:
+    """Every module merged, its factors rounded to `dtype`.
+
+    Methods on factors take modules of one shape and ranks together, those on ΔW one at a time; both in lanes, as far
+    as memory goes. The numbers do not depend on how many lanes there are.
 
     Raises:
         LorabenchError: values that do not fit `dtype`.
     """
-    terms = parts.terms
-    if recipe.missing == "skip" and len(parts.held) < len(parts.each):
-        return None, _left_out(parts)
-    if recipe.method in DENSE:
-        target = _sparse(parts, recipe)
-        wanted = sum(len(down) for down, _, _ in terms) if recipe.rank is None else recipe.rank
-        down, up, predicted = best_pair(target, wanted)
-        down, up = _rounded(parts.name, down, up, dtype)
-        aim, measured = _norm(target), _norm(target.sub_(up @ down))
-        from_sum, norm = _distance(down, up, terms, dtype)
+    left_out = [one for one in parts if recipe.missing == "skip" and None in one.each]
+    merged = {one.name: _left_out(one) for one in left_out}
+    rest = [one for one in parts if one.name not in merged]
+    if recipe.way.dense:
+        width = torch.get_num_threads()
+        for frugal in (False, True):
+            several = [one for one in rest if (width * _dense_bytes(one) > _MEMORY) == frugal]
+            task = partial(_on_delta, recipe=recipe, dtype=dtype, frugal=frugal)
+            rows = map_in_lanes(task, several, 1 if frugal else width)
+            merged |= {one.name: row for one, row in zip(several, rows, strict=True)}
     else:
-        down, up, predicted = _LOW_RANK[recipe.method](parts, recipe)
-        down, up = _rounded(parts.name, down, up, dtype)
-        measured, norm = _distance(down, up, terms, dtype)
-        aim, from_sum = norm, measured
-    modules = [module for _, module in parts.held]
-    merged = LoraModule(
-        down=down, up=up, scale=1.0, alpha=float(len(down)), dtype=dtype, embedding=modules[0].embedding,
-        assumed=tuple(dict.fromkeys(said for one in modules for said in one.assumed)), kernel=kernel_of(modules),
-    )  # fmt: skip
-    return merged, ModuleMerge.of(
-        parts.name, parts.ranks, len(down), predicted=predicted, measured=measured, target=aim, from_sum=from_sum,
+        for batch in map_in_lanes(partial(_on_factors, recipe=recipe, dtype=dtype), list(_alike(rest))):
+            merged |= batch
+    return {one.name: merged[one.name] for one in parts}
+
+
+def _dense_bytes(parts: Parts) -> int:
+    """What a method on ΔW holds at most: a matrix of each adapter, and five besides."""
+    return 4 * math.prod(parts.held[0].shape) * (len(parts.held) + 5)
+
+
+def _alike(parts: Sequence[Parts]) -> Iterator[Sequence[Parts]]:
+    """Modules that the same adapters have in the same shape and ranks, in batches that a cache holds."""
+    groups: dict[object, list[Parts]] = defaultdict(list)
+    for one in parts:
+        groups[one.held[0].shape, one.ranks].append(one)
+    for group in groups.values():
+        yield from chunks(group, sum(group[0].held[0].shape) * sum(module.rank for module in group[0].held))
+
+
+def _on_factors(batch: Sequence[Parts], recipe: Recipe, dtype: torch.dtype) -> dict[str, Merged]:
+    terms = Terms.of(
+        [[one.each[i] for one in batch] for i in batch[0].owners],  # type: ignore[misc]  # no owner has None
+        batch[0].owned_weights,
+    )
+    pairs = recipe.way.function(terms, **_options(recipe, batch[0]))
+    down, up = _rounded([one.name for one in batch], pairs.down, pairs.up, dtype)
+    measured, norms = _distances(down, up, terms, dtype)
+    rows = zip(batch, down, up, pairs.predicted.tolist(), measured.tolist(), norms.tolist(), strict=True)
+    return {
+        one.name: (
+            _module(one, own_down.clone(), own_up.clone(), dtype),
+            ModuleMerge.of(
+                one.name, one.ranks, len(own_down), predicted=predicted, measured=apart, target=norm, from_sum=apart,
+                norm=norm,
+            ),
+        )
+        for one, own_down, own_up, predicted, apart, norm in rows
+    }  # fmt: skip
+
+
+def _on_delta(parts: Parts, recipe: Recipe, dtype: torch.dtype, frugal: bool) -> Merged:
+    weights = parts.owned_weights
+    if recipe.way.elects and recipe.normalize:
+        # A mean over n that agree makes one nth of weights that already sum to 1.
+        weights = [weight * len(parts.each) for weight in weights]
+    target = recipe.way.function(Deltas(parts.held, frugal), weights, **_options(recipe, parts))
+    rank = sum(module.rank for module in parts.held) if recipe.rank is None else recipe.rank
+    down, up, predicted = best_pair(target, rank)
+    downs, ups = _rounded([parts.name], down[None], up[None], dtype)
+    aim, measured = _norm(target), _norm(target.sub_(ups[0] @ downs[0]))
+    from_sum, norm = (float(value) for value in _distances(downs, ups, parts.terms, dtype))
+    return _module(parts, downs[0], ups[0], dtype), ModuleMerge.of(
+        parts.name, parts.ranks, len(downs[0]), predicted=predicted, measured=measured, target=aim, from_sum=from_sum,
         norm=norm,
     )  # fmt: skip
 
 
-def _left_out(parts: Parts) -> ModuleMerge:
+def _options(recipe: Recipe, parts: Parts) -> dict[str, object]:
+    """What the method's function asks for."""
+    seeds = [_seed(recipe.seed, parts.name, i) for i in parts.owners]
+    return {name: seeds if name == "seeds" else getattr(recipe, name) for name in recipe.way.arguments}
+
+
+def _module(
+    parts: Parts, down: Float32[Tensor, "r d_in"], up: Float32[Tensor, "d_out r"], dtype: torch.dtype
+) -> LoraModule:
+    modules = parts.held
+    return LoraModule(
+        down=down, up=up, scale=1.0, alpha=float(len(down)), dtype=dtype, embedding=modules[0].embedding,
+        assumed=tuple(dict.fromkeys(note for module in modules for note in module.assumed)), kernel=kernel_of(modules),
+    )  # fmt: skip
+
+
+def _left_out(parts: Parts) -> Merged:
     """The row of a module that the result lacks: all of it is error."""
-    down, up, _ = parts.terms[0]
-    _, norm = distance((down[:1], up[:, :1], 0.0), parts.terms)
-    return ModuleMerge.of(
+    norm = float(parts.terms.norms())
+    return None, ModuleMerge.of(
         parts.name, parts.ranks, 0, predicted=norm, measured=norm, target=norm, from_sum=norm, norm=norm
     )
 
 
-def _distance(
-    down: Float32[Tensor, "r d_in"], up: Float32[Tensor, "d_out r"], terms: Sequence[Term], dtype: torch.dtype
-) -> tuple[float, float]:
-    """As `distance`; where the parts cancel, 0 for what rounding them to `dtype` leaves."""
-    apart, norm = distance((down, up, 1.0), terms)
-    if norm == 0 and apart <= torch.finfo(dtype).eps * sum(float(frobenius_norm(*term)) for term in terms):
-        apart = 0.0
-    return apart, norm
-
-
-_Pair = tuple[Float64[Tensor, "k d_in"], Float64[Tensor, "d_out k"], float]
-"""down, up, and the predicted ‖up @ down − Σ terms‖_F."""
-
-
-def _concat(parts: Parts, _: Recipe) -> _Pair:
-    return *stacked(parts.terms), 0.0
-
-
-def _svd(parts: Parts, recipe: Recipe) -> _Pair:
-    down, up = stacked(parts.terms)
-    # What cancelled to rounding is no direction: a − a is zero, not noise.
-    floor = _ROUNDING * float((up.norm(dim=0) * down.norm(dim=1)).sum())
-    left, sigma, right = thin_svd(down, up)
-    sigma = torch.where(sigma > floor, sigma, 0.0)
-    largest = max(module.rank for _, module in parts.held)
-    k = min(largest if recipe.rank is None else recipe.rank, len(sigma))
-    root = sigma[:k].sqrt()
-    return right[:k] * torch.where(root > 0, root, 1.0)[:, None], left[:, :k] * root, float(sigma[k:].norm())
-
-
-def _linear(parts: Parts, _: Recipe) -> _Pair:
-    terms = parts.terms
-    roots = [math.sqrt(abs(factor)) for _, _, factor in terms]
-    up = torch.stack([root * term[1].double() for term, root in zip(terms, roots, strict=True)]).sum(0)
-    down = torch.stack(
-        [math.copysign(root, term[2]) * term[0].double() for term, root in zip(terms, roots, strict=True)]
-    ).sum(0)
-    return down, up, distance((down, up, 1.0), terms)[0]
-
-
-_LOW_RANK = {"concat": _concat, "svd": _svd, "linear": _linear}
-
-
-class _Deltas:
-    """The dense ΔW, one at a time, made anew each time they are gone through."""
-
-    def __init__(self, parts: Parts) -> None:
-        self._modules = [module for _, module in parts.held]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (module.delta() for module in self._modules)
-
-
-def _sparse(parts: Parts, recipe: Recipe) -> Float32[Tensor, "d_out d_in"]:
-    """What a method on ΔW aims at."""
-    deltas, density = _Deltas(parts), recipe.density
-    weights = [parts.weights[i] for i, _ in parts.held]
-    # A mean over n that agree makes one nth of weights that already sum to 1.
-    lifted = [weight * len(parts.each) for weight in weights] if recipe.normalize else weights
-    seeds = [_seed(recipe.seed, parts.name, i) for i, _ in parts.held]
-    if recipe.method == "ties":
-        return ties(deltas, lifted, density, recipe.by)
-    if recipe.method == "dare_ties":
-        return dare_ties(deltas, lifted, density, seeds, recipe.by)
-    if recipe.method == "dare_linear":
-        return dare_linear(deltas, weights, density, seeds)
-    return magnitude_prune(deltas, weights, density)
+def _distances(
+    down: Float32[Tensor, "n r d_in"], up: Float32[Tensor, "n d_out r"], terms: Terms, dtype: torch.dtype
+) -> tuple[Float64[Tensor, " n"], Float64[Tensor, " n"]]:
+    """As `Terms.distances`; where the parts cancel, 0 for what rounding them to `dtype` leaves."""
+    apart, norms = terms.distances(down, up)
+    if bool((norms == 0).any()):
+        sizes = torch.stack([frobenius_norm(*term) for term in terms.each]).sum(0)
+        apart = torch.where((norms == 0) & (apart <= torch.finfo(dtype).eps * sizes), 0.0, apart)
+    return apart, norms
 
 
 def _seed(seed: int, module: str, position: int) -> int:
@@ -169,16 +190,18 @@ def _seed(seed: int, module: str, position: int) -> int:
 
 
 def _rounded(
-    name: str, down: Float[Tensor, "r d_in"], up: Float[Tensor, "d_out r"], dtype: torch.dtype
-) -> tuple[Float32[Tensor, "r d_in"], Float32[Tensor, "d_out r"]]:
+    names: Sequence[str], down: Float[Tensor, "n r d_in"], up: Float[Tensor, "n d_out r"], dtype: torch.dtype
+) -> tuple[Float32[Tensor, "n r d_in"], Float32[Tensor, "n d_out r"]]:
     """Factors with values that `dtype` can hold."""
     if dtype == torch.float16:
         # It holds no small numbers well: powers of two, which round nothing, make both factors alike in size.
-        of_up, of_down = up.norm(dim=0), down.norm(dim=1)
+        of_up, of_down = up.norm(dim=-2), down.norm(dim=-1)
         shift = torch.where((of_up > 0) & (of_down > 0), of_down / of_up, 1.0).log2().div(2).round().exp2()
-        down, up = down / shift[:, None], up * shift
+        down, up = down / shift[..., None], up * shift[..., None, :]
     down, up = (factor.to(dtype).float().contiguous() for factor in (down, up))
-    if not bool(torch.isfinite(down).all() & torch.isfinite(up).all()):
+    fit = down.isfinite().all((-2, -1)) & up.isfinite().all((-2, -1))
+    if not bool(fit.all()):
+        name = names[fit.tolist().index(False)]
         raise LorabenchError(
             f"module {name}: the merged factors do not fit {dtype}. Use bfloat16 or float32, or smaller weights."
         )

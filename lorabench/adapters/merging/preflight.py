@@ -74,49 +74,31 @@ class Preflight:
 
 
 def preflight(
-    adapters: Sequence[Adapter],
-    weights: Sequence[float | int] | None = None,
-    *,
-    method: str = "svd",
-    rank: int | None = None,
-    normalize: bool = True,
-    missing: str = "zero",
-    drop_dora: bool = False,
-    drop_unsupported: bool = False,
-    seed: int = 0,
+    adapters: Sequence[Adapter], weights: Sequence[float | int] | None = None, recipe: Recipe | None = None
 ) -> Preflight:
     """What will clash in a merge: base models, names, modules, shapes, ranks, magnitudes, subspaces, signs and norms.
 
-    Subspaces and norms by factors alone; signs on at most 64 rows of each ΔW, drawn by the seed. All that `merge`
-    would refuse is an error here, but for values that turn out not to fit a type.
+    Subspaces and norms by factors alone; signs on at most 64 rows of each ΔW, drawn by the recipe's seed. All that
+    `merge` would refuse is an error here, but for values that turn out not to fit a type.
 
     Args:
         adapters: as for `merge`.
         weights: as for `merge`; they count in cosine, signs and norms.
-        method: as for `merge`.
-        rank: as for `merge`.
-        normalize: as for `merge`.
-        missing: as for `merge`.
-        drop_dora: as for `merge`.
-        drop_unsupported: as for `merge`.
-        seed: of the rows that signs are compared on.
+        recipe: as for `merge`.
 
     Raises:
-        LorabenchError: no adapter, another number of weights, one that is not finite, a method or rank that is not
-            allowed, or names that fit each other in two ways.
+        LorabenchError: no adapter, another number of weights, one that is not finite, or names that fit each other in
+            two ways.
     """
+    recipe = recipe or Recipe()
     given = used_weights(len(adapters), weights, normalize=False)
-    recipe = Recipe(method, rank, normalize=normalize, missing=missing)
-    possible = not (normalize and sums_to_zero(given))
-    used = used_weights(len(adapters), weights, normalize and possible)
+    possible = not (recipe.normalize and sums_to_zero(given))
+    used = used_weights(len(adapters), weights, recipe.normalize and possible)
     aligned = align(adapters)
     adapters = aligned.adapters
-    wrong = [
-        Finding("error", check, said, refused=True)
-        for check, said in hindrances(adapters, recipe, drop_dora, drop_unsupported)
-    ]
-    fit = all(one.check != "shapes" for one in wrong)
-    pairs = tuple(overlaps(adapters, used, seed)) if fit else ()
+    wrong = [Finding("error", check, reason, refused=True) for check, reason in hindrances(adapters, recipe)]
+    fit = all(finding.check != "shapes" for finding in wrong)
+    pairs = tuple(overlaps(adapters, used, recipe.seed)) if fit else ()
     findings = [
         *_of_weights(given, used, possible),
         *_of_bases(adapters),
@@ -124,7 +106,7 @@ def preflight(
         *_of_modules(adapters),
         *([Finding("ok", "shapes", "modules of one name have one shape")] if fit else []),
         *wrong,
-        *_of_what_is_dropped(adapters, drop_dora, drop_unsupported),
+        *_of_what_is_dropped(adapters, recipe),
         *(finding for pair in pairs for finding in _of_overlap(pair)),
     ]
     return Preflight(used, tuple(findings), pairs)
@@ -200,11 +182,11 @@ def _of_modules(adapters: Sequence[Adapter]) -> Iterator[Finding]:
         yield Finding("warning", "modules", f"{shared} of {len(owners)} are in every adapter; {lacking}")
 
 
-def _of_what_is_dropped(adapters: Sequence[Adapter], dora: bool, unsupported: bool) -> Iterator[Finding]:
+def _of_what_is_dropped(adapters: Sequence[Adapter], recipe: Recipe) -> Iterator[Finding]:
     names = labels(adapters)
-    for i, modules in (magnitudes(adapters) if dora else {}).items():
+    for i, modules in (magnitudes(adapters) if recipe.drop_dora else {}).items():
         yield Finding("warning", "magnitudes", f"the DoRA magnitudes of {names[i]}, {len(modules)}, are dropped")
-    for i, kinds in (kinds_left(adapters) if unsupported else {}).items():
+    for i, kinds in (kinds_left(adapters) if recipe.drop_unsupported else {}).items():
         yield Finding("warning", "left out", f"tensors of {names[i]} that cannot be merged are dropped: {kinds}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from lorabench.adapters.adapter import Adapter
 from lorabench.adapters.merging.aligning import file_name, labels
 from lorabench.adapters.merging.clashing import kinds_left, magnitudes
-from lorabench.adapters.merging.recipe import DENSE, Recipe
+from lorabench.adapters.merging.recipe import Recipe
 from lorabench.adapters.merging.report import ModuleMerge, Parent
 from lorabench.storage import file_sha256
 
@@ -55,7 +55,7 @@ def notes_on(
     if partial and recipe.missing == "skip":
         yield f"{partial} modules that some of the adapters lack are left out; all of them counts as error"
     elif partial:
-        silent = "have no vote" if recipe.method.endswith("ties") else "count as zero"
+        silent = "have no vote" if recipe.way.elects else "count as zero"
         yield f"{partial} modules are in some of the adapters only; the others {silent} there"
     names = labels(adapters)
     for i, modules in magnitudes(adapters).items():
@@ -64,9 +64,9 @@ def notes_on(
         yield f"{names[i]}: tensors that cannot be merged are left out, {kinds}"
     if max(map(abs, used)) > _LARGE:
         yield f"the largest weight as used is {max(used, key=abs):.4g}"
-    if recipe.method == "linear" and len(adapters) > 1:
-        yield "linear averages factors; its error is that of the cross terms, up of one times down of another"
-    if recipe.method in DENSE:
+    if recipe.way.note and len(adapters) > 1:
+        yield recipe.way.note
+    if recipe.way.dense:
         yield f"the error is that of {recipe.method}'s ΔW cut to its rank; from_sum is the distance to the plain sum"
     lost = sum(math.isinf(row.measured) for row in rows)
     if lost:

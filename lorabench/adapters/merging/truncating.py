@@ -1,0 +1,152 @@
+"""The factor pair nearest to a dense ΔW: its truncated SVD, from a block Krylov space or from all eigenvectors."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Float32, Float64
+from torch import Tensor
+
+__all__ = ["best_pair"]
+
+_CHUNK = 2**18  # entries that are cast to float64 at a time: what the cache of a core holds
+_LOST = 1e-8
+"""Of the squared distance to the nearest ΔW of that rank, how much farther away a pair may be."""
+_ROUNDING = 1e-14  # of ‖ΔW‖², the same for a ΔW that is of that rank itself
+_MORE = 8  # columns of a block over the rank
+_SMALL = 160  # sides up to this are decomposed as a whole at once
+
+_Parts = tuple[Float64[Tensor, "rows k"], Float64[Tensor, " k"], Float64[Tensor, "k cols"]]
+"""Left vectors U, σ² descending, and Uᵀ·ΔW = diag(σ)·Vᵀ."""
+
+
+def best_pair(
+    delta: Float32[Tensor, "d_out d_in"], rank: int
+) -> tuple[Float64[Tensor, "k d_in"], Float64[Tensor, "d_out k"], float]:
+    """The factors (down, up) nearest to a dense ΔW, and the distance ‖ΔW − up @ down‖_F that theory predicts.
+
+    The truncated SVD (Eckart & Young 1936); both factors get √σ. The leading left vectors come from a block Krylov
+    space of ΔW·ΔWᵀ (Musco & Musco 2015), built in float32, and their σ from a Rayleigh-Ritz step in float64, whose
+    residuals say how much nearer a pair could be (see `_lost`). Where that is over 1e-8 of the squared distance for
+    float32's rounding, the space is built again in float64 from what there is; where the space would take more work
+    than they do, all eigenvectors of ΔW·ΔWᵀ are taken.
+
+    Args:
+        delta: ΔW.
+        rank: of the factors; k = min(rank, d_out, d_in).
+
+    Example:
+        >>> down, up, distance = best_pair(torch.diag(torch.tensor([5.0, 4.0, 3.0])), 2)
+        >>> (up @ down).diagonal().round(decimals=6).tolist(), round(distance, 6)
+        ([5.0, 4.0, 0.0], 3.0)
+    """
+    flat = delta if delta.shape[0] <= delta.shape[1] else delta.mT
+    k = min(rank, flat.shape[0])
+    energy = float(torch.linalg.vector_norm(flat, dtype=torch.float64)) ** 2
+    own, squares, other = _leading(flat, k, energy)
+    tail = max(energy - float(squares.sum()), 0.0) ** 0.5
+    root = squares.sqrt().sqrt()
+    own, other = own * root, other / torch.where(root > 0, root, 1.0)[:, None]
+    return (other, own, tail) if flat is delta else (own.mT, other.mT, tail)
+
+
+def _leading(flat: Float32[Tensor, "rows cols"], k: int, energy: float) -> _Parts:
+    """The k leading parts of a matrix that is not higher than wide."""
+    rows, width = len(flat), k + _MORE
+    if energy > 0 and rows > max(_SMALL, 8 * width):
+        # The same start for every matrix: the result depends on nothing else.
+        start = torch.randn(flat.shape[1], width, generator=torch.Generator().manual_seed(0))
+        vectors = flat @ start
+        for dtype in (torch.float32, torch.float64):
+            vectors, done = _krylov(flat.to(dtype), vectors.to(dtype), k, energy)
+            if not done:
+                break
+            parts, lost = _refined(flat, vectors, k)
+            if lost <= _allowed(energy, parts[1]):
+                return parts
+    return _whole(flat, k)
+
+
+def _krylov(
+    matrix: Float[Tensor, "rows cols"], start: Float[Tensor, "rows width"], k: int, energy: float
+) -> tuple[Float64[Tensor, "rows width"], bool]:
+    """Leading Ritz vectors of ΔW·ΔWᵀ in the span of start, ΔW·ΔWᵀ·start, ..., as many as `start` has.
+
+    And whether they are as good as they must be, before the space got so large that it is no cheaper than the whole.
+    """
+    width, scale = start.shape[1], energy**-0.5  # squares of tiny numbers would be none at all
+    block = torch.linalg.qr(start).Q
+    basis, images, before = block, block.new_empty(matrix.shape[1], 0), math.inf
+    while True:
+        image = (matrix.mT @ block).mul_(scale)
+        images = torch.cat([images, image], dim=1)
+        block = (matrix @ image).mul_(scale)
+        for _ in range(2):  # once is not enough where they nearly depend on each other
+            block -= basis @ (basis.mT @ block)
+        block, rest = torch.linalg.qr(block)
+        squares, turn = (part.flip(-1) for part in torch.linalg.eigh((images.mT @ images).double()))
+        lost = _lost(squares, (rest.double() @ turn[-width:, :k]).norm(dim=0))
+        allowed, left = _allowed(1.0, squares[:k]), (len(matrix) // 2 - basis.shape[1]) // width
+        # It falls by more with every block: where twice as much each would not do, the rest is spared.
+        if lost <= allowed or left < 1 or lost * min(lost / before, 1.0) ** (2 * left) > allowed:
+            return basis.double() @ turn[:, :width], lost <= allowed
+        before = lost
+        basis = torch.cat([basis, block], dim=1)
+
+
+def _refined(
+    flat: Float32[Tensor, "rows cols"], vectors: Float64[Tensor, "rows width"], k: int
+) -> tuple[_Parts, float]:
+    """The k leading parts within a span in float64, and the most that Σσ² can be short of the best."""
+    basis = torch.linalg.qr(vectors).Q
+    image, product = _across(basis, flat)
+    squares, turn = (part.flip(-1) for part in torch.linalg.eigh(image @ image.mT))
+    squares = squares.clamp_min(0)
+    turn = turn[:, :k]
+    own = basis @ turn
+    lost = _lost(squares, (product @ turn - own * squares[:k]).norm(dim=0))
+    return (own, squares[:k], turn.mT @ image), lost
+
+
+def _whole(flat: Float32[Tensor, "rows cols"], k: int) -> _Parts:
+    """The k leading parts from all eigenvectors of ΔW·ΔWᵀ."""
+    gram = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    for part in _columns(flat):
+        gram.addmm_(part, part.mT)
+    own = torch.linalg.eigh(gram).eigenvectors[:, -k:].flip(-1)
+    image, _ = _across(own, flat)
+    return own, image.square().sum(1), image
+
+
+def _lost(squares: Float64[Tensor, " m"], residuals: Float64[Tensor, " k"]) -> float:
+    """How much the sum of the k leading Ritz values is short of that of the eigenvalues, in the second order.
+
+    Σ ‖r_i‖² / (θ_i − c) for the residuals r_i, with c over the eigenvalues whose vectors the span lacks; a Ritz value
+    half the surplus behind the k-th stands for it.
+    """
+    k = len(residuals)
+    if len(squares) <= k + _MORE // 2:
+        return math.inf
+    gaps = squares[:k] - squares[k + _MORE // 2]
+    lost = residuals.square() / gaps.clamp_min(1e-300)
+    return float(lost.sum())
+
+
+def _allowed(energy: float, squares: Float64[Tensor, " k"]) -> float:
+    return _LOST * max(energy - float(squares.sum()), 0.0) + _ROUNDING * energy
+
+
+def _across(
+    basis: Float64[Tensor, "rows k"], flat: Float32[Tensor, "rows cols"]
+) -> tuple[Float64[Tensor, "k cols"], Float64[Tensor, "rows k"]]:
+    """basisᵀ·ΔW and ΔW·ΔWᵀ·basis, in float64."""
+    images, product = [], torch.zeros_like(basis)
+    for part in _columns(flat):
+        images.append(basis.mT @ part)
+        product.addmm_(part, images[-1].mT)
+    return torch.cat(images, dim=1), product
+
+
+def _columns(flat: Float32[Tensor, "rows cols"]) -> Iterator[Float64[Tensor, "rows some"]]:
+    width = max(16, _CHUNK // len(flat))
+    return (flat[:, start : start + width].double() for start in range(0, flat.shape[1], width))
