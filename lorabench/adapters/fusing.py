@@ -132,7 +132,7 @@ def _split(module: LoraModule, names: Sequence[str], how: str) -> dict[str, Lora
     sizes = [width, rest // 2, rest // 2, *([rows - width - rest] if len(names) > 3 else [])]
     return {
         name: _without_zeros(replace(module, up=up))
-        for name, up in zip(names, module.up.split(sizes), strict=True)
+        for name, up in zip(names, torch.split(module.up, sizes), strict=True)
     }
 
 

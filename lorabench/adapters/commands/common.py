@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorabench.adapters.layouts import written_layouts
 from lorabench.commands.frame import Outcome
 from lorabench.commands.options import any_number, natural, path_name, positive_int, positive_number, share
 from lorabench.storage import refuse_overwriting
@@ -17,6 +18,7 @@ __all__ = [
     "Outcome",
     "add_output",
     "any_number",
+    "dotted_names",
     "natural",
     "path_name",
     "plain",
@@ -30,16 +32,34 @@ __all__ = [
 
 
 def add_output(parser: ArgumentParser, what: str, layouts: bool = True, required: bool = True) -> None:
-    """The options of a command that writes an adapter: `--out`, `--force`, `--layout` and `--dtype`."""
+    """The options of a command that writes an adapter: `--out`, `--force`, `--layout`, `--dtype`, `--names-from`."""
     parser.add_argument("-o", "--out", type=path_name, required=required, metavar="PATH", help=what)
     parser.add_argument("--force", action="store_true", help="replace what is there already, be it an input itself")
     if layouts:
-        parser.add_argument(
-            "--layout", choices=["diffusers", "peft", "kohya"], help="of the file; default: that of the input"
-        )
-        parser.add_argument(
-            "--dtype", choices=["float16", "bfloat16", "float32"], help="of the weights; default: that of the input"
-        )
+        choices = list(written_layouts())
+        parser.add_argument("--layout", choices=choices, help="of the file; default: that of the input")
+    parser.add_argument(
+        "--dtype", choices=["float16", "bfloat16", "float32"], help="of the weights; default: that of the input"
+    )
+    parser.add_argument(
+        "--names-from",
+        type=path_name,
+        metavar="FILE",
+        help="an adapter, a checkpoint or a list of keys of the same base, for names whose dots the input does not say",
+    )
+
+
+def dotted_names(args: Namespace) -> dict[str, str] | None:
+    """Flattened name -> dotted name, by the file of `--names-from`; None where it is not given.
+
+    Raises:
+        LorabenchError: the file cannot be read, or names nothing in dots.
+    """
+    if getattr(args, "names_from", None) is None:
+        return None
+    from lorabench.adapters.writing.names_from import names_from
+
+    return names_from(args.names_from)
 
 
 def write_result(args: Namespace, adapter: "Adapter", metadata: Mapping[str, str]) -> Path:
@@ -48,7 +68,7 @@ def write_result(args: Namespace, adapter: "Adapter", metadata: Mapping[str, str
     In another layout than its own, modules get the names that its loaders look for (see `converting.prepare`).
 
     Args:
-        args: with `out`, `force`, `layout` (None: that of the adapter) and `dtype` (None: as stored).
+        args: with `out`, `force`, `layout` (None: that of the adapter), `dtype` (None: as stored) and `names_from`.
         adapter: what is written.
         metadata: entries that are added to the adapter's own.
 
@@ -67,7 +87,7 @@ def write_result(args: Namespace, adapter: "Adapter", metadata: Mapping[str, str
     refuse_overwriting(args.out, args.force, folder=layout == "peft")
     return save(
         args.out,
-        prepare(adapter, layout).adapter,
+        prepare(adapter, layout, dotted_names(args)).adapter,
         layout,
         dtype=getattr(torch, args.dtype) if args.dtype else "stored",
         metadata=metadata,

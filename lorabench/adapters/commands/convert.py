@@ -1,31 +1,37 @@
-"""`convert`: PEFT, diffusers and kohya layouts into one another, with the measured change of ΔW."""
+"""`convert`: one layout into another, with the measured change of ΔW."""
 
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 
-from lorabench.adapters.commands.common import Outcome, add_output, path_name, refuse_overwriting, table, write_result
-from lorabench.adapters.reading.naming import component
+from lorabench.adapters.commands.common import (
+    Outcome,
+    add_output,
+    dotted_names,
+    path_name,
+    refuse_overwriting,
+    table,
+)
+from lorabench.adapters.layouts import written_layout, written_layouts
+from lorabench.adapters.names.identity import PARTS, component
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
 EXAMPLE = "lorabench-adapter convert style.safetensors --to peft --component unet -o style_unet"
 
-_COMPONENTS = (
-    "unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "prior_unet", "prior_text_encoder",
-)  # fmt: skip
-
-
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument("adapter", type=path_name, metavar="IN", help="an adapter file or folder")
     add_output(parser, "what is written: a .safetensors file, for peft a folder", layouts=False)
-    parser.add_argument("--to", dest="layout", required=True, choices=["peft", "diffusers", "kohya"], help="layout")
     parser.add_argument(
-        "--dtype", choices=["float16", "bfloat16", "float32"], help="of the weights; default: that of the input"
+        "--to",
+        dest="layout",
+        required=True,
+        choices=list(written_layouts()),
+        help="; ".join(f"{name}: {layout.title}" for name, layout in written_layouts().items()),
     )
     parser.add_argument(
         "--component",
-        choices=_COMPONENTS,
+        choices=PARTS,
         help="part of a pipeline: added to names that have none; to peft: only this part, without its prefix",
     )
     parser.add_argument("--drop-dora", action="store_true", help="leave DoRA's magnitudes out")
@@ -39,23 +45,33 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> Outcome:
     """Convert, write, read it back and say by how much ΔW changed."""
+    import torch
+
     from lorabench.adapters.comparing.deviation import deviations
     from lorabench.adapters.reading.files import load
     from lorabench.adapters.writing.converting import convert
+    from lorabench.adapters.writing.saving import save
 
-    refuse_overwriting(args.out, args.force, folder=args.layout == "peft")
+    refuse_overwriting(args.out, args.force, folder=written_layout(args.layout).folder)
     adapter = load(args.adapter)
-    found = convert(
+    conversion = convert(
         adapter,
         args.layout,
         component=args.component,
         drop_dora=args.drop_dora,
         drop_unsupported=args.drop_unsupported,
         drop_fan_in_fan_out=args.drop_fan_in_fan_out,
+        names=dotted_names(args),
     )
-    path = write_result(args, found.adapter, {"lorabench_converted_from": "+".join(adapter.schemes)})
+    path = save(
+        args.out,
+        conversion.adapter,
+        args.layout,
+        dtype=getattr(torch, args.dtype) if args.dtype else "stored",
+        metadata={"lorabench_converted_from": "+".join(adapter.schemes)},
+    )
     written = load(path).modules
-    errors = {name: one.error for name, one in deviations(found.before, written).items()}
+    errors = {name: one.error for name, one in deviations(conversion.before, written).items()}
     worst = max(errors, key=lambda name: errors[name])
     dtypes = sorted({str(module.dtype).removeprefix("torch.") for module in written.values()})
     data = {
@@ -67,8 +83,8 @@ def run(args: Namespace) -> Outcome:
         "modules": len(written),
         "relative_error": errors,
         "worst": {"module": worst, "relative_error": errors[worst]},
-        "notes": list(found.notes),
-        "dropped": {kind: list(keys) for kind, keys in found.dropped.items()},
+        "notes": list(conversion.notes),
+        "dropped": {kind: list(keys) for kind, keys in conversion.dropped.items()},
     }
     parts = Counter(component(name) for name in written)
     rows = [(part, count, max(errors[n] for n in errors if component(n) == part)) for part, count in parts.items()]
@@ -81,6 +97,6 @@ def run(args: Namespace) -> Outcome:
             numbers=("modules", "worst relative error of ΔW"),
         ),
         f"\nworst: {worst} ({errors[worst]:.2g}, measured on the file that was written)",
-        *(f"note: {note}" for note in found.notes),
+        *(f"note: {note}" for note in conversion.notes),
     ]
     return Outcome(data, "\n".join(lines))

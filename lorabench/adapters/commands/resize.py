@@ -1,23 +1,20 @@
 """`lorabench-adapter resize`: another rank for an adapter, with a receipt."""
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from dataclasses import replace
+from argparse import ArgumentParser, Namespace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from lorabench.adapters.commands.common import (
     Outcome,
     add_output,
-    any_number,
+    dotted_names,
     path_name,
-    positive_int,
-    positive_number,
     refuse_overwriting,
-    share,
     table,
     write_result,
 )
-from lorabench.adapters.resizing.modes import MODES
-from lorabench.errors import LorabenchError
+from lorabench.adapters.resizing.rule import MODES, ResizeRule
+from lorabench.commands.options import add_options, from_args
 
 if TYPE_CHECKING:
     from lorabench.adapters.adapter import Adapter
@@ -29,49 +26,20 @@ __all__ = ["EXAMPLE", "add_arguments", "run"]
 EXAMPLE = "lorabench-adapter resize style.safetensors -o small.safetensors --energy 0.95 --limit text_encoder=8"
 
 
-def _ratio(text: str) -> float:
-    if (value := any_number(text)) < 1:
-        raise ArgumentTypeError(f"a ratio from 1 on is needed, not {text!r}")
-    return value
-
-
-_TYPES = {
-    "rank": positive_int,
-    "sv_ratio": _ratio,
-    "sv_cumulative": share,
-    "sv_fro": share,
-    "energy": share,
-    "size_mib": positive_number,
-    "pad": positive_int,
-    "truncate": positive_int,
-}
-
-
 def add_arguments(parser: ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("file", type=path_name, metavar="FILE", help="the adapter: a file or a folder")
     modes = parser.add_argument_group("how ranks are chosen, exactly one").add_mutually_exclusive_group(required=True)
-    for name, (what, text) in MODES.items():
-        modes.add_argument(f"--{name.replace('_', '-')}", type=_TYPES[name], metavar=what, help=text)
-    parser.add_argument(
-        "--limit", type=_limit, action="append", default=[], metavar="NAME=R",
-        help="largest rank of a part (text_encoder), a module, or a pattern ('*.attn2.*'); may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--min-rank", type=positive_int, default=1, metavar="R", help="least rank, where the spectrum decides"
-    )
-    parser.add_argument("--max-rank", type=positive_int, metavar="R", help="largest rank, where the spectrum decides")
-    parser.add_argument("--kohya-counts", action="store_true", help="keep one value more, as kohya's older tools did")
-    parser.add_argument("--drop-dora", action="store_true", help="lose the magnitudes of DoRA modules")
-    parser.add_argument("--drop-unsupported", action="store_true", help="leave out what is no low-rank pair")
+    add_options(modes, ResizeRule, MODES)
+    add_options(parser, ResizeRule, [one.name for one in fields(ResizeRule) if one.name not in MODES])
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="modules to list, most error first")
     parser.add_argument("--dry-run", action="store_true", help="say the ranks and errors, and write nothing")
     add_output(parser, "where to write; needed unless --dry-run is said", required=False)
-    parser.set_defaults(refuse=parser.error)
 
 
 def run(args: Namespace) -> Outcome:
     """Resize one adapter, write it, read it again, and say what changed."""
+    rule = from_args(ResizeRule, args)
     if args.out is None and not args.dry_run:
         args.refuse("the following arguments are required: -o/--out (or --dry-run)")
     if not args.dry_run:
@@ -79,32 +47,22 @@ def run(args: Namespace) -> Outcome:
     import torch
 
     from lorabench.adapters.reading.files import load
-    from lorabench.adapters.resizing.checks import validate
     from lorabench.adapters.resizing.resizing import resize
     from lorabench.adapters.writing.converting import prepare
 
-    checked = validate(args.file, args.rank)
-    if not checked.valid:
-        raise LorabenchError(f"{checked.file}: {'; '.join(checked.problems)}")
     adapter = load(args.file)
-    modes = {name: getattr(args, name) for name in MODES}
+    names = dotted_names(args)
+    spelled = prepare(replace(adapter, extras={}) if rule.drop_unsupported else adapter, args.layout, names)
+    if spelled.regrouped:  # its modules are others in this layout, so they are what is resized
+        adapter = spelled.adapter
     resized, receipt = resize(
-        adapter,
-        **modes,
-        limits=dict(args.limit),
-        min_rank=args.min_rank,
-        max_rank=args.max_rank,
-        kohya_counts=args.kohya_counts,
-        drop_dora=args.drop_dora,
-        drop_unsupported=args.drop_unsupported,
-        dtype=getattr(torch, args.dtype) if args.dtype else None,
-        layout=args.layout,
+        adapter, rule, dtype=getattr(torch, args.dtype) if args.dtype else None, layout=args.layout
     )
-    prepared = prepare(resized, args.layout)
+    prepared = prepare(resized, args.layout, names)
     if not args.dry_run:
         receipt = _written(args, adapter, prepared, receipt)
     receipt = replace(receipt, notes=(*receipt.notes, *prepared.notes))
-    where = {"file": str(checked.file), "out": None if args.dry_run else str(args.out)}
+    where = {"file": str(adapter.path), "out": None if args.dry_run else str(args.out)}
     return Outcome(where | receipt.as_dict(), _text(args, receipt))
 
 
@@ -117,13 +75,6 @@ def _written(args: Namespace, adapter: "Adapter", prepared: "Prepared", receipt:
     # The receipt speaks of the modules as they were called in the input.
     found = deviations(adapter.modules, {old: again.modules[new] for old, new in prepared.names.items()})
     return receipt.measured_as(found, again.path.stat().st_size)
-
-
-def _limit(text: str) -> tuple[str, int]:
-    name, _, rank = text.rpartition("=")
-    if not name or not rank.isdecimal() or int(rank) < 1:
-        raise ArgumentTypeError(f"{text!r}: NAME=R is needed, text_encoder=8 say")
-    return name, int(rank)
 
 
 def _text(args: Namespace, receipt: "Receipt") -> str:

@@ -61,7 +61,7 @@ class Lora(Kind):
         import torch
 
         down, up = parts["down"], parts["up"]
-        kernel, notes = tuple(down.shape[2:]), ()
+        kernel, notes = tuple(down.shape[2:]), tuple[str, ...]()
         if "mid" in parts:
             mid = parts["mid"]
             down, kernel = torch.einsum("abk,bi->aik", mid.flatten(2), down.flatten(1)), tuple(mid.shape[2:])

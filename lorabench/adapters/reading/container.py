@@ -89,7 +89,7 @@ def read_container(path: Path) -> Container:
     return _read_npz(path, size) if path.suffix == ".npz" else _read_pickle(path, size)
 
 
-def infos_of(container: Container) -> tuple[dict[str, TensorInfo], dict[str, float]]:
+def infos_of(container: Container) -> tuple[Mapping[str, TensorInfo], dict[str, float]]:
     """Shapes and types by safetensors' names, and the α tensors' values, of what has no header."""
     tensors, alphas = {}, {}
     for key, tensor in container.tensors.items():
