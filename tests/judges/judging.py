@@ -209,3 +209,18 @@ def assert_near(actual: Tensor, expected: Tensor, message: str = "", tolerance: 
     size = max(float(expected.abs().max()), 1.0)
     error = float((actual - expected).abs().max())
     assert error <= tolerance * size, f"{message} off by {error:.3g}, where numbers are up to {size:.3g}"
+
+
+def merged_in_peft(base: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """Every weight of the base after PEFT has merged the folder's adapter into it."""
+    return weights_of(load_in_peft(base, folder).merge_and_unload())
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().double().clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_weights(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_near(actual[name], value, name, 1e-5)
