@@ -125,8 +125,9 @@ def test_a_size_is_kept_and_used(tmp_path: Path, layout: str) -> None:
         step = (96 + 64) * 4
         slack = 9 * 3 * len(modules) + 1024
         assert size * 2**20 - step - slack < file.stat().st_size <= size * 2**20
-        fixed, _ = resize(adapter, ResizeRule(rank=max(1, int(np.mean([m.new_rank for m in receipt.modules])))))
-        assert receipt.predicted <= total(deviations(modules, fixed.modules)).relative
+        fixed, same = resize(adapter, ResizeRule(rank=max(1, int(np.mean([m.new_rank for m in receipt.modules])))))
+        if same.weight_bytes <= receipt.weight_bytes:  # one rank for all that fits is no better
+            assert receipt.predicted <= total(deviations(modules, fixed.modules)).relative
     everything, receipt = resize(adapter, ResizeRule(size_mib=10), layout=layout)
     assert [module.rank for module in everything.modules.values()] == [16] * 7
     assert any("everything fits" in note for note in receipt.notes)
