@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from lorabench.adapters.comparing.fingerprints import Duplicates, find_duplicates, fingerprint
     from lorabench.adapters.components import pca, pca_across
     from lorabench.adapters.drawing.pictures import plot
-    from lorabench.adapters.merging.whole import merge
     from lorabench.adapters.merging.preflight import Preflight, preflight
     from lorabench.adapters.merging.report import MergeReport
+    from lorabench.adapters.merging.whole import merge
     from lorabench.adapters.metadata.editing import edit
     from lorabench.adapters.metadata.inspection import Inspection, inspect
     from lorabench.adapters.metadata.library import scan

@@ -3,24 +3,16 @@
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any
 
-from lorabench.adapters.commands.common import (
-    Outcome,
-    add_output,
-    any_number,
-    path_name,
-    positive_int,
-    refuse_overwriting,
-    share,
-    table,
-    write_result,
-)
-from lorabench.adapters.merging.recipe import METHODS, MISSING, Recipe
+from lorabench.adapters.commands.common import add_output, write_result
+from lorabench.adapters.merging.recipe import Recipe
+from lorabench.commands.frame import Outcome
+from lorabench.commands.options import add_options, any_number, from_args, path_name
 from lorabench.errors import LorabenchError
+from lorabench.options import option_fields
+from lorabench.storage import refuse_overwriting
+from lorabench.text import table
 
 if TYPE_CHECKING:
-    import torch
-
-    from lorabench.adapters.adapter import Adapter
     from lorabench.adapters.merging.preflight import Preflight
     from lorabench.adapters.merging.report import MergeReport
 
@@ -32,44 +24,22 @@ _WORST = 5
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The options of `merge`."""
+    """The options of `merge`: those of `Recipe`, and what is merged into what."""
     parser.add_argument("adapters", nargs="+", type=path_name, metavar="ADAPTER", help="files or folders")
     parser.add_argument(
         "-w", "--weights", nargs="+", type=any_number, metavar="W", help="one for each, any sign; default: all equal"
     )
-    parser.add_argument(
-        "--method", choices=METHODS, default="svd",
-        help="svd: best at a rank; concat: exact, ranks add; linear: averaged factors; the others on dense ΔW",
-    )  # fmt: skip
-    parser.add_argument(
-        "--rank", type=positive_int,
-        help="of each module; default: the parents' largest (svd), their sum (ties, dare, prune)",
-    )  # fmt: skip
-    parser.add_argument("--density", type=share, default=0.5, help="share of the entries that ties, dare, prune keep")
-    parser.add_argument(
-        "--majority", choices=["total", "count"], default="total", help="how ties and dare_ties elect a sign"
-    )
-    parser.add_argument("--no-normalize", action="store_true", help="take the weights as they are; else they sum to 1")
-    parser.add_argument("--seed", type=int, default=0, help="of dare's masks, and of the rows whose signs are compared")
-    parser.add_argument(
-        "--missing", choices=MISSING, default="zero", help="modules that some adapters lack: zero there, or left out"
-    )  # fmt: skip
-    parser.add_argument("--drop-dora", action="store_true", help="merge DoRA adapters without their magnitudes")
-    parser.add_argument(
-        "--drop-unsupported",
-        action="store_true",
-        help="leave out what is no low-rank pair (biases, whole weights, ...)",
-    )
+    # The type is an option of everything that writes an adapter.
+    add_options(parser, Recipe, [field.name for field in option_fields(Recipe) if field.name != "dtype"])
     parser.add_argument("--preflight", action="store_true", help="say what will clash, and write nothing")
     parser.add_argument("--no-check", action="store_true", help="merge whatever the preflight would find, unlooked")
     add_output(parser, "where the merged adapter goes; needed unless --preflight is said", required=False)
-    parser.set_defaults(refuse=parser.error)
 
 
 def run(args: Namespace) -> Outcome:
     """Look, merge, write."""
-    from lorabench.adapters.merging.merging import merge
     from lorabench.adapters.merging.preflight import preflight
+    from lorabench.adapters.merging.whole import merge
     from lorabench.adapters.reading.files import load
     from lorabench.adapters.writing.converting import notes_on_writing
 
@@ -77,21 +47,16 @@ def run(args: Namespace) -> Outcome:
         args.refuse("the following arguments are required: -o/--out (or --preflight)")
     if not args.preflight:
         refuse_overwriting(args.out, args.force)
-    _check_arguments(args)
+    recipe = from_args(Recipe, args)
+    _check_weights(args)
     adapters = [load(path) for path in args.adapters]
-    how: dict[str, Any] = {
-        "method": args.method, "rank": args.rank, "normalize": not args.no_normalize, "missing": args.missing,
-        "drop_dora": args.drop_dora, "drop_unsupported": args.drop_unsupported, "seed": args.seed,
-    }  # fmt: skip
-    looked = preflight(adapters, args.weights, **how) if args.preflight or not args.no_check else None
+    looked = preflight(adapters, args.weights, recipe) if args.preflight or not args.no_check else None
     if args.preflight and looked is not None:
         return Outcome(looked.as_dict(), _preflight_text(looked), looked.level != "error")
     if looked is not None and looked.level == "error":
         text = f"{_preflight_text(looked)}\n\nnothing was written; {_way_out(looked)}"
         return Outcome({"preflight": looked.as_dict(), "written": None}, text, ok=False)
-    merged, report = merge(
-        adapters, args.weights, density=args.density, majority=args.majority, dtype=_dtype(args, adapters), **how
-    )
+    merged, report = merge(adapters, args.weights, recipe)
     notes = notes_on_writing(merged, args.layout)
     written = write_result(args, merged, {})
     data: dict[str, Any] = {"written": str(written), "merge": report.as_dict(), "writing": notes}
@@ -102,12 +67,11 @@ def run(args: Namespace) -> Outcome:
     return Outcome(data, "\n\n".join(texts))
 
 
-def _check_arguments(args: Namespace) -> None:
-    """Refuse what no adapters allow as wrong usage, before any is read."""
+def _check_weights(args: Namespace) -> None:
+    """Refuse weights that no adapters allow as wrong usage, before any is read."""
     from lorabench.adapters.merging.clashing import used_weights
 
     try:
-        Recipe(args.method, args.rank, args.density, args.majority, missing=args.missing)
         used_weights(len(args.adapters), args.weights, normalize=False)
     except LorabenchError as error:
         args.refuse(str(error))
@@ -119,18 +83,6 @@ def _way_out(looked: "Preflight") -> str:
     if not refused:
         return "--no-check merges all the same"
     return f"mend what is said of {', '.join(refused)} first: merging itself refuses that, with --no-check too"
-
-
-def _dtype(args: Namespace, adapters: "list[Adapter]") -> "torch.dtype":
-    """The type asked for, or that of all inputs if it is a half one; float32 where they differ."""
-    import torch
-
-    if args.dtype:
-        found: torch.dtype = getattr(torch, args.dtype)
-        return found
-    stored = {module.dtype for adapter in adapters for module in adapter.modules.values()}
-    halves = (torch.float16, torch.bfloat16)
-    return stored.pop() if len(stored) == 1 and stored <= set(halves) else torch.float32
 
 
 def _preflight_text(looked: "Preflight") -> str:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lorabench.adapters.adapter import LoraModule
 from lorabench.adapters.comparing.deviation import chunks
-from lorabench.machine import map_in_lanes
 from lorabench.adapters.merging.clashing import kernel_of
 from lorabench.adapters.merging.recipe import Recipe
 from lorabench.adapters.merging.report import ModuleMerge
@@ -22,6 +21,7 @@ from lorabench.adapters.merging.terms import Terms
 from lorabench.adapters.merging.truncating import best_pair
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import frobenius_norm
+from lorabench.machine import map_in_lanes, recycle_freed_blocks
 
 __all__ = ["Merged", "Parts", "merged_modules"]
 
@@ -85,6 +85,7 @@ def merged_modules(parts: Sequence[Parts], recipe: Recipe, dtype: torch.dtype) -
     merged = {one.name: _left_out(one) for one in left_out}
     rest = [one for one in parts if one.name not in merged]
     if recipe.way.dense:
+        recycle_freed_blocks()
         width = torch.get_num_threads()
         for frugal in (False, True):
             several = [one for one in rest if (width * _dense_bytes(one) > _MEMORY) == frugal]
