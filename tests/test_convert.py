@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from lorabench.adapters import Adapter, LoraModule, load, save
 from lorabench.adapters.__main__ import main
 from lorabench.adapters.comparing.deviation import deviations
-from lorabench.adapters.writing.converting import convert, prepare
 from lorabench.adapters.names.unet import diffusers_unet_name
+from lorabench.adapters.writing.converting import convert, prepare
 from lorabench.errors import LorabenchError
 
 ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
@@ -159,7 +159,9 @@ def test_embeddings_are_refused_by_name(layout: str) -> None:
 
 
 def test_unknown_layouts_and_components_are_refused() -> None:
-    with pytest.raises(LorabenchError, match="layout='mlx': allowed are peft, diffusers, diffusers-peft, comfyui, kohya"):
+    with pytest.raises(
+        LorabenchError, match="layout='mlx': allowed are peft, diffusers, diffusers-peft, comfyui, kohya"
+    ):
         convert(_adapter({"q": _pair()}), "mlx")
     with pytest.raises(LorabenchError, match="component='vae'"):
         convert(_adapter({"q": _pair()}), "kohya", component="vae")

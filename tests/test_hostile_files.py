@@ -229,9 +229,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 def test_small_factors_of_a_huge_update(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "a.safetensors"
     save_file(tensors, path)
-    with pytest.raises(
-        LorabenchError, match=rf"module q \(lo\w+\) unfolds to \d+ numbers, {limits.MOST_ENTRIES} are"
-    ):
+    with pytest.raises(LorabenchError, match=rf"module q \(lo\w+\) unfolds to \d+ numbers, {limits.MOST_ENTRIES} are"):
         load(path)
 
 

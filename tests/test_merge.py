@@ -17,10 +17,10 @@ from torch import Tensor
 
 from lorabench.adapters import Adapter, LoraModule, load, save
 from lorabench.adapters.merging.preflight import preflight
-from lorabench.adapters.resizing.rule import ResizeRule
 from lorabench.adapters.merging.recipe import DENSE, METHODS, Recipe
 from lorabench.adapters.merging.whole import merge
 from lorabench.adapters.resizing.resizing import resize
+from lorabench.adapters.resizing.rule import ResizeRule
 from lorabench.errors import LorabenchError
 from tests.adapter_makers import CONV, LINEAR, SHAPES, TABLE, dense, dense_sum, make_adapter, near
 

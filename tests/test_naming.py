@@ -216,7 +216,9 @@ def test_a_kohya_name_is_the_same_module(parts: list[str]) -> None:
 
 def test_no_key_fits_two_layouts() -> None:
     """Every real key, and those above: the layouts are tried in no order that means anything."""
-    keys = [key for key, *_ in (*FACTOR_KEYS, *OTHER_KEYS)] + [key for path in KEYSETS for key in json.loads(path.read_text())]
+    keys = [key for key, *_ in (*FACTOR_KEYS, *OTHER_KEYS)] + [
+        key for path in KEYSETS for key in json.loads(path.read_text())
+    ]
     for key in keys:
         fitting = {name for name, layout in layouts().items() if any(one.match(key) for one in layout.patterns)}
         assert len(fitting) <= 1, (key, fitting)

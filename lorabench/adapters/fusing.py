@@ -108,7 +108,9 @@ def in_one_naming(adapters: Sequence[Adapter]) -> tuple[tuple[Adapter, ...], tup
             continue
         spelled = as_diffusers(adapter.modules, family)
         respelled.append(replace(adapter, modules=spelled.modules))
-        notes.append(f"{adapter.path.name}: {spelled.changed} modules of {family.name} got diffusers' names, fused ones split")
+        notes.append(
+            f"{adapter.path.name}: {spelled.changed} modules of {family.name} got diffusers' names, fused ones split"
+        )
     return tuple(respelled), tuple(notes)
 
 

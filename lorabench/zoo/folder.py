@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int64
 
 from lorabench.adapters import LoraModule, layer_names
 from lorabench.adapters import load as load_adapter
+from lorabench.adapters.names.identity import by_identity
 from lorabench.errors import LorabenchError
 from lorabench.progress import track
 from lorabench.zoo.folder_index import LABELS, SPLITS, Entry, index_folder
@@ -41,7 +42,8 @@ class _Size:
 def load(path: str | Path, name: str, cache_dir: str | Path, missing: str = "error") -> Zoo:
     """The zoo of the adapters in a folder: sub-folders named by category, or a labels.csv.
 
-    Every naming scheme that `load_adapter` knows may stand beside any other. Adapters are read one at a time
+    Every naming scheme that `load_adapter` knows may stand beside any other; modules are the same by their identity.
+    Adapters are read one at a time
     and written to a store in `cache_dir`, which later calls map into memory; it is built again when a file
     changes. Ranks that differ are padded with zero rows of down and zero columns of up, and `Zoo.rank` keeps
     the true ones. labels.csv has the columns file and category, and may have leaf (default: the adapter's
@@ -65,7 +67,8 @@ def load(path: str | Path, name: str, cache_dir: str | Path, missing: str = "err
     found = open_store(store)
     if found is not None:
         return found
-    sizes = [_sizes(entry) for entry in track(entries, "checking adapters")]
+    names: dict[tuple[str, ...], str] = {}
+    sizes = [_sizes(entry, names) for entry in track(entries, "checking adapters")]
     modules = _modules(entries, sizes, missing)
     shapes: dict[str, tuple[int, int]] = {}
     for module in modules:
@@ -73,7 +76,7 @@ def load(path: str | Path, name: str, cache_dir: str | Path, missing: str = "err
         down, up = layer_names(module)
         shapes |= {down: (rank, sizes[0][module].d_in), up: (sizes[0][module].d_out, rank)}
     with StoreWriter(store, shapes) as writer:
-        for layers in _read(entries, modules, shapes):
+        for layers in _read(entries, modules, names, shapes):
             writer.append(layers)
         writer.finish(
             name,
@@ -102,15 +105,22 @@ def _key(root: Path, entries: list[Entry], name: str, missing: str) -> str:
     return hashlib.blake2b(said.encode(), digest_size=12).hexdigest()
 
 
-def _sizes(entry: Entry) -> dict[str, _Size]:
+def _sizes(entry: Entry, names: dict[tuple[str, ...], str]) -> dict[str, _Size]:
+    """The sizes of an adapter's modules, by the name that the first adapter with this module has for it.
+
+    Args:
+        entry: the adapter.
+        names: identity -> that name; new ones are added.
+    """
     adapter = load_adapter(entry.file)
     if adapter.unsupported:
         kinds = ", ".join(f"{kind} ({len(keys)})" for kind, keys in adapter.unsupported.items())
         _log.warning("%s: holds tensors that are not part of a LoRA and stay out: %s", entry.file, kinds)
-    return {
-        name: _Size(module.rank, module.down.shape[1], module.up.shape[0], module.scale)
-        for name, module in adapter.modules.items()
-    }
+    sizes = {}
+    for key, name in by_identity(adapter.modules).items():
+        module = adapter.modules[name]
+        sizes[names.setdefault(key, name)] = _Size(module.rank, module.down.shape[1], module.up.shape[0], module.scale)
+    return sizes
 
 
 def _modules(entries: list[Entry], sizes: list[dict[str, _Size]], missing: str) -> list[str]:
@@ -157,7 +167,10 @@ def _refuse_missing(entries: list[Entry], sizes: list[dict[str, _Size]], counts:
 
 
 def _read(
-    entries: list[Entry], modules: list[str], shapes: Mapping[str, tuple[int, int]]
+    entries: list[Entry],
+    modules: list[str],
+    names: Mapping[tuple[str, ...], str],
+    shapes: Mapping[str, tuple[int, int]],
 ) -> Iterator[dict[str, Float32[np.ndarray, "n rows cols"]]]:
     """The layers of consecutive adapters, padded, about 64 MiB at a time."""
     floats = sum(rows * cols for rows, cols in shapes.values())
@@ -171,8 +184,9 @@ def _read(
             count = min(step, len(entries) - number)
             chunk = {layer: np.zeros((count, *shape), np.float32) for layer, shape in shapes.items()}
         adapter = load_adapter(entry.file)
+        own = {names[key]: name for key, name in by_identity(adapter.modules).items()}
         for module in modules:
-            _place(chunk, row, module, adapter.modules[module])
+            _place(chunk, row, module, adapter.modules[own[module]])
     yield chunk
 
 

@@ -18,6 +18,7 @@ __all__ = ["EXAMPLE", "add_arguments", "run"]
 
 EXAMPLE = "lorabench-adapter convert style.safetensors --to peft --component unet -o style_unet"
 
+
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument("adapter", type=path_name, metavar="IN", help="an adapter file or folder")

@@ -2,16 +2,12 @@
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from lorabench.adapters.kinds.base import Factors, Fit, Shapes
+from lorabench.adapters.kinds.base import Factors, Fit, Shapes, Stored
 from lorabench.adapters.kinds.lora import Lora
 from lorabench.adapters.reading.scaling import Scale, Stated, find_scale, finite_number
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["KIND", "AdaLora"]
 
@@ -38,16 +34,16 @@ class AdaLora(Lora):
             raise ValueError("")
         return pair
 
-    def factors(
-        self, scheme: str, parts: "Mapping[str, Tensor]", fit: Fit, switched_on: tuple[bool, ...] = ()
-    ) -> Factors:
+    def factors(self, stored: Stored) -> Factors:
         """See `Kind.factors`; the diagonal goes into down."""
         import torch
 
-        if fit.rank == 0:
-            return Factors(torch.zeros(1, parts["down"].shape[1]), torch.zeros(parts["up"].shape[0], 1), (_PRUNED,))
-        pair = super().factors(scheme, parts, fit, switched_on)
-        down = pair.down * parts["lora_E"].reshape(-1, 1)
+        if stored.fit.rank == 0:
+            return Factors(
+                torch.zeros(1, stored.parts["down"].shape[1]), torch.zeros(stored.parts["up"].shape[0], 1), (_PRUNED,)
+            )
+        pair = super().factors(stored)
+        down = pair.down * stored.parts["lora_E"].reshape(-1, 1)
         return replace(pair, down=down.contiguous(), notes=(*pair.notes, "AdaLoRA: diag(E) is in down"))
 
     def scale(self, stated: Stated) -> Scale:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float32
     from torch import Tensor
 
-__all__ = ["BESIDE", "Factors", "Fit", "Kind", "Shape", "Shapes", "entries_of", "halves", "matrix_of"]
+__all__ = ["BESIDE", "Factors", "Fit", "Kind", "Shape", "Shapes", "Stored", "entries_of", "halves", "matrix_of"]
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -55,6 +55,23 @@ class Factors:
     kernel: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a file holds of one module.
+
+    Attributes:
+        scheme: naming scheme of its keys.
+        parts: part -> finite tensor in float32.
+        fit: what their shapes say.
+        switched_on: of a merged projection: which parts of the layer have rows in the file.
+    """
+
+    scheme: str
+    parts: "Mapping[str, Tensor]"
+    fit: Fit
+    switched_on: tuple[bool, ...] = ()
+
+
 class Kind(ABC):
     """A kind of module; each lies in a file of its own and is found there."""
 
@@ -81,17 +98,8 @@ class Kind(ABC):
         """
 
     @abstractmethod
-    def factors(
-        self, scheme: str, parts: "Mapping[str, Tensor]", fit: Fit, switched_on: tuple[bool, ...] = ()
-    ) -> Factors:
-        """The two matrices whose product, times the scale, is ΔW.
-
-        Args:
-            scheme: naming scheme of its keys.
-            parts: part -> finite tensor in float32.
-            fit: what their shapes say.
-            switched_on: of a merged projection: which parts of the layer have rows in the file.
-        """
+    def factors(self, stored: Stored) -> Factors:
+        """The two matrices whose product, times the scale, is ΔW."""
 
     def scale(self, stated: Stated) -> Scale:
         """The factor in front of up @ down, by what the file and its configuration state.

@@ -19,9 +19,7 @@ class Dora(Lora):
 
     name: ClassVar[str] = "dora"
     title: ClassVar[str] = "DoRA"
-    marks: ClassVar[re.Pattern[str] | None] = re.compile(
-        r"\.(?P<part>lora_magnitude_vector|dora_scale)(\.[^.]+){0,2}$"
-    )
+    marks: ClassVar[re.Pattern[str] | None] = re.compile(r"\.(?P<part>lora_magnitude_vector|dora_scale)(\.[^.]+){0,2}$")
 
 
 KIND = Dora()

@@ -1,16 +1,12 @@
 """LoHa (Hyeon-Woo et al. 2022, FedPara; LyCORIS): ΔW = scale · (W1a·W1b) ∘ (W2a·W2b)."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from lorabench.adapters.kinds.base import Factors, Fit, Kind, Shapes, entries_of, halves
+from lorabench.adapters.kinds.base import Factors, Fit, Kind, Shapes, Stored, entries_of, halves
 from lorabench.adapters.kinds.tucker import low_rank, unfold, unfolded_entries
 from lorabench.adapters.reading.scaling import Scale, Stated, find_scale
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["KIND", "LoHa"]
 
@@ -24,12 +20,8 @@ class LoHa(Kind):
 
     name: ClassVar[str] = "loha"
     title: ClassVar[str] = "LoHa"
-    marks: ClassVar[re.Pattern[str] | None] = re.compile(
-        r"\.hada_(?P<part>w1_a|w1_b|w2_a|w2_b|t1|t2)(\.[^.]+)?$"
-    )
-    needed: ClassVar[tuple[frozenset[str], ...]] = tuple(
-        frozenset({part}) for part in ("w1_a", "w1_b", "w2_a", "w2_b")
-    )
+    marks: ClassVar[re.Pattern[str] | None] = re.compile(r"\.hada_(?P<part>w1_a|w1_b|w2_a|w2_b|t1|t2)(\.[^.]+)?$")
+    needed: ClassVar[tuple[frozenset[str], ...]] = tuple(frozenset({part}) for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
     wanted: ClassVar[str] = "Both halves must be [d_out, r] and [r, d_in], of the same d_out and d_in."
 
     def fit(self, scheme: str, shapes: Shapes) -> Fit:  # noqa: ARG002 - its names do not matter
@@ -42,18 +34,18 @@ class LoHa(Kind):
         inner = sum(unfolded_entries(shapes, i) for i in (1, 2))
         return Fit(rank, entries=max(entries_of(rows, cols, rank * other_rank), inner))
 
-    def factors(
-        self, scheme: str, parts: "Mapping[str, Tensor]", fit: Fit, switched_on: tuple[bool, ...] = ()  # noqa: ARG002
-    ) -> Factors:
+    def factors(self, stored: Stored) -> Factors:
         """See `Kind.factors`."""
-        (up1, down1, _), (up2, down2, kernel) = (unfold(parts, i) for i in (1, 2))
+        (up1, down1, _), (up2, down2, kernel) = (unfold(stored.parts, i) for i in (1, 2))
         if up1.shape[1] * up2.shape[1] > min(up1.shape[0], down1.shape[1]):
             up, down = halves((up1 @ down1) * (up2 @ down2))
             note = "LoHa: ΔW may have full rank, and is given by itself and the identity"
             return Factors(down.contiguous(), up.contiguous(), (note,), kernel)
         up = (up1[:, :, None] * up2[:, None, :]).flatten(1)
         down = (down1[:, None, :] * down2[None, :, :]).flatten(0, 1)
-        note = f"LoHa of rank {fit.rank}: ΔW has rank {up.shape[1]} at most, and is given by factors of that rank"
+        note = (
+            f"LoHa of rank {stored.fit.rank}: ΔW has rank {up.shape[1]} at most, and is given by factors of that rank"
+        )
         return Factors(down.contiguous(), up.contiguous(), (note,), kernel)
 
     def scale(self, stated: Stated) -> Scale:

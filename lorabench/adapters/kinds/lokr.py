@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from lorabench.adapters.kinds.base import Factors, Fit, Kind, Shapes, entries_of, halves, matrix_of
+from lorabench.adapters.kinds.base import Factors, Fit, Kind, Shapes, Stored, entries_of, halves, matrix_of
 from lorabench.adapters.kinds.tucker import low_rank, unfold, unfolded_entries
 from lorabench.adapters.reading.scaling import Scale, Stated, find_scale
 
@@ -25,9 +25,7 @@ class LoKr(Kind):
 
     name: ClassVar[str] = "lokr"
     title: ClassVar[str] = "LoKr"
-    marks: ClassVar[re.Pattern[str] | None] = re.compile(
-        r"\.lokr_(?P<part>w1|w1_a|w1_b|w2|w2_a|w2_b|t2)(\.[^.]+)?$"
-    )
+    marks: ClassVar[re.Pattern[str] | None] = re.compile(r"\.lokr_(?P<part>w1|w1_a|w1_b|w2|w2_a|w2_b|t2)(\.[^.]+)?$")
     needed: ClassVar[tuple[frozenset[str], ...]] = tuple(
         frozenset({f"w{i}", f"w{i}_{half}"}) for i in (1, 2) for half in "ab"
     )
@@ -49,13 +47,11 @@ class LoKr(Kind):
         entries = entries_of(rows * other_rows, cols * other_cols, inner * other_inner)
         return Fit(rank, entries=max(entries, unfolded_entries(shapes, 2)))
 
-    def factors(
-        self, scheme: str, parts: "Mapping[str, Tensor]", fit: Fit, switched_on: tuple[bool, ...] = ()  # noqa: ARG002
-    ) -> Factors:
+    def factors(self, stored: Stored) -> Factors:
         """See `Kind.factors`."""
         import torch
 
-        (up1, down1, first), (up2, down2, second) = (_side(parts, i) for i in (1, 2))
+        (up1, down1, first), (up2, down2, second) = (_side(stored.parts, i) for i in (1, 2))
         kernel = second or first
         out, into = up1.shape[0] * up2.shape[0], down1.shape[1] * down2.shape[1]
         if up1.shape[1] * up2.shape[1] > min(out, into):
@@ -80,7 +76,7 @@ class LoKr(Kind):
 def _side(
     parts: "Mapping[str, Tensor]", i: int
 ) -> "tuple[Float32[Tensor, 'rows k'], Float32[Tensor, 'k cols'], tuple[int, ...]]":
-    """up and down of W1 or W2, and the window of a convolution where it has one."""
+    """Up and down of W1 or W2, and the window of a convolution where it has one."""
     whole = parts.get(f"w{i}")
     return unfold(parts, i) if whole is None else (*halves(whole.flatten(1)), tuple(whole.shape[2:]))
 

@@ -1,10 +1,9 @@
 """LoRA: ΔW = scale · up @ down (Hu et al. 2021); with convolutions, Tucker cores and merged projections."""
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from lorabench.adapters.kinds.base import Factors, Fit, Kind, Shape, Shapes
+from lorabench.adapters.kinds.base import Factors, Fit, Kind, Shape, Shapes, Stored
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -54,22 +53,20 @@ class Lora(Kind):
             raise ValueError("")
         return Fit(up[1])
 
-    def factors(
-        self, scheme: str, parts: "Mapping[str, Tensor]", fit: Fit, switched_on: tuple[bool, ...] = ()
-    ) -> Factors:
+    def factors(self, stored: Stored) -> Factors:
         """See `Kind.factors`."""
         import torch
 
-        down, up = parts["down"], parts["up"]
+        down, up = stored.parts["down"], stored.parts["up"]
         kernel, notes = tuple(down.shape[2:]), tuple[str, ...]()
-        if "mid" in parts:
-            mid = parts["mid"]
+        if "mid" in stored.parts:
+            mid = stored.parts["mid"]
             down, kernel = torch.einsum("abk,bi->aik", mid.flatten(2), down.flatten(1)), tuple(mid.shape[2:])
-        if fit.transposed:
+        if stored.fit.transposed:
             down, up = down.mT, up.mT
-            notes = () if scheme == "mlx" else (TRANSPOSED,)
-        elif fit.groups:
-            up = _block_diagonal(up.flatten(1), fit.groups, switched_on)
+            notes = () if stored.scheme == "mlx" else (TRANSPOSED,)
+        elif stored.fit.groups:
+            up = _block_diagonal(up.flatten(1), stored.fit.groups, stored.switched_on)
         return Factors(down.flatten(1).contiguous(), up.flatten(1).contiguous(), notes, kernel)
 
 

@@ -23,7 +23,7 @@ class Diffusers(WrittenLayout):
     )
 
     def keys(self, module: str, embedding: bool, names: Mapping[str, str]) -> TensorKeys:  # noqa: ARG002
-        """diffusers knows the modules of a text encoder by the word `lora_linear_layer` alone."""
+        """Diffusers knows the modules of a text encoder by the word `lora_linear_layer` alone."""
         text = names[module].startswith("text_encoder")
         stem = f"{names[module]}.{'lora_linear_layer' if text else 'lora'}"
         return TensorKeys(f"{stem}.down.weight", f"{stem}.up.weight")

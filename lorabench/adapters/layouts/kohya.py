@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
-from lorabench.adapters.layouts.base import NUMBER, ModuleKey, TensorKeys, WrittenLayout
+from lorabench.adapters.layouts.base import NUMBER, TensorKeys, WrittenLayout
 from lorabench.adapters.names.identity import flattened, identity, split_part
 
 __all__ = ["LAYOUT", "counts_text_encoders", "from_kohya"]

@@ -15,9 +15,7 @@ class XLabs(Layout):
 
     name: ClassVar[str] = "xlabs"
     patterns: ClassVar[tuple[re.Pattern[str], ...]] = (
-        re.compile(
-            r"^(?P<module>.+)\.processor\.(?P<tail>qkv|proj)_lora(?P<stream>[12])\.(?P<part>down|up)\.weight$"
-        ),
+        re.compile(r"^(?P<module>.+)\.processor\.(?P<tail>qkv|proj)_lora(?P<stream>[12])\.(?P<part>down|up)\.weight$"),
     )
 
     def read(self, match: re.Match[str]) -> ModuleKey:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, FOLDER_FILES
-from lorabench.adapters.names.identity import flattened, identity, split_part
+from lorabench.adapters.fusing import in_one_naming
+from lorabench.adapters.names.identity import by_identity, flattened, identity, split_part
 from lorabench.adapters.names.unet import clip_name, converted, diffusers_unet_name
+from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, FOLDER_FILES
 from lorabench.errors import LorabenchError
 
 __all__ = [
@@ -68,10 +69,11 @@ def align(adapters: Sequence[Adapter]) -> Aligned:
     Raises:
         LorabenchError: two prefixes fit equally well.
     """
+    adapters, respelled = in_one_naming(adapters)
     names = labels(adapters)
     done: list[dict[str, str]] = []
     manners: list[Callable[[str], str]] = []
-    notes: list[str] = []
+    notes = list(respelled)
     for i, adapter in enumerate(adapters):
         found: dict[str, str] = {}
         manner: Callable[[str], str] = str
@@ -107,25 +109,16 @@ def match(a: Adapter, b: Adapter) -> Match:
     if len(pairs) == min(len(a.modules), len(b.modules)):
         return Match(pairs)
     rest_a, rest_b = ([name for name in one.modules if name not in pairs] for one in (a, b))
-    by_a, by_b = _by_identity(rest_a), _by_identity(rest_b)
+    by_a, by_b = by_identity(rest_a), by_identity(rest_b)
     pairs |= {by_a[key]: by_b[key] for key in by_a if key in by_b}
     if pairs:
         return Match(pairs, how=_how(pairs))
     prefixes = _prefixes(a, b)
     if prefixes == ("", ""):
         return Match({})
-    bare_a, bare_b = (
-        _by_bare_name(one.modules, prefix) for one, prefix in zip((a, b), prefixes, strict=True)
-    )
+    bare_a, bare_b = (_by_bare_name(one.modules, prefix) for one, prefix in zip((a, b), prefixes, strict=True))
     pairs = {bare_a[key]: bare_b[key] for key in bare_a if key in bare_b}
     return Match(pairs, prefixes, _how(pairs, next(filter(None, prefixes))))
-
-
-def _by_identity(names: Iterable[str]) -> dict[tuple[str, ...], str]:
-    """Identity -> name. Modules of one file whose flattened names are equal stay two: there the dots decide."""
-    names = list(names)
-    times = Counter(map(identity, names))
-    return {identity(name) if times[identity(name)] == 1 else (*identity(name), name): name for name in names}
 
 
 def _by_bare_name(names: Iterable[str], prefix: str) -> dict[str, str]:

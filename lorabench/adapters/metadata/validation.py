@@ -9,8 +9,8 @@ from typing import Any
 from lorabench.adapters.metadata.evidence import CONFIG, Said, Sources
 from lorabench.adapters.metadata.hashes import check_hashes
 from lorabench.adapters.metadata.values import read_values
-from lorabench.adapters.reading.scaling import NO_CONFIG
 from lorabench.adapters.reading.patterns import Regex, plain_names
+from lorabench.adapters.reading.scaling import NO_CONFIG
 from lorabench.adapters.reading.switching import UNPLACED
 from lorabench.adapters.reading.table import ModuleRow, Table
 from lorabench.text import counted, some

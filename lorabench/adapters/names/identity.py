@@ -1,6 +1,8 @@
 """When two names are one module: wrappers and prefixes off, the part beside, separators flattened."""
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ __all__ = [
     "PARTS",
     "Identity",
     "Unwrapped",
+    "by_identity",
     "component",
     "flattened",
     "identity",
@@ -73,7 +76,12 @@ def unwrap(name: str) -> Unwrapped:
     ('base_model.model (twice)',)
     """
     taken = {wrapper for wrapper in _WRAPPERS if wrapper in name}
-    if not taken and not name.startswith((_PEFT, _PARALLEL)) and f".{_PEFT}" not in name and "." + _PARALLEL not in name:
+    if (
+        not taken
+        and not name.startswith((_PEFT, _PARALLEL))
+        and f".{_PEFT}" not in name
+        and "." + _PARALLEL not in name
+    ):
         return Unwrapped(name, ())
     segments = [segment for segment in name.split(".") if segment not in _WRAPPERS]
     rest = ".".join(segments)
@@ -145,3 +153,17 @@ def identity(name: str) -> Identity:
     if part != "denoiser":
         flat = _TEXT_LEVEL.sub("", flat)
     return Identity(part, flat)
+
+
+def by_identity(names: Iterable[str]) -> dict[tuple[str, ...], str]:
+    """What decides whether two files' modules are one -> the name, for all names of one file.
+
+    Modules of one file whose flattened names are equal stay two: there the dots decide.
+
+    >>> list(by_identity(["unet.a.b_c", "unet.a_b.c", "unet.d"]))
+    [('denoiser', 'a_b_c', 'a.b_c'), ('denoiser', 'a_b_c', 'a_b.c'), ('denoiser', 'd')]
+    """
+    names = list(names)
+    times = Counter(map(identity, names))
+    keys = {name: identity(name) for name in names}
+    return {tuple(key) if times[key] == 1 else (*key, split_part(name)[1]): name for name, key in keys.items()}

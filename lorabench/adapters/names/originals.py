@@ -54,7 +54,10 @@ def _stream_blocks(one: str, separator: str, mlp: tuple[str, str], modulation: s
 
 
 def _embedder(original: str, diffusers: str, first: str, second: str) -> list[Rule]:
-    return [Rule(f"{original}.{first}", (f"{diffusers}.linear_1",)), Rule(f"{original}.{second}", (f"{diffusers}.linear_2",))]
+    return [
+        Rule(f"{original}.{first}", (f"{diffusers}.linear_1",)),
+        Rule(f"{original}.{second}", (f"{diffusers}.linear_2",)),
+    ]
 
 
 _TIME = "time_text_embed"
@@ -166,7 +169,7 @@ def rules(family: str) -> list[Rule]:
 
 
 def renamed(family: str, name: str) -> tuple[tuple[str, ...], str] | None:
-    """diffusers' names of an original module, and how its rows become theirs; None where no rule has it.
+    """Diffusers' names of an original module, and how its rows become theirs; None where no rule has it.
 
     >>> renamed("flux", "double_blocks.7.txt_attn.proj")
     (('transformer_blocks.7.attn.to_add_out',), 'same')

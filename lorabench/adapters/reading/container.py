@@ -258,7 +258,9 @@ def _unnested(loaded: object) -> tuple[object, dict[str, str]]:
         return loaded, {}
     beside = loaded.get("metadata")
     texts = beside.items() if isinstance(beside, dict) and beside is not inner[0] else ()
-    metadata = {key: str(value) for key, value in texts if isinstance(key, str) and isinstance(value, str | int | float)}
+    metadata = {
+        key: str(value) for key, value in texts if isinstance(key, str) and isinstance(value, str | int | float)
+    }
     return inner[0], metadata
 
 

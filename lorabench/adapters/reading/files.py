@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.kinds import kinds
-from lorabench.adapters.kinds.base import BESIDE
+from lorabench.adapters.kinds.base import BESIDE, Stored
 from lorabench.adapters.kinds.dora import MAGNITUDE_LEFT_OUT
 from lorabench.adapters.names.identity import unwrap
 from lorabench.adapters.reading import limits
@@ -65,7 +65,7 @@ def load(path: Path | str, *, strict: bool = False) -> Adapter:
 
 def _module(file: Path, row: ModuleRow, tensors: Mapping[str, Tensor]) -> LoraModule:
     parts = {part: finite(file, key, tensors[key]) for part, key in row.keys.items() if part not in BESIDE}
-    factors = kinds()[row.form].factors(row.scheme, parts, row.fit, row.switched_on)
+    factors = kinds()[row.form].factors(Stored(row.scheme, parts, row.fit, row.switched_on))
     if row.fit.entries:
         for matrix in (factors.down, factors.up):  # products of finite numbers may be infinite
             finite(file, f"the ΔW of {row.module} ({row.form})", matrix)

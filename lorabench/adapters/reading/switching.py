@@ -18,9 +18,7 @@ UNPLACED = (
 """What `LoraModule.assumed` holds where ΔW may have fewer rows than its layer; such a module cannot be written."""
 
 
-def switches(
-    where: Path, module: str, fit: Fit, config: Mapping[str, Any]
-) -> tuple[tuple[bool, ...], tuple[str, ...]]:
+def switches(where: Path, module: str, fit: Fit, config: Mapping[str, Any]) -> tuple[tuple[bool, ...], tuple[str, ...]]:
     """The parts of a module's layer, and what is to be said of them; no parts where it is no merged projection.
 
     A part that is off has no rows in the file; without the configuration all parts are taken for on.
@@ -42,9 +40,9 @@ def switches(
     right = isinstance(enabled, list) and len(enabled) <= MOST_GROUPS and all(isinstance(on, bool) for on in enabled)
     if not right or sum(enabled) != fit.groups:
         raise LorabenchError(
-            f"{where}: enable_lora in adapter_config.json is {reprlib.repr(enabled)}, and the tensors of module {module} "
-            f"are those of {fit.groups} parts that are on; a list of true and false, {fit.groups} of them true, "
-            f"and {MOST_GROUPS} at most, is needed. Repair it."
+            f"{where}: enable_lora in adapter_config.json is {reprlib.repr(enabled)}, and the tensors of module "
+            f"{module} are those of {fit.groups} parts that are on; a list of true and false, {fit.groups} of them "
+            f"true, and {MOST_GROUPS} at most, is needed. Repair it."
         )
     placed = ", ".join(str(i) for i, on in enumerate(enabled, 1) if on)
     note = f"merged projection of {len(enabled)} parts, of which {placed} on; the rows of the others are zero"

@@ -1,7 +1,7 @@
 """The plan of an adapter file, module by module; of a safetensors file from the header alone, without torch."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

@@ -17,7 +17,6 @@ MODES = ("rank", "sv_ratio", "sv_cumulative", "sv_fro", "energy", "size_mib", "p
 """The fields of a rule that say how ranks are chosen; exactly one is given."""
 
 
-
 @documented
 @dataclass(frozen=True)
 class ResizeRule:
@@ -54,7 +53,10 @@ class ResizeRule:
         float | int | None, Help("SVD, the least total error in a file of at most this size"), Metavar("MIB"), Above(0)
     ] = None
     pad: Annotated[
-        int | None, Help("zeros up to this rank or ΔW's short side; the update stays as it is"), Metavar("R"), AtLeast(1)
+        int | None,
+        Help("zeros up to this rank or ΔW's short side; ΔW stays as it is"),
+        Metavar("R"),
+        AtLeast(1),
     ] = None
     truncate: Annotated[
         int | None,

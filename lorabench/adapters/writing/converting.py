@@ -166,9 +166,7 @@ def notes_on_writing(adapter: Adapter, layout: str | None = None) -> list[str]:
     return list(prepare(adapter, layout).notes)
 
 
-def _choose(
-    adapter: Adapter, layout: WrittenLayout, part: str | None
-) -> tuple[dict[str, LoraModule], list[str]]:
+def _choose(adapter: Adapter, layout: WrittenLayout, part: str | None) -> tuple[dict[str, LoraModule], list[str]]:
     """The modules that are written, by names with the part that the layout needs, and what to say of it."""
     modules = dict(adapter.modules)
     if part is None:

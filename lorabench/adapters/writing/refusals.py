@@ -16,7 +16,6 @@ from lorabench.text import some
 __all__ = [
     "refuse_embeddings",
     "refuse_infinite",
-
     "refuse_magnitudes",
     "refuse_options",
     "refuse_transposed",
@@ -24,7 +23,9 @@ __all__ = [
     "refuse_unsupported",
 ]
 
-_CONV1D = re.compile(r"(^|\.)h\.\d+\.(attn\.c_attn|attn\.c_proj|attn\.q_attn|crossattention\.\w+|mlp\.c_fc|mlp\.c_proj)$")
+_CONV1D = re.compile(
+    r"(^|\.)h\.\d+\.(attn\.c_attn|attn\.c_proj|attn\.q_attn|crossattention\.\w+|mlp\.c_fc|mlp\.c_proj)$"
+)
 """GPT-2's modules, whose weights are [d_in, d_out]."""
 
 _OPTIONS = {
@@ -36,6 +37,7 @@ _OPTIONS = {
 """Entries of PEFT's configuration that change what an adapter does, and that no other layout can say."""
 
 _CHANGED_BASE = re.compile(r"pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)
+
 
 def refuse_unsupported(adapter: Adapter, drop: bool, carried: bool) -> dict[str, tuple[str, ...]]:
     """Kind -> keys that are left out because they are no low-rank pair; DoRA's magnitudes are not among them.
@@ -60,6 +62,7 @@ def refuse_unsupported(adapter: Adapter, drop: bool, carried: bool) -> dict[str,
             "Say --drop-unsupported (drop_unsupported=True) to leave these out."
         )
     return left
+
 
 def refuse_infinite(adapter: Adapter) -> None:
     """NaN or infinity, which `load` refuses too; an adapter may have been made in memory.
@@ -88,6 +91,7 @@ def refuse_magnitudes(adapter: Adapter, drop: bool) -> dict[str, tuple[str, ...]
         )
     return {"dora": adapter.unsupported.get("dora", names)} if names else {}
 
+
 def refuse_unplaced(where: Path, modules: Mapping[str, LoraModule]) -> None:
     """Merged projections of which nobody knows which rows of the layer they change.
 
@@ -101,6 +105,7 @@ def refuse_unplaced(where: Path, modules: Mapping[str, LoraModule]) -> None:
             f"on ({some(names)}): what is written could not be loaded. Add enable_lora to its adapter_config.json."
         )
 
+
 def refuse_embeddings(where: Path, modules: Mapping[str, LoraModule], layout: WrittenLayout) -> None:
     """Few layouts have names for the update of an embedding table.
 
@@ -113,6 +118,7 @@ def refuse_embeddings(where: Path, modules: Mapping[str, LoraModule], layout: Wr
             f"{where}: the {layout.name} layout has no place for the update of an embedding table ({some(tables)}). "
             "Write the peft layout, or remove these modules first."
         )
+
 
 def refuse_transposed(adapter: Adapter, layout: WrittenLayout, drop: bool = False) -> bool:
     """Whether it is lost that ΔW is added transposed: to GPT-2's Conv1D, or where PEFT's `fan_in_fan_out` says so.
@@ -140,6 +146,7 @@ def refuse_transposed(adapter: Adapter, layout: WrittenLayout, drop: bool = Fals
         )
     return lost
 
+
 def refuse_options(adapter: Adapter, layout: WrittenLayout) -> None:
     """Options of PEFT's that change what an adapter does, in a layout without a configuration.
 
@@ -161,6 +168,7 @@ def refuse_options(adapter: Adapter, layout: WrittenLayout) -> None:
             f"loaded, which the {layout.name} layout cannot say. Write the peft layout, or convert it to an ordinary "
             "LoRA by PEFT's path_initial_model_for_weight_conversion first."
         )
+
 
 def _all_there(keys: tuple[str, ...], adapter: Adapter) -> bool:
     return all(unwrap(key).name in adapter.extras for key in keys)
