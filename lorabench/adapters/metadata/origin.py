@@ -111,10 +111,12 @@ def family_of(rows: Sequence[ModuleRow]) -> Family | None:
     """The family of base models that an adapter's modules tell."""
     named = {}
     for row in rows:
-        part, name = row.part, row.module.removeprefix(f"{row.part}.")
-        if part == "transformer" and name.startswith("h."):
-            part = "model"  # GPT-2's own level of that name is no part of a pipeline
-        named[_PARTS.get(part, part), name.replace(".", "_")] = _shape(row)
+        part, name = _PARTS.get(row.part, row.part), row.module
+        if part:
+            name = name.removeprefix(f"{row.part}.")
+        if row.part == "transformer" and name.startswith("h."):
+            part = ""  # GPT-2's own level of that name is no part of a pipeline
+        named[part, name.replace(".", "_")] = _shape(row)
     return recognise(named)
 
 
