@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, cast
 
-__all__ = ["Family", "Shape", "dotted", "family_keys", "recognise"]
+__all__ = ["Family", "Shape", "dotted", "family_keys", "family_name", "recognise"]
 
 Shape = tuple[int, int]
 """d_out and d_in of a module."""
@@ -133,6 +133,15 @@ def family_keys() -> frozenset[str]:
     return frozenset(table.key for table in _vocabulary()[0])
 
 
+def family_name(key: str) -> str:
+    """What people call a family.
+
+    >>> family_name("hunyuan-video")
+    'HunyuanVideo'
+    """
+    return next(table.name for table in _vocabulary()[0] if table.key == key)
+
+
 def recognise(modules: Mapping[tuple[str, str], Shape | None]) -> Family | None:
     """The family of base models whose modules these are, by their names, widths and numbers of blocks.
 
@@ -171,16 +180,23 @@ def _vocabulary() -> tuple[tuple[_Table, ...], Mapping[str, Mapping[str, Sequenc
     return tuple(_Table(**table) for table in stored["tables"]), index
 
 
-def _owners(pattern: str) -> set[int]:
+@lru_cache(maxsize=2**14)
+def _owners(pattern: str) -> frozenset[int]:
     """The numbers of the tables that have a flattened template."""
-    return {number for numbers in _vocabulary()[1].get(pattern, {}).values() for number in numbers}
+    return frozenset(number for numbers in _vocabulary()[1].get(pattern, {}).values() for number in numbers)
+
+
+@lru_cache(maxsize=2**16)
+def _split(flat: str) -> tuple[str, tuple[int, ...]]:
+    """A flattened name's template and its numbers; the files of a folder have the same names again and again."""
+    return _NUMBER.sub("#", flat), tuple(map(int, _NUMBER.findall(flat)))
 
 
 def _seen(names: Mapping[str, Shape | None]) -> _Seen:
     seen = _Seen(defaultdict(list), defaultdict(list))
     for name, shape in names.items():
-        pattern = _NUMBER.sub("#", name)
-        seen.numbers[pattern].append(tuple(map(int, _NUMBER.findall(name))))
+        pattern, numbers = _split(name)
+        seen.numbers[pattern].append(numbers)
         if shape is not None:
             seen.shapes[pattern].append(shape)
     return seen
