@@ -1,6 +1,5 @@
 """Which family of base models an adapter fits, and whether its metadata says another."""
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -98,11 +97,12 @@ def _shape(row: ModuleRow) -> Shape | None:
     if row.kind == "lokr":
         first, second = (row.shapes.get(part) or _joined(row, part) for part in ("w1", "w2"))
         return (first[0] * second[0], first[1] * second[1]) if len(first) > 1 and len(second) > 1 else None
-    up, down = (row.shapes.get(part, ()) for part in (("w1_a", "w1_b") if row.kind == "loha" else ("up", "down")))
+    out, into = ("w1_a", "w1_b") if row.kind == "loha" else ("up", "down")
+    up, down = row.shapes.get(out, ()), row.shapes.get(into, ())
     if len(up) < 2 or len(down) < 2 or row.rank < 1:
         return None
     # MLX's factors are transposed; of a convolution's the kernel's size is no width
-    return math.prod(up[:2]) // row.rank, math.prod(down[:2]) // row.rank
+    return up[0] * up[1] // row.rank, down[0] * down[1] // row.rank
 
 
 def _joined(row: ModuleRow, part: str) -> tuple[int, ...]:
