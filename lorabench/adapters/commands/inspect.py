@@ -165,11 +165,21 @@ def _listed(rows: list[dict[str, Any]], style: str) -> str:
         ]
         for row in rows
     ]
-    wrong = [f"(!) {clean(row['file'])}: {clean(row['error'])}" for row in rows if not row["valid"]]
+    files: dict[str, list[str]] = {}
+    for row in rows:
+        if not row["valid"]:
+            files.setdefault(clean(row["error"]), []).append(clean(row["file"]))
+    wrong = [f"(!) {_first(names)}: {error}" for error, names in files.items()]
     if style != "markdown":
         return "\n".join([table(columns, cells, ("alpha", "modules", "KiB")), *([""] if wrong else []), *wrong])
     lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in (columns, *cells)]
     return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:], "", *(f"- {line}" for line in wrong)])
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first of the files that have one error, and how many more have it."""
+    more = f" and {len(names) - 3} more files" if len(names) > 4 else ""
+    return ", ".join(names[: 3 if more else None]) + more
 
 
 def _span(ranks: Sequence[str]) -> str:

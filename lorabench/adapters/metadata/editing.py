@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lorabench.adapters.metadata.hashes import header_text, sshs_hashes
 from lorabench.adapters.metadata.redaction import redact, redact_config
+from lorabench.adapters.reading.beside import config_beside
 from lorabench.adapters.reading.header import (
     Header,
     explain_reading,
@@ -100,7 +101,7 @@ def _places(
     file: Path, out: Path, force: bool, redacted: bool
 ) -> tuple[Path, dict[str, object] | None, tuple[str, ...]]:
     """The file to write, adapter_config.json to write beside it, and notes."""
-    beside = file.parent / _CONFIG
+    beside = config_beside(file)
     config = read_json(beside) if beside.is_file() else None
     if out.suffix != ".safetensors":
         if config is not None:
@@ -116,9 +117,11 @@ def _places(
         raise LorabenchError(f"--out {out} exists already. Give another path, or --force to replace it.")
     if config is None or (out.parent.resolve() == file.parent.resolve()):
         private = config is not None and redacted and redact_config(config) != config
-        note = f"{_CONFIG} beside it stays as it is, paths included: give a folder as --out to redact it too"
+        note = f"{beside.name} beside it stays as it is, paths included: give a folder as --out to redact it too"
         return out, None, (note,) if private else ()
-    note = f"{_CONFIG} beside {file.name} is not copied, and its alpha counts: give a folder as --out to take it along"
+    note = (
+        f"{beside.name} beside {file.name} is not copied, and its alpha counts: give a folder as --out to take it along"
+    )
     return out, None, (note,)
 
 

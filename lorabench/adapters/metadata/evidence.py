@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorabench.adapters.metadata.decoding import decode_all
+from lorabench.adapters.reading.beside import copy_of
 from lorabench.adapters.reading.header import read_json
 from lorabench.adapters.reading.table import Table
 from lorabench.errors import LorabenchError
@@ -45,7 +46,7 @@ def sources(table: Table) -> Sources:
     notes: tuple[str, ...] = ()
     state: dict[str, Any] = {}
     try:
-        state = read_json(table.file.parent / STATE)
+        state = read_json(copy_of(table.file, STATE))
     except LorabenchError as error:
         notes = (f"left out: {error}",)
     inside = metadata.get(PEFT)

@@ -10,10 +10,13 @@ from typing import Any
 from lorabench.adapters.reading.header import Header, TensorInfo, explain_reading
 from lorabench.errors import LorabenchError
 
-__all__ = ["HASH_KEYS", "CheckedHash", "check_hashes", "header_text", "sshs_hashes", "sshs_hashes_of"]
+__all__ = ["HASH_KEYS", "NOTHING", "CheckedHash", "check_hashes", "header_text", "sshs_hashes", "sshs_hashes_of"]
 
 HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 """Metadata entries that `check_hashes` holds against the file."""
+
+NOTHING = hashlib.sha256(b"").hexdigest()
+"""The hash of no bytes."""
 
 # safetensors (0.8) puts tensors down from the last of these types to the first, and by name within one.
 _RANK = {

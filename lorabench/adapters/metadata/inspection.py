@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabench.adapters.metadata.evidence import Said, said, sources
+from lorabench.adapters.metadata.family import base_model
 from lorabench.adapters.metadata.origin import model_info, network_info, training_info
 from lorabench.adapters.metadata.validation import validate
 from lorabench.adapters.reading.header import explain_reading
@@ -79,7 +80,7 @@ def inspect(
         hashes: whether to hold the file's hashes against its bytes; None: where it bears any and is below 64 MiB.
             True also gives the sha256 of the whole file.
         top_tags: how many of the dataset's most frequent tags to name.
-        values: whether to read the weights too, by torch, and look for NaN, infinity and untrained modules.
+        values: whether to read the weights too, and look for NaN, infinity and untrained modules.
 
     Raises:
         LorabenchError: the file cannot be read at all.
@@ -94,15 +95,15 @@ def inspect_table(
     known = sources(table)
     with explain_reading(table.file):
         stat = table.file.stat()
-    network = network_info(known)
+    network, base = network_info(known), base_model(known)
     whole = hashes is True
     checked = table.header is not None and (whole or (hashes is None and stat.st_size < HASHED_BELOW))
     return Inspection(
         file_info=_file(table, stat, whole),
-        model_info=model_info(known),
+        model_info=model_info(known, base),
         training_info=training_info(known, top_tags),
         architecture_info={**_architecture(table), **network},
-        validation_info=validate(known, network, strict=strict, hashes=checked, values=values),
+        validation_info=validate(known, network, base, strict=strict, hashes=checked, values=values),
         extraction_time=datetime.now(UTC).isoformat(timespec="milliseconds"),
         metadata=known.metadata,
         raw_metadata=dict(table.metadata),

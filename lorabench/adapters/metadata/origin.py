@@ -2,15 +2,16 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from lorabench.adapters.metadata.dataset_facts import datasets, tags, trigger_words
 from lorabench.adapters.metadata.evidence import CONFIG, PEFT, STATE, Said, Sources, base_name, look_up, said
-from lorabench.adapters.names.families import Family, Shape, recognise
-from lorabench.adapters.reading.table import ModuleRow, Table
+from lorabench.adapters.metadata.family import BASE_VERSION, BaseModel
+from lorabench.adapters.reading.table import Table
 
-__all__ = ["family_of", "model_info", "network_info", "training_info"]
+__all__ = ["model_info", "network_info", "peft_method", "training_info"]
 
 # A source is an entry of the metadata, or "file or entry: key.key" for one inside; the first that says anything wins.
 _MODEL: Mapping[str, tuple[str, ...]] = {
@@ -18,7 +19,7 @@ _MODEL: Mapping[str, tuple[str, ...]] = {
         "ss_sd_model_name", f"{CONFIG}: base_model_name_or_path", f"{CONFIG}: model", "base_model", "baseModel",
         "ot_config: base_model_name", f"{PEFT}: base_model_name_or_path",
     ),
-    "base_model_version": ("ss_base_model_version", "modelspec.architecture", "ot_config: model_type"),
+    "base_model_version": BASE_VERSION,
     "base_model_hash": ("ss_new_sd_model_hash", "ss_sd_model_hash"),
     "title": ("modelspec.title", "ss_output_name", "name", "title"),
     "author": ("modelspec.author", "author"),
@@ -89,53 +90,28 @@ _METHODS = {
     "lokr": "LoKr", "adalora": "AdaLoRA", "ia3": "IA3", "unilora": "Uni-LoRA", "oft": "OFT", "vera": "VeRA",
     "vblora": "VB-LoRA", "glora": "GLoRA", "full_diff": "full difference", "textual_inversion": "textual inversion",
 }  # fmt: skip
-_PARTS = {"unet": "denoiser", "transformer": "denoiser", "prior_unet": "prior", "model": ""}
+_PEFT = {
+    "UNILORA": "Uni-LoRA", "VERA": "VeRA", "VBLORA": "VB-LoRA", "FOURIERFT": "FourierFT", "GLORA": "GLoRA",
+    "BONE": "Bone", "MISS": "MiSS", "RANDLORA": "RandLoRA", "ROAD": "RoAd", "WAVEFT": "WaveFT", "SHIRA": "SHiRA",
+    "HIRA": "HiRA", "DELORA": "DeLoRA", "XLORA": "X-LoRA", "P_TUNING": "p-tuning", "ADAPTION_PROMPT": "adaption prompt",
+    "TRAINABLE_TOKENS": "trainable tokens", "CARTRIDGE": "cartridge",
+}  # fmt: skip
+"""How the papers write PEFT's types; a type that is not here stays as it is written."""
 
 
-def model_info(known: Sources) -> dict[str, Said]:
+def model_info(known: Sources, base: BaseModel) -> dict[str, Said]:
     """Base model, its family, and what the author says of the adapter; what nothing says is left out."""
-    found = look_up(known, _MODEL)
-    if "base_model" in found:
-        name = found["base_model"]["value"]
-        found["base_model"] = said(base_name(str(name)), found["base_model"]["source"])
-    family = family_of(known.table.rows)
-    if family is not None:
-        found["family"] = said(family.name, family.evidence)
-    nearest = found.get("base_model_version", found.get("family"))
+    info = look_up(known, _MODEL)
+    if "base_model" in info:
+        info["base_model"] = said(base_name(str(info["base_model"]["value"])), info["base_model"]["source"])
+    if base.version is not None:
+        info["base_model_version"] = base.version
+    if base.family is not None:
+        info["family"] = said(base.family.name, base.family.evidence)
+    nearest = base.version if base.version is not None and not base.contradicted else info.get("family")
     if nearest is not None:
-        found.setdefault("base_model", said(nearest["value"], nearest["source"]))
-    return found
-
-
-def family_of(rows: Sequence[ModuleRow]) -> Family | None:
-    """The family of base models that an adapter's modules tell."""
-    named = {}
-    for row in rows:
-        part, name = row.part, row.module.removeprefix(f"{row.part}.")
-        if part == "transformer" and name.startswith("h."):
-            part = "model"  # GPT-2's own level of that name is no part of a pipeline
-        named[_PARTS.get(part, part), name.replace(".", "_")] = _shape(row)
-    return recognise(named)
-
-
-def _shape(row: ModuleRow) -> Shape | None:
-    """d_out and d_in; None where the factors do not say them."""
-    if row.kind == "lokr":
-        first, second = (row.shapes.get(part) or _joined(row, part) for part in ("w1", "w2"))
-        return (first[0] * second[0], first[1] * second[1]) if len(first) > 1 and len(second) > 1 else None
-    if row.kind == "loha":
-        up, down = row.shapes.get("w1_a", ()), row.shapes.get("w1_b", ())
-    else:
-        up, down = row.shapes.get("up", ()), row.shapes.get("down", ())
-    if len(up) < 2 or len(down) < 2 or row.rank < 1:
-        return None
-    # MLX's factors are transposed; of a convolution's the kernel's size is no width
-    return math.prod(up[:2]) // row.rank, math.prod(down[:2]) // row.rank
-
-
-def _joined(row: ModuleRow, part: str) -> tuple[int, ...]:
-    """The shape of a LoKr factor that is a product itself."""
-    return (*row.shapes.get(f"{part}_a", ())[:1], *row.shapes.get(f"{part}_b", ())[1:2])
+        info.setdefault("base_model", said(nearest["value"], nearest["source"]))
+    return info
 
 
 def training_info(known: Sources, top_tags: int = 20) -> dict[str, Said]:
@@ -166,6 +142,18 @@ def network_info(known: Sources) -> dict[str, Said]:
     return look_up(known, _NETWORK)
 
 
+def peft_method(config: Mapping[str, Any]) -> str:
+    """What PEFT calls an adapter that is no LoRA of any kind, from its configuration; "" for LoRA and where it is mute.
+
+    >>> peft_method({"peft_type": "PREFIX_TUNING"}), peft_method({"peft_type": "LORA"})
+    ('prefix tuning', '')
+    """
+    asked = config.get("peft_type")
+    if not isinstance(asked, str) or asked in ("", "LORA", "LOHA", "LOKR", "ADALORA"):
+        return ""
+    return _PEFT.get(asked, asked.replace("_", " ").lower() if asked.endswith("TUNING") else asked)
+
+
 def _method(table: Table) -> Said:
     names = [_METHODS.get(row.kind, row.kind) for row in table.rows]
     names += [_METHODS[kind] for kind in table.unsupported if kind in _METHODS]
@@ -176,6 +164,9 @@ def _method(table: Table) -> Said:
         for row in table.rows
     ):
         names = ["LoRA with convolutions (LoCon)" if name == "LoRA" else name for name in names]
+    asked = peft_method(table.config)
+    if asked and not table.rows and not any(kind in _METHODS for kind in table.unsupported):
+        return said(asked, f"{CONFIG}: peft_type")
     if not names:
         return said("unknown", "tensor names")
     root = any("sqrt" in row.scale_rule for row in table.rows)

@@ -5,7 +5,9 @@ Taken away whole, at any depth:
 - session ids and times: `ss_session_id`, `ss_training_started_at`, `ss_training_finished_at`;
 - tags and captions of the dataset, and the names of its folders: `ss_tag_frequency`, `ss_dataset_dirs`,
   `ss_reg_dataset_dirs`, `ss_datasets`, and every entry whose name ends in `tag_frequency`, `caption(s)`, `prompt(s)`;
-- what a person typed or named: `ss_training_comment`, `ss_output_name`;
+- what a person typed or named: `ss_training_comment`, `ss_output_name`, and of the outermost entries a run's, a
+  project's or a person's name: `name`, `run`, `job`, `project`, `experiment`, `creator`, `author`, `owner`,
+  `trained_by` and the like (`modelspec.author` is published on purpose);
 - OneTrainer's whole configuration, `ot_config`; ComfyUI's `prompt`, `workflow` and `extra_pnginfo`, A1111's
   `parameters`, which hold all of these;
 - every entry whose name ends in `dir(s)`, `folder(s)`, `cwd`, `argv`, `command_line`, `session_id`, `run_id`,
@@ -32,6 +34,12 @@ _WHOLE = {
     "ss_reg_dataset_dirs", "ss_datasets", "ss_training_comment", "ss_output_name", "ot_config", "workflow",
     "extra_pnginfo", "parameters",
 }  # fmt: skip
+# Inside JSON a "name" is that of a program, a schedule, a model.
+_NAMED = re.compile(
+    r"(ss_)?(name|full_?name|(output|run|job|project|experiment|session|config|lora|adapter|author|creator|owner)_name"
+    r"|run|job|project|experiment|creators?|authors?|owner|trained_by|created_by|team|organi[sz]ation|company)",
+    re.IGNORECASE,
+)
 _ENDINGS = re.compile(
     r"(^|[._])(tag_frequency|captions?|prompts?|dirs?|director(y|ies)|folders?|workflows?|session_id|run_id|run_name"
     r"|user|username|user_name|host|hostname|host_name|email|password|secret|cwd|argv|cmd|cmdline|command_line"
@@ -65,7 +73,8 @@ _PUBLIC = re.compile(r"https?://(?![^/\s]*@)[^\s\"'`<>]+|data:[\w.+-]+/[\w.+-]+;
 
 def redact(metadata: Mapping[str, str]) -> dict[str, str]:
     """Metadata without what this module's head names."""
-    cleaned = {key: _without_paths(value) for key, value in metadata.items() if not is_private(key)}
+    kept = {key: value for key, value in metadata.items() if not is_private(key) and not _NAMED.fullmatch(key)}
+    cleaned = {key: _without_paths(value) for key, value in kept.items()}
     return {key: value for key, value in cleaned.items() if value is not None}
 
 

@@ -1,14 +1,16 @@
 """Whether an adapter is whole, and agrees with what its configuration says."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lorabench.adapters.metadata.evidence import CONFIG, Said, Sources
-from lorabench.adapters.metadata.hashes import check_hashes
-from lorabench.adapters.metadata.values import read_values
+from lorabench.adapters.metadata.family import BaseModel
+from lorabench.adapters.metadata.hashes import NOTHING, check_hashes
+from lorabench.adapters.metadata.origin import peft_method
 from lorabench.adapters.reading.patterns import Regex, plain_names
 from lorabench.adapters.reading.scaling import NO_CONFIG
 from lorabench.adapters.reading.switching import UNPLACED
@@ -17,8 +19,22 @@ from lorabench.text import counted, some
 
 __all__ = ["Finding", "validate"]
 
+_RENAMERS = tuple(
+    (re.compile(pattern, re.IGNORECASE), name)
+    for pattern, name in (
+        (r"ai-?toolkit", "ai-toolkit"),
+        (r"musubi", "musubi-tuner"),
+        (r"one-?trainer", "OneTrainer"),
+        (r"diffusion-?pipe", "diffusion-pipe"),
+        (r"simple-?tuner", "SimpleTuner"),
+    )
+)
+_MUSUBI = re.compile(r"lora_(wan|framepack|fpack|qwen_image|hv|hunyuan|zimage|kandinsky|flux_kontext|flux_2)")
+"""Networks of musubi-tuner; the hash is of its own names, and its converter renames them."""
 _NO_ADAPTER = {"full_weight", "bias", "other", "textual_inversion", "alpha_alone"}
 """Kinds of tensors that make no adapter where nothing else is in the file."""
+_NAMES = re.compile(r"module \S+|(?:[\w-]+\.)+[\w-]+")
+"""The names of modules and keys in an error: two errors that differ in these alone are one."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +53,23 @@ class Finding:
 
 
 def validate(
-    known: Sources, network: Mapping[str, Said], *, strict: bool, hashes: bool, values: bool = False
+    known: Sources,
+    network: Mapping[str, Said],
+    base: BaseModel,
+    *,
+    strict: bool,
+    hashes: bool,
+    values: bool = False,
 ) -> dict[str, Any]:
     """Every check of one file.
 
     Args:
         known: the file, and what is said of it.
         network: what the trainer was asked for (`origin.network_info`).
+        base: the base model that tensors and metadata tell.
         strict: whether a tensor that cannot be analysed is an error.
         hashes: whether to hold the file's hashes against all its bytes.
-        values: whether to read the weights, by torch, and look for NaN, infinity and untrained modules.
+        values: whether to read the weights and look for NaN, infinity and untrained modules.
 
     Returns:
         "valid", "errors" and "warnings" in words, "checks", "unsupported" (kind -> keys), and "assumed" (what the
@@ -65,8 +88,9 @@ def validate(
         *_asked(table, network),
         *_targets(table, network),
         *_unsupported(table, strict),
+        *_base(base),
         *(_values(table) if values else _no_values(table)),
-        *(_hashes(table) if hashes else ()),
+        *(_hashes(known) if hashes else ()),
         *(Finding("beside", "warning", note) for note in known.notes),
     ]
     words = {level: [one.message for one in findings if one.level == level] for level in ("error", "warning")}
@@ -93,8 +117,12 @@ def _modules(table: Table) -> Iterator[Finding]:
 
 
 def _pairs(table: Table) -> Iterator[Finding]:
+    alike: dict[str, list[str]] = {}
     for problem in table.problems:
-        yield Finding("pairs", "error", problem)
+        alike.setdefault(_NAMES.sub("module", problem), []).append(problem)
+    for problems in alike.values():
+        more = f" ({counted(len(problems) - 1, 'more module')} alike)" if len(problems) > 1 else ""
+        yield Finding("pairs", "error", problems[0] + more)
     if table.rows and not table.problems:
         yield Finding("pairs", "ok", "every pair is complete and fits together")
 
@@ -142,20 +170,21 @@ def _merged(table: Table) -> Iterator[Finding]:
 
 
 def _values(table: Table) -> Iterator[Finding]:
-    found = read_values(table)
-    for name, word in (("nan", "NaN"), ("infinite", "infinite values")):
-        if found[name]:
-            text = f"{word} in {counted(len(found[name]), 'tensor')}: {some(found[name])}"
-            yield Finding("values", "error", text)
-    if not found["nan"] and not found["infinite"]:
+    from lorabench.adapters.metadata.values import read_values  # numpy; a header alone is read without
+
+    report = read_values(table)
+    for keys, word in ((report.nan, "NaN"), (report.infinite, "infinite values")):
+        if keys:
+            yield Finding("values", "error", f"{word} in {counted(len(keys), 'tensor')}: {some(keys)}")
+    if not report.nan and not report.infinite:
         yield Finding("values", "ok", "all weights are finite")
-    if found["untrained"]:
-        text = f"{counted(len(found['untrained']), 'module')} untrained, a factor of all zeros: "
-        yield Finding("values", "warning", text + some(found["untrained"]))
+    if report.untrained:
+        text = f"{counted(len(report.untrained), 'module')} untrained, a factor of all zeros: "
+        yield Finding("values", "warning", text + some(report.untrained))
 
 
 def _no_values(table: Table) -> Iterator[Finding]:
-    if table.header is not None and table.rows:
+    if table.format != "pickle" and table.rows:
         text = "weights were not read, the header alone: NaN and untrained modules cannot be seen (--values reads them)"
         yield Finding("values", "note", text)
 
@@ -216,20 +245,47 @@ def _targets(table: Table, network: Mapping[str, Said]) -> Iterator[Finding]:
 
 
 def _unsupported(table: Table, strict: bool) -> Iterator[Finding]:
+    asked = peft_method(table.config)
     for kind, keys in table.unsupported.items():
-        text = f"kind {kind} cannot be analysed ({counted(len(keys), 'tensor')}): {some(keys)}"
+        method = f", {asked} by its configuration," if asked and not table.rows else ""
+        text = f"kind {kind}{method} cannot be analysed ({counted(len(keys), 'tensor')}): {some(keys)}"
         yield Finding("unsupported", "error" if strict else "warning", text)
 
 
-def _hashes(table: Table) -> Iterator[Finding]:
-    for key, one in check_hashes(table.header).items() if table.header is not None else ():
-        if one.ok:
+def _base(base: BaseModel) -> Iterator[Finding]:
+    if base.version is not None and base.contradicted:
+        yield Finding("base model", "warning", f"{base.version['source']} says {base.version['value']}")
+
+
+def _hashes(known: Sources) -> Iterator[Finding]:
+    header = known.table.header
+    for key, checked in check_hashes(header).items() if header is not None else ():
+        if checked.ok:
             yield Finding("hashes", "ok", f"{key} is right")
-        elif one.ok is None:
+        elif checked.ok is None:
             yield Finding("hashes", "warning", f"{key} cannot be checked: the header is longer than 1 MiB")
+        elif checked.stored.strip().lower() in (NOTHING, f"0x{NOTHING}", NOTHING[:8]):
+            yield Finding("hashes", "note", f"{key} is the hash of nothing: its trainer took it of no tensors")
+        elif renamer := _renamer(known):
+            text = f"{key} is of other bytes: {renamer} takes it before the tensors are renamed, so it tells nothing"
+            yield Finding("hashes", "note", text)
         else:
-            text = f"{key} is wrong, the file changed since: it says {one.stored[:80]}, its bytes say {one.found}"
+            text = (
+                f"{key} is wrong, the file changed since: it says {checked.stored[:80]}, its bytes say {checked.found}"
+            )
             yield Finding("hashes", "error", text)
+
+
+def _renamer(known: Sources) -> str:
+    """Who took a hash and then renamed the tensors; "" where nobody is known to."""
+    says = " ".join(str(known.metadata.get(key, "")) for key in ("software", "modelspec.implementation"))
+    trainers = (name for pattern, name in _RENAMERS if pattern.search(says))
+    if name := next(trainers, "OneTrainer" if "ot_branch" in known.metadata else ""):
+        return name
+    network = str(known.metadata.get("ss_network_module", ""))
+    if _MUSUBI.search(network):
+        return "musubi-tuner"
+    return "" if {"kohya", "lycoris"} & set(known.table.schemes) else "whoever converted the file"
 
 
 def _narrower(row: ModuleRow) -> int:

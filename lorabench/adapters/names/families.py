@@ -9,11 +9,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal, cast
 
-__all__ = ["Family", "Shape", "dotted", "family_keys", "recognise"]
+__all__ = ["Family", "Shape", "dotted", "family_keys", "family_name", "recognise"]
 
 Shape = tuple[int, int]
 """d_out and d_in of a module."""
@@ -24,6 +24,7 @@ _SMALL = 64
 """A model all of whose widths are below this one was made for a test: its widths tell no family."""
 _SMALL_ONES = (("single_transformer_blocks_", "flux"), ("_attn_add_", "sd3"), ("_ff_context_", "sd3"))
 _WRAPPERS = ("", "model_", "language_model_", "model_language_model_", "transformer_", "diffusion_model_", "encoder_")
+_WITH_TWO_TEXTS = 2048  # SDXL's two text encoders side by side
 _BLOCK_WIDTHS = {320, 640, 1280, 2048, 2560}
 
 
@@ -83,15 +84,28 @@ class _Seen:
         numbers = {pattern.removeprefix(wrapper): every for pattern, every in self.numbers.items()}
         return _Seen(numbers, {pattern.removeprefix(wrapper): every for pattern, every in self.shapes.items()})
 
-    @property
+    @cached_property
     def dimensions(self) -> set[int]:
         return {dimension for shapes in self.shapes.values() for shape in shapes for dimension in shape}
 
-    @property
+    @cached_property
     def width(self) -> int:
         """The input width that most modules have; 0 where no shape is known."""
         widths = Counter(d_in for shapes in self.shapes.values() for _, d_in in shapes)
         return max(widths, key=lambda width: (widths[width], width), default=0)
+
+    @cached_property
+    def cross(self) -> tuple[str, int] | None:
+        """The first template that reads a U-Net's text, and the text's width."""
+        readers = (name for name in self.shapes if name.endswith(("attn2_to_k", "attn2_to_v")))
+        return next(((name, self.shapes[name][0][1]) for name in readers), None)
+
+    def first(self, pattern: str) -> str:
+        """The flattened name of the first module of a template."""
+        name = pattern
+        for number in self.numbers[pattern][0]:
+            name = name.replace("#", str(number), 1)
+        return name
 
     def blocks(self, name: str) -> set[int]:
         """Which blocks of this name are there."""
@@ -133,6 +147,15 @@ def family_keys() -> frozenset[str]:
     return frozenset(table.key for table in _vocabulary()[0])
 
 
+def family_name(key: str) -> str:
+    """What people call a family.
+
+    >>> family_name("hunyuan-video")
+    'HunyuanVideo'
+    """
+    return next(table.name for table in _vocabulary()[0] if table.key == key)
+
+
 def recognise(modules: Mapping[tuple[str, str], Shape | None]) -> Family | None:
     """The family of base models whose modules these are, by their names, widths and numbers of blocks.
 
@@ -171,16 +194,23 @@ def _vocabulary() -> tuple[tuple[_Table, ...], Mapping[str, Mapping[str, Sequenc
     return tuple(_Table(**table) for table in stored["tables"]), index
 
 
-def _owners(pattern: str) -> set[int]:
+@lru_cache(maxsize=2**14)
+def _owners(pattern: str) -> frozenset[int]:
     """The numbers of the tables that have a flattened template."""
-    return {number for numbers in _vocabulary()[1].get(pattern, {}).values() for number in numbers}
+    return frozenset(number for numbers in _vocabulary()[1].get(pattern, {}).values() for number in numbers)
+
+
+@lru_cache(maxsize=2**16)
+def _split(flat: str) -> tuple[str, tuple[int, ...]]:
+    """A flattened name's template and its numbers; the files of a folder have the same names again and again."""
+    return _NUMBER.sub("#", flat), tuple(map(int, _NUMBER.findall(flat)))
 
 
 def _seen(names: Mapping[str, Shape | None]) -> _Seen:
     seen = _Seen(defaultdict(list), defaultdict(list))
     for name, shape in names.items():
-        pattern = _NUMBER.sub("#", name)
-        seen.numbers[pattern].append(tuple(map(int, _NUMBER.findall(name))))
+        pattern, numbers = _split(name)
+        seen.numbers[pattern].append(numbers)
         if shape is not None:
             seen.shapes[pattern].append(shape)
     return seen
@@ -218,8 +248,9 @@ def _has_widths(table: _Table, seen: _Seen, second_text_encoder: bool) -> bool:
     """Whether no width speaks against a table."""
     if table.widths and seen.width and seen.width not in table.widths:
         return False
-    cross = _cross(seen)
-    if table.cross and (cross[1] not in table.cross if cross else second_text_encoder and 2048 not in table.cross):
+    if table.cross and seen.cross and seen.cross[1] not in table.cross:
+        return False
+    if table.cross and not seen.cross and second_text_encoder and _WITH_TWO_TEXTS not in table.cross:
         return False
     shapes = ((tuple(shape), seen.shapes.get(name.replace(".", "_"), ())) for name, shape in table.shapes.items())
     return all(shape == expected for expected, every in shapes for shape in every)
@@ -268,27 +299,14 @@ def _hinted(tables: Iterable[_Table], seen: _Seen) -> _Table | None:
 
 
 def _evidence(table: _Table, seen: _Seen) -> str:
-    cross = _cross(seen)
-    if table.cross and cross:
-        return f"tensors: {cross[0]} is {cross[1]} wide"
-    pattern = next(name for name in seen.numbers if "#" in name and _owners(name))
-    flat = _filled(pattern, seen.numbers[pattern][0])
-    return f"tensors: a module is named {dotted(flat, {table.key}) or flat}"
-
-
-def _cross(seen: _Seen) -> tuple[str, int] | None:
-    """The first module that reads a U-Net's text, and the text's width."""
-    for pattern, shapes in seen.shapes.items():
-        if pattern.endswith(("attn2_to_k", "attn2_to_v")):
-            flat = _filled(pattern, seen.numbers[pattern][0])
-            return dotted(flat) or flat, shapes[0][1]
-    return None
-
-
-def _filled(pattern: str, numbers: Sequence[int]) -> str:
-    for number in numbers:
-        pattern = pattern.replace("#", str(number), 1)
-    return pattern
+    if table.cross and seen.cross:
+        pattern, width = seen.cross
+        what = f"is {width} wide"
+    else:
+        pattern, what = next(name for name in seen.numbers if "#" in name and _owners(name)), ""
+    flat = seen.first(pattern)
+    name = dotted(flat, {table.key}) or flat
+    return f"tensors: {name} {what}" if what else f"tensors: a module is named {name}"
 
 
 def _are_numbered(names: Iterable[str]) -> bool:
