@@ -8,12 +8,13 @@ Its fields are annotated with the markers below, such as
 
 import dataclasses
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from lorabench.errors import LorabenchError
 
@@ -88,63 +89,41 @@ class OneOf:
 class Bound:
     """A limit of a number; the subclasses say on which side, and whether the limit itself is allowed."""
 
+    word: ClassVar[str]
+    compare: ClassVar[Callable[[Any, Any], bool]]
     value: float | int
 
     def allows(self, number: float | int) -> bool:
         """Whether a number keeps within."""
-        raise NotImplementedError
+        return type(self).compare(number, self.value)
 
     def words(self) -> str:
-        """The limit in words, behind "a number"."""
-        raise NotImplementedError
+        """The limit in words, behind "a number": "above 0"."""
+        return f"{self.word} {self.value:g}"
 
 
 class Above(Bound):
     """Numbers above `value`."""
 
-    def allows(self, number: float | int) -> bool:
-        """Whether a number is above."""
-        return number > self.value
-
-    def words(self) -> str:
-        """Such as "above 0"."""
-        return f"above {self.value:g}"
+    word, compare = "above", operator.gt
 
 
 class AtLeast(Bound):
     """Numbers from `value` on."""
 
-    def allows(self, number: float | int) -> bool:
-        """Whether a number is as large."""
-        return number >= self.value
-
-    def words(self) -> str:
-        """Such as "from 1"."""
-        return f"from {self.value:g}"
+    word, compare = "from", operator.ge
 
 
 class Below(Bound):
     """Numbers below `value`."""
 
-    def allows(self, number: float | int) -> bool:
-        """Whether a number is below."""
-        return number < self.value
-
-    def words(self) -> str:
-        """Such as "below 1"."""
-        return f"below {self.value:g}"
+    word, compare = "below", operator.lt
 
 
 class AtMost(Bound):
     """Numbers up to `value`."""
 
-    def allows(self, number: float | int) -> bool:
-        """Whether a number is as small."""
-        return number <= self.value
-
-    def words(self) -> str:
-        """Such as "at most 1"."""
-        return f"at most {self.value:g}"
+    word, compare = "at most", operator.le
 
 
 @dataclass(frozen=True)

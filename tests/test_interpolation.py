@@ -313,7 +313,7 @@ def test_a_table_is_shown_and_an_empty_folder_is_taken(
     out.mkdir(parents=True)
     assert _command(study.runs["layer"], *study.names[:2], "--out", out) == 0
     said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in said[1:6]] == ["0.000", "0.250", "0.500", "0.750", "1.000"]
+    assert [line.split()[0] for line in said[2:7]] == ["0.000", "0.250", "0.500", "0.750", "1.000"]
     assert len(_files(out)) == 5
     assert any(line.startswith(f"A is {study.names[0]}") and "split" in line for line in said)
     assert said[-1] == f"Written to {out}"

@@ -1,12 +1,14 @@
 """Writing: every refusal is one line that says what to do, links stay, and rights are as they should be."""
 
 import errno
+import hashlib
 import json
 import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,17 @@ from lorabench.adapters import LoraModule
 from lorabench.adapters import save as save_adapter
 from lorabench.adapters.__main__ import main
 from lorabench.errors import LorabenchError, explain_disk_errors, explain_writing
-from lorabench.storage import write_chunks, write_file, write_peft_folder
+from lorabench.storage import (
+    append_line,
+    file_sha256,
+    files_hash,
+    locked,
+    new_folder,
+    replace_file,
+    write_chunks,
+    write_file,
+    write_peft_folder,
+)
 
 PAIR = {"adapter_config.json": (b"{}",), "adapter_model.safetensors": (b"new",)}
 proc = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc")
@@ -191,3 +203,75 @@ def test_failures_are_json_as_well(adapter: Path, capsys: pytest.CaptureFixture[
     assert said.err == f"lorabench-adapter convert: {json.loads(said.out)['error']}\n"
     assert main(["convert", str(adapter), "--to", "kohya", "-o", str(adapter)]) == 1
     assert capsys.readouterr().out == ""
+
+
+def test_a_file_is_replaced_by_text_bytes_or_chunks_and_an_error_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    for content, expected in (("ä", "ä"), (b"b", "b"), (iter([b"c", b"d"]), "cd")):
+        replace_file(path, content, durable=False)
+        assert path.read_text() == expected
+
+    def cut() -> Iterator[bytes]:
+        yield b"half"
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        replace_file(path, cut())
+    assert path.read_text() == "cd"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_line_is_appended_behind_one_that_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "journal"
+    append_line(path, "first")
+    append_line(path, "second")
+    path.write_text(path.read_text() + "cut")
+    append_line(path, "third")
+    assert path.read_text() == "first\nsecond\ncut\nthird\n"
+
+
+def test_a_new_folder_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
+    place = tmp_path / "deep" / "folder"
+    for text in ("old", "new"):
+        with new_folder(place) as partial:
+            (partial / text).write_text(text)
+            assert partial != place
+        assert [path.name for path in place.iterdir()] == [text]
+    with pytest.raises(OSError, match="half"), new_folder(place) as partial:
+        (partial / "half" / "file").touch()
+    with pytest.raises(LorabenchError, match="somebody wrote into it meanwhile"), new_folder(place, replace=False):
+        pass
+    assert [path.name for path in place.iterdir()] == ["new"]
+    assert list(place.parent.iterdir()) == [place]
+
+
+def test_checksums_are_those_of_the_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    file.write_bytes(b"x = 1")
+    assert file_sha256(file) == hashlib.sha256(b"x = 1").hexdigest()
+    before = files_hash(file, file)
+    assert before == files_hash(file, file) != files_hash(file)
+    file.rename(tmp_path / "b.py")
+    assert files_hash(tmp_path / "b.py", tmp_path / "b.py") != before
+
+
+def test_a_lock_lets_one_at_a_time_go_on(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def wait() -> None:
+        with locked(tmp_path / "deep" / "lock"):
+            order.append("second")
+
+    other = threading.Thread(target=wait)
+    with locked(tmp_path / "deep" / "lock"):
+        other.start()
+        other.join(0.2)
+        order.append("first")
+    other.join(10)
+    assert order == ["first", "second"]
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(LorabenchError, match=r"cannot write .*Mend it\."),
+        locked(tmp_path / "file" / "lock", "Mend it."),
+    ):
+        pass

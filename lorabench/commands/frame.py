@@ -75,7 +75,7 @@ class Program:
             parser.parse_args(words)  # help, or wrong usage
             parser.error("COMMAND comes first")
         module = importlib.import_module(f"{self.package}.{words[0]}")  # no other command's options are needed
-        return _run(commands.choices[words[0]], module, words[1:])
+        return _run(self.name, commands.choices[words[0]], module, words[1:])
 
 
 def run_command(name: str, description: str, module: Any, argv: Sequence[str] | None = None) -> int:
@@ -91,7 +91,7 @@ def run_command(name: str, description: str, module: Any, argv: Sequence[str] | 
         The exit code.
     """
     parser = _Parser(prog=name, description=description, formatter_class=_Formatter)
-    return _run(parser, module, list(sys.argv[1:] if argv is None else argv))
+    return _run(name, parser, module, list(sys.argv[1:] if argv is None else argv))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,7 +110,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
         return action.help if silent else super()._get_help_string(action)
 
 
-def _run(parser: argparse.ArgumentParser, module: Any, words: Sequence[str]) -> int:
+def _run(program: str, parser: argparse.ArgumentParser, module: Any, words: Sequence[str]) -> int:
     """Parse, run, answer."""
     parser.set_defaults(refuse=parser.error)
     module.add_arguments(parser)
@@ -124,14 +124,14 @@ def _run(parser: argparse.ArgumentParser, module: Any, words: Sequence[str]) -> 
         outcome: Outcome = module.run(args)
     except LorabenchError as error:
         if args.json:
-            _say(to_json({"error": str(error)}), parser.prog)
+            _say(to_json({"error": str(error)}), program)
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 1
     except KeyboardInterrupt:
         left = getattr(module, "INTERRUPTED", "nothing half-written was left")
         sys.stderr.write(f"{parser.prog}: interrupted; {left}\n")
         return 130
-    said = _say(to_json(outcome.data, indent=1) if args.json else outcome.text, parser.prog)
+    said = _say(to_json(outcome.data, indent=1) if args.json else outcome.text, program)
     return 0 if said and outcome.ok else 1
 
 

@@ -9,6 +9,7 @@ from lorabench.commands.frame import Outcome
 from lorabench.commands.options import path_name
 from lorabench.interpolation.line import Line
 from lorabench.interpolation.writing import interpolate
+from lorabench.text import table
 
 __all__ = ["EXAMPLE", "INTERRUPTED", "add_arguments", "run"]
 
@@ -69,19 +70,17 @@ def run(args: Namespace) -> Outcome:
 
 def _table(line: Line) -> str:
     """What a person wants to know of the files."""
-    head = ("t", "cos to A", "cos to B", "|dW|/|A|", "|dW|/|B|", "cut")
-    rows = ["".join(f"{text:>11}" for text in head)]
-    for step in line.steps:
-        values = (step.t, *step.cosine, *step.norm, step.cut)
-        rows.append("".join(f"{_number(value):>11}" for value in values))
-    rows.append(f"A and B themselves: cosine {_number(line.cosine)}, |B|/|A| {_number(line.norm)}")
+    columns = ("t", "cos to A", "cos to B", "|dW|/|A|", "|dW|/|B|", "cut")
+    values = [(step.t, *step.cosine, *step.norm, step.cut) for step in line.steps]
+    lines = [table(columns, [tuple(map(_number, row)) for row in values], numbers=columns)]
+    lines.append(f"A and B themselves: cosine {_number(line.cosine)}, |B|/|A| {_number(line.norm)}")
     for letter, end in zip("AB", line.ends, strict=True):
         part = {None: "", "none": ", outside the run's split"}.get(end.part, f", of the run's {end.part} split")
-        rows.append(
+        lines.append(
             f"{letter} is {end.name}{part}: decoded, it lacks {end.weights_error:.1%} of its standardised weights' "
             f"variance, and its dW is off by {_number(end.update_error)} of |{letter}|"
         )
-    return "\n".join([*rows, "", line.note])
+    return "\n".join([*lines, "", line.note])
 
 
 def _number(value: float) -> str:

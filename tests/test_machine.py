@@ -1,0 +1,37 @@
+"""Lanes in order, and memory that is free."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorabench.machine import free_memory, map_in_lanes
+
+
+def test_what_lanes_make_comes_in_the_order_of_the_tasks() -> None:
+    second_is_done = threading.Event()
+
+    def work(task: int) -> tuple[int, int]:
+        if task == 0:
+            assert second_is_done.wait(30)
+        if task == 1:
+            second_is_done.set()
+        return task, torch.get_num_threads()
+
+    threads = torch.get_num_threads()
+    assert map_in_lanes(work, iter(range(5)), lanes=2) == [(task, 1) for task in range(5)]
+    assert torch.get_num_threads() == threads
+    assert map_in_lanes(work, []) == []
+
+
+def test_an_error_in_a_lane_comes_through() -> None:
+    with pytest.raises(ZeroDivisionError):
+        map_in_lanes(lambda task: 1 / task, [1, 0, 2])
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="the system says it elsewhere")
+def test_free_memory_is_what_the_system_says() -> None:
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    expected = 1024 * int(lines["MemAvailable"].split()[0])
+    assert free_memory(torch.device("cpu")) == pytest.approx(expected, rel=0.2)
