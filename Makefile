@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint fix bench bench-gpu wheel clean
+.PHONY: help install run test coverage lint fix bench bench-gpu docs wheel constraints clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -16,7 +16,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml
 		{ echo "lorabench needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet torch
-	$(PIP) install --quiet --editable '.[dev]'
+	$(PIP) install --quiet --editable '.[dev,docs]'
 	touch $@
 
 install: $(VENV)/.installed ## make .venv with the exact versions of constraints.txt
@@ -30,8 +30,12 @@ lint: install ## ruff, mypy and the floors of the house
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## lint, then the whole test suite
+test: lint ## lint, then every test and doctest
 	$(BIN)/python -m pytest --numprocesses auto
+
+# Not in `test`: Python 3.11 traces by settrace alone, which takes half as long again.
+coverage: install ## the whole test suite, traced: the lines that it does not reach, and the figure
+	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term
 
 fix: install ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
@@ -45,8 +49,14 @@ bench: install ## speed and memory, as ratios measured side by side
 bench-gpu: ## phase 1 and compare on one GPU, into docs/benchmarks.md; ARGS="--quick" goes to it
 	$(BIN)/python -m tests.bench.bench_gpu --record $(ARGS)
 
+docs: install ## the documentation as a site in build/site, its links checked
+	$(BIN)/mkdocs build --quiet
+
+constraints: install ## constraints.txt again, from an empty environment; ARGS=--upgrade for newer versions
+	sh tests/make_constraints.sh $(BIN)/python $(ARGS)
+
 wheel: install ## build the wheel and run it from an empty venv in an empty folder
 	sh tests/try_wheel.sh $(BIN)/python
 
 clean: ## remove what was made, .venv included
-	rm -rf $(VENV) dist build outputs multirun .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) dist build outputs multirun .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*

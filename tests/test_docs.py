@@ -1,11 +1,13 @@
 """The comparison matrix of docs/representations.md is the code's."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from lorabench.results import SCHEMA
 from tests.conftest import ROOT
 from tests.synthetic_zoo import make_zoo
 
@@ -42,3 +44,17 @@ def test_unit_dimension_and_gauge_are_the_codes(stem):
     else:
         assert set(names) == {int(dimension)}
     assert (gauge == "yes") is representation.gauge_invariant
+
+
+def test_the_schema_of_results_is_the_codes():
+    named = re.search(r"\(schema (\d+), `lorabench/results.py`\)", (ROOT / "docs" / "protocol.md").read_text())
+    assert int(named[1]) == SCHEMA
+
+
+def test_files_that_are_named_are_there():
+    """Those in backticks, but the example's and what stands for any name."""
+    pages = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]
+    named = {name for page in pages for name in re.findall(r"`((?:lorabench|tests|conf)/[\w/.]+)`", page.read_text())}
+    assert len(named) > 5
+    missing = {name for name in named if not (ROOT / name).exists() and "NAME" not in name}
+    assert {Path(name).stem for name in missing} == {"maximum"}

@@ -18,6 +18,7 @@ from lorabench.adapters.metadata.inspection import inspect
 from lorabench.adapters.reading.table import read_table
 from lorabench.errors import LorabenchError
 from tests.inspected_files import sparse
+from tests.real_adapters import MADE, made
 
 ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
 
@@ -37,23 +38,25 @@ def _refusal(read: Callable[[Path], object], path: Path) -> str | None:
     return None
 
 
-@pytest.mark.skipif(not _published(), reason="shared/adapters is not here")
-@pytest.mark.parametrize("path", _published(), ids=lambda path: path.replace("/", "-"))
-def test_the_table_agrees_with_the_weights(path: str) -> None:
+@pytest.mark.parametrize("name", [*_published(), *MADE], ids=lambda name: name.replace("/", "-"))
+def test_the_table_agrees_with_the_weights(name: str) -> None:
     """Modules, ranks, scales and what is unsupported; a file that cannot be read is refused by both."""
-    refused = _refusal(read_table, ADAPTERS / path)
+    path = made(name) if name in MADE else ADAPTERS / name
+    refused = _refusal(read_table, path)
     if refused is not None:
-        assert _refusal(load_adapter, ADAPTERS / path) == refused
+        assert name not in MADE
+        assert _refusal(load_adapter, path) == refused
         return
-    table = read_table(ADAPTERS / path)
+    table = read_table(path)
     used = [key for row in table.rows for key in row.keys.values()]
     listed = [key for keys in table.unsupported.values() for key in keys]
-    assert sorted(used + listed) == sorted(table.tensors)
+    magnitudes = [key for key in listed if key.endswith("lora_magnitude_vector")]  # of a row, and not used
+    assert sorted([*used, *listed]) == sorted([*table.tensors, *magnitudes])
     if not table.rows:
         with pytest.raises(LorabenchError, match="no LoRA pair"):
-            load_adapter(ADAPTERS / path)
+            load_adapter(path)
         return
-    adapter = load_adapter(ADAPTERS / path)
+    adapter = load_adapter(path)
     assert (adapter.schemes, adapter.unsupported) == (table.schemes, table.unsupported)
     assert {row.module for row in table.rows} == set(adapter.modules)
     for row in table.rows:

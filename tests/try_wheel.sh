@@ -7,6 +7,9 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export PIP_CONSTRAINT="$root/constraints.txt" PIP_DISABLE_PIP_VERSION_CHECK=1
 "$python" -m build --wheel --outdir "$scratch/dist" . >"$scratch/build.log" 2>&1 || { cat "$scratch/build.log"; exit 1; }
+for file in lorabench/py.typed lorabench/conf/config.yaml 'lorabench-[^/]*/licenses/LICENSE'; do
+    "$python" -m zipfile --list "$scratch"/dist/*.whl | grep -q "^$file " || { echo "the wheel lacks $file"; exit 1; }
+done
 "$python" -m venv "$scratch/venv"
 "$scratch/venv/bin/pip" install --quiet torch
 "$scratch/venv/bin/pip" install --quiet "$scratch"/dist/*.whl

@@ -141,6 +141,8 @@ class Contrastive(Learned):
 
     Where the unit holds both factors of a module (scope module or all), the views are gauges of one ΔW.
 
+    What is not named here is an option of `Learned`.
+
     Args:
         alpha: weight of InfoNCE beside the reconstruction error.
         temperature: of InfoNCE.
@@ -152,7 +154,6 @@ class Contrastive(Learned):
         dropout: of the encoder's hidden units.
         hidden: widths of the encoder's hidden layers, the decoder's backwards.
         projection: widths of the head that InfoNCE looks at.
-        Others: see `Learned`.
     """
 
     least: ClassVar[dict[str, int | float]] = {**Learned.least, "alpha": 0.0, "noise": 0.0, "condition": 1.0}

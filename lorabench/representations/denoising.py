@@ -91,11 +91,12 @@ class _Skipped(nn.Module):
 class Denoising(Learned):
     """Latent vectors of a denoising autoencoder trained on every unit's flattened weights, [N, latent].
 
+    What is not named here is an option of `Learned`.
+
     Args:
         noise: standard deviation of what is added to the standardised weights.
         dropout: of the encoder's hidden units.
         hidden: widths of the encoder's hidden layers, the decoder's backwards.
-        Others: see `Learned`.
     """
 
     least: ClassVar[dict[str, int | float]] = {**Learned.least, "noise": 0.0}

@@ -90,10 +90,11 @@ def _kl(
 class VAE(Learned):
     """Posterior means of a VAE trained on every unit's flattened weights, [N, latent].
 
+    What is not named here is an option of `Learned`.
+
     Args:
         beta: weight of the KL term.
         hidden: widths of the encoder's hidden layers, the decoder's backwards.
-        Others: see `Learned`.
     """
 
     least: ClassVar[dict[str, int | float]] = {**Learned.least, "beta": 0.0}
