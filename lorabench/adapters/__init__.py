@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lorabench.adapters.comparing.comparing import Comparison, compare
     from lorabench.adapters.comparing.fingerprints import Duplicates, find_duplicates, fingerprint
     from lorabench.adapters.components import pca, pca_across
-    from lorabench.adapters.drawing.pictures import plot
+    from lorabench.adapters.drawing.plotting import plot
     from lorabench.adapters.merging.merging import merge
     from lorabench.adapters.merging.preflight import Preflight, preflight
     from lorabench.adapters.merging.report import MergeReport
@@ -71,7 +71,7 @@ _HOMES = {
     "comparing.comparing": ("Comparison", "compare"),
     "components": ("pca", "pca_across"),
     "writing.converting": ("Conversion", "convert", "notes_on_writing"),
-    "drawing.pictures": ("plot",),
+    "drawing.plotting": ("plot",),
     "metadata.editing": ("edit",),
     "reading.files": ("load",),
     "comparing.fingerprints": ("Duplicates", "find_duplicates", "fingerprint"),

@@ -101,7 +101,7 @@ def _across(args: argparse.Namespace, adapters: "Sequence[Adapter]") -> Outcome:
     }
     written = _write(args.output, head, "modules", entries.items())
     if args.figure is not None:
-        from lorabench.adapters.drawing.variance import across_figure
+        from lorabench.adapters.drawing.component_figures import across_figure
 
         written.append(_draw(args.figure, args.force, lambda: across_figure(found)))
     rows = [(name, *_cells(one)) for name, one in found.items()]
@@ -110,20 +110,20 @@ def _across(args: argparse.Namespace, adapters: "Sequence[Adapter]") -> Outcome:
 
 
 def _layers_figure(light: "Mapping[str, LayerVariances]", last: "LayerPCA", adapter: "Adapter") -> "Figure":
-    from lorabench.adapters.drawing.names import titled
-    from lorabench.adapters.drawing.variance import layer_figure, layers_figure
+    from lorabench.adapters.drawing.component_figures import layer_figure, layers_figure
+    from lorabench.adapters.drawing.subject import Subject
 
     if len(light) == 1:
         return layer_figure(last)
-    return layers_figure(light, titled(adapter, f"principal components of {len(light)} layers"))
+    return layers_figure(light, Subject(adapter).title, f"principal components of {len(light)} layers")
 
 
 def _draw(path: Path, force: bool, figure: "Callable[[], Figure]") -> Path:
-    from lorabench.adapters.drawing.style import house, save
+    from lorabench.pictures import house_style, save_picture
 
     refuse_overwriting(path, force, "--figure", folder=False)  # analysing may have taken long
-    with house():
-        return save(figure(), path)
+    with house_style():
+        return save_picture(figure(), path)
 
 
 def _write(path: Path | None, head: Mapping[str, Any], key: str, entries: Iterable[tuple[str, Any]]) -> list[Path]:

@@ -11,23 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lorabench.adapters.components import AdaptersPCA, LayerPCA, LayerVariances
-from lorabench.adapters.drawing.depth import depth_axis, depth_width
-from lorabench.adapters.drawing.names import drawable, shortened
-from lorabench.adapters.drawing.places import in_depth
-from lorabench.adapters.drawing.style import (
-    BLUE,
-    GREY,
-    ORANGE,
-    SERIES,
+from lorabench.adapters.drawing.panels import (
     count_axis,
+    depth_axis,
+    depth_width,
     hatch,
     log_axis,
     new_figure,
-    say,
-    tidy,
     untrained_patch,
+    words_instead,
 )
 from lorabench.adapters.reading.naming import layer_names
+from lorabench.pictures import BLUE, GREY, ORANGE, SERIES, drawable, shortened, tidy
+from lorabench.places import by_depth
 
 __all__ = ["across_figure", "cumulative_table", "layer_figure", "layers_figure"]
 
@@ -42,7 +38,7 @@ def layer_figure(found: LayerPCA) -> Figure:
     panels = figure.subplot_mosaic([["variance", "sum", "values"], ["heat"] * 3], height_ratios=(1.0, 1.1))
     if found.reason:
         for axes in panels.values():
-            say(axes, found.reason)
+            words_instead(axes, found.reason)
         return figure
     index = np.arange(1, found.n_components + 1)
     panels["variance"].bar(index, 100 * found.explained_variance_ratio, color=BLUE)
@@ -96,13 +92,13 @@ def cumulative_table(
     return table
 
 
-def layers_figure(found: Mapping[str, LayerVariances], title: str) -> Figure:
+def layers_figure(found: Mapping[str, LayerVariances], name: str, what: str) -> Figure:
     """All layers: curves of variance, cumulative variance and singular values; cumulative variance along the depth."""
-    modules = in_depth(list(dict.fromkeys(layer.rpartition(".lora.")[0] for layer in found)))
+    modules = by_depth(list(dict.fromkeys(layer.rpartition(".lora.")[0] for layer in found)))
     parts = [part for part in (0, 1) if any(layer_names(name)[part] in found for name in modules)]
     width = max(depth_width(len(modules)), 10.0)
     rows: list[Any] = [[f"heat {part}"] * 3 for part in parts]
-    figure = new_figure(width, 4.4 + 3.0 * len(rows), title)
+    figure = new_figure(width, 4.4 + 3.0 * len(rows), name, what)
     panels = figure.subplot_mosaic([["variance", "sum", "values"], *rows], height_ratios=(1.25, *[1.0] * len(rows)))
     _curves(panels["variance"], [(one.layer, 100 * one.explained_variance_ratio) for one in found.values()])
     panels["variance"].set_title("explained variance, %")
@@ -125,7 +121,7 @@ def _curves(axes: Axes, curves: Sequence[tuple[str, Float64[np.ndarray, "..."]]]
     """A thin line a layer in its factor's colour, and the median of each factor."""
     drawn = [(name, values) for name, values in curves if len(values)]
     if not drawn:
-        say(axes, _NO_NUMBERS)
+        words_instead(axes, _NO_NUMBERS)
         return
     longest = max(len(values) for _, values in drawn)
     for part, colour in _COLOURS.items():
@@ -163,7 +159,7 @@ def _heat(
     figure: Figure, axes: Axes, table: Float64[np.ndarray, "k n"], modules: Sequence[str], width: float, last: bool
 ) -> None:
     if np.isnan(table).all():
-        say(axes, _NO_NUMBERS)
+        words_instead(axes, _NO_NUMBERS)
         return
     axes.set_facecolor("0.9")
     image = axes.imshow(
@@ -179,7 +175,7 @@ def _heat(
 
 def across_figure(found: Mapping[str, AdaptersPCA]) -> Figure:
     """Between adapters: variance of the components by depth, and how far each adapter is from the mean."""
-    modules = in_depth(list(found))
+    modules = by_depth(list(found))
     labels = found[modules[0]].adapters
     width = depth_width(len(modules))
     figure = new_figure(
@@ -195,7 +191,7 @@ def across_figure(found: Mapping[str, AdaptersPCA]) -> Figure:
         axes_label = f"PC1 to {k + 1}" if k else "PC1"
         curves.plot(np.arange(len(modules)), share, marker, color=colour, markersize=4, label=axes_label)
     if not most:
-        say(curves, "no module that varies between these adapters")
+        words_instead(curves, "no module that varies between these adapters")
     else:
         curves.set_ylim(0, 104)
         hatch(curves, missing)
@@ -218,7 +214,7 @@ def _distances(figure: Figure, axes: Axes, found: Sequence[AdaptersPCA], missing
             distance[:, column] = lengths / np.sqrt(np.mean(lengths**2))
     axes.set_title("distance of each adapter from the mean ΔW, 1: the usual one of the module")
     if missing.all():
-        say(axes, "no module that varies between these adapters")
+        words_instead(axes, "no module that varies between these adapters")
         return
     image = axes.imshow(
         distance, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest",
