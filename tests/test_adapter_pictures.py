@@ -19,7 +19,6 @@ from PIL import Image
 
 from lorabench.adapters.__main__ import main
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.components import pca, pca_across
 from lorabench.adapters.drawing.component_figures import across_figure, layer_figure, layers_figure
 from lorabench.adapters.drawing.figures import ranks, weights
 from lorabench.adapters.drawing.figures.blocks import block_strength
@@ -27,6 +26,7 @@ from lorabench.adapters.drawing.kinds import KINDS, FigureKind, kind_module
 from lorabench.adapters.drawing.plotting import plot
 from lorabench.adapters.drawing.rendering import Processes
 from lorabench.adapters.drawing.subject import Subject
+from lorabench.adapters.principal_components import pca, pca_across
 from lorabench.adapters.reading.files import load
 from lorabench.adapters.writing.saving import save
 from lorabench.errors import LorabenchError

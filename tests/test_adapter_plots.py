@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.components import pca
 from lorabench.adapters.drawing.component_figures import cumulative_table
 from lorabench.adapters.drawing.figures import compare, histogram
 from lorabench.adapters.drawing.figures.blocks import block_strength
@@ -13,6 +12,7 @@ from lorabench.adapters.drawing.figures.histogram import SAMPLES, Distributions,
 from lorabench.adapters.drawing.figures.weights import PAGE, block_rms, chosen_modules, strongest_of_bins, weight_map
 from lorabench.adapters.drawing.panels import families
 from lorabench.adapters.drawing.subject import Subject
+from lorabench.adapters.principal_components import pca
 from lorabench.errors import LorabenchError
 from lorabench.pictures import drawable, shortened
 from lorabench.places import block_labels, by_depth, kinds_in_order, place
