@@ -156,7 +156,7 @@ def test_layer_importance_shows_every_accuracy_and_interval():
     result = an_ablation("layers", "sd-128")
     figure = drawings(result)["layer_importance"]()
     panels = [axes for axes in figure.axes if axes.axison]
-    assert [axes.get_title() for axes in panels] == ["attn1 · q", "attn1 · v", "attn2 · q", "attn2 · v"]
+    assert [axes.get_title(loc="left") for axes in panels] == ["attn1 · q", "attn1 · v", "attn2 · q", "attn2 · v"]
     shown = np.concatenate([c.lines[0].get_ydata() for axes in panels for c in axes.containers])
     rows = result.ablation["ranking"]
     assert np.allclose(np.sort(shown), np.sort([100 * row["accuracy"] for row in rows]))

@@ -19,7 +19,6 @@ from lorabench.ablation.compare import Compare, random_units
 from lorabench.ablation.concepts import Concepts, halves_agreement
 from lorabench.ablation.grouping import Grouping
 from lorabench.ablation.layers import Layers
-from lorabench.ablation.places import GROUPINGS, groups
 from lorabench.ablation.progressive import Progressive
 from lorabench.ablation.redundancy import Redundancy
 from lorabench.ablation.statistics import paired_difference
@@ -28,6 +27,7 @@ from lorabench.classifiers.linear import Linear
 from lorabench.classifiers.mlp import MLP
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluator
+from lorabench.places import GROUPINGS, groups
 from lorabench.representations.delta_spectral import DeltaSpectral
 from lorabench.representations.flat import Flat
 from lorabench.representations.norms import Norms

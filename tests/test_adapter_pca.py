@@ -15,7 +15,8 @@ from sklearn.decomposition import PCA
 
 from lorabench.adapters.__main__ import main
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.components import each_layer, file_labels, pca, pca_across
+from lorabench.adapters.merging.aligning import file_labels
+from lorabench.adapters.principal_components import each_layer, pca, pca_across
 from lorabench.adapters.writing.saving import save
 from lorabench.errors import LorabenchError
 

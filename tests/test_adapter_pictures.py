@@ -19,33 +19,33 @@ from PIL import Image
 
 from lorabench.adapters.__main__ import main
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.commands import plot as command
-from lorabench.adapters.components import pca, pca_across
-from lorabench.adapters.drawing import heatmaps, pictures
-from lorabench.adapters.drawing.blocks import block_strength, blocks_figure
-from lorabench.adapters.drawing.comparison import compare_figure
-from lorabench.adapters.drawing.heatmaps import weights_figures
-from lorabench.adapters.drawing.histograms import histogram_figure
-from lorabench.adapters.drawing.pictures import plot
-from lorabench.adapters.drawing.ranks import ranks_figure
-from lorabench.adapters.drawing.style import house
-from lorabench.adapters.drawing.variance import across_figure, layer_figure, layers_figure
+from lorabench.adapters.drawing.component_figures import across_figure, layer_figure, layers_figure
+from lorabench.adapters.drawing.figures import ranks, weights
+from lorabench.adapters.drawing.figures.blocks import block_strength
+from lorabench.adapters.drawing.kinds import KINDS, FigureKind, kind_module
+from lorabench.adapters.drawing.plotting import plot
+from lorabench.adapters.drawing.rendering import Processes
+from lorabench.adapters.drawing.subject import Subject
+from lorabench.adapters.principal_components import pca, pca_across
 from lorabench.adapters.reading.files import load
 from lorabench.adapters.writing.saving import save
 from lorabench.errors import LorabenchError
+from lorabench.pictures import house_style
 from tests.drawn_adapters import CASES, adapter, large, module, small
+
+ALONE = [kind for kind in KINDS if kind_module(kind).ADAPTERS == 1]
 
 SHARED = Path(__file__).parents[2] / "shared" / "adapters"
 
 
 def figures(given: Adapter) -> Iterator[tuple[str, Figure]]:
-    yield from ((f"weights {i}", page) for i, page in enumerate(weights_figures(given)))
-    yield "histogram", histogram_figure(given)
-    yield "ranks", ranks_figure(given)
-    yield "blocks", blocks_figure(given)
-    yield "compare", compare_figure(given, adapter(given.modules, "b.safetensors"))
+    other = adapter(given.modules, "b.safetensors")
+    for kind in KINDS:
+        drawn = kind_module(kind)
+        pages = drawn.measure(*[Subject(one) for one in (given, other)][: drawn.ADAPTERS])
+        yield from ((f"{kind} {number}", drawn.draw(page)) for number, page in enumerate(pages))
     layers = pca(given)
-    yield "layers", layers_figure(layers, "all")
+    yield "layers", layers_figure(layers, "all", "layers")
     yield "layer", layer_figure(next(iter(layers.values())))
     other = {name: LoraModule(one.down.flip(0), one.up, one.scale) for name, one in given.modules.items()}
     yield "across", across_figure(pca_across([given, adapter(other, "b.safetensors")]))
@@ -81,7 +81,7 @@ _SLOW = ("one", "untrained")
 
 @pytest.mark.parametrize("case", [pytest.param(n, marks=pytest.mark.slow) if n in _SLOW else n for n in CASES])
 def test_no_text_overlaps_or_leaves_the_picture(case: str) -> None:
-    with house():
+    with house_style():
         for name, figure in figures(CASES[case]()):
             assert clashes(figure) == [], name
             sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text().strip()]
@@ -92,15 +92,15 @@ def test_no_text_overlaps_or_leaves_the_picture(case: str) -> None:
 
 
 def test_the_overlap_test_finds_overlaps() -> None:
-    with house():
-        figure = ranks_figure(small())
+    with house_style():
+        figure = ranks.draw(ranks.measure(Subject(small()))[0])
         figure.axes[3].set_xticks([0, 0.01], ["first name", "second name"])
         assert "second name | first name" in clashes(figure)
 
 
 def test_depth_ticks_keep_their_distance_and_name_the_parts() -> None:
-    with house():
-        figure = ranks_figure(large())
+    with house_style():
+        figure = ranks.draw(ranks.measure(Subject(large()))[0])
         figure.canvas.draw()
         heat = next(axes for axes in figure.axes if axes.get_title(loc="left").startswith("σ/σ₁"))
         ticks = heat.get_xticks()
@@ -115,7 +115,7 @@ def test_depth_ticks_keep_their_distance_and_name_the_parts() -> None:
 @pytest.mark.parametrize("form", ["png", "svg"])
 def test_all_kinds_are_written_whole(form: str, tmp_path: Path) -> None:
     found = plot(small(), "all", tmp_path / "new", form=form)
-    assert [path.name for path in found] == [f"{kind}.{form}" for kind in ("weights", "histogram", "ranks", "blocks")]
+    assert [path.name for path in found] == [f"{kind}.{form}" for kind in ALONE]
     assert sorted((tmp_path / "new").iterdir()) == sorted(found), "a temporary file was left"
     for path in found:
         if form == "svg":
@@ -128,6 +128,29 @@ def test_all_kinds_are_written_whole(form: str, tmp_path: Path) -> None:
             assert len(picture.convert("L").getcolors(256) or range(256)) > 20, "an empty picture"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_is_a_file_that_measures_without_matplotlib_and_draws_without_torch(kind: str) -> None:
+    drawn = kind_module(kind)
+    assert isinstance(drawn, FigureKind)
+    assert drawn.ADAPTERS in (1, 2)
+    module = f"lorabench.adapters.drawing.figures.{kind}"
+    program = f"import sys, {module}; print('matplotlib' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_other_processes_draw_the_same_bytes(tmp_path: Path) -> None:
+    here = plot(small(), "all", tmp_path / "here")
+    with Processes(2) as renderer:
+        there = plot(small(), "all", tmp_path / "there", renderer=renderer)
+        (tmp_path / "file").write_text("")
+        with pytest.raises(LorabenchError, match="a part of this path is a file"):
+            plot(small(), "ranks", tmp_path / "file" / "x.png", renderer=renderer)
+    assert [path.name for path in here] == [path.name for path in there]
+    for one, two in zip(here, there, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+
+
 @pytest.mark.parametrize("form", ["png", "svg"])
 def test_the_same_adapter_gives_the_same_bytes(form: str, tmp_path: Path) -> None:
     one, two = (plot(small(), "blocks", tmp_path / f"{i}.{form}")[0].read_bytes() for i in (1, 2))
@@ -135,7 +158,7 @@ def test_the_same_adapter_gives_the_same_bytes(form: str, tmp_path: Path) -> Non
 
 
 def test_further_pages_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heatmaps, "PAGE", 2)
+    monkeypatch.setattr(weights, "PAGE", 2)
     given = adapter({f"h.{i}.to_q": module(i) for i in range(3)})
     found = plot(given, "weights", tmp_path / "w.svg", modules="*")
     assert [path.name for path in found] == ["w.svg", "w-2.svg"]
@@ -150,7 +173,7 @@ def test_further_pages_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_two_adapters_are_drawn_into_folders_and_compared(tmp_path: Path) -> None:
     found = plot([small(), small(5)], "all", tmp_path / "both")
     assert [str(path.relative_to(tmp_path / "both")) for path in found] == [
-        *(f"{letter}/{kind}.png" for letter in "AB" for kind in ("weights", "histogram", "ranks", "blocks")),
+        *(f"{letter}/{kind}.png" for letter in "AB" for kind in ALONE),
         "compare.png",
     ]
 
@@ -158,7 +181,7 @@ def test_two_adapters_are_drawn_into_folders_and_compared(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("count", "kind", "out", "options", "message"),
     [
-        (1, "bars", "x.png", {}, "kind='bars': allowed are weights"),
+        (1, "bars", "x.png", {}, "kind='bars': allowed are blocks, compare"),
         (2, "ranks", "x.png", {}, "ranks draws 1"),
         (1, "compare", "x.png", {}, "Give two files"),
         (1, "ranks", "x.jpg", {}, r"written as \.png or \.svg"),
@@ -180,7 +203,6 @@ def test_an_adapter_without_modules_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert command._KINDS == pictures.KINDS
     path = str(save(tmp_path / "a.safetensors", small().modules, "diffusers"))
     out = tmp_path / "ranks.png"
     assert main(["plot", path, "--kind", "ranks", "-o", str(out), "--json"]) == 0
@@ -212,8 +234,8 @@ def test_real_adapters_are_drawn_without_overlaps(name: str) -> None:
     if not (SHARED / name).exists():
         pytest.skip(f"{SHARED} is not there")
     given = load(SHARED / name)
-    assert sum(int(np.isfinite(table.norm).sum()) for table in block_strength(given)) == len(given.modules)
-    with house():
+    assert sum(int(np.isfinite(table.norm).sum()) for table in block_strength(Subject(given))) == len(given.modules)
+    with house_style():
         for kind, figure in figures(given):
             assert clashes(figure) == [], kind
 

@@ -4,35 +4,36 @@ import numpy as np
 import pytest
 import torch
 
-from lorabench.adapters.adapter import LoraModule
-from lorabench.adapters.components import pca
-from lorabench.adapters.drawing.blocks import block_strength
-from lorabench.adapters.drawing.comparison import similarity
-from lorabench.adapters.drawing.heatmaps import PAGE, block_rms, chosen_modules, strongest_of_bins, weight_map
-from lorabench.adapters.drawing.histograms import SAMPLES, distributions, sampled_delta
-from lorabench.adapters.drawing.names import drawable, shortened
-from lorabench.adapters.drawing.places import block_labels, families, in_depth, kinds_in_order, spot
-from lorabench.adapters.drawing.spectra import spectra
-from lorabench.adapters.drawing.variance import cumulative_table
+from lorabench.adapters.adapter import Adapter, LoraModule
+from lorabench.adapters.drawing.component_figures import cumulative_table
+from lorabench.adapters.drawing.figures import compare, histogram
+from lorabench.adapters.drawing.figures.blocks import block_strength
+from lorabench.adapters.drawing.figures.histogram import SAMPLES, Distributions, sampled_delta
+from lorabench.adapters.drawing.figures.weights import PAGE, block_rms, chosen_modules, strongest_of_bins, weight_map
+from lorabench.adapters.drawing.panels import families
+from lorabench.adapters.drawing.subject import Subject
+from lorabench.adapters.principal_components import pca
 from lorabench.errors import LorabenchError
+from lorabench.pictures import drawable, shortened
+from lorabench.places import block_labels, by_depth, kinds_in_order, place
 from tests.drawn_adapters import adapter, large, module, sdxl_names
 
 
 @pytest.mark.parametrize(
     ("name", "part", "block", "kind"),
     [
-        ("transformer.h.3.attn.c_attn", "transformer", "h.3", "attn.c_attn"),
-        ("model.layers.12.mlp.experts.7.w1", "model", "model.layers.12", "mlp.experts.7.w1"),
+        ("transformer.h.3.attn.c_attn", "model", "h.3", "attn.c_attn"),
+        ("model.layers.12.mlp.experts.7.w1", "model", "layers.12", "mlp.experts.7.w1"),
         ("unet.down_blocks.0.resnets.1.conv1", "unet", "down_blocks.0.resnets.1", "conv1"),
         ("stages.2.blocks.4.mlp.fc1", "model", "stages.2.blocks.4", "mlp.fc1"),
         ("encoder.block.3.layer.1.DenseReluDense.wi_0", "model", "encoder.block.3", "DenseReluDense.wi_0"),
         ("roberta.encoder.layer.0.attention.self.query", "model", "roberta.encoder.layer.0", "attention.self.query"),
         ("unet.time_embedding.linear_1", "unet", "", "time_embedding.linear_1"),
-        ("w_013", "model", "12–23", "+1"),
+        ("w_013", "model", "w_013", "013"),
     ],
 )
 def test_a_modules_place(name: str, part: str, block: str, kind: str) -> None:
-    found = spot(name)
+    found = place(name)
     assert (found.part, found.block, found.kind) == (part, block, kind)
 
 
@@ -44,8 +45,8 @@ def test_modules_come_in_the_networks_order() -> None:
         "transformer.transformer_blocks.1.attn.to_q",
         "transformer.x_embedder",
     ]
-    assert in_depth(names) == tuple(names[i] for i in (4, 2, 3, 1, 0))
-    assert in_depth(["b", "a"]) == ("b", "a")
+    assert by_depth(names) == tuple(names[i] for i in (4, 2, 3, 1, 0))
+    assert by_depth(["b", "a"]) == by_depth(["a", "b"])
     assert kinds_in_order(["attn2.to_q", "attn1.to_out", "attn1.to_q", "ff.net.2", "attn1.to_k"]) == (
         "attn1.to_q", "attn1.to_k", "attn1.to_out", "attn2.to_q", "ff.net.2",
     )  # fmt: skip
@@ -53,11 +54,11 @@ def test_modules_come_in_the_networks_order() -> None:
 
 
 def test_short_labels_stay_different() -> None:
-    blocks = list(dict.fromkeys(spot(name).block for name in sdxl_names() if name.startswith("unet")))
+    blocks = list(dict.fromkeys(place(name).block for name in sdxl_names() if name.startswith("unet")))
     labels, counted = block_labels(blocks)
     assert len(set(labels)) == len(blocks)
     assert counted == ""
-    assert "down 2.1#3" in labels
+    assert "down 2.1" in labels
     assert block_labels(["model.layers.0", "model.layers.11"]) == (["0", "11"], "layers")
     assert block_labels(["stages.0.blocks.3", "stages.1.blocks.0"]) == (["0.3", "1.0"], "stages · blocks")
 
@@ -87,13 +88,21 @@ def test_names_are_shortened_in_the_middle_and_written_in_letters_that_the_font_
     assert drawable("ΔW ‖·‖ σ₁ … √Σ × 猫") == "ΔW ‖·‖ σ₁ … √Σ × ?"
 
 
+def factors(one: LoraModule) -> tuple[np.ndarray, np.ndarray, float]:
+    return one.down.double().numpy(), one.up.double().numpy(), float(one.scale)
+
+
+def distributions(given: Adapter) -> Distributions:
+    return histogram.measure(Subject(given))[0]
+
+
 def dense(one: LoraModule) -> np.ndarray:
     return one.scale * (one.up.double().numpy() @ one.down.double().numpy())
 
 
 def test_spectra_are_those_of_dense_matrices() -> None:
     given = adapter({"a.q": module(rank=3), "b.q": module(1, rank=5, scale=-2.0), "c.q": module(trained=False)})
-    found = spectra(given)
+    found = Subject(given).spectra
     assert found.untrained.tolist() == [False, False, True]
     assert found.rank.tolist() == [3, 5, 4]
     for row, name in enumerate(("a.q", "b.q")):
@@ -116,21 +125,21 @@ def test_spectra_are_those_of_dense_matrices() -> None:
 @pytest.mark.parametrize("shape", [(24, 18), (100, 60), (5, 3)])
 def test_block_rms_is_that_of_the_dense_matrix(shape: tuple[int, int]) -> None:
     one = module(rank=7, shape=shape, scale=-1.5)
-    found = block_rms(one, 8).numpy()
+    found = block_rms(*factors(one), 8)
     blocks = [np.array_split(rows, min(8, shape[1]), axis=1) for rows in np.array_split(dense(one), min(8, shape[0]))]
     wanted = np.array([[np.sqrt(np.mean(block**2)) for block in line] for line in blocks])
     np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
 def test_a_bin_shows_its_largest_weight_with_its_sign() -> None:
-    matrix = torch.tensor([[1.0, -3.0, 2.0, 0.5, 0.0], [0.0, 0.0, -1.0, 4.0, -5.0]], dtype=torch.float64)
+    matrix = np.array([[1.0, -3.0, 2.0, 0.5, 0.0], [0.0, 0.0, -1.0, 4.0, -5.0]])
     assert strongest_of_bins(matrix, 2).tolist() == [[-3.0, 0.5], [-1.0, -5.0]]
-    assert torch.equal(strongest_of_bins(matrix, 9), matrix)
+    np.testing.assert_array_equal(strongest_of_bins(matrix, 9), matrix)
 
 
 def test_a_weight_map_of_a_narrow_module_is_its_weights() -> None:
     one = module()
-    found = weight_map(one)
+    found = weight_map(Subject(adapter({"a.q": one})), "a.q")
     np.testing.assert_array_equal(found.down, one.down.double().numpy())
     np.testing.assert_array_equal(found.up, one.up.double().numpy().T)
     np.testing.assert_allclose(found.delta, np.abs(dense(one)), rtol=1e-9, atol=1e-12)
@@ -139,19 +148,19 @@ def test_a_weight_map_of_a_narrow_module_is_its_weights() -> None:
 def test_the_strongest_modules_are_chosen_or_those_of_a_pattern() -> None:
     given = large()
     norm = {name: np.linalg.norm(dense(one)) for name, one in given.modules.items()}
-    assert set(chosen_modules(given, None)) == set(sorted(norm, key=lambda name: -norm[name])[:PAGE])
-    keys = chosen_modules(given, "*attn2.to_k")
+    assert set(chosen_modules(Subject(given))) == set(sorted(norm, key=lambda name: -norm[name])[:PAGE])
+    keys = chosen_modules(Subject(given, "*attn2.to_k"))
     assert len(keys) == 24
     assert all(name.endswith("attn2.to_k") for name in keys)
     with pytest.raises(LorabenchError, match=r"no module fits --modules 'to_k'.*stars"):
-        chosen_modules(given, "to_k")
+        chosen_modules(Subject(given, "to_k"))
 
 
 def test_sampled_entries_are_entries_of_the_delta() -> None:
     one = module(scale=0.5)
-    found = sampled_delta(one, 500, torch.Generator().manual_seed(3)).numpy()
-    generator = torch.Generator().manual_seed(3)
-    rows, columns = (torch.randint(size, (500,), generator=generator).numpy() for size in one.shape)
+    found = sampled_delta(*factors(one), 500, np.random.default_rng(3))
+    generator = np.random.default_rng(3)
+    rows, columns = (generator.integers(size, size=500) for size in one.shape)
     np.testing.assert_allclose(found, dense(one)[rows, columns], atol=1e-12)
 
 
@@ -159,8 +168,9 @@ def test_distributions_weigh_modules_by_size_and_see_all_of_small_ones() -> None
     given = adapter(
         {"a.q": module(shape=(300, 200), rank=6), "b.q": module(1, scale=3.0), "c.q": module(trained=False)}
     )
-    modules, (down, up, delta) = distributions(given)
-    assert modules == ("a.q", "b.q", "c.q")
+    found = distributions(given)
+    down, up, delta = found.matrices
+    assert found.modules == ("a.q", "b.q", "c.q")
     everything = torch.cat([one.down.flatten() for one in given.modules.values()]).double().numpy()
     assert down.std == pytest.approx(np.sqrt(np.mean(everything**2)))
     counts, _ = np.histogram(everything, down.edges)
@@ -174,25 +184,25 @@ def test_distributions_weigh_modules_by_size_and_see_all_of_small_ones() -> None
     assert up.zeros[2] == 1.0
     assert delta.by_module[:, 2].sum() == 0
     assert np.all(delta.by_module[:, :2].sum(axis=0) > 0.9)
-    again = distributions(given)[1][2]
+    again = distributions(given).matrices[2]
     np.testing.assert_array_equal(again.density, delta.density)
 
 
 def test_a_large_factor_is_sampled() -> None:
     one = module(rank=8, shape=(SAMPLES, 4))
-    _, (_, up, _) = distributions(adapter({"a.q": one}))
+    _, up, _ = distributions(adapter({"a.q": one})).matrices
     assert up.std == pytest.approx(one.up.double().square().mean().sqrt().item(), rel=0.05)
 
 
 def test_block_strength_is_the_dense_norm_at_its_place() -> None:
     given = large()
-    tables = block_strength(given)
+    tables = block_strength(Subject(given))
     assert [table.part for table in tables] == ["text_encoder_2", "unet"]
     seen = 0
     for name, one in given.modules.items():
-        where = spot(name)
+        where = place(name)
         table = next(table for table in tables if table.part == where.part)
-        found = table.norm[table.blocks.index(where.block), table.kinds.index(where.kind)]
+        found = table.norm[table.rows.index((where.block, where.inner)), table.kinds.index(where.kind)]
         assert found == pytest.approx(np.linalg.norm(dense(one)), rel=1e-6)
         seen += 1
     assert sum(int(np.isfinite(table.norm).sum()) for table in tables) == seen == 264
@@ -212,7 +222,7 @@ def test_similarity_is_that_of_dense_matrices() -> None:
             "s.q": module(shape=(3, 3)),
         }
     )
-    found = similarity(first, second)
+    (found,) = compare.measure(Subject(first), Subject(second))
     assert found.modules == ("a.q", "b.q", "z.q")
     assert (found.alone, found.other_shape) == ((("only",), ()), ("s.q",))
     assert found.cosine[0] == pytest.approx(-1.0)
@@ -223,7 +233,7 @@ def test_similarity_is_that_of_dense_matrices() -> None:
     assert np.isnan([found.cosine[2], found.ratio[2]]).all()
     assert found.norm[:, 2].tolist() == pytest.approx([np.linalg.norm(dense(module(2))), 0.0])
     with pytest.raises(LorabenchError, match="no module of one name and shape in common"):
-        similarity(first, adapter({"other": module()}))
+        compare.measure(Subject(first), Subject(adapter({"s.q": module(shape=(3, 3))})))
 
 
 def test_cumulative_table_has_a_column_a_module() -> None:

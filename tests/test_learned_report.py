@@ -10,12 +10,12 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from lorabench.ablation.places import place
+from lorabench.pictures import SERIES
+from lorabench.places import place
 from lorabench.report import table_text, write_figures
 from lorabench.report.figures import drawings
 from lorabench.report.latent_figures import latent_figure
 from lorabench.report.learned_figures import fitting_figure, reconstruction_figure
-from lorabench.report.style import SERIES_STYLES
 from lorabench.results import read_result
 from tests.ablation_findings import CLASSES, an_ablation, zoo_layers
 from tests.test_ablation_figures import drawn, faults
@@ -126,14 +126,14 @@ def test_the_latent_picture_shows_every_adapter_in_its_class_s_colour(n):
     assert len(figure.axes) == 2
     for axes, one in zip(figure.axes, found["maps"], strict=True):
         wanted = {
-            rgb(SERIES_STYLES[code][0]): sorted(
+            rgb(SERIES[code][0]): sorted(
                 (x, y) for x, y, of in zip(one["x"], one["y"], found["classes"], strict=True) if of == code
             )
             for code in range(10)
         }
         assert points(axes) == wanted
         means = {line.get_color(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines}
-        for colour, _ in SERIES_STYLES:
+        for colour, _ in SERIES:
             assert means[colour] == pytest.approx(np.mean(wanted[rgb(colour)], axis=0))
     texts = [text for text, _ in drawn(figure)]
     assert {*CLASSES, "first principal component, 31.4 % of the variance", "second, 15.9 %"} <= {*texts}
@@ -145,7 +145,7 @@ def test_the_latent_picture_shows_every_adapter_in_its_class_s_colour(n):
 
 
 def test_ten_classes_differ_in_colour_and_in_marker():
-    assert len({colour for colour, _ in SERIES_STYLES}) == len({marker for _, marker in SERIES_STYLES}) == 10
+    assert len({colour for colour, _ in SERIES}) == len({marker for _, marker in SERIES}) == 10
 
 
 def test_of_many_classes_the_nine_most_frequent_have_colours():
@@ -158,7 +158,7 @@ def test_of_many_classes_the_nine_most_frequent_have_colours():
     figure = latent_figure(result, "vae")
     assert faults(figure) == []
     shown = points(figure.axes[0])
-    sizes = {rgb(colour): counts[code] for (colour, _), code in zip(SERIES_STYLES, frequent, strict=False)}
+    sizes = {rgb(colour): counts[code] for (colour, _), code in zip(SERIES, frequent, strict=False)}
     sizes[GREY_OF_OTHERS] = 300 - counts[frequent].sum()
     assert {key: len(value) for key, value in shown.items()} == sizes
     texts = [text for text, _ in drawn(figure)]

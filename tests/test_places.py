@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorabench.ablation.places import GROUPINGS, by_depth, groups, place
 from lorabench.adapters.reading.files import load as load_adapter
 from lorabench.adapters.reading.naming import layer_names, parse_key
 from lorabench.errors import LorabenchError
+from lorabench.places import GROUPINGS, block_labels, by_depth, groups, place
 from lorabench.zoo.glyph_model import MODULES
 from tests.hub_schema import stable_diffusion_modules
 
@@ -219,3 +219,57 @@ def test_real_key_lists_say_their_places():
     qkv = [spot for spot in places if spot.projection in ("q", "k", "v", "out")]
     assert all(spot.attention for spot in qkv)
     assert len(qkv) > 0.3 * len(places)
+
+
+# Names in network order, from many families; `place` must say so whatever order they come in.
+FAMILIES = {
+    "flux": ["x_embedder", "transformer_blocks.0.attn.to_q", "transformer_blocks.10.attn.to_q",
+             "single_transformer_blocks.2.attn.to_q", "proj_out"],
+    "flux by its own names": ["img_in", "double_blocks.0.img_attn.qkv", "double_blocks.1.img_mlp.0",
+                              "single_blocks.0.linear1", "final_layer.linear"],
+    "hunyuan video": ["context_embedder.proj_in", "context_embedder.token_refiner.refiner_blocks.0.attn.to_q",
+                      "transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.attn.to_q", "norm_out.linear"],
+    "hunyuan video by its own names": ["img_in.proj", "txt_in.individual_token_refiner.blocks.1.self_attn_qkv",
+                                       "double_blocks.0.img_attn_qkv", "single_blocks.0.linear2"],
+    "wan": ["patch_embedding", "time_projection.1", "blocks.0.self_attn.q", "blocks.2.cross_attn.k_img",
+            "blocks.10.ffn.0", "head.head"],
+    "qwen image": ["img_in", "transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.add_q_proj",
+                   "transformer_blocks.0.img_mlp.net.0.proj", "transformer_blocks.59.attn.to_q", "proj_out"],
+    "z-image": ["all_x_embedder.2-1", "context_refiner.0.attention.to_q", "noise_refiner.1.attention.to_q",
+                "layers.0.attention.to_q", "layers.0.feed_forward.w1", "layers.29.attention.to_q",
+                "all_final_layer.2-1.linear"],
+    "chroma": ["img_in", "distilled_guidance_layer.layers.0.in_layer", "double_blocks.0.img_attn.qkv",
+               "single_blocks.0.linear1"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", "diffusion_model.", ""])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_transformers_modules_come_in_the_order_of_its_data(family, prefix):
+    names = [prefix + name for name in FAMILIES[family]]
+    for seed in range(5):
+        assert list(by_depth(_shuffled(names, seed))) == names
+    assert all(bool(place(name).block) == bool(re.search(r"\d\..*(attn|linear\d|ff|feed|mlp|attention|in_layer)", name))
+               for name in names)  # fmt: skip
+
+
+def test_parts_come_in_the_order_of_the_data():
+    names = [
+        "text_encoder.text_model.encoder.layers.11.mlp.fc2",
+        "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q",
+        "text_encoder_3.encoder.block.0.layer.0.SelfAttention.q",
+        "vision_model.encoder.layers.0.self_attn.q_proj",
+        "transformer.transformer_blocks.0.attn.to_q",
+        "transformer_2.transformer_blocks.0.attn.to_q",
+    ]
+    assert list(by_depth(names[::-1])) == names
+    assert [place(name).part for name in names] == [
+        "text_encoder", "text_encoder_2", "text_encoder_3", "model", "transformer", "transformer_2",
+    ]  # fmt: skip
+    assert place("transformer.h.0.attn.c_attn").part == "model"
+    inside = [f"transformer.h.0.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]
+    assert list(by_depth(inside[::-1])) == inside
+    assert block_labels(["down_blocks.1.attentions.0", "mid_block.attentions.0", ""]) == (
+        ["down 1.0", "mid 0", "other"], "",
+    )  # fmt: skip
+    assert block_labels(["w_3", "w_10"]) == (["3", "10"], "number in the file's list")

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from lorabench.ablation.places import by_depth
 from lorabench.ablation.statistics import kendall_tau
 from lorabench.ablation.study import Findings, Ranking, Study, good_seeds
+from lorabench.places import by_depth
 
 __all__ = ["Concepts"]
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lorabench.ablation.places import groups
 from lorabench.ablation.ranking import check_rank_on
 from lorabench.ablation.study import Findings, Study, measured
+from lorabench.places import groups
 
 __all__ = ["Grouping"]
 

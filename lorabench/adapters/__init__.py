@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from lorabench.adapters.adapter import Adapter, LoraModule
     from lorabench.adapters.comparing.comparing import Comparison, compare
     from lorabench.adapters.comparing.fingerprints import Duplicates, find_duplicates, fingerprint
-    from lorabench.adapters.components import pca, pca_across
-    from lorabench.adapters.drawing.pictures import plot
+    from lorabench.adapters.drawing.plotting import plot
     from lorabench.adapters.merging.preflight import Preflight, preflight
     from lorabench.adapters.merging.report import MergeReport
     from lorabench.adapters.merging.whole import merge
     from lorabench.adapters.metadata.editing import edit
     from lorabench.adapters.metadata.inspection import Inspection, inspect
     from lorabench.adapters.metadata.library import scan
+    from lorabench.adapters.principal_components import pca, pca_across
     from lorabench.adapters.reading.files import load
     from lorabench.adapters.reading.naming import ParsedKey, component, is_layer_key, layer_names, parse_key
     from lorabench.adapters.reading.table import ModuleRow, Table, read_table
@@ -69,9 +69,9 @@ __all__ = [
 _HOMES = {
     "adapter": ("Adapter", "LoraModule"),
     "comparing.comparing": ("Comparison", "compare"),
-    "components": ("pca", "pca_across"),
+    "principal_components": ("pca", "pca_across"),
     "writing.converting": ("Conversion", "convert", "notes_on_writing"),
-    "drawing.pictures": ("plot",),
+    "drawing.plotting": ("plot",),
     "metadata.editing": ("edit",),
     "reading.files": ("load",),
     "comparing.fingerprints": ("Duplicates", "find_duplicates", "fingerprint"),

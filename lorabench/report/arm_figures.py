@@ -8,20 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lorabench.pictures import BLUE, GREEN, ORANGE, tidy
 from lorabench.report.arms import shown_arms, with_arm
 from lorabench.report.numbers import number
-from lorabench.report.style import (
-    ARM_STYLES,
-    BLUE,
-    GREEN,
-    ORANGE,
-    draw_chance,
-    ended,
-    errors,
-    legend_below,
-    percents,
-    tidy,
-)  # fmt: skip
+from lorabench.report.style import ARM_STYLES, draw_chance, ended, errors, legend_below, percents
 from lorabench.results import Result
 
 __all__ = ["degradation", "groups_figure", "with_without"]

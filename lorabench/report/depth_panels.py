@@ -8,9 +8,8 @@ from jaxtyping import Float64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lorabench.ablation.places import Place, by_depth, place
-from lorabench.report.labels import axis_of_blocks, block_labels
-from lorabench.report.style import tidy
+from lorabench.pictures import tidy
+from lorabench.places import Place, block_labels, by_depth, place
 
 __all__ = ["DepthPanel", "depth_panels"]
 
@@ -120,12 +119,14 @@ def _axis(layers: Sequence[str]) -> _Axis:
     spots = list(dict.fromkeys((spot.block, spot.depth) for spot in places.values()))
     at = {spot: number for number, spot in enumerate(spots)}
     blocks = [block for block, _ in spots]
+    names, lists = block_labels(blocks)
     # A block of several depths (SDXL has up to ten transformer blocks in one) is named at its first.
     labels = [
         label if number == blocks.index(block) else ""
-        for number, (block, label) in enumerate(zip(blocks, block_labels(blocks), strict=True))
+        for number, (block, label) in enumerate(zip(blocks, names, strict=True))
     ]
-    return _Axis({layer: at[spot.block, spot.depth] for layer, spot in places.items()}, labels, axis_of_blocks(blocks))
+    title = f"block ({lists})" if lists else "block"
+    return _Axis({layer: at[spot.block, spot.depth] for layer, spot in places.items()}, labels, title)
 
 
 def _columns(names: Sequence[str], inches: float) -> int:

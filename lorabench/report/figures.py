@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from lorabench.pictures import house_style, save_picture
 from lorabench.report.arm_figures import degradation, groups_figure, with_without
 from lorabench.report.arms import shown_arms, with_arm
 from lorabench.report.latent_figures import latent_figure
@@ -14,7 +15,6 @@ from lorabench.report.layer_figures import importance_by_place, layer_importance
 from lorabench.report.learned_figures import fitting_figure, reconstruction_figure
 from lorabench.report.map_figures import clusters_figure, concepts_figure
 from lorabench.report.scatter_figures import attribution_figure, redundancy_figure
-from lorabench.report.style import save
 from lorabench.report.training_figures import accuracy_figure, confusion_figure, curves_figure
 from lorabench.results import Result
 
@@ -45,7 +45,8 @@ def write_figures(result: Result, folder: Path, on_figure: Callable[[], None] = 
     written: list[Path] = []
     for name, draw in drawings(result).items():
         path = _free(folder, re.sub(r"[/\\\0]", "_", name)[:_LONGEST], written)
-        written.append(save(draw(), path))
+        with house_style():
+            written.append(save_picture(draw(), path))
         on_figure()
     return written
 
@@ -86,4 +87,9 @@ def drawings(result: Result) -> dict[str, Callable[[], Figure]]:
         found |= {f"latent_{name}": functools.partial(latent_figure, result, name) for name in result.learned}
         found["reconstruction"] = functools.partial(reconstruction_figure, result)
         found["fitting"] = functools.partial(fitting_figure, result)
-    return found
+    return {name: functools.partial(_styled, draw) for name, draw in found.items()}
+
+
+def _styled(draw: Callable[[], Figure]) -> Figure:
+    with house_style():
+        return draw()

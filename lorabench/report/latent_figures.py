@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lorabench.pictures import SERIES, tidy
 from lorabench.report.labels import unit_label
 from lorabench.report.numbers import number, percent
-from lorabench.report.style import SERIES_STYLES, tidy, wrapped
+from lorabench.report.style import wrapped
 from lorabench.results import Result
 
 __all__ = ["latent_figure"]
@@ -69,12 +70,12 @@ def _groups(classes: Sequence[str], codes: Sequence[int]) -> list[_Group]:
     of = np.array(codes, dtype=np.int64)
     counts = np.bincount(of, minlength=len(classes))
     chosen = list(range(len(classes)))
-    if len(classes) > len(SERIES_STYLES):
-        frequent = np.argsort(-counts, kind="stable")[: len(SERIES_STYLES) - 1]
+    if len(classes) > len(SERIES):
+        frequent = np.argsort(-counts, kind="stable")[: len(SERIES) - 1]
         chosen = sorted(frequent.tolist())
     found = [
         _Group(_short(classes[code]), np.flatnonzero(of == code), *style, True)
-        for code, style in zip(chosen, SERIES_STYLES, strict=False)
+        for code, style in zip(chosen, SERIES, strict=False)
     ]
     others = np.flatnonzero(~np.isin(of, chosen))
     if len(others):

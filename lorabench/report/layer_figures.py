@@ -7,20 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lorabench.ablation.places import groups, place
+from lorabench.pictures import tidy
+from lorabench.places import block_labels, groups, place
 from lorabench.report.arms import marked_units, on_test
 from lorabench.report.depth_panels import DepthPanel, depth_panels
-from lorabench.report.labels import axis_of_blocks, block_labels
-from lorabench.report.style import (
-    FACTOR_STYLES,
-    draw_chance,
-    errors,
-    legend_below,
-    percents,
-    ring,
-    tidy,
-    titled,
-)  # fmt: skip
+from lorabench.report.style import FACTOR_STYLES, draw_chance, errors, legend_below, percents, ring, titled
 from lorabench.results import Result
 
 __all__ = ["importance_by_place", "layer_importance"]
@@ -120,9 +111,9 @@ def _strip(
             zorder=3,
         )
     names = list(members)
-    labels = block_labels(names) if by == "block" else names
+    labels, lists = block_labels(names) if by == "block" else (names, "")
     longest = max(map(len, labels))
     axes.set_xticks(range(len(names)), labels, rotation=90 if longest > 2 and len(names) > 4 else 0, fontsize=8)
     axes.set_xlim(-0.6, len(names) - 0.4)
-    axes.set_title(by if by != "block" else axis_of_blocks(names), fontsize=9)
+    axes.set_title(f"{by} ({lists})" if lists else by, fontsize=9)
     tidy(axes, "y")

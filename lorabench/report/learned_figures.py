@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lorabench.ablation.places import place
+from lorabench.pictures import BLUE, GREY, ORANGE, SERIES, tidy
+from lorabench.places import place
 from lorabench.report.depth_panels import DepthPanel, depth_panels
 from lorabench.report.numbers import number
-from lorabench.report.style import BLUE, GREY, ORANGE, SERIES_STYLES, legend_below, tidy, wrapped
+from lorabench.report.style import legend_below, wrapped
 from lorabench.results import Result
 
 __all__ = ["fitting_figure", "reconstruction_figure"]
@@ -63,8 +64,8 @@ def _is_whole(by_unit: Mapping[str, float]) -> bool:
 
 def _style(position: int) -> tuple[str, str]:
     """Colour and marker of a representation; beyond ten, colours meet other markers."""
-    turn, at = divmod(position, len(SERIES_STYLES))
-    return SERIES_STYLES[at][0], SERIES_STYLES[(at + turn) % len(SERIES_STYLES)][1]
+    turn, at = divmod(position, len(SERIES))
+    return SERIES[at][0], SERIES[(at + turn) % len(SERIES)][1]
 
 
 def _panel(panel: DepthPanel, errors: Mapping[str, Mapping[str, float]]) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lorabench.pictures import BLUE, GREY, ORANGE
 from lorabench.report.labels import layer_labels
 from lorabench.report.numbers import number
-from lorabench.report.style import BLUE, GREY, ORANGE
 from lorabench.results import Result
 
 __all__ = ["clusters_figure", "concepts_figure"]

@@ -1,45 +1,33 @@
-"""What all pictures share: colours, markers, error bars, titles, and how a figure is saved."""
+"""What the report's pictures share: colours and markers of arms and factors, error bars, titles, legends."""
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
+from lorabench.pictures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE
 from lorabench.report.arms import on_test
 from lorabench.report.numbers import number
 from lorabench.results import Result
 
 __all__ = [
     "ARM_STYLES",
-    "BLUE",
     "FACTOR_STYLES",
-    "GREEN",
-    "GREY",
-    "ORANGE",
-    "SERIES_STYLES",
     "draw_chance",
     "ended",
     "errors",
     "legend_below",
     "percents",
     "ring",
-    "save",
-    "tidy",
     "titled",
     "wrapped",
 ]
 
-# Okabe & Ito 2008: told apart by colour-blind readers; every colour also has its own marker.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 _LETTERS = 11  # of 10 points, an inch
-_PURPLE, _BLACK = "#CC79A7", "#000000"
 
 FACTOR_STYLES = {"down": (BLUE, "o"), "up": (ORANGE, "s"), "": (GREEN, "D")}
 """Factor -> colour and marker; "" is a module."""
@@ -48,16 +36,10 @@ ARM_STYLES = {
     "none": (BLUE, "o"),
     "top": (ORANGE, "s"),
     "random": (GREEN, "^"),
-    "worst": (_PURPLE, "D"),
-    "permuted": (_BLACK, "X"),
+    "worst": (PURPLE, "D"),
+    "permuted": (BLACK, "X"),
 }
 """Kind of an arm -> colour and marker."""
-
-SERIES_STYLES = (
-    (BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (_PURPLE, "D"), ("#56B4E9", "v"), ("#E69F00", "P"),
-    ("#882255", "X"), (_BLACK, "<"), ("#8B5A2B", ">"), ("#F0E442", "p"),
-)  # fmt: skip
-"""Colours and markers of up to ten series; any two differ in both, and in CIELAB by 16 or more to every reader."""
 
 
 def percents(values: Sequence[float | int | None]) -> Float64[np.ndarray, " n"]:
@@ -101,13 +83,6 @@ def wrapped(lines: Sequence[str], inches: float) -> str:
     return "\n".join(part for line in lines for part in textwrap.wrap(line, max(int(_LETTERS * inches), 1)))
 
 
-def tidy(axes: Axes, grid: str) -> None:
-    """Light grid lines of one axis, behind the data."""
-    axes.grid(axis=grid, color="0.9")  # type: ignore[arg-type]
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8)
-
-
 def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 5) -> None:
     """One legend below everything, each label once."""
     found: dict[str, Artist] = {}
@@ -117,12 +92,3 @@ def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 5) -> None
     figure.legend(
         list(found.values()), list(found), fontsize=8, frameon=False, loc="outside lower center", ncols=columns
     )
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write the figure as a picture."""
-    FigureCanvasAgg(figure)
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a dollar sign in a category's name is a dollar sign
-    figure.savefig(path, dpi=120)
-    return path

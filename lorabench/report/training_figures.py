@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lorabench.report.style import BLUE, GREY, ORANGE
+from lorabench.pictures import BLUE, GREY, ORANGE
 from lorabench.results import Result, Run, Summary
 
 __all__ = ["accuracy_figure", "confusion_figure", "curves_figure"]

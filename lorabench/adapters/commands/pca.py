@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lorabench.adapters.adapter import Adapter
-    from lorabench.adapters.components import AdaptersPCA, LayerPCA, LayerVariances
+    from lorabench.adapters.principal_components import AdaptersPCA, LayerPCA, LayerVariances
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def _layers(args: argparse.Namespace, adapter: "Adapter") -> Outcome:
-    from lorabench.adapters.components import each_layer
+    from lorabench.adapters.principal_components import each_layer
 
     head = {"file": adapter.path, "standardised": not args.no_standardise, "not_analysed": _unsupported(adapter)}
     layers = each_layer(adapter, n_components=args.components, standardise=not args.no_standardise, layers=args.layers)
@@ -71,18 +71,18 @@ def _layers(args: argparse.Namespace, adapter: "Adapter") -> Outcome:
     last: list[LayerPCA] = []
 
     def entries() -> Iterator[tuple[str, dict[str, Any]]]:
-        for one in layers:
-            light[one.layer] = one.variances()
-            last[:] = [one]
-            data = _layer_data(one) | (_samples(one) if args.full or args.output else {})
+        for analysis in layers:
+            light[analysis.layer] = analysis.variances()
+            last[:] = [analysis]
+            data = _layer_data(analysis) | (_samples(analysis) if args.full or args.output else {})
             if args.json:
-                whole[one.layer] = data if args.full else _layer_data(one)
-            yield one.layer, data
+                whole[analysis.layer] = data if args.full else _layer_data(analysis)
+            yield analysis.layer, data
 
     written = _write(args.output, head, "layers", entries())
     if args.figure is not None:
         written.append(_draw(args.figure, args.force, lambda: _layers_figure(light, last[0], adapter)))
-    rows = [(name, f"{one.samples}×{one.features}", *_cells(one)) for name, one in light.items()]
+    rows = [(name, f"{analysis.samples}×{analysis.features}", *_cells(analysis)) for name, analysis in light.items()]
     columns = ("samples×features", *_COLUMNS)
     lines = [table(("layer", *columns), rows, numbers=columns), *_reasons(light), *_kinds(adapter)]
     lines += [f"not analysed, {kind}: {len(keys)} tensors" for kind, keys in adapter.unsupported.items()]
@@ -90,40 +90,40 @@ def _layers(args: argparse.Namespace, adapter: "Adapter") -> Outcome:
 
 
 def _across(args: argparse.Namespace, adapters: "Sequence[Adapter]") -> Outcome:
-    from lorabench.adapters.components import pca_across
+    from lorabench.adapters.principal_components import pca_across
 
-    found = pca_across(adapters, modules=args.layers)
-    entries = {name: _module_data(one) for name, one in found.items()}
+    analyses = pca_across(adapters, modules=args.layers)
+    entries = {name: _module_data(analysis) for name, analysis in analyses.items()}
     head = {
         "files": [adapter.path for adapter in adapters],
-        "adapters": next(iter(found.values())).adapters,
+        "adapters": next(iter(analyses.values())).adapters,
         "not_analysed": [_unsupported(adapter) for adapter in adapters],
     }
     written = _write(args.output, head, "modules", entries.items())
     if args.figure is not None:
-        from lorabench.adapters.drawing.variance import across_figure
+        from lorabench.adapters.drawing.component_figures import across_figure
 
-        written.append(_draw(args.figure, args.force, lambda: across_figure(found)))
-    rows = [(name, *_cells(one)) for name, one in found.items()]
-    lines = [table(("module", *_COLUMNS), rows, numbers=_COLUMNS), *_reasons(found)]
+        written.append(_draw(args.figure, args.force, lambda: across_figure(analyses)))
+    rows = [(name, *_cells(analysis)) for name, analysis in analyses.items()]
+    lines = [table(("module", *_COLUMNS), rows, numbers=_COLUMNS), *_reasons(analyses)]
     return Outcome({**head, "modules": entries, "written": written}, _text(lines, written))
 
 
 def _layers_figure(light: "Mapping[str, LayerVariances]", last: "LayerPCA", adapter: "Adapter") -> "Figure":
-    from lorabench.adapters.drawing.names import titled
-    from lorabench.adapters.drawing.variance import layer_figure, layers_figure
+    from lorabench.adapters.drawing.component_figures import layer_figure, layers_figure
+    from lorabench.adapters.drawing.subject import Subject
 
     if len(light) == 1:
         return layer_figure(last)
-    return layers_figure(light, titled(adapter, f"principal components of {len(light)} layers"))
+    return layers_figure(light, Subject(adapter).title, f"principal components of {len(light)} layers")
 
 
 def _draw(path: Path, force: bool, figure: "Callable[[], Figure]") -> Path:
-    from lorabench.adapters.drawing.style import house, save
+    from lorabench.pictures import house_style, save_picture
 
     refuse_overwriting(path, force, "--figure", folder=False)  # analysing may have taken long
-    with house():
-        return save(figure(), path)
+    with house_style():
+        return save_picture(figure(), path)
 
 
 def _write(path: Path | None, head: Mapping[str, Any], key: str, entries: Iterable[tuple[str, Any]]) -> list[Path]:
@@ -148,47 +148,45 @@ def _chunks(head: Mapping[str, Any], key: str, entries: Iterable[tuple[str, Any]
     yield b"\n }\n}\n"
 
 
-def _common_data(one: "LayerVariances | AdaptersPCA") -> dict[str, Any]:
+def _common_data(analysis: "LayerVariances | AdaptersPCA") -> dict[str, Any]:
     return {
-        "n_components": one.n_components,
-        "explained_variance_ratio": one.explained_variance_ratio.tolist(),
-        "cumulative": one.cumulative.tolist(),
-        "singular_values": one.singular_values.tolist(),
-        "components_for_90_percent": one.enough(),
-        "total_variance": one.total_variance,
-        "reason": one.reason,
+        "n_components": analysis.n_components,
+        "explained_variance_ratio": analysis.explained_variance_ratio.tolist(),
+        "cumulative": analysis.cumulative.tolist(),
+        "singular_values": analysis.singular_values.tolist(),
+        "components_for_90_percent": analysis.enough(),
+        "total_variance": analysis.total_variance,
+        "reason": analysis.reason,
     }
 
 
-def _layer_data(one: "LayerVariances") -> dict[str, Any]:
-    shape = {"samples": one.samples, "features": one.features, "constant_features": one.constant}
-    return shape | _common_data(one)
+def _layer_data(analysis: "LayerVariances") -> dict[str, Any]:
+    shape = {"samples": analysis.samples, "features": analysis.features, "constant_features": analysis.constant}
+    return shape | _common_data(analysis)
 
 
-def _samples(one: "LayerPCA") -> dict[str, Any]:
-    return {"components": one.components.tolist(), "transformed": one.transformed.tolist()}
+def _samples(analysis: "LayerPCA") -> dict[str, Any]:
+    return {"components": analysis.components.tolist(), "transformed": analysis.transformed.tolist()}
 
 
-def _module_data(one: "AdaptersPCA") -> dict[str, Any]:
-    return _common_data(one) | {"scores": one.scores.tolist()}
+def _module_data(analysis: "AdaptersPCA") -> dict[str, Any]:
+    return _common_data(analysis) | {"scores": analysis.scores.tolist()}
 
 
-def _cells(one: "LayerVariances | AdaptersPCA") -> tuple[str, ...]:
-    if one.reason:
+def _cells(analysis: "LayerVariances | AdaptersPCA") -> tuple[str, ...]:
+    if analysis.reason:
         return ("-",) * len(_COLUMNS)
-    enough = one.enough()
-    first = f"{100 * one.explained_variance_ratio[0]:.1f}"
-    return (
-        str(one.n_components), str(enough) if enough else f"over {one.n_components}", first, f"{one.total_variance:.4g}"
-    )  # fmt: skip
+    count, enough = analysis.n_components, analysis.enough()
+    first = f"{100 * analysis.explained_variance_ratio[0]:.1f}"
+    return str(count), str(enough or f"over {count}"), first, f"{analysis.total_variance:.4g}"
 
 
-def _reasons(found: "Mapping[str, LayerVariances | AdaptersPCA]") -> list[str]:
+def _reasons(analyses: "Mapping[str, LayerVariances | AdaptersPCA]") -> list[str]:
     """The layers without numbers, a line for each reason."""
     names: dict[str, list[str]] = {}
-    for name, one in found.items():
-        if one.reason:
-            names.setdefault(one.reason, []).append(name)
+    for name, analysis in analyses.items():
+        if analysis.reason:
+            names.setdefault(analysis.reason, []).append(name)
     return [
         f"no components, {reason}: {len(mine)} ({', '.join(mine[:3])}{', ...' if len(mine) > 3 else ''})"
         for reason, mine in names.items()

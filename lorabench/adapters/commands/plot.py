@@ -1,21 +1,22 @@
 """`plot`: pictures of weights, spectra, ranks and depth."""
 
 import argparse
+from contextlib import ExitStack
 
 from lorabench.adapters.commands.common import Outcome, path_name
+from lorabench.adapters.drawing.kinds import ALL, KINDS, adapters_of, kind_module
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
 EXAMPLE = "lorabench-adapter plot adapter.safetensors --kind ranks -o ranks.png"
 
-# As in drawing.pictures, which takes a second to import.
-_KINDS = ("weights", "histogram", "ranks", "blocks", "compare", "all")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
     parser.add_argument("paths", nargs="+", type=path_name, metavar="FILE", help="an adapter; two for compare")
-    parser.add_argument("--kind", choices=_KINDS, required=True, help="what to draw; all: every kind, into a folder")
+    parser.add_argument(
+        "--kind", choices=(*KINDS, ALL), required=True, help="what to draw; all: every kind, into a folder"
+    )
     parser.add_argument(
         "-o", "--out", type=path_name, required=True, metavar="PATH", help=".png, .svg; for all: a folder"
     )
@@ -27,21 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Draw, and say what was written."""
-    allowed = {"compare": (2,), "all": (1, 2)}.get(args.kind, (1,))
-    if len(args.paths) not in allowed:
-        wanted = " or ".join(map(str, allowed))
-        args.wrong_usage(
-            f"--kind {args.kind} draws {wanted} adapter{'' if wanted == '1' else 's'}, {len(args.paths)} came"
-        )
-    if args.modules is not None and args.kind not in ("weights", "all"):
-        args.wrong_usage(f"--modules chooses heat maps of weights; --kind {args.kind} draws all modules")
-    if args.format is not None and args.kind != "all":
-        args.wrong_usage(f"--format is for --kind all; that of --kind {args.kind} is the ending of --out")
-    from lorabench.adapters.drawing.pictures import plot
-    from lorabench.adapters.reading.files import load
+    _check_usage(args)
+    with ExitStack() as stack:
+        renderer = None
+        if args.kind == ALL:  # the processes that draw get ready while torch is imported here
+            from lorabench.adapters.drawing.rendering import Processes
 
-    adapters = [load(path) for path in args.paths]
-    written = plot(adapters, args.kind, args.out, modules=args.modules, form=args.format or "png", force=args.force)
+            renderer = stack.enter_context(Processes())
+        from lorabench.adapters.drawing.plotting import plot
+        from lorabench.adapters.reading.files import load
+
+        adapters = [load(path) for path in args.paths]
+        written = plot(
+            adapters, args.kind, args.out, modules=args.modules, form=args.format or "png", force=args.force,
+            renderer=renderer,
+        )  # fmt: skip
     data = {
         "kind": args.kind,
         "pictures": written,
@@ -59,3 +60,16 @@ def run(args: argparse.Namespace) -> Outcome:
         lines += [f"not drawn, {kind}: {len(keys)} tensors of {adapter.path.name}"
                   for kind, keys in adapter.unsupported.items()]  # fmt: skip
     return Outcome(data, "\n".join(lines))
+
+
+def _check_usage(args: argparse.Namespace) -> None:
+    allowed = adapters_of(args.kind)
+    if len(args.paths) not in allowed:
+        wanted = " or ".join(map(str, allowed))
+        args.wrong_usage(
+            f"--kind {args.kind} draws {wanted} adapter{'' if wanted == '1' else 's'}, {len(args.paths)} came"
+        )
+    if args.modules is not None and args.kind != ALL and not kind_module(args.kind).PATTERN:
+        args.wrong_usage(f"--modules chooses heat maps of weights; --kind {args.kind} draws all modules")
+    if args.format is not None and args.kind != ALL:
+        args.wrong_usage(f"--format is for --kind all; that of --kind {args.kind} is the ending of --out")

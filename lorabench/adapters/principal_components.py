@@ -15,7 +15,7 @@ from lorabench.adapters.reading.naming import layer_names
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import inner_product
 
-__all__ = ["AdaptersPCA", "LayerPCA", "LayerVariances", "each_layer", "file_labels", "pca", "pca_across"]
+__all__ = ["AdaptersPCA", "LayerPCA", "LayerVariances", "each_layer", "pca", "pca_across"]
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -44,8 +44,8 @@ class _Variances:
     @property
     def cumulative(self) -> Float64[np.ndarray, " k"]:
         """[k], share of the total variance that the first 1, 2, ... components explain."""
-        found: Float64[np.ndarray, " k"] = np.cumsum(self.explained_variance_ratio)
-        return found
+        shares: Float64[np.ndarray, " k"] = np.cumsum(self.explained_variance_ratio)
+        return shares
 
     def enough(self, share: float = 0.9) -> int | None:
         """The fewest components that explain this share of the variance; None where those kept do not.
@@ -88,7 +88,7 @@ class LayerPCA(LayerVariances):
 
     def variances(self) -> LayerVariances:
         """The same without components and samples, which need as much memory as the layer."""
-        return LayerVariances(**{one.name: getattr(self, one.name) for one in fields(LayerVariances)})
+        return LayerVariances(**{field.name: getattr(self, field.name) for field in fields(LayerVariances)})
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ def pca(
     Raises:
         LorabenchError: `n_components` is below 1, or no layer fits the pattern.
     """
-    found = each_layer(adapter, n_components=n_components, standardise=standardise, layers=layers)
-    return {one.layer: one for one in found}
+    analyses = each_layer(adapter, n_components=n_components, standardise=standardise, layers=layers)
+    return {analysis.layer: analysis for analysis in analyses}
 
 
 def each_layer(
@@ -176,10 +176,10 @@ def pca_across(adapters: Sequence[Adapter], *, modules: str | None = None) -> di
     wanted = [name for name in names if modules is None or fnmatchcase(name, modules)]
     if not wanted:
         raise LorabenchError(_no_match(adapters[0], modules))
-    found = {name: [adapter.modules.get(name) for adapter in adapters] for name in wanted}
-    if not any(_alike(members) for members in found.values()):
+    across = {name: [adapter.modules.get(name) for adapter in adapters] for name in wanted}
+    if not any(_alike(members) for members in across.values()):
         raise LorabenchError(_nothing_shared(labels, adapters, wanted))
-    return {name: _of_module(name, labels, members) for name, members in found.items()}
+    return {name: _of_module(name, labels, members) for name, members in across.items()}
 
 
 def _no_match(adapter: Adapter, pattern: str | None) -> str:
@@ -246,9 +246,9 @@ def _why_not(values: Float64[np.ndarray, "samples features"], constant: int) -> 
     return ""
 
 
-def _of_module(name: str, labels: tuple[str, ...], found: Sequence[LoraModule | None]) -> AdaptersPCA:
-    members = [module for module in found if module is not None]
-    absent = [label for label, module in zip(labels, found, strict=True) if module is None]
+def _of_module(name: str, labels: tuple[str, ...], across: Sequence[LoraModule | None]) -> AdaptersPCA:
+    members = [module for module in across if module is not None]
+    absent = [label for label, module in zip(labels, across, strict=True) if module is None]
     if absent:
         return _without(name, labels, f"not in {', '.join(absent)}")
     if not _alike(members):
@@ -272,10 +272,11 @@ def _of_module(name: str, labels: tuple[str, ...], found: Sequence[LoraModule | 
     return AdaptersPCA(values / total, np.sqrt(values), total / (len(gram) - 1), "", name, labels, scores)
 
 
-def _alike(found: Sequence[LoraModule | None]) -> bool:
+def _alike(across: Sequence[LoraModule | None]) -> bool:
     """Whether every adapter has the module, in one shape."""
-    members = [module for module in found if module is not None]
-    return len(members) == len(found) and len({(one.shape, one.kernel, one.embedding) for one in members}) == 1
+    members = [module for module in across if module is not None]
+    spaces = {(module.shape, module.kernel, module.embedding) for module in members}
+    return len(members) == len(across) and len(spaces) == 1
 
 
 def _gram(members: Sequence[LoraModule]) -> Float64[np.ndarray, "n n"]:
@@ -286,8 +287,8 @@ def _gram(members: Sequence[LoraModule]) -> Float64[np.ndarray, "n n"]:
     for i, first in enumerate(factors):
         for j, second in enumerate(factors[: i + 1]):
             gram[i, j] = gram[j, i] = inner_product(first, second)
-    found: Float64[np.ndarray, "n n"] = gram.numpy()
-    return found
+    products: Float64[np.ndarray, "n n"] = gram.numpy()
+    return products
 
 
 def _without(name: str, labels: tuple[str, ...], reason: str) -> AdaptersPCA:

@@ -10,24 +10,20 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lorabench.adapters.components import AdaptersPCA, LayerPCA, LayerVariances
-from lorabench.adapters.drawing.depth import depth_axis, depth_width
-from lorabench.adapters.drawing.names import drawable, shortened
-from lorabench.adapters.drawing.places import in_depth
-from lorabench.adapters.drawing.style import (
-    BLUE,
-    GREY,
-    ORANGE,
-    SERIES,
+from lorabench.adapters.drawing.panels import (
     count_axis,
+    depth_axis,
+    depth_width,
     hatch,
     log_axis,
     new_figure,
-    say,
-    tidy,
     untrained_patch,
+    words_instead,
 )
+from lorabench.adapters.principal_components import AdaptersPCA, LayerPCA, LayerVariances
 from lorabench.adapters.reading.naming import layer_names
+from lorabench.pictures import BLUE, GREY, ORANGE, SERIES, drawable, shortened, tidy
+from lorabench.places import by_depth
 
 __all__ = ["across_figure", "cumulative_table", "layer_figure", "layers_figure"]
 
@@ -35,39 +31,39 @@ _COLOURS = {"down": BLUE, "up": ORANGE}
 _NO_NUMBERS = "no components (untrained, one sample, or constant)"
 
 
-def layer_figure(found: LayerPCA) -> Figure:
+def layer_figure(layer: LayerPCA) -> Figure:
     """One layer: variance, cumulative variance, singular values, and the components themselves."""
-    title = f"{shortened(found.layer, 100)}\n{found.samples} samples of {found.features} features"
+    title = f"{shortened(layer.layer, 100)}\n{layer.samples} samples of {layer.features} features"
     figure = new_figure(11.0, 7.5, drawable(title))
     panels = figure.subplot_mosaic([["variance", "sum", "values"], ["heat"] * 3], height_ratios=(1.0, 1.1))
-    if found.reason:
+    if layer.reason:
         for axes in panels.values():
-            say(axes, found.reason)
+            words_instead(axes, layer.reason)
         return figure
-    index = np.arange(1, found.n_components + 1)
-    panels["variance"].bar(index, 100 * found.explained_variance_ratio, color=BLUE)
+    index = np.arange(1, layer.n_components + 1)
+    panels["variance"].bar(index, 100 * layer.explained_variance_ratio, color=BLUE)
     panels["variance"].set_title("explained variance, %")
-    panels["sum"].plot(index, 100 * found.cumulative, "o-", color=BLUE, markersize=3)
+    panels["sum"].plot(index, 100 * layer.cumulative, "o-", color=BLUE, markersize=3)
     panels["sum"].axhline(90, color=GREY, linestyle="--", linewidth=1)
     panels["sum"].set_ylim(0, 104)
     panels["sum"].set_title("cumulative, %; dashed: 90 %")
-    panels["values"].plot(index, found.singular_values, "o-", color=BLUE, markersize=3)
-    panels["values"].set_ylim(0, 1.06 * float(found.singular_values[0]))
+    panels["values"].plot(index, layer.singular_values, "o-", color=BLUE, markersize=3)
+    panels["values"].set_ylim(0, 1.06 * float(layer.singular_values[0]))
     panels["values"].set_title("singular values of the samples")
     for name in ("variance", "sum", "values"):
         panels[name].set_xlabel("component")
-        panels[name].set_xlim(0.3, found.n_components + 0.7)
+        panels[name].set_xlim(0.3, layer.n_components + 0.7)
         count_axis(panels[name].xaxis)
         tidy(panels[name])
-    _components(figure, panels["heat"], found)
+    _components(figure, panels["heat"], layer)
     return figure
 
 
-def _components(figure: Figure, axes: Axes, found: LayerPCA) -> None:
-    limit = float(np.percentile(np.abs(found.components), 99.5)) or 1.0
+def _components(figure: Figure, axes: Axes, layer: LayerPCA) -> None:
+    limit = float(np.percentile(np.abs(layer.components), 99.5)) or 1.0
     image = axes.imshow(
-        found.components, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest",
-        extent=(0, found.features, found.n_components + 0.5, 0.5),
+        layer.components, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest",
+        extent=(0, layer.features, layer.n_components + 0.5, 0.5),
     )  # fmt: skip
     count_axis(axes.yaxis)
     axes.set_ylabel("component")
@@ -78,45 +74,45 @@ def _components(figure: Figure, axes: Axes, found: LayerPCA) -> None:
 
 
 def cumulative_table(
-    found: Mapping[str, LayerVariances], modules: Sequence[str], part: int, most: int = 32
+    layers: Mapping[str, LayerVariances], modules: Sequence[str], part: int, most: int = 32
 ) -> Float64[np.ndarray, "k n"]:
     """What the first 1, 2, ... components explain, a column a module; NaN where there are none or fewer.
 
     Args:
-        found: layer name -> its components.
+        layers: layer name -> its components.
         modules: the columns.
         part: 0 for down, 1 for up.
         most: rows at most.
     """
     none: Float64[np.ndarray, " k"] = np.zeros(0)
-    shares = [found[layer].cumulative if (layer := layer_names(name)[part]) in found else none for name in modules]
+    shares = [layers[layer].cumulative if (layer := layer_names(name)[part]) in layers else none for name in modules]
     table = np.full((min(max(map(len, shares), default=0), most) or 1, len(modules)), np.nan)
     for column, share in enumerate(shares):
         table[: len(share), column] = share[: len(table)]
     return table
 
 
-def layers_figure(found: Mapping[str, LayerVariances], title: str) -> Figure:
+def layers_figure(layers: Mapping[str, LayerVariances], name: str, what: str) -> Figure:
     """All layers: curves of variance, cumulative variance and singular values; cumulative variance along the depth."""
-    modules = in_depth(list(dict.fromkeys(layer.rpartition(".lora.")[0] for layer in found)))
-    parts = [part for part in (0, 1) if any(layer_names(name)[part] in found for name in modules)]
+    modules = by_depth(list(dict.fromkeys(name.rpartition(".lora.")[0] for name in layers)))
+    parts = [part for part in (0, 1) if any(layer_names(name)[part] in layers for name in modules)]
     width = max(depth_width(len(modules)), 10.0)
     rows: list[Any] = [[f"heat {part}"] * 3 for part in parts]
-    figure = new_figure(width, 4.4 + 3.0 * len(rows), title)
+    figure = new_figure(width, 4.4 + 3.0 * len(rows), name, what)
     panels = figure.subplot_mosaic([["variance", "sum", "values"], *rows], height_ratios=(1.25, *[1.0] * len(rows)))
-    _curves(panels["variance"], [(one.layer, 100 * one.explained_variance_ratio) for one in found.values()])
+    _curves(panels["variance"], [(layer.layer, 100 * layer.explained_variance_ratio) for layer in layers.values()])
     panels["variance"].set_title("explained variance, %")
-    _curves(panels["sum"], [(one.layer, 100 * one.cumulative) for one in found.values()])
+    _curves(panels["sum"], [(layer.layer, 100 * layer.cumulative) for layer in layers.values()])
     panels["sum"].set_title("cumulative, %; thick: median of the layers")
-    _curves(panels["values"], [(one.layer, one.singular_values) for one in found.values()], logarithmic=True)
+    _curves(panels["values"], [(layer.layer, layer.singular_values) for layer in layers.values()], logarithmic=True)
     panels["values"].set_title("singular values of the samples")
     for part in parts:
         names = "down (r samples)" if part == 0 else "up (d_out samples)"
         axes = panels[f"heat {part}"]
         axes.set_title(f"{names}: cumulative explained variance, %")
-        _heat(figure, axes, cumulative_table(found, modules, part), modules, 0.88 * width, last=part == parts[-1])
+        _heat(figure, axes, cumulative_table(layers, modules, part), modules, 0.88 * width, last=part == parts[-1])
     handles = [Line2D([], [], color=colour, linewidth=2, label=part) for part, colour in _COLOURS.items()]
-    missing = [untrained_patch(_NO_NUMBERS)] if any(one.reason for one in found.values()) else []
+    missing = [untrained_patch(_NO_NUMBERS)] if any(layer.reason for layer in layers.values()) else []
     figure.legend(handles=[*handles, *missing], loc="outside lower left", ncols=3)
     return figure
 
@@ -125,7 +121,7 @@ def _curves(axes: Axes, curves: Sequence[tuple[str, Float64[np.ndarray, "..."]]]
     """A thin line a layer in its factor's colour, and the median of each factor."""
     drawn = [(name, values) for name, values in curves if len(values)]
     if not drawn:
-        say(axes, _NO_NUMBERS)
+        words_instead(axes, _NO_NUMBERS)
         return
     longest = max(len(values) for _, values in drawn)
     for part, colour in _COLOURS.items():
@@ -163,7 +159,7 @@ def _heat(
     figure: Figure, axes: Axes, table: Float64[np.ndarray, "k n"], modules: Sequence[str], width: float, last: bool
 ) -> None:
     if np.isnan(table).all():
-        say(axes, _NO_NUMBERS)
+        words_instead(axes, _NO_NUMBERS)
         return
     axes.set_facecolor("0.9")
     image = axes.imshow(
@@ -177,25 +173,25 @@ def _heat(
     depth_axis(axes, modules, width, labels=last)
 
 
-def across_figure(found: Mapping[str, AdaptersPCA]) -> Figure:
+def across_figure(analyses: Mapping[str, AdaptersPCA]) -> Figure:
     """Between adapters: variance of the components by depth, and how far each adapter is from the mean."""
-    modules = in_depth(list(found))
-    labels = found[modules[0]].adapters
+    modules = by_depth(list(analyses))
+    labels = analyses[modules[0]].adapters
     width = depth_width(len(modules))
     figure = new_figure(
         width, 6.4 + 0.2 * min(len(labels), 60), f"ΔW of {len(labels)} adapters, {len(modules)} modules"
     )
     curves, heat = figure.subplots(2, 1, height_ratios=(4.2, 1.2 + 0.2 * min(len(labels), 60)))
-    missing = np.array([bool(found[name].reason) for name in modules])
-    highest = max(found[name].n_components for name in modules)
+    missing = np.array([bool(analyses[name].reason) for name in modules])
+    highest = max(analyses[name].n_components for name in modules)
     most = min(max(highest - 1, min(highest, 1)), 5)  # all of them together always explain 100 %
     curves.set_title("cumulative variance of the first components, %")
     for k, (colour, marker) in zip(range(most), SERIES, strict=False):
-        share = np.array([100 * float(found[name].cumulative[k : k + 1].sum() or np.nan) for name in modules])
+        share = np.array([100 * float(analyses[name].cumulative[k : k + 1].sum() or np.nan) for name in modules])
         axes_label = f"PC1 to {k + 1}" if k else "PC1"
         curves.plot(np.arange(len(modules)), share, marker, color=colour, markersize=4, label=axes_label)
     if not most:
-        say(curves, "no module that varies between these adapters")
+        words_instead(curves, "no module that varies between these adapters")
     else:
         curves.set_ylim(0, 104)
         hatch(curves, missing)
@@ -204,28 +200,28 @@ def across_figure(found: Mapping[str, AdaptersPCA]) -> Figure:
         curves.legend(handles=[*handles, *patch], loc="upper left", bbox_to_anchor=(0, -0.02), ncols=6, borderaxespad=0)
         tidy(curves)
         depth_axis(curves, modules, 0.88 * width, labels=False)
-    _distances(figure, heat, [found[name] for name in modules], missing, 0.88 * width)
+    _distances(figure, heat, [analyses[name] for name in modules], missing, 0.88 * width)
     return figure
 
 
-def _distances(figure: Figure, axes: Axes, found: Sequence[AdaptersPCA], missing: np.ndarray, width: float) -> None:
+def _distances(figure: Figure, axes: Axes, analyses: Sequence[AdaptersPCA], missing: np.ndarray, width: float) -> None:
     """‖ΔW_i − mean‖_F, each module in units of its own root mean square over the adapters."""
-    labels = found[0].adapters
-    distance = np.full((len(labels), len(found)), np.nan)
-    for column, one in enumerate(found):
-        if not one.reason:
-            lengths = np.linalg.norm(one.scores, axis=1)
+    labels = analyses[0].adapters
+    distance = np.full((len(labels), len(analyses)), np.nan)
+    for column, analysis in enumerate(analyses):
+        if not analysis.reason:
+            lengths = np.linalg.norm(analysis.scores, axis=1)
             distance[:, column] = lengths / np.sqrt(np.mean(lengths**2))
     axes.set_title("distance of each adapter from the mean ΔW, 1: the usual one of the module")
     if missing.all():
-        say(axes, "no module that varies between these adapters")
+        words_instead(axes, "no module that varies between these adapters")
         return
     image = axes.imshow(
         distance, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest",
-        extent=(-0.5, len(found) - 0.5, len(labels) - 0.5, -0.5),
+        extent=(-0.5, len(analyses) - 0.5, len(labels) - 0.5, -0.5),
     )  # fmt: skip
     hatch(axes, missing)
     step = -(-len(labels) // 60)
     axes.set_yticks(range(0, len(labels), step), [drawable(shortened(label, 32)) for label in labels[::step]])
     figure.colorbar(image, ax=axes, pad=0.01, aspect=15)
-    depth_axis(axes, [one.module for one in found], width, groups=False)
+    depth_axis(axes, [analysis.module for analysis in analyses], width, groups=False)

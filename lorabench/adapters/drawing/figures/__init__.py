@@ -1,0 +1,1 @@
+"""A kind of picture a file (see `drawing.kinds`)."""

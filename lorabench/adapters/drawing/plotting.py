@@ -1,0 +1,102 @@
+"""Pictures of one adapter, or of two, written as PNG or SVG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lorabench.adapters.adapter import Adapter
+from lorabench.adapters.commands.common import refuse_overwriting
+from lorabench.adapters.drawing.kinds import ALL, KINDS, adapters_of, kind_module
+from lorabench.adapters.drawing.rendering import InThisProcess, Renderer
+from lorabench.adapters.drawing.subject import Subject
+from lorabench.errors import LorabenchError, explain_writing
+
+__all__ = ["FORMATS", "plot"]
+
+FORMATS = ("png", "svg")
+_SUFFIXES = tuple(f".{form}" for form in FORMATS)
+
+
+class _Picture(NamedTuple):
+    kind: str
+    page: Any
+    path: Path
+
+
+def plot(
+    adapters: Adapter | Sequence[Adapter],
+    kind: str,
+    out: Path | str,
+    *,
+    modules: str | None = None,
+    form: str = "png",
+    force: bool = False,
+    renderer: Renderer | None = None,
+) -> tuple[Path, ...]:
+    """Draw one adapter, or compare two.
+
+    Args:
+        adapters: one; two for "compare", and for "all", which then has folders A and B.
+        kind: one of `kinds.KINDS`, or "all".
+        out: a path that ends in .png or .svg; for "all" a folder. Further pages of "weights" get "-2", "-3", ...
+        modules: for "weights": a pattern for names, such as "*attn2.to_k"; None for the strongest few.
+        form: for "all": "png" or "svg".
+        force: whether a picture that is there already may be replaced.
+        renderer: what draws; None for this process.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        LorabenchError: an argument does not fit, a picture is there already, or the disk refuses.
+    """
+    given = (adapters,) if isinstance(adapters, Adapter) else tuple(adapters)
+    out = Path(out)
+    _check(given, kind, out, form)
+    subjects = [Subject(adapter, modules) for adapter in given]
+    pictures = _all_kinds(subjects, out, form) if kind == ALL else _pages(kind, subjects, out)
+    for picture in pictures:
+        refuse_overwriting(picture.path, force, folder=False)
+    (renderer or InThisProcess()).render(pictures)
+    return tuple(picture.path for picture in pictures)
+
+
+def _check(given: tuple[Adapter, ...], kind: str, out: Path, form: str) -> None:
+    if kind not in (*KINDS, ALL):
+        raise LorabenchError(f"kind={kind!r}: allowed are {', '.join((*KINDS, ALL))}.")
+    allowed = adapters_of(kind)
+    if len(given) not in allowed:
+        raise LorabenchError(
+            f"kind={kind!r} with {len(given)} adapters: {kind} draws {' or '.join(map(str, allowed))}. "
+            + ("Give two files." if allowed == (2,) else "Give one file a picture, or kind compare for two.")
+        )
+    if form not in FORMATS:
+        raise LorabenchError(f"form={form!r}: allowed are {', '.join(FORMATS)}.")
+    with explain_writing(out, "Give another --out."):
+        if kind == ALL and (out.is_file() or out.suffix.lower() in _SUFFIXES):
+            raise LorabenchError(f"{out}: all kinds need a folder. Give a path without an ending.")
+    if kind != ALL and out.suffix.lower() not in _SUFFIXES:
+        raise LorabenchError(f"{out}: a picture is written as .png or .svg. Give a path that ends so.")
+    empty = [adapter.path for adapter in given if not adapter.modules]
+    if empty:
+        raise LorabenchError(f"{empty[0]}: no module in it. Give an adapter with LoRA factors.")
+
+
+def _all_kinds(subjects: Sequence[Subject], out: Path, form: str) -> list[_Picture]:
+    pictures = []
+    for subject, letter in zip(subjects, "AB", strict=False):
+        folder = out if len(subjects) == 1 else out / letter
+        for kind in KINDS:
+            if kind_module(kind).ADAPTERS == 1:
+                pictures += _pages(kind, [subject], folder / f"{kind}.{form}")
+    for kind in KINDS:
+        if kind_module(kind).ADAPTERS == len(subjects) == 2:
+            pictures += _pages(kind, subjects, out / f"{kind}.{form}")
+    return pictures
+
+
+def _pages(kind: str, subjects: Sequence[Subject], path: Path) -> list[_Picture]:
+    return [
+        _Picture(kind, page, path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}"))
+        for number, page in enumerate(kind_module(kind).measure(*subjects), 1)
+    ]
