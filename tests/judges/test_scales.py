@@ -27,7 +27,7 @@ from tests.judges.judging import (
     train,
 )
 
-pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore:.*invalid shape.*lora_A:.0,")]
+pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore:.*invalid shape.*lora_A..0,")]
 QV = {"target_modules": ["q_proj", "v_proj", "gate_proj"]}
 CONV = {"target_modules": ["conv_in", "blocks.1", "out"]}
 WIDE = {"target_modules": ["conv_in", "out"]}
