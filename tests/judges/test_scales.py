@@ -1,6 +1,7 @@
 """scale · up · down of every module is PEFT's own `get_delta_weight`, for every tuner that is read."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,9 @@ def _adalora(folder: Path, target_r: int, alpha: int = 8, steps: int = 20) -> di
         optimizer.zero_grad()
     model.eval()
     model.save_pretrained(str(folder))
-    reloaded = PeftModel.from_pretrained(llama(), str(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it names its own rank_pattern by other keys than it looks for
+        reloaded = PeftModel.from_pretrained(llama(), str(folder))
     return _deltas(reloaded)
 
 
