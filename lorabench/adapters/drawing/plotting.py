@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorabench.adapters.adapter import Adapter
-from lorabench.adapters.commands.common import refuse_overwriting
 from lorabench.adapters.drawing.kinds import ALL, KINDS, adapters_of, kind_module
 from lorabench.adapters.drawing.rendering import InThisProcess, Renderer
 from lorabench.adapters.drawing.subject import Subject
 from lorabench.errors import LorabenchError, explain_writing
+from lorabench.storage import refuse_overwriting
 
 __all__ = ["FORMATS", "plot"]
 
