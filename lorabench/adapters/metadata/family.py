@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from lorabench.adapters.metadata.evidence import Said, Sources, look_up, said
 from lorabench.adapters.names.families import Family, Shape, family_name, recognise
+from lorabench.adapters.names.identity import identity
 from lorabench.adapters.reading.table import ModuleRow
 
 __all__ = ["BASE_VERSION", "BaseModel", "base_model", "family_of"]
@@ -13,7 +14,6 @@ __all__ = ["BASE_VERSION", "BaseModel", "base_model", "family_of"]
 BASE_VERSION = ("ss_base_model_version", "modelspec.architecture", "ot_config: model_type")
 """What names the kind of base model, in one of a few words."""
 
-_PARTS = {"unet": "denoiser", "transformer": "denoiser", "prior_unet": "prior", "model": ""}
 # The words that trainers have for families, in this order; of a key's variants ("flux2") the first letters agree.
 _WORDS = tuple(
     (re.compile(pattern), key)
@@ -81,15 +81,7 @@ def base_model(known: Sources) -> BaseModel:
 
 def family_of(rows: Sequence[ModuleRow]) -> Family | None:
     """The family of base models that an adapter's modules tell."""
-    modules: dict[tuple[str, str], Shape | None] = {}
-    for row in rows:
-        part, name = _PARTS.get(row.part, row.part), row.module
-        if part:
-            name = name.removeprefix(f"{row.part}.")
-        if row.part == "transformer" and name.startswith("h."):
-            part = ""  # GPT-2's own level of that name is no part of a pipeline
-        modules[part, name.replace(".", "_")] = _shape(row)
-    return recognise(modules)
+    return recognise({identity(row.module): _shape(row) for row in rows})
 
 
 def _shape(row: ModuleRow) -> Shape | None:
