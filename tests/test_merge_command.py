@@ -60,10 +60,9 @@ def test_the_command_looks_before_it_writes(
     said = capsys.readouterr().out
     assert said.startswith("preflight: ")
     assert "share" in said
-    other = make_adapter(4, names=(LINEAR,), metadata={"ss_base_model_version": "sdxl_base_v1-0"})
-    save(tmp_path / "xl.safetensors", other, "kohya")
-    one = make_adapter(5, names=(LINEAR,), metadata={"ss_base_model_version": "sd_v1"})
-    save(tmp_path / "one.safetensors", one, "kohya")
+    for name, names, version in (("xl", (CONV,), "sdxl_base_v1-0"), ("one", (LINEAR,), "sd_v1")):
+        other = make_adapter(4, names=names, metadata={"ss_base_model_version": version})
+        save(tmp_path / f"{name}.safetensors", other, "kohya")
     clash = ["merge", str(tmp_path / "xl.safetensors"), str(tmp_path / "one.safetensors")]
     assert main([*clash, "--preflight", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["level"] == "error"
@@ -73,6 +72,15 @@ def test_the_command_looks_before_it_writes(
     assert not out.exists()
     assert main([*clash, "-o", str(out), "--no-check"]) == 0
     assert out.exists()
+
+
+def test_metadata_alone_never_stop_a_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = []
+    for seed, version in enumerate(("sdxl_base_v1-0", "sd_v1")):
+        one = make_adapter(seed, names=(LINEAR,), metadata={"ss_base_model_version": version})
+        paths.append(str(save(tmp_path / f"{version}.safetensors", one, "kohya")))
+    assert main(["merge", *paths, "-o", str(tmp_path / "out.safetensors")]) == 0
+    assert "as their metadata have it: sdxl_base_v1-0: sdxl, sd_v1: sd1" in capsys.readouterr().out
 
 
 def test_wrong_usage_and_bad_input_of_the_command(

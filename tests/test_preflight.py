@@ -90,10 +90,10 @@ def test_the_preflight_warns_of_what_clashes() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "level"),
     [
-        ({"ss_base_model_version": "sd_v1"}, {"ss_base_model_version": "sdxl_base_v1-0"}, "error"),
+        ({"ss_base_model_version": "sd_v1"}, {"ss_base_model_version": "sdxl_base_v1-0"}, "warning"),
         ({"ss_base_model_version": "sdxl_base_v1-0"}, {"modelspec.architecture": XL}, "ok"),
         ({"ss_base_model_version": "sd_v1"}, {"modelspec.architecture": "stable-diffusion-v1/lora"}, "ok"),
-        ({"ss_base_model_version": "flux1"}, {"ss_base_model_version": "sd3"}, "error"),
+        ({"ss_base_model_version": "flux1"}, {"ss_base_model_version": "sd3"}, "warning"),
         ({"ss_sd_model_name": "anime.safetensors"}, {"ss_sd_model_name": "anime"}, "ok"),
         ({"ss_sd_model_name": "anime.safetensors"}, {"ss_sd_model_name": "photo.safetensors"}, "warning"),
         ({"ss_sd_model_name": "anime.safetensors"}, {}, "ok"),

@@ -6,12 +6,14 @@ from tests.bench import (
     bench_inspect,
     bench_learned,
     bench_members,
+    bench_merge,
     bench_reading,
     bench_resize,
 )
 
 for bench in (
-    bench_features, bench_members, bench_ablation, bench_learned, bench_reading, bench_resize, bench_inspect,
+    bench_features, bench_members, bench_ablation, bench_learned, bench_reading, bench_resize, bench_merge,
+    bench_inspect,
 ):  # fmt: skip
     print(f"\n== {bench.__name__.rsplit('.', 1)[1]}")
     bench.main()

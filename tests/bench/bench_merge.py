@@ -2,13 +2,13 @@
 
 python -m tests.bench.bench_merge
 
-Both do all of it: PEFT on a model that holds both adapters, lorabench from loaded adapters with its report, whose errors
-are measured. PEFT calls the methods on ΔW `..._svd`. Its random masks are others than ours, so what is compared is the
-error against the ΔW that each of them aims at.
+Both do all of it: PEFT on a model that holds both adapters, lorabench from loaded adapters with its report, whose
+errors are measured. PEFT calls the methods on ΔW `..._svd`. Errors are those against the ΔW that a method aims at;
+under DARE, where the masks are random, PEFT's is not known.
 """
 
+import math
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +63,8 @@ class Peft:
 
     def layer(self, name: str) -> Any:
         """One of the layers, by the adapter's name for it."""
-        return self.model.base_model.model[name.replace(".", "_")]
+        layers: Any = self.model.base_model.model
+        return layers[name.replace(".", "_")]
 
     def merge(self, method: str) -> None:
         """The result is the adapter "both"; the one before is dropped."""
@@ -73,7 +74,8 @@ class Peft:
             {"svd_rank": 2 * RANK, "density": 0.5} if method in DENSE else {"svd_rank": RANK} if method == "svd" else {}
         )
         name = PEFTS.get(method, method)
-        self.model.base_model.add_weighted_adapter(["0", "1"], WEIGHTS, "both", combination_type=name, **dense)
+        combine: Any = self.model.base_model.add_weighted_adapter
+        combine(["0", "1"], WEIGHTS, "both", combination_type=name, **dense)
 
     def error(self, targets: dict[str, torch.Tensor]) -> float:
         """Of "both", relative to what was aimed at."""
@@ -84,7 +86,8 @@ class Peft:
 def distance(found: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> float:
     """Of all modules together, relative."""
     apart = sum(float((found[name] - targets[name]).double().square().sum()) for name in targets)
-    return (apart / sum(float(target.double().square().sum()) for target in targets.values())) ** 0.5
+    whole = sum(float(target.double().square().sum()) for target in targets.values())
+    return math.sqrt(apart / whole)
 
 
 def side_by_side() -> None:
@@ -99,14 +102,12 @@ def side_by_side() -> None:
             "here": lambda recipe=recipe: merge(adapters, WEIGHTS, recipe),  # type: ignore[misc]
         }
         times = interleaved(works, 3)
-        merged, report = merge(adapters, WEIGHTS, recipe)
+        _, report = merge(adapters, WEIGHTS, recipe)
         slow, fast = (1e3 * statistics.median(times[name]) for name in works)
-        goal = f"  (goal: {GOALS.get(method, 1)})"
-        errors = f"error {report.measured:.9f}" + (
-            "" if method.startswith("dare") else f", PEFT's {theirs.error(_targets(adapters, method)):.9f}"
-        )
+        other = "" if method.startswith("dare") else f", PEFT's {theirs.error(_targets(adapters, method)):.9f}"
         print(
-            f"  {method:<16} PEFT {slow:8.0f}  here {fast:8.0f}  ratio {ratio(times['PEFT'], times['here']):6.2f}{goal}  {errors}"
+            f"  {method:<16} PEFT {slow:8.0f}  here {fast:8.0f}  ratio {ratio(times['PEFT'], times['here']):6.2f}  "
+            f"(goal: {GOALS.get(method, 1)})  error {report.measured:.9f}{other}"
         )
 
 
@@ -138,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorabench.adapters.adapter import Adapter
+from lorabench.adapters.finding import Finding, worst
 from lorabench.adapters.merging.aligning import align, labels, module_names
 from lorabench.adapters.merging.clashing import (
     hindrances,
@@ -19,29 +20,9 @@ from lorabench.adapters.merging.clashing import (
 from lorabench.adapters.merging.overlapping import Overlap, overlaps
 from lorabench.adapters.merging.recipe import Recipe
 
-__all__ = ["Finding", "Preflight", "preflight"]
+__all__ = ["Preflight", "preflight"]
 
-LEVELS = ("ok", "warning", "error")
 _CROWDED, _OPPOSED, _DISAGREE, _DROWNED, _LARGE = 0.5, -0.1, 0.6, 10.0, 10.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        level: "ok"; "warning": the result may not be what is hoped for; "error": the merge is refused, or is of
-            adapters for different models.
-        check: "names", "weights", "base model", "modules", "shapes", "ranks", "size", "magnitudes", "left out",
-            "overlap", "signs" or "norms".
-        message: in words.
-        refused: whether `merge` itself refuses it; the other errors are a matter of judgement.
-    """
-
-    level: str
-    check: str
-    message: str
-    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +31,8 @@ class Preflight:
 
     Attributes:
         weights: as a merge would use them; as given where they cannot be normalised.
-        findings: one or more for each check.
+        findings: one or more for each check: "names", "weights", "base model", "modules", "shapes", "ranks", "size",
+            "magnitudes", "left out", "overlap", "signs" and "norms".
         pairs: every two adapters.
     """
 
@@ -60,8 +42,8 @@ class Preflight:
 
     @property
     def level(self) -> str:
-        """The worst of the findings."""
-        return max((finding.level for finding in self.findings), key=LEVELS.index)
+        """The worst of the findings: with an "error", the merge is refused, or is of adapters for different models."""
+        return worst(self.findings)
 
     @property
     def refused(self) -> tuple[Finding, ...]:
@@ -126,16 +108,22 @@ def _of_weights(given: Sequence[float], used: Sequence[float], possible: bool) -
 
 
 def _of_bases(adapters: Sequence[Adapter]) -> Iterator[Finding]:
+    """What the metadata say: no more than a warning, as a trainer may write "sd_v1" for all that it does not know.
+
+    Tensors of different models are told by their names and shapes.
+    """
     families = _stated(adapters, [_family(adapter) for adapter in adapters])
     bases = _stated(adapters, [_base(adapter) for adapter in adapters])
     if len(set(families.values())) > 1:
-        yield Finding("error", "base model", f"made for different models: {_pairs(families)}")
+        yield Finding(
+            "warning", "base model", f"made for different models, as their metadata have it: {_pairs(families)}"
+        )
     elif len({base.lower() for base in bases.values()}) > 1:
         yield Finding("warning", "base model", f"the names differ: {_pairs(bases)}")
     elif bases or families:
         silent = len(adapters) - len({*bases, *families})
-        said = next(iter({**families, **bases}.values()))
-        yield Finding("ok", "base model", said + (f" ({silent} of {len(adapters)} say nothing)" if silent else ""))
+        base = next(iter({**families, **bases}.values()))
+        yield Finding("ok", "base model", base + (f" ({silent} of {len(adapters)} say nothing)" if silent else ""))
     else:
         yield Finding("warning", "base model", "no adapter says which model it is for")
 

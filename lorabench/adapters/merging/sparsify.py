@@ -33,7 +33,7 @@ def trim(delta: Float[Tensor, "d_out d_in"], density: float | int) -> Float[Tens
     ordered = sizes.flatten().clone().numpy()
     cut = ordered.size - max(1, int(density * ordered.size))
     ordered.partition(cut)  # ten times as fast as kthvalue
-    return delta * (sizes >= float(ordered[cut]))
+    return torch.where(sizes >= float(ordered[cut]), delta, 0.0)
 
 
 def drop(delta: Float[Tensor, "d_out d_in"], density: float | int, seed: int) -> Float[Tensor, "d_out d_in"]:
@@ -47,7 +47,7 @@ def drop(delta: Float[Tensor, "d_out d_in"], density: float | int, seed: int) ->
     if density >= 1:
         return delta
     chances = np.random.Generator(np.random.SFC64(seed)).random(tuple(delta.shape), dtype=np.float32)
-    return (delta * (torch.from_numpy(chances) < density)).div_(density)
+    return torch.where(torch.from_numpy(chances) < density, delta, 0.0).div_(density)
 
 
 class Deltas:
@@ -107,11 +107,9 @@ def elected(
         elect = torch.where(count == 0, elect, count)
     total, number = torch.zeros_like(elect), torch.zeros_like(elect)
     for matrix, sign, weight in zip(matrices, signs, weights, strict=True):
-        side = matrix * elect
-        agrees = side > 0 if sign > 0 else side < 0
-        if sign:
-            total.addcmul_(matrix, agrees.to(matrix.dtype), value=weight)
-            number += agrees
+        agrees = (matrix * elect).mul_(sign).gt_(0)
+        total.addcmul_(matrix, agrees, value=weight)
+        number += agrees
     return total.div_(number.clamp_(min=1))
 
 

@@ -1,5 +1,6 @@
 """The factor pair nearest to a dense ΔW: its truncated SVD, from a block Krylov space or from all eigenvectors."""
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -10,10 +11,12 @@ from torch import Tensor
 __all__ = ["best_pair"]
 
 _CHUNK = 2**18  # entries that are cast to float64 at a time: what the cache of a core holds
-_LOST = 1e-8
+_LOST = 1e-7
 """Of the squared distance to the nearest ΔW of that rank, how much farther away a pair may be."""
 _ROUNDING = 1e-14  # of ‖ΔW‖², the same for a ΔW that is of that rank itself
 _MORE = 8  # columns of a block over the rank
+_LOOK = 2  # blocks from one look at what is lost to the next: a look costs more than a block
+_WIDEST = 0.6  # of the matrix' smaller side, the dimension of the space at most
 _SMALL = 160  # sides up to this are decomposed as a whole at once
 
 _Parts = tuple[Float64[Tensor, "rows k"], Float64[Tensor, " k"], Float64[Tensor, "k cols"]]
@@ -27,7 +30,7 @@ def best_pair(
 
     The truncated SVD (Eckart & Young 1936); both factors get √σ. The leading left vectors come from a block Krylov
     space of ΔW·ΔWᵀ (Musco & Musco 2015), built in float32, and their σ from a Rayleigh-Ritz step in float64, whose
-    residuals say how much nearer a pair could be (see `_lost`). Where that is over 1e-8 of the squared distance for
+    residuals say how much nearer a pair could be (see `_lost`). Where that is over 1e-7 of the squared distance for
     float32's rounding, the space is built again in float64 from what there is; where the space would take more work
     than they do, all eigenvectors of ΔW·ΔWᵀ are taken.
 
@@ -75,23 +78,28 @@ def _krylov(
     And whether they are as good as they must be, before the space got so large that it is no cheaper than the whole.
     """
     width, scale = start.shape[1], energy**-0.5  # squares of tiny numbers would be none at all
-    block = torch.linalg.qr(start).Q
-    basis, images, before = block, block.new_empty(matrix.shape[1], 0), math.inf
-    while True:
+    basis = torch.linalg.qr(start).Q
+    block, images, gram = basis, basis.new_empty(matrix.shape[1], 0), basis.new_empty(0, 0)
+    before = math.inf
+    for blocks in itertools.count(1):
         image = (matrix.mT @ block).mul_(scale)
         images = torch.cat([images, image], dim=1)
+        cross = images.mT @ image
+        gram = torch.cat([torch.cat([gram, cross[:-width].mT]), cross], dim=1)
         block = (matrix @ image).mul_(scale)
         for _ in range(2):  # once is not enough where they nearly depend on each other
             block -= basis @ (basis.mT @ block)
         block, rest = torch.linalg.qr(block)
-        squares, turn = (part.flip(-1) for part in torch.linalg.eigh((images.mT @ images).double()))
-        lost = _lost(squares, (rest.double() @ turn[-width:, :k]).norm(dim=0))
-        allowed, left = _allowed(1.0, squares[:k]), (len(matrix) // 2 - basis.shape[1]) // width
-        # It falls by more with every block: where twice as much each would not do, the rest is spared.
-        if lost <= allowed or left < 1 or lost * min(lost / before, 1.0) ** (2 * left) > allowed:
-            return basis.double() @ turn[:, :width], lost <= allowed
-        before = lost
+        if blocks >= 3 and blocks % _LOOK:
+            squares, turn = (part.flip(-1) for part in torch.linalg.eigh(gram.double()))
+            lost = _lost(squares, (rest.double() @ turn[-width:, :k]).norm(dim=0))
+            allowed, more = _allowed(1.0, squares[:k]), (int(_WIDEST * len(matrix)) // width - blocks) // _LOOK
+            # It falls by more each time: where twice as much would not do, all eigenvectors are sooner there.
+            if lost <= allowed or more < 1 or lost * min(lost / before, 1.0) ** (2 * more) > allowed:
+                break
+            before = lost
         basis = torch.cat([basis, block], dim=1)
+    return basis.double() @ turn[:, :width], lost <= allowed
 
 
 def _refined(
