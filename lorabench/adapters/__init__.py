@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lorabench.adapters.comparing.fingerprints import Duplicates, find_duplicates, fingerprint
     from lorabench.adapters.drawing.plotting import plot
     from lorabench.adapters.merging.preflight import Preflight, preflight
+    from lorabench.adapters.merging.recipe import Recipe
     from lorabench.adapters.merging.report import MergeReport
     from lorabench.adapters.merging.whole import merge
     from lorabench.adapters.metadata.editing import edit
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from lorabench.adapters.resizing.checks import validate
     from lorabench.adapters.resizing.receipt import Receipt
     from lorabench.adapters.resizing.resizing import resize
+    from lorabench.adapters.resizing.rule import ResizeRule
     from lorabench.adapters.writing.converting import Conversion, convert, notes_on_writing
+    from lorabench.adapters.writing.names_from import names_from
     from lorabench.adapters.writing.saving import LAYOUTS, layout_of, save
 
 __all__ = [
@@ -40,6 +43,8 @@ __all__ = [
     "ParsedKey",
     "Preflight",
     "Receipt",
+    "Recipe",
+    "ResizeRule",
     "Table",
     "compare",
     "component",
@@ -53,6 +58,7 @@ __all__ = [
     "layout_of",
     "load",
     "merge",
+    "names_from",
     "notes_on_writing",
     "parse_key",
     "pca",
@@ -77,6 +83,7 @@ _HOMES = {
     "comparing.fingerprints": ("Duplicates", "find_duplicates", "fingerprint"),
     "metadata.inspection": ("Inspection", "inspect"),
     "metadata.library": ("scan",),
+    "merging.recipe": ("Recipe",),
     "merging.report": ("MergeReport",),
     "merging.whole": ("merge",),
     "reading.naming": ("ParsedKey", "component", "is_layer_key", "layer_names", "parse_key"),
@@ -84,6 +91,8 @@ _HOMES = {
     "resizing.receipt": ("Receipt",),
     "resizing.checks": ("validate",),
     "resizing.resizing": ("resize",),
+    "resizing.rule": ("ResizeRule",),
+    "writing.names_from": ("names_from",),
     "reading.table": ("ModuleRow", "Table", "read_table"),
     "writing.saving": ("LAYOUTS", "layout_of", "save"),
 }

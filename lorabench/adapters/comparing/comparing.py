@@ -12,8 +12,10 @@ from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.comparing.deviation import distance
+from lorabench.adapters.fusing import in_one_naming
 from lorabench.adapters.merging.aligning import match, space
 from lorabench.adapters.merging.overlapping import by_chance, dimension, shared
+from lorabench.adapters.writing.refusals import refuse_infinite
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import frobenius_norm, thin_svd
 from lorabench.machine import map_in_lanes
@@ -134,6 +136,9 @@ def compare(a: Adapter, b: Adapter, *, top: int | None = None) -> Comparison:
     """
     if top is not None and top < 1:
         raise LorabenchError(f"top={top}: a number of modules from 1 on is allowed, or None for all.")
+    refuse_infinite(a)
+    refuse_infinite(b)
+    (a, b), respelled = in_one_naming((a, b))
     both = match(a, b)
     pairs = both.pairs
     if not pairs:
@@ -160,7 +165,7 @@ def compare(a: Adapter, b: Adapter, *, top: int | None = None) -> Comparison:
         only_b=tuple(name for name in b.modules if name not in named),
         shapes_differ={x: (a.modules[x].shape, b.modules[y].shape) for x, y in pairs.items() if x not in same},
         prefixes=both.prefixes,
-        matched_by=both.how,
+        matched_by="; ".join(filter(None, (*respelled, both.how))),
         norms=(norm_a, norm_b),
         cosine=_cosine(inner, norm_a, norm_b),
         cosine_shared=_cosine(inner, shared_a, shared_b),

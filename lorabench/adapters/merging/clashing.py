@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.merging.aligning import labels, module_names, space
 from lorabench.adapters.merging.recipe import Recipe
+from lorabench.adapters.writing.refusals import all_carried
 from lorabench.errors import LorabenchError
 
 __all__ = [
@@ -124,18 +125,23 @@ def magnitudes(adapters: Sequence[Adapter]) -> dict[int, list[str]]:
     return {i: modules for i, modules in found.items() if modules}
 
 
-def kinds_left(adapters: Sequence[Adapter]) -> dict[int, str]:
-    """Which adapter has tensors that no merge can take up, in words; DoRA magnitudes are told by `magnitudes`."""
-    found = {}
+def kinds_left(adapters: Sequence[Adapter], dropped: bool = False) -> dict[int, str]:
+    """Which adapter has tensors that no merge can take up, in words; DoRA magnitudes are told by `magnitudes`.
+
+    Args:
+        adapters: what is merged.
+        dropped: whether what could be carried (`Adapter.extras`) is left out too.
+    """
+    left = {}
     for i, adapter in enumerate(adapters):
         kinds = [
             f"{len(keys)} of kind {kind} ({keys[0]})"
             for kind, keys in adapter.unsupported.items()
-            if kind != "dora" and keys
+            if kind != "dora" and keys and (dropped or not all_carried(keys, adapter))
         ]
         if kinds:
-            found[i] = ", ".join(kinds)
-    return found
+            left[i] = ", ".join(kinds)
+    return left
 
 
 def kernel_of(modules: Sequence[LoraModule]) -> tuple[int, ...]:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from lorabench.adapters.merging.recipe import Recipe
 from lorabench.errors import LorabenchError
+from lorabench.text import some
 
 __all__ = ["MergedConfig", "MergedExtras", "merged_config", "merged_extras"]
 
 _WRITERS = frozenset(
     {
-        "alpha_pattern", "exclude_modules", "layers_pattern", "layers_to_transform", "lora_alpha", "modules_to_save",
-        "peft_type", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora",
+        "alpha_pattern", "exclude_modules", "layers_pattern", "layers_to_transform", "lora_alpha", "peft_type",
+        "r", "rank_pattern", "target_modules", "use_dora", "use_rslora",
     }
 )  # fmt: skip
 """Entries that whoever writes the result makes anew from what is in it."""
@@ -174,5 +175,4 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _counted(keys: Sequence[str], fate: str) -> tuple[str, ...]:
-    some = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-    return (f"{len(keys)} tensors besides low-rank pairs ({some}) {fate}",) if keys else ()
+    return (f"{len(keys)} tensors besides low-rank pairs ({some(keys)}) {fate}",) if keys else ()

@@ -174,7 +174,7 @@ def _of_what_is_dropped(adapters: Sequence[Adapter], recipe: Recipe) -> Iterator
     names = labels(adapters)
     for i, modules in (magnitudes(adapters) if recipe.drop_dora else {}).items():
         yield Finding("warning", "magnitudes", f"the DoRA magnitudes of {names[i]}, {len(modules)}, are dropped")
-    for i, kinds in (kinds_left(adapters) if recipe.drop_unsupported else {}).items():
+    for i, kinds in (kinds_left(adapters, dropped=True) if recipe.drop_unsupported else {}).items():
         yield Finding("warning", "left out", f"tensors of {names[i]} that cannot be merged are dropped: {kinds}")
 
 

@@ -12,10 +12,9 @@ from lorabench.adapters.merging.recipe import Recipe
 from lorabench.adapters.merging.report import ModuleMerge, Parent
 from lorabench.storage import file_sha256
 
-__all__ = ["agreed_config", "agreed_metadata", "notes_on", "parents_of"]
+__all__ = ["agreed_metadata", "notes_on", "parents_of"]
 
 _BASE = ("ss_base_model_version", "ss_sd_model_name", "modelspec.architecture", "modelspec.implementation")
-_CONFIG = ("base_model_name_or_path", "fan_in_fan_out", "task_type", "revision")
 _OF_ONE_FILE = ("sshs_", "lorabench_", "lora_adapter_metadata", "ss_network_dim", "ss_network_alpha", "format")
 _LARGE = 10
 
@@ -42,11 +41,6 @@ def agreed_metadata(adapters: Sequence[Adapter]) -> dict[str, str]:
     return alike | _stated(everybody, _BASE)
 
 
-def agreed_config(adapters: Sequence[Adapter]) -> dict[str, Any]:
-    """Of adapter_config.json the base model and how it is adapted, where those who state it agree."""
-    return _stated([adapter.config for adapter in adapters], _CONFIG)
-
-
 def notes_on(
     adapters: Sequence[Adapter], used: Sequence[float], recipe: Recipe, rows: Sequence[ModuleMerge]
 ) -> Iterator[str]:
@@ -60,7 +54,7 @@ def notes_on(
     names = labels(adapters)
     for i, modules in magnitudes(adapters).items():
         yield f"{names[i]}: the DoRA magnitudes of {len(modules)} modules are dropped"
-    for i, kinds in kinds_left(adapters).items():
+    for i, kinds in kinds_left(adapters, recipe.drop_unsupported).items():
         yield f"{names[i]}: tensors that cannot be merged are left out, {kinds}"
     if max(map(abs, used)) > _LARGE:
         yield f"the largest weight as used is {max(used, key=abs):.4g}"

@@ -8,10 +8,13 @@ import torch
 from lorabench.adapters.adapter import Adapter
 from lorabench.adapters.merging.aligning import align, module_names
 from lorabench.adapters.merging.clashing import hindrances, used_weights
+from lorabench.adapters.merging.extras import merged_config, merged_extras
 from lorabench.adapters.merging.modules import Parts, merged_modules
-from lorabench.adapters.merging.provenance import agreed_config, agreed_metadata, notes_on, parents_of
+from lorabench.adapters.merging.provenance import agreed_metadata, notes_on, parents_of
 from lorabench.adapters.merging.recipe import Recipe
 from lorabench.adapters.merging.report import MergeReport
+from lorabench.adapters.writing.configuration import stated_options
+from lorabench.adapters.writing.refusals import refuse_infinite
 from lorabench.errors import LorabenchError
 
 __all__ = ["merge"]
@@ -29,7 +32,9 @@ def merge(
     of adapters first: equal ones then give the plain mean of Yadav et al. (2023), and [a, a] gives a.
 
     The result has scale 1, α = its rank, and one type for all modules; errors are measured after the factors were
-    rounded to it. The order of the adapters matters for DARE alone, whose masks are drawn by position.
+    rounded to it. What adapters hold besides low-rank pairs (heads, saved modules, biases) is carried where they agree,
+    and summed by weights that sum to 1 where they do not. The order of the adapters matters for DARE alone, whose masks
+    are drawn by position.
 
     Args:
         adapters: one or more; ranks, scales and layouts may differ. Modules match as `aligning.align` says, and the
@@ -59,17 +64,22 @@ def merge(
     adapters = aligned.adapters
     for _, reason in hindrances(adapters, recipe):
         raise LorabenchError(reason)
+    for adapter in adapters:
+        refuse_infinite(adapter)
+    config = merged_config([stated_options(adapter) for adapter in adapters])
+    extras = merged_extras([adapter.extras for adapter in adapters], used, recipe)
     parts = [Parts(name, tuple(one.modules.get(name) for one in adapters), used) for name in module_names(adapters)]
     merged = merged_modules(parts, recipe, _dtype(adapters, recipe))
     rows = tuple(row for _, row in merged.values())
-    notes = (*aligned.notes, *notes_on(adapters, used, recipe, rows))
+    notes = (*aligned.notes, *notes_on(adapters, used, recipe, rows), *config.notes, *extras.notes)
     report = MergeReport(recipe.method, recipe.options(), parents_of(adapters, weights, used), rows, notes)
     result = Adapter(
         path=Path("merged"),
         schemes=adapters[0].schemes,
         modules={name: module for name, (module, _) in merged.items() if module is not None},
         metadata=agreed_metadata(adapters) | report.metadata(),
-        config=agreed_config(adapters),
+        config=config.entries,
+        extras=extras.tensors,
     )
     return result, report
 

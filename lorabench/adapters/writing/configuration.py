@@ -13,7 +13,7 @@ from lorabench.adapters.reading.scaling import Stated, find_scale
 from lorabench.adapters.writing.tensors import alpha_of
 from lorabench.errors import LorabenchError
 
-__all__ = ["configuration"]
+__all__ = ["configuration", "stated_options"]
 
 _OF_THE_BASE = ("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "revision", "task_type")
 """What an adapter of another kind than LoRA still says of its base model."""
@@ -42,7 +42,7 @@ def configuration(where: Path, adapter: Adapter, modules: Mapping[str, LoraModul
     Raises:
         LorabenchError: ranks or scales changed, and the configuration says that the base weights depend on them.
     """
-    given = _given(adapter)
+    given = stated_options(adapter)
     config: dict[str, Any] = {
         "peft_type": "LORA", "base_model_name_or_path": None, "bias": "none", "fan_in_fan_out": False,
         "inference_mode": True, "lora_dropout": 0.0, "modules_to_save": None, "task_type": None, "use_rslora": False,
@@ -64,8 +64,11 @@ def configuration(where: Path, adapter: Adapter, modules: Mapping[str, LoraModul
     return config | _no_longer(config, adapter)
 
 
-def _given(adapter: Adapter) -> dict[str, Any]:
-    """The entries that hold for what is written; MLX calls the base model's name `model`."""
+def stated_options(adapter: Adapter) -> dict[str, Any]:
+    """The entries of an adapter's configuration that hold for what is written of it.
+
+    All of PEFT's for LoRA; of other kinds and layouts what they say of the base model, which MLX calls `model`.
+    """
     config = dict(adapter.config)
     of_lora = str(config.get("peft_type", "LORA")) == "LORA"
     if of_lora and set(adapter.schemes) <= {"peft", "loralib"}:

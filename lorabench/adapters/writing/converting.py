@@ -12,6 +12,7 @@ from lorabench.adapters.names.identity import DENOISER_WORDS, PARTS, component, 
 from lorabench.adapters.names.originals import KEPT_BY_KOHYA
 from lorabench.adapters.writing.refusals import (
     refuse_embeddings,
+    refuse_infinite,
     refuse_magnitudes,
     refuse_options,
     refuse_transposed,
@@ -78,6 +79,7 @@ def convert(
         LorabenchError: the layout cannot express something of the adapter; its name is given.
     """
     form = written_layout(layout)
+    refuse_infinite(adapter)
     dropped = refuse_magnitudes(adapter, drop_dora)
     carried = carries_extras(adapter, layout) and component is None and not drop_unsupported
     dropped |= refuse_unsupported(adapter, drop_unsupported, carried)

@@ -14,6 +14,7 @@ from lorabench.errors import LorabenchError
 from lorabench.text import some
 
 __all__ = [
+    "all_carried",
     "refuse_embeddings",
     "refuse_infinite",
     "refuse_magnitudes",
@@ -54,7 +55,7 @@ def refuse_unsupported(adapter: Adapter, drop: bool, carried: bool) -> dict[str,
     if drop:
         return left
     if carried:
-        left = {kind: keys for kind, keys in left.items() if not _all_there(keys, adapter)}
+        left = {kind: keys for kind, keys in left.items() if not all_carried(keys, adapter)}
     if left:
         listed = "; ".join(f"{kind}: {some(keys)}" for kind, keys in left.items())
         raise LorabenchError(
@@ -170,5 +171,6 @@ def refuse_options(adapter: Adapter, layout: WrittenLayout) -> None:
         )
 
 
-def _all_there(keys: tuple[str, ...], adapter: Adapter) -> bool:
+def all_carried(keys: tuple[str, ...], adapter: Adapter) -> bool:
+    """Whether all of these keys are among the tensors that are carried whole (`Adapter.extras`)."""
     return all(unwrap(key).name in adapter.extras for key in keys)
