@@ -170,10 +170,12 @@ def _fused(parts: Mapping[int, LoraModule], rule: Rule) -> LoraModule | None:
     for part in range(len(rule.parts)):
         if part in parts:
             module = parts[part]
-            rows = torch.zeros(total, module.rank)
-            rows[above : above + heights[part]] = module.up * module.scale
-            up.append(rows)
-            down.append(module.down)
+            # What was one module before has one down matrix, and needs no ranks of its own.
+            block = next((i for i, other in enumerate(down) if torch.equal(other, module.down)), len(down))
+            if block == len(down):
+                down.append(module.down)
+                up.append(torch.zeros(total, module.rank))
+            up[block][above : above + heights[part]] = module.up * module.scale
         above += heights[part]
     modules = list(parts.values())
     assumed = tuple(dict.fromkeys(note for module in modules for note in module.assumed))
