@@ -168,6 +168,11 @@ ORIGINAL = [
         "hunyuan-video", "HunyuanVideo", "transformer", _HUNYUAN_VIDEO, widths=[3072], like=["flux"],
         blocks={"double_blocks": 20, "single_blocks": 40},
     ),
+    _family(
+        "hunyuan-image", "HunyuanImage 2.1", "transformer",
+        _HUNYUAN_VIDEO + "byt5_in.{layernorm,fc1,fc2,fc3} time_r_in.mlp.#", widths=[3584],
+        blocks={"double_blocks": 20, "single_blocks": 40},
+    ),
     _family("wan", "Wan video", "transformer", _WAN, widths=[1536, 3072, 5120], blocks={"blocks": 40}),
     _family(
         "sd3", "Stable Diffusion 3", "transformer", _SD3, widths=[1536, 2432], blocks={"joint_blocks": 38}

@@ -158,6 +158,7 @@ SINGLE = "single_transformer_blocks.#.attn.to_q"
         (blocks("layers.#.attention.qkv layers.#.feed_forward.w1", 30), 3840, "Z-Image"),
         (blocks("blocks.#.self_attn.q blocks.#.cross_attn.k blocks.#.ffn.0", 30), 1536, "Wan video"),
         (blocks("double_blocks.#.img_attn_qkv double_blocks.#.img_mlp.fc1", 20), 3072, "HunyuanVideo"),
+        (blocks("double_blocks.#.img_attn_qkv double_blocks.#.img_mlp.fc1", 20), 3584, "HunyuanImage 2.1"),
         (blocks("double_blocks.#.img_attn.qkv", 8) + " distilled_guidance_layer.layers.0.in_layer", 3072, "Chroma"),
         (blocks("joint_blocks.#.x_block.attn.qkv", 24), 1536, "Stable Diffusion 3"),
         (
