@@ -12,8 +12,9 @@ from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, find_adapter_fil
 from lorabench.errors import LorabenchError
 
 if TYPE_CHECKING:
-    from lorabench.adapters.comparing.comparing import Comparison, ModuleComparison, SubspaceOverlap
+    from lorabench.adapters.comparing.comparing import Comparison, ModuleComparison
     from lorabench.adapters.comparing.fingerprints import Duplicates, Group, Sketch
+    from lorabench.adapters.pairs import SubspaceOverlap
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
