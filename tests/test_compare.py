@@ -17,7 +17,7 @@ from scipy.linalg import block_diag, subspace_angles
 
 from lorabench.adapters import Adapter, LoraModule, load, save
 from lorabench.adapters.__main__ import main
-from lorabench.adapters.comparing.comparing import Comparison, ModuleComparison, compare
+from lorabench.adapters.comparing.whole import Comparison, ModuleComparison, compare
 from lorabench.adapters.reading.folders import adapter_files
 from lorabench.errors import LorabenchError
 from tests.adapter_folders import make_modules

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorabench.adapters.adapter import Adapter, LoraModule
-    from lorabench.adapters.comparing.comparing import Comparison, compare
     from lorabench.adapters.comparing.fingerprints import Duplicates, find_duplicates, fingerprint
+    from lorabench.adapters.comparing.whole import Comparison, compare
     from lorabench.adapters.drawing.plotting import plot
     from lorabench.adapters.merging.preflight import Preflight, preflight
     from lorabench.adapters.merging.recipe import Recipe
@@ -74,7 +74,7 @@ __all__ = [
 
 _HOMES = {
     "adapter": ("Adapter", "LoraModule"),
-    "comparing.comparing": ("Comparison", "compare"),
+    "comparing.whole": ("Comparison", "compare"),
     "principal_components": ("pca", "pca_across"),
     "writing.converting": ("Conversion", "convert", "notes_on_writing"),
     "drawing.plotting": ("plot",),

@@ -12,8 +12,9 @@ from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, find_adapter_fil
 from lorabench.errors import LorabenchError
 
 if TYPE_CHECKING:
-    from lorabench.adapters.comparing.comparing import Comparison, ModuleComparison, SubspaceOverlap
     from lorabench.adapters.comparing.fingerprints import Duplicates, Group, Sketch
+    from lorabench.adapters.comparing.whole import Comparison, ModuleComparison
+    from lorabench.adapters.pairs import SubspaceOverlap
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
@@ -53,8 +54,8 @@ def run(args: argparse.Namespace) -> Outcome:
     if len(args.paths) != 2:
         count = f"{len(args.paths)} {'path' if len(args.paths) == 1 else 'paths'}"
         args.wrong_usage(f"{count} came, but two adapters are compared; --duplicates takes any number, and folders")
-    from lorabench.adapters.comparing.comparing import compare
     from lorabench.adapters.comparing.fingerprints import distance, sketch
+    from lorabench.adapters.comparing.whole import compare
     from lorabench.adapters.reading.files import load
 
     a, b = (load(path) for path in args.paths)

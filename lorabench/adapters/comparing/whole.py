@@ -6,36 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float64
-from torch import Tensor
-
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.comparing.deviation import distance
 from lorabench.adapters.fusing import in_one_naming
 from lorabench.adapters.merging.aligning import match, space
-from lorabench.adapters.merging.overlapping import by_chance, dimension, shared
+from lorabench.adapters.pairs import ModulePair, SubspaceOverlap, module_pairs
 from lorabench.adapters.writing.refusals import refuse_infinite
 from lorabench.errors import LorabenchError
-from lorabench.lowrank import frobenius_norm, thin_svd
-from lorabench.machine import map_in_lanes
+from lorabench.lowrank import frobenius_norm
 
-__all__ = ["Comparison", "ModuleComparison", "SubspaceOverlap", "compare"]
-
-
-@dataclass(frozen=True)
-class SubspaceOverlap:
-    """How two singular subspaces of dimensions k_a and k_b lie in d dimensions.
-
-    Attributes:
-        cosines: of the principal angles, descending; min(k_a, k_b) of them.
-        shared: mean of their squares, in [0, 1]: 1 where the smaller subspace lies in the larger.
-        by_chance: what `shared` is on average for two random subspaces, max(k_a, k_b) / d.
-    """
-
-    cosines: tuple[float, ...]
-    shared: float
-    by_chance: float
+__all__ = ["Comparison", "ModuleComparison", "compare"]
 
 
 @dataclass(frozen=True)
@@ -122,9 +101,8 @@ class Comparison:
 def compare(a: Adapter, b: Adapter, *, top: int | None = None) -> Comparison:
     """How two adapters differ, by module and as a whole.
 
-    Cosines and subspaces are those of the thin SVDs L_a·S_a·R_a and L_b·S_b·R_b, by L_aᵀ·L_b and R_a·R_bᵀ (principal
-    angles: Björck & Golub 1973); ‖ΔW_a − ΔW_b‖ is right to 1e-14 of the factors (`deviation.distance`), so the
-    difference of equal adapters is no 1e-8. Modules are matched as `aligning.match` does.
+    The numbers are those of `pairs.module_pairs`; ‖ΔW_a − ΔW_b‖ is right to 1e-14 of the factors, so the difference of
+    equal adapters is no 1e-8. Modules are matched as `aligning.match` does.
 
     Args:
         a: the first adapter, of which ratios are taken.
@@ -147,15 +125,19 @@ def compare(a: Adapter, b: Adapter, *, top: int | None = None) -> Comparison:
             f"{_examples(a)}; the second like {_examples(b)}. Compare adapters of the same base model."
         )
     same = {x: y for x, y in pairs.items() if space(a.modules[x]) == space(b.modules[y])}
-    found = map_in_lanes(lambda task: _compare_modules(task[0], a.modules[task[0]], b.modules[task[1]]), same.items())
-    modules = sorted((one for one, _ in found), key=lambda one: -one.distance)
+    pairs_of = module_pairs({x: (a.modules[x], b.modules[y]) for x, y in same.items()})
+    modules = sorted(
+        (_compared(x, a.modules[x], b.modules[y], pairs_of[x][0, 1]) for x, y in same.items()),
+        key=lambda one: -one.distance,
+    )
     matched, named = set(same.values()), set(pairs.values())
     alone_a = _norm(module for name, module in a.modules.items() if name not in same)
     alone_b = _norm(module for name, module in b.modules.items() if name not in matched)
     shared_a, shared_b = (math.hypot(*(one.norms[side] for one in modules)) for side in (0, 1))
     norm_a, norm_b = math.hypot(shared_a, alone_a), math.hypot(shared_b, alone_b)
-    inner = math.fsum((one.cosine or 0.0) * one.norms[0] * one.norms[1] for one in modules)
-    gap = math.hypot(alone_a, alone_b, *(gap for _, gap in found))
+    measured = [pairs[0, 1] for pairs in pairs_of.values()]
+    inner = math.fsum(pair.inner for pair in measured)
+    gap = math.hypot(alone_a, alone_b, *(pair.distance for pair in measured))
     return Comparison(
         a=a.path,
         b=b.path,
@@ -174,35 +156,22 @@ def compare(a: Adapter, b: Adapter, *, top: int | None = None) -> Comparison:
     )
 
 
-def _compare_modules(name: str, a: LoraModule, b: LoraModule) -> tuple[ModuleComparison, float]:
-    """A module's comparison, and ‖ΔW_a − ΔW_b‖_F."""
-    svd_a, svd_b = (thin_svd(one.down, one.up, float(one.scale)) for one in (a, b))
-    norm_a, norm_b = float(svd_a[1].norm()), float(svd_b[1].norm())
-    rank_a, rank_b = dimension(svd_a[1], a), dimension(svd_b[1], b)
-    lefts, rights = svd_a[0].mT @ svd_b[0], svd_a[2] @ svd_b[2].mT
-    gap, _ = distance((b.down, b.up, b.scale), [(a.down, a.up, a.scale)])
-    trained = norm_a > 0 and norm_b > 0
-    inner = float((lefts * rights * svd_a[1].unsqueeze(1) * svd_b[1]).sum())
-    compared = ModuleComparison(
+def _compared(name: str, a: LoraModule, b: LoraModule, pair: ModulePair) -> ModuleComparison:
+    norm_a, norm_b = pair.norms
+    return ModuleComparison(
         module=name,
         shape=a.shape,
         ranks=(a.rank, b.rank),
-        numerical_ranks=(rank_a, rank_b),
-        norms=(norm_a, norm_b),
-        untrained=None if trained else "both" if norm_a == norm_b else "a" if norm_a == 0 else "b",
-        cosine=_cosine(inner, norm_a, norm_b),
-        norm_ratio=norm_b / norm_a if trained else None,
-        difference=gap / norm_a if trained else None,
-        distance=gap / (max(norm_a, norm_b) or 1.0),
-        left=_overlap(lefts[:rank_a, :rank_b], a.shape[0]) if trained else None,
-        right=_overlap(rights[:rank_a, :rank_b], a.shape[1]) if trained else None,
+        numerical_ranks=pair.dimensions,
+        norms=pair.norms,
+        untrained=None if pair.trained else "both" if norm_a == norm_b else "a" if norm_a == 0 else "b",
+        cosine=pair.cosine,
+        norm_ratio=norm_b / norm_a if pair.trained else None,
+        difference=pair.distance / norm_a if pair.trained else None,
+        distance=pair.distance / (max(pair.norms) or 1.0),
+        left=pair.left,
+        right=pair.right,
     )
-    return compared, gap
-
-
-def _overlap(products: Float64[Tensor, "k_a k_b"], width: int) -> SubspaceOverlap:
-    cosines = torch.linalg.svdvals(products).clamp(0.0, 1.0)
-    return SubspaceOverlap(tuple(cosines.tolist()), min(shared(products), 1.0), by_chance(products, width))
 
 
 def _cosine(inner: float, norm_a: float, norm_b: float) -> float | None:
