@@ -3,6 +3,7 @@
 import copy
 import functools
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,11 +177,13 @@ def denoiser(family: str) -> nn.Module:
 
 @functools.cache
 def pairs_of(family: str) -> dict[str, Pair]:
-    """A random pair for every linear layer of the model's blocks."""
+    """A random pair for one linear layer of every sort that the model's blocks have, of the last block."""
     generator = torch.Generator().manual_seed(22)
     layers = {name: layer for name, layer in denoiser(family).named_modules() if isinstance(layer, nn.Linear)}
-    blocks = {name: layer for name, layer in layers.items() if any(part.isdigit() for part in name.split(".")[:-1])}
-    return {name: _pair(generator, layer.in_features, layer.out_features) for name, layer in blocks.items()}
+    blocks = [name for name in layers if any(part.isdigit() for part in name.split(".")[:-1])]
+    last = {re.sub(r"\.\d+\.", ".#.", name, count=1): name for name in blocks}
+    sizes = {name: (layers[name].in_features, layers[name].out_features) for name in last.values()}
+    return {name: _pair(generator, *size) for name, size in sizes.items()}
 
 
 def original_pairs(family: str) -> dict[str, Pair]:

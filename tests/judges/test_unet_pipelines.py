@@ -23,8 +23,8 @@ KOHYA_PARTS = {
     "sdxl": {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
 }
 LOADERS = {"sd15": "StableDiffusionLoraLoaderMixin", "sdxl": "StableDiffusionXLLoraLoaderMixin"}
-LAYERS = ("to_q", "to_k", "to_out.0", "net.0.proj", "net.2", "proj_in", "proj_out", "conv1", "conv_shortcut")
-TEXT_LAYERS = ("q_proj", "out_proj", "fc1")
+LAYERS = ("attn1.to_q", "attn2.to_k", "attn1.to_out.0", "net.0.proj", "proj_in", "conv1")
+TEXT_LAYERS = ("q_proj", "out_proj", "fc1")  # diffusers asks out_proj for the rank
 
 
 @functools.cache
@@ -37,7 +37,7 @@ def _parts(base: str) -> dict[str, nn.Module]:
         "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1, "projection_dim": 12,
     }  # fmt: skip
     unet: dict[str, Any] = {
-        "block_out_channels": (8, 16), "layers_per_block": 2, "sample_size": 8, "in_channels": 4, "out_channels": 4,
+        "block_out_channels": (8, 16), "layers_per_block": 1, "sample_size": 8, "in_channels": 4, "out_channels": 4,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "norm_num_groups": 4, "attention_head_dim": 2,
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": 12,
     }  # fmt: skip
@@ -85,7 +85,8 @@ def _write(base: str, naming: str, path: Path) -> float:
             tensors[f"{key}.alpha"] = torch.tensor(ALPHA)
             tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
         elif naming == "diffusers":
-            tensors |= {f"{part}.{name}.lora.down.weight": down, f"{part}.{name}.lora.up.weight": up}
+            word = "lora" if part == "unet" else "lora_linear_layer"  # as diffusers itself did
+            tensors |= {f"{part}.{name}.{word}.down.weight": down, f"{part}.{name}.{word}.up.weight": up}
         else:
             tensors |= {f"{part}.{name}.lora_A.weight": down, f"{part}.{name}.lora_B.weight": up}
     save_file(tensors, str(path))
