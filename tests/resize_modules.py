@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.resizing.receipt import ModuleReceipt
-from lorabench.adapters.resizing.resizing import resize
 from lorabench.adapters.resizing.rule import ResizeRule
+from lorabench.adapters.resizing.whole import resize
 
 UNET, TEXT = "unet.down_blocks.0.attn1.to_q", "text_encoder.text_model.encoder.layers.3.self_attn.q_proj"
 

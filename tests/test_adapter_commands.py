@@ -15,18 +15,10 @@ import torch
 from lorabench.adapters import LoraModule, commands
 from lorabench.adapters import save as save_adapter
 from lorabench.adapters.__main__ import COMMANDS, main
-from lorabench.adapters.commands.common import (
-    any_number,
-    natural,
-    path_name,
-    plain,
-    positive_int,
-    positive_number,
-    refuse_overwriting,
-    share,
-    table,
-)
+from lorabench.commands.options import any_number, natural, path_name, positive_int, positive_number, share
 from lorabench.errors import LorabenchError
+from lorabench.storage import refuse_overwriting
+from lorabench.text import plain, table
 
 HEAVY = ("torch", "numpy", "sklearn", "matplotlib", "pyarrow", "safetensors")
 

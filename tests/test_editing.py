@@ -18,8 +18,8 @@ from lorabench import storage
 from lorabench.adapters import load
 from lorabench.adapters.__main__ import main
 from lorabench.adapters.metadata.editing import edit
-from lorabench.adapters.metadata.hashes import check_hashes
 from lorabench.adapters.metadata.redaction import is_private, redact, redact_config
+from lorabench.adapters.reading.hashes import check_hashes
 from lorabench.adapters.reading.header import read_header
 from lorabench.errors import LorabenchError
 from tests.test_hashes import kohya, shuffled

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
-from lorabench.adapters.metadata.hashes import check_hashes, header_text, sshs_hashes, sshs_hashes_of
+from lorabench.adapters.reading.hashes import check_hashes, header_text, sshs_hashes, sshs_hashes_of
 from lorabench.adapters.reading.header import DTYPE_BITS, read_header
 from lorabench.errors import LorabenchError
 

@@ -19,8 +19,8 @@ from lorabench.adapters import Adapter, LoraModule, load, save
 from lorabench.adapters.merging.preflight import preflight
 from lorabench.adapters.merging.recipe import DENSE, METHODS, Recipe
 from lorabench.adapters.merging.whole import merge
-from lorabench.adapters.resizing.resizing import resize
 from lorabench.adapters.resizing.rule import ResizeRule
+from lorabench.adapters.resizing.whole import resize
 from lorabench.errors import LorabenchError
 from tests.adapter_makers import CONV, LINEAR, SHAPES, TABLE, dense, dense_sum, make_adapter, near
 

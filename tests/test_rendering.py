@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from lorabench.adapters import load
-from lorabench.adapters.commands.common import plain
 from lorabench.adapters.metadata.evidence import PEFT
 from lorabench.adapters.metadata.inspection import inspect
 from lorabench.adapters.metadata.library import scan, write_rows
 from lorabench.adapters.metadata.origin import _MODEL, _NETWORK, _TRAINING
 from lorabench.adapters.metadata.rendering import clean, markdown, module_table, terminal, text
 from lorabench.errors import LorabenchError
+from lorabench.text import plain
 from tests.inspected_files import KOHYA, REAL, kohya_tensors, sparse, values, write
 
 KEYS = st.sampled_from(

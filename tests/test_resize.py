@@ -16,8 +16,8 @@ from lorabench.adapters.adapter import LoraModule
 from lorabench.adapters.comparing.deviation import deviations, total
 from lorabench.adapters.resizing import ranks
 from lorabench.adapters.resizing.ranks import spectral_rank
-from lorabench.adapters.resizing.resizing import resize
 from lorabench.adapters.resizing.rule import ResizeRule
+from lorabench.adapters.resizing.whole import resize
 from lorabench.errors import LorabenchError
 from tests.resize_modules import adapter_of, apart, dense, make, one, tail
 

@@ -21,8 +21,8 @@ from lorabench.adapters.comparing.deviation import deviations, total
 from lorabench.adapters.reading.files import load
 from lorabench.adapters.resizing.checks import validate
 from lorabench.adapters.resizing.ranks import budget_ranks, limits_by_module
-from lorabench.adapters.resizing.resizing import RESIZE_KEY, resize
 from lorabench.adapters.resizing.rule import ResizeRule
+from lorabench.adapters.resizing.whole import RESIZE_KEY, resize
 from lorabench.adapters.writing.converting import prepare
 from lorabench.adapters.writing.saving import LAYOUTS, save
 from lorabench.errors import LorabenchError

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from lorabench.adapters.reading.table import ModuleRow, Table, read_table
     from lorabench.adapters.resizing.checks import validate
     from lorabench.adapters.resizing.receipt import Receipt
-    from lorabench.adapters.resizing.resizing import resize
     from lorabench.adapters.resizing.rule import ResizeRule
+    from lorabench.adapters.resizing.whole import resize
     from lorabench.adapters.writing.converting import Conversion, convert, notes_on_writing
     from lorabench.adapters.writing.names_from import names_from
     from lorabench.adapters.writing.saving import LAYOUTS, layout_of, save
@@ -90,7 +90,7 @@ _HOMES = {
     "merging.preflight": ("Preflight", "preflight"),
     "resizing.receipt": ("Receipt",),
     "resizing.checks": ("validate",),
-    "resizing.resizing": ("resize",),
+    "resizing.whole": ("resize",),
     "resizing.rule": ("ResizeRule",),
     "writing.names_from": ("names_from",),
     "reading.table": ("ModuleRow", "Table", "read_table"),

@@ -12,8 +12,8 @@ import torch
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.reading.files import load
-from lorabench.adapters.resizing.resizing import resize
 from lorabench.adapters.resizing.rule import ResizeRule
+from lorabench.adapters.resizing.whole import resize
 from lorabench.adapters.writing.saving import save
 from tests.bench.machine import describe, interleaved, ratio
 

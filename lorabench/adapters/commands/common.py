@@ -6,36 +6,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorabench.adapters.layouts import written_layouts
-from lorabench.commands.frame import Outcome
-from lorabench.commands.options import any_number, natural, path_name, positive_int, positive_number, share
+from lorabench.commands.options import path_name
 from lorabench.storage import refuse_overwriting
-from lorabench.text import plain, table
 
 if TYPE_CHECKING:
     from lorabench.adapters.adapter import Adapter
 
-__all__ = [
-    "Outcome",
-    "add_output",
-    "any_number",
-    "dotted_names",
-    "natural",
-    "path_name",
-    "plain",
-    "positive_int",
-    "positive_number",
-    "refuse_overwriting",
-    "share",
-    "table",
-    "write_result",
-]
+__all__ = ["add_output", "dotted_names", "write_result"]
 
 
-def add_output(parser: ArgumentParser, what: str, layouts: bool = True, required: bool = True) -> None:
-    """The options of a command that writes an adapter: `--out`, `--force`, `--layout`, `--dtype`, `--names-from`."""
+def add_output(
+    parser: ArgumentParser, what: str, *, required: bool = True, weights: bool = True, layout: bool = True
+) -> None:
+    """The options of a command that writes an adapter: `--out`, `--force`, `--layout`, `--dtype`, `--names-from`.
+
+    Args:
+        parser: gets the options.
+        what: is written.
+        required: whether `--out` must be given.
+        weights: whether factors are written anew, so that their type and names can be chosen.
+        layout: whether their layout can.
+    """
     parser.add_argument("-o", "--out", type=path_name, required=required, metavar="PATH", help=what)
     parser.add_argument("--force", action="store_true", help="replace what is there already, be it an input itself")
-    if layouts:
+    if not weights:
+        return
+    if layout:
         choices = list(written_layouts())
         parser.add_argument("--layout", choices=choices, help="of the file; default: that of the input")
     parser.add_argument(

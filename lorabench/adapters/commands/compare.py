@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabench.adapters.commands.common import Outcome, path_name, positive_int, share, table
 from lorabench.adapters.reading.folders import adapter_files
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, find_adapter_file
+from lorabench.commands.frame import Outcome
+from lorabench.commands.options import path_name, positive_int, share
 from lorabench.errors import LorabenchError
+from lorabench.text import table
 
 if TYPE_CHECKING:
     from lorabench.adapters.comparing.fingerprints import Duplicates, Group, Sketch

@@ -3,16 +3,13 @@
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 
-from lorabench.adapters.commands.common import (
-    Outcome,
-    add_output,
-    dotted_names,
-    path_name,
-    refuse_overwriting,
-    table,
-)
+from lorabench.adapters.commands.common import add_output, dotted_names
 from lorabench.adapters.layouts import written_layout, written_layouts
 from lorabench.adapters.names.identity import PARTS, component
+from lorabench.commands.frame import Outcome
+from lorabench.commands.options import path_name
+from lorabench.storage import refuse_overwriting
+from lorabench.text import table
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
@@ -22,7 +19,7 @@ EXAMPLE = "lorabench-adapter convert style.safetensors --to peft --component une
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument("adapter", type=path_name, metavar="IN", help="an adapter file or folder")
-    add_output(parser, "what is written: a .safetensors file, for peft a folder", layouts=False)
+    add_output(parser, "what is written: a .safetensors, .bin or .pt file, for peft a folder", layout=False)
     parser.add_argument(
         "--to",
         dest="layout",

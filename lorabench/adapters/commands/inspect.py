@@ -7,16 +7,12 @@ from collections.abc import Sequence
 from os import environ
 from typing import Any
 
-from lorabench.adapters.commands.common import (
-    Outcome,
-    add_output,
-    natural,
-    path_name,
-    positive_int,
-    refuse_overwriting,
-    table,
-)
+from lorabench.adapters.commands.common import add_output
+from lorabench.commands.frame import Outcome
+from lorabench.commands.options import natural, path_name, positive_int
 from lorabench.errors import LorabenchError
+from lorabench.storage import refuse_overwriting
+from lorabench.text import table
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
@@ -64,7 +60,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--set", type=_pair, action="append", default=[], metavar="KEY=VALUE", help="set an entry; needs -o"
     )
     parser.add_argument("--unset", action="append", default=[], metavar="KEY", help="take an entry away; needs -o")
-    add_output(parser, "the file, or folder, to write with the metadata edited", layouts=False, required=False)
+    add_output(parser, "the file, or folder, to write with the metadata edited", required=False, weights=False)
     parser.set_defaults(misused=parser.error)
 
 

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any
 
-from lorabench.adapters.commands.common import add_output, write_result
+from lorabench.adapters.commands.common import add_output, dotted_names, write_result
 from lorabench.adapters.merging.recipe import Recipe
 from lorabench.commands.frame import Outcome
 from lorabench.commands.options import add_options, any_number, from_args, path_name
@@ -57,7 +57,7 @@ def run(args: Namespace) -> Outcome:
         text = f"{_preflight_text(looked)}\n\nnothing was written; {_way_out(looked)}"
         return Outcome({"preflight": looked.as_dict(), "written": None}, text, ok=False)
     merged, report = merge(adapters, args.weights, recipe)
-    notes = notes_on_writing(merged, args.layout)
+    notes = notes_on_writing(merged, args.layout, dotted_names(args))
     written = write_result(args, merged, {})
     data: dict[str, Any] = {"written": str(written), "merge": report.as_dict(), "writing": notes}
     texts = [_report_text(report), "\n".join([f"written: {written}", *(f"note: {note}" for note in notes)])]

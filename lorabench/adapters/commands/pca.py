@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabench.adapters.commands.common import Outcome, path_name, plain, positive_int, refuse_overwriting, table
+from lorabench.commands.frame import Outcome
+from lorabench.commands.options import path_name, positive_int
 from lorabench.errors import LorabenchError
+from lorabench.storage import refuse_overwriting
+from lorabench.text import plain, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -3,8 +3,9 @@
 import argparse
 from contextlib import ExitStack
 
-from lorabench.adapters.commands.common import Outcome, path_name
 from lorabench.adapters.drawing.kinds import ALL, KINDS, adapters_of, kind_module
+from lorabench.commands.frame import Outcome
+from lorabench.commands.options import path_name
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 

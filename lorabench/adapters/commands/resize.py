@@ -4,17 +4,12 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
-from lorabench.adapters.commands.common import (
-    Outcome,
-    add_output,
-    dotted_names,
-    path_name,
-    refuse_overwriting,
-    table,
-    write_result,
-)
+from lorabench.adapters.commands.common import add_output, dotted_names, write_result
 from lorabench.adapters.resizing.rule import MODES, ResizeRule
-from lorabench.commands.options import add_options, from_args
+from lorabench.commands.frame import Outcome
+from lorabench.commands.options import add_options, from_args, path_name
+from lorabench.storage import refuse_overwriting
+from lorabench.text import table
 
 if TYPE_CHECKING:
     from lorabench.adapters.adapter import Adapter
@@ -47,7 +42,7 @@ def run(args: Namespace) -> Outcome:
     import torch
 
     from lorabench.adapters.reading.files import load
-    from lorabench.adapters.resizing.resizing import resize
+    from lorabench.adapters.resizing.whole import resize
     from lorabench.adapters.writing.converting import prepare
 
     adapter = load(args.file)

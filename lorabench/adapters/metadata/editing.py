@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorabench.adapters.metadata.hashes import header_text, sshs_hashes
 from lorabench.adapters.metadata.redaction import redact, redact_config
 from lorabench.adapters.reading.beside import config_beside
+from lorabench.adapters.reading.hashes import header_text, sshs_hashes
 from lorabench.adapters.reading.header import (
     Header,
     explain_reading,

@@ -163,9 +163,9 @@ def prepare(adapter: Adapter, layout: str | None = None, names: Mapping[str, str
     return Prepared(replace(adapter, modules=modules), new, (*notes, *_about_scales(modules, form)))
 
 
-def notes_on_writing(adapter: Adapter, layout: str | None = None) -> list[str]:
+def notes_on_writing(adapter: Adapter, layout: str | None = None, names: Mapping[str, str] | None = None) -> list[str]:
     """In words, what `prepare` renames and what a loader will not find in the file that is written."""
-    return list(prepare(adapter, layout).notes)
+    return list(prepare(adapter, layout, names).notes)
 
 
 def _choose(adapter: Adapter, layout: WrittenLayout, part: str | None) -> tuple[dict[str, LoraModule], list[str]]:

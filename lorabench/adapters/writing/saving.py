@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.layouts import WrittenLayout, written_layout, written_layouts
-from lorabench.adapters.metadata.hashes import HASH_KEYS, sshs_hashes_of
 from lorabench.adapters.names.identity import DENOISER_WORDS, identity, split_part
+from lorabench.adapters.reading.hashes import HASH_KEYS, sshs_hashes_of
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES
 from lorabench.adapters.reading.naming import parse_key
 from lorabench.adapters.reading.sorting import ORDER_KEY

@@ -55,7 +55,7 @@ def measure(first: Subject, second: Subject) -> Sequence[Similarity]:
     Raises:
         LorabenchError: no module is in both, under one name and in one shape.
     """
-    from lorabench.adapters.comparing.comparing import compare
+    from lorabench.adapters.comparing.whole import compare
     from lorabench.adapters.merging.aligning import file_labels
 
     compared = compare(first.adapter, second.adapter)
