@@ -50,6 +50,7 @@ _LOOK: dict[Any, Any] = {
     "axes.labelsize": 8,
     "axes.titlelocation": "left",
     "axes.titlesize": 9,
+    "axes.titley": 1.0,  # no ticks are above panels; looking for them takes a tenth of the drawing
     "figure.titlesize": 11,
     "font.family": _FONT,
     "font.size": 8,

@@ -3,7 +3,7 @@
 Such a file has:
 
 - `ADAPTERS`: how many adapters a picture is of.
-- `PATTERN`: whether it draws the modules of `Subject.pattern` alone.
+- `PATTERN`: whether it draws the modules of `Subject.pattern` alone, on as many pictures as they need; others draw one.
 - `measure(*subjects)`: what is drawn, as numbers and words, an entry a picture. It needs no matplotlib.
 - `draw(page)`: the figure of one entry. It needs no torch; with `drawing.panels` comes matplotlib.
 """

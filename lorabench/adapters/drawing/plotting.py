@@ -1,6 +1,6 @@
 """Pictures of one adapter, or of two, written as PNG or SVG."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,25 @@ class _Picture(NamedTuple):
     kind: str
     page: Any
     path: Path
+
+
+class _Draw(NamedTuple):
+    """One kind of some adapters, not measured yet."""
+
+    kind: str
+    subjects: Sequence[Subject]
+    path: Path
+
+    @property
+    def many(self) -> bool:
+        return kind_module(self.kind).PATTERN
+
+    def pictures(self) -> list[_Picture]:
+        path = self.path
+        return [
+            _Picture(self.kind, page, path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}"))
+            for number, page in enumerate(kind_module(self.kind).measure(*self.subjects), 1)
+        ]
 
 
 def plot(
@@ -54,11 +73,22 @@ def plot(
     out = Path(out)
     _check(given, kind, out, form)
     subjects = [Subject(adapter, modules) for adapter in given]
-    pictures = _all_kinds(subjects, out, form) if kind == ALL else _pages(kind, subjects, out)
-    for picture in pictures:
-        refuse_overwriting(picture.path, force, folder=False)
-    (renderer or InThisProcess()).render(pictures)
-    return tuple(picture.path for picture in pictures)
+    draws = _all_kinds(subjects, out, form) if kind == ALL else [_Draw(kind, subjects, out)]
+    # Only the kinds that draw chosen modules have more pages than one: all others are measured while some are drawn.
+    measured = {draw.path: draw.pictures() for draw in draws if draw.many}
+    for draw in draws:
+        for path in [picture.path for picture in measured.get(draw.path, ())] or [draw.path]:
+            refuse_overwriting(path, force, folder=False)
+    written: dict[Path, list[Path]] = {draw.path: [] for draw in draws}
+
+    def pictures() -> Iterator[_Picture]:
+        for draw in sorted(draws, key=lambda draw: not draw.many):
+            for picture in measured.get(draw.path) or draw.pictures():
+                written[draw.path].append(picture.path)
+                yield picture
+
+    (renderer or InThisProcess()).render(pictures())
+    return tuple(path for pages in written.values() for path in pages)
 
 
 def _check(given: tuple[Adapter, ...], kind: str, out: Path, form: str) -> None:
@@ -82,21 +112,13 @@ def _check(given: tuple[Adapter, ...], kind: str, out: Path, form: str) -> None:
         raise LorabenchError(f"{empty[0]}: no module in it. Give an adapter with LoRA factors.")
 
 
-def _all_kinds(subjects: Sequence[Subject], out: Path, form: str) -> list[_Picture]:
-    pictures = []
-    for subject, letter in zip(subjects, "AB", strict=False):
-        folder = out if len(subjects) == 1 else out / letter
-        for kind in KINDS:
-            if kind_module(kind).ADAPTERS == 1:
-                pictures += _pages(kind, [subject], folder / f"{kind}.{form}")
-    for kind in KINDS:
-        if kind_module(kind).ADAPTERS == len(subjects) == 2:
-            pictures += _pages(kind, subjects, out / f"{kind}.{form}")
-    return pictures
-
-
-def _pages(kind: str, subjects: Sequence[Subject], path: Path) -> list[_Picture]:
-    return [
-        _Picture(kind, page, path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}"))
-        for number, page in enumerate(kind_module(kind).measure(*subjects), 1)
+def _all_kinds(subjects: Sequence[Subject], out: Path, form: str) -> list[_Draw]:
+    alone = [kind for kind in KINDS if kind_module(kind).ADAPTERS == 1]
+    folders = [out] if len(subjects) == 1 else [out / "A", out / "B"]
+    draws = [
+        _Draw(kind, [subject], folder / f"{kind}.{form}")
+        for subject, folder in zip(subjects, folders, strict=True)
+        for kind in alone
     ]
+    together = [kind for kind in KINDS if kind not in alone and len(subjects) == 2]
+    return draws + [_Draw(kind, subjects, out / f"{kind}.{form}") for kind in together]

@@ -47,13 +47,13 @@ class Processes:
     """Draws in other processes, which start at once and get ready while this one still reads and measures.
 
     Args:
-        count: how many; None for one more than cores, up to three, so that no long picture comes last and alone.
+        count: how many; None for two, or one where there is but one core.
     """
 
     def __init__(self, count: int | None = None) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads' locks
         self._idle: list[Connection] = []
-        for _ in range(count or min(3, len(os.sched_getaffinity(0)) + 1)):
+        for _ in range(count or min(2, len(os.sched_getaffinity(0)))):
             here, there = context.Pipe()
             context.Process(target=_serve, args=(there,), daemon=True).start()
             there.close()
@@ -70,13 +70,14 @@ class Processes:
 
     def render(self, tasks: Iterable[Task]) -> None:
         """See `Renderer`."""
-        waiting = list(tasks)
-        busy: list[Connection] = []
-        while waiting or busy:
-            while waiting and self._idle:
+        waiting, busy = iter(tasks), list[Connection]()
+        task = next(waiting, None)
+        while task or busy:
+            while task and self._idle:
                 pipe = self._idle.pop()
-                pipe.send(waiting.pop(0))
+                pipe.send(task)
                 busy.append(pipe)
+                task = next(waiting, None)  # which may be measured only now, while others are drawn
             ready = wait(busy)
             for pipe in [pipe for pipe in busy if pipe in ready]:
                 busy.remove(pipe)

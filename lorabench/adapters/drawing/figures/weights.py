@@ -169,7 +169,8 @@ def draw(page: Page) -> "Figure":
     for line, shown in enumerate(page.maps):
         (d_out, d_in), rank = shown.shape, len(shown.down)
         title = f"{panels.shortened(shown.module, 84)}   rank {rank}, ‖ΔW‖_F {shown.norm:.3g}"
-        columns[0].text(0, line + _TOP - 0.04, panels.drawable(title), fontsize=8, va="bottom")
+        name = columns[0].text(0, line + _TOP - 0.04, panels.drawable(title), fontsize=8, va="bottom")
+        name.set_in_layout(False)  # it may reach above the next panel, which has nothing there
         _panel(columns[0], line, shown.down, page.limits[0], (rank, d_in), "all 0")
         _panel(columns[1], line, shown.up, page.limits[1], (rank, d_out), "all 0")
         _panel(columns[2], line, shown.delta, page.limits[2], (d_out, d_in), panels.UNTRAINED)
