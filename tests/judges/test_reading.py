@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lorabench.adapters import load
@@ -185,17 +185,11 @@ def test_a_plain_state_dict_is_written(command: str, ending: str, tmp_path: Path
     written = torch.load(out, weights_only=True)
     assert type(written) is dict
     assert all(isinstance(value, Tensor) for value in written.values())
-    beside = tensors_in(tmp_path / "ours.safetensors")
+    beside = load_file(tmp_path / "ours.safetensors")
     assert written.keys() == beside.keys()
     assert all(torch.equal(written[key], beside[key]) for key in beside)
     modules = load(out).modules
     assert all(torch.allclose(modules[name].delta().double(), expected[name], atol=1e-5) for name in expected)
-
-
-def tensors_in(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(str(path))
 
 
 @pytest.mark.parametrize("suffix", ["_lora_down.weight", "_lora_down_weight"])
