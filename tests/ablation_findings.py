@@ -6,8 +6,8 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
 from scipy.spatial.distance import pdist, squareform
 
+from lorabench.adapters.places import by_depth, groups
 from lorabench.adapters.reading.naming import layer_names
-from lorabench.places import by_depth, groups
 from lorabench.results import METRICS, Result, Run, summarise
 from tests.hub_schema import stable_diffusion_modules
 

@@ -22,12 +22,12 @@ from lorabench.ablation.layers import Layers
 from lorabench.ablation.progressive import Progressive
 from lorabench.ablation.redundancy import Redundancy
 from lorabench.ablation.statistics import paired_difference
+from lorabench.adapters.places import GROUPINGS, groups
 from lorabench.classifiers import Fitted, Member, Problem
 from lorabench.classifiers.linear import Linear
 from lorabench.classifiers.mlp import MLP
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluator
-from lorabench.places import GROUPINGS, groups
 from lorabench.representations.delta_spectral import DeltaSpectral
 from lorabench.representations.flat import Flat
 from lorabench.representations.norms import Norms

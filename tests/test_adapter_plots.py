@@ -12,10 +12,10 @@ from lorabench.adapters.drawing.figures.histogram import SAMPLES, Distributions,
 from lorabench.adapters.drawing.figures.weights import PAGE, block_rms, chosen_modules, strongest_of_bins, weight_map
 from lorabench.adapters.drawing.panels import families
 from lorabench.adapters.drawing.subject import Subject
+from lorabench.adapters.places import block_labels, by_depth, kinds_in_order, place
 from lorabench.adapters.principal_components import pca
 from lorabench.errors import LorabenchError
 from lorabench.pictures import drawable, shortened
-from lorabench.places import block_labels, by_depth, kinds_in_order, place
 from tests.drawn_adapters import adapter, large, module, sdxl_names
 
 

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from lorabench.adapters.places import place
 from lorabench.pictures import SERIES
-from lorabench.places import place
 from lorabench.report import table_text, write_figures
 from lorabench.report.figures import drawings
 from lorabench.report.latent_figures import latent_figure

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorabench.adapters.places import GROUPINGS, block_labels, by_depth, groups, place
 from lorabench.adapters.reading.files import load as load_adapter
 from lorabench.adapters.reading.naming import layer_names, parse_key
 from lorabench.errors import LorabenchError
-from lorabench.places import GROUPINGS, block_labels, by_depth, groups, place
 from lorabench.zoo.glyph_model import MODULES
 from tests.hub_schema import stable_diffusion_modules
 

@@ -8,7 +8,7 @@ from jaxtyping import Float64, Int64
 
 from lorabench.ablation.statistics import kendall_tau
 from lorabench.ablation.study import Findings, Ranking, Study, good_seeds
-from lorabench.places import by_depth
+from lorabench.adapters.places import by_depth
 
 __all__ = ["Concepts"]
 

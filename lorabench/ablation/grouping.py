@@ -5,7 +5,7 @@ from typing import Any
 
 from lorabench.ablation.ranking import check_rank_on
 from lorabench.ablation.study import Findings, Study, measured
-from lorabench.places import groups
+from lorabench.adapters.places import groups
 
 __all__ = ["Grouping"]
 

@@ -8,8 +8,8 @@ from jaxtyping import Float64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lorabench.adapters.places import Place, block_labels, by_depth, place
 from lorabench.pictures import tidy
-from lorabench.places import Place, block_labels, by_depth, place
 
 __all__ = ["DepthPanel", "depth_panels"]
 

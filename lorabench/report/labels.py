@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from lorabench.places import Place, block_labels, place
+from lorabench.adapters.places import Place, block_labels, place
 
 __all__ = ["layer_labels", "unit_label"]
 

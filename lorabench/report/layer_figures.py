@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lorabench.adapters.places import block_labels, groups, place
 from lorabench.pictures import tidy
-from lorabench.places import block_labels, groups, place
 from lorabench.report.arms import marked_units, on_test
 from lorabench.report.depth_panels import DepthPanel, depth_panels
 from lorabench.report.style import FACTOR_STYLES, draw_chance, errors, legend_below, percents, ring, titled

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lorabench.adapters.places import place
 from lorabench.pictures import BLUE, GREY, ORANGE, SERIES, tidy
-from lorabench.places import place
 from lorabench.report.depth_panels import DepthPanel, depth_panels
 from lorabench.report.numbers import number
 from lorabench.report.style import legend_below, wrapped

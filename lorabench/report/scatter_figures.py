@@ -6,8 +6,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lorabench.adapters.places import place
 from lorabench.pictures import tidy
-from lorabench.places import place
 from lorabench.report.arms import marked_units
 from lorabench.report.style import FACTOR_STYLES, draw_chance, ended, errors, legend_below, percents, ring
 from lorabench.results import Result

@@ -20,10 +20,10 @@ from lorabench.adapters.drawing.panels import (
     untrained_patch,
     words_instead,
 )
+from lorabench.adapters.places import by_depth
 from lorabench.adapters.principal_components import AdaptersPCA, LayerPCA, LayerVariances
 from lorabench.adapters.reading.naming import layer_names
 from lorabench.pictures import BLUE, GREY, ORANGE, SERIES, drawable, shortened, tidy
-from lorabench.places import by_depth
 
 __all__ = ["across_figure", "cumulative_table", "layer_figure", "layers_figure"]
 

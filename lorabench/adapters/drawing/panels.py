@@ -14,8 +14,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
+from lorabench.adapters.places import Place, block_labels, kinds_in_order, place
 from lorabench.pictures import BLUE, GREEN, GREY, ORANGE, SERIES, drawable, shortened, tidy
-from lorabench.places import Place, block_labels, kinds_in_order, place
 
 __all__ = [
     "BLUE",

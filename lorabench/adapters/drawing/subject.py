@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from lorabench.places import by_depth
+from lorabench.adapters.places import by_depth
 
 if TYPE_CHECKING:
     from lorabench.adapters.adapter import Adapter

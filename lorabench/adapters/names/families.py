@@ -175,7 +175,7 @@ def recognise(modules: Mapping[tuple[str, str], Shape | None]) -> Family | None:
     """
     parts: defaultdict[str, dict[str, Shape | None]] = defaultdict(dict)
     for (part, name), shape in modules.items():
-        parts["" if part in ("denoiser", "prior") else part][name] = shape
+        parts["" if part in ("denoiser", "denoiser_2", "prior") else part][name] = shape
     if not parts:
         return None
     main = "" if "" in parts else min(parts)

@@ -22,7 +22,10 @@ __all__ = [
     "unwrap",
 ]
 
-PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "prior_unet", "prior_text_encoder")
+PARTS = (
+    "unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "prior_unet",
+    "prior_text_encoder",
+)  # fmt: skip
 """The parts of a pipeline, by diffusers' words."""
 
 DENOISER_WORDS = ("diffusion_model", "model.diffusion_model", "pipe.dit")
@@ -32,11 +35,12 @@ _PART_OF_WORD = {
     **{word: word for word in PARTS},
     **dict.fromkeys(("unet", "transformer", *DENOISER_WORDS), "denoiser"),
     "prior_unet": "prior",
+    "transformer_2": "denoiser_2",  # Wan 2.2's second expert
 }
 _WORDS = sorted(_PART_OF_WORD, key=len, reverse=True)
 
 # `transformer` is also what many language models call their own trunk.
-_OWN_TRUNK = re.compile(r"transformer\.(h|wte|wpe|ln_f|layers?|encoder|embedding|word_embeddings\w*)(\.|$)")
+_OWN_TRUNK = re.compile(r"transformer\.(h|wte|wpe|ln_f|layer|encoder|embedding|word_embeddings\w*)(\.|$)")
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 """What torch.compile, FSDP, activation checkpointing and DeepSpeed put into the names of a model's modules."""
@@ -50,8 +54,8 @@ class Identity(NamedTuple):
     """What makes two modules one: equal identities are the same place in a base model.
 
     Attributes:
-        part: "denoiser" (a U-Net or a transformer, whatever the file calls it), "text_encoder", "text_encoder_2",
-            "text_encoder_3", "prior", "prior_text_encoder", or "" where the name does not say.
+        part: "denoiser" (a U-Net or a transformer, whatever the file calls it), "denoiser_2", "text_encoder",
+            "text_encoder_2", "text_encoder_3", "prior", "prior_text_encoder", or "" where the name does not say.
         flat: the name without wrappers and prefixes, its dots flattened to underscores; one spelling of names that
             have two (CLIP's level `text_model`, the original U-Net's blocks).
     """

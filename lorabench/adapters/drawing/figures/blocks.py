@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float64
 
 from lorabench.adapters import drawing
 from lorabench.adapters.drawing.subject import Subject
-from lorabench.places import Place, block_labels, kinds_in_order, place
+from lorabench.adapters.places import Place, block_labels, kinds_in_order, place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

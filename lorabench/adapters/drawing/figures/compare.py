@@ -9,8 +9,8 @@ from jaxtyping import Float64
 
 from lorabench.adapters import drawing
 from lorabench.adapters.drawing.subject import Subject
+from lorabench.adapters.places import by_depth
 from lorabench.errors import LorabenchError
-from lorabench.places import by_depth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

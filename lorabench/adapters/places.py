@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lorabench.adapters.names.identity import component
 from lorabench.errors import LorabenchError
 
 __all__ = ["GROUPINGS", "Depth", "Place", "block_labels", "by_depth", "groups", "kinds_in_order", "place"]
@@ -22,9 +23,6 @@ _THIRDS = ("first third", "middle third", "last third")
 _UNNAMED = "other"
 
 _LAYER = re.compile(r"(?P<module>.+?)\.lora\.(?P<factor>down|up)\.weight(?P<number>\.\d+)?")
-_PART = re.compile(r"((?:prior_)?(?:unet|text_encoder(?:_\d+)?)|transformer(?:_2)?)\.")
-# GPT-2's and Falcon's own "transformer", which is no part of a pipeline.
-_LANGUAGE_MODEL = re.compile(r"transformer\.(?:h|wte|wpe|ln_f|word_embeddings|encoder\.layers)(?:\.|$)")
 _MODEL_ITSELF, _VISION = 9, 7
 _PART_ORDER = {"prior_unet": 8, "transformer_2": 10}
 
@@ -223,10 +221,7 @@ def _thirds(ordered: Sequence[str]) -> dict[str, str]:
 
 def _part(module: str) -> tuple[str, int]:
     """The part of a pipeline, and when data reach it: text encoders first, then encoders of pictures."""
-    if _LANGUAGE_MODEL.match(module):
-        return "model", _MODEL_ITSELF
-    match = _PART.match(module)
-    name = match[1] if match else "model"
+    name = component(module)
     text = re.match(r"(?:prior_)?text_encoder(?:_(\d+))?\.", module)
     if text or module.startswith("text_model."):
         return name, int(text[1] or 1) if text else 1
