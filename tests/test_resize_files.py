@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lorabench.adapters.__main__ import main
 from lorabench.adapters.adapter import Adapter
@@ -235,11 +235,14 @@ def test_what_has_no_place_in_a_file_is_refused_before_it_is_written(
     tensors = {"q.lora_A.weight": torch.ones(2, 5), "q.lora_B.weight": torch.ones(4, 2), "head.weight": torch.ones(3)}
     save_file(tensors, tmp_path / "a.safetensors")
     command[1] = str(tmp_path / "a.safetensors")
-    command[3] = str(tmp_path / "out")
-    assert main(command) == 1
-    assert "full_weight: head.weight. Say --drop-unsupported" in capsys.readouterr().err
+    assert main([*command, "--layout", "kohya"]) == 1
+    assert "the kohya layout has no place for 1 tensors that are no pair (head.weight)" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "in"]
-    assert main([*command, "--drop-unsupported"]) == 0
+    command[3] = str(tmp_path / "out")
+    assert main(command) == 0  # its own layout has a place for it
+    assert "carried whole: full_weight (1: head.weight)" in capsys.readouterr().out
+    assert "base_model.model.head.weight" in load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert main([*command, "--drop-unsupported", "--force"]) == 0
     assert "left out: full_weight (1: head.weight)" in capsys.readouterr().out
 
 

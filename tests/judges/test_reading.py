@@ -350,7 +350,7 @@ def _api() -> Mapping[str, Callable[[Any], object]]:
     import lorabench.adapters as toolkit
 
     return {
-        "resize": lambda adapter: toolkit.resize(adapter, rank=1),
+        "resize": lambda adapter: toolkit.resize(adapter, toolkit.ResizeRule(rank=1)),
         "merge": lambda adapter: toolkit.merge([adapter, adapter], [0.5, 0.5]),
         "compare": lambda adapter: toolkit.compare(adapter, adapter),
         "convert": lambda adapter: toolkit.convert(adapter, "peft"),
