@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lorabench.adapters.components import pca, pca_across
     from lorabench.adapters.drawing.pictures import plot
     from lorabench.adapters.merging.preflight import Preflight, preflight
+    from lorabench.adapters.merging.recipe import Recipe
     from lorabench.adapters.merging.report import MergeReport
     from lorabench.adapters.merging.whole import merge
     from lorabench.adapters.metadata.editing import edit
@@ -40,6 +41,7 @@ __all__ = [
     "ParsedKey",
     "Preflight",
     "Receipt",
+    "Recipe",
     "Table",
     "compare",
     "component",
@@ -77,6 +79,7 @@ _HOMES = {
     "comparing.fingerprints": ("Duplicates", "find_duplicates", "fingerprint"),
     "metadata.inspection": ("Inspection", "inspect"),
     "metadata.library": ("scan",),
+    "merging.recipe": ("Recipe",),
     "merging.report": ("MergeReport",),
     "merging.whole": ("merge",),
     "reading.naming": ("ParsedKey", "component", "is_layer_key", "layer_names", "parse_key"),
