@@ -16,6 +16,8 @@ from lorabench.adapters.merging.recipe import Majority
 
 __all__ = ["Deltas", "Matrices", "drop", "each", "elected", "trim", "weighted_sum"]
 
+_CHUNK = 2**15
+
 Matrices = Iterable[Float[Tensor, "d_out d_in"]]
 
 
@@ -100,6 +102,14 @@ def elected(
     >>> elected([torch.tensor([[4.0, -3.0]]), torch.tensor([[2.0, 5.0]])], [1, 1]).tolist()
     [[3.0, 5.0]]
     """
+    if isinstance(matrices, list):  # some rows at a time, which a cache holds
+        height = max(1, _CHUNK // matrices[0].shape[1])
+        rows = zip(*(matrix.split(height) for matrix in matrices), strict=True)
+        return torch.cat([_elected(some, weights, majority) for some in rows])
+    return _elected(matrices, weights, majority)
+
+
+def _elected(matrices: Matrices, weights: Sequence[float | int], majority: Majority) -> Float[Tensor, "d_out d_in"]:
     signs = [(weight > 0) - (weight < 0) for weight in weights]
     elect = weighted_sum(matrices, signs).sign_()
     if majority == "count":

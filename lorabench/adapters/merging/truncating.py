@@ -15,7 +15,7 @@ _LOST = 1e-7
 """Of the squared distance to the nearest ΔW of that rank, how much farther away a pair may be."""
 _ROUNDING = 1e-14  # of ‖ΔW‖², the same for a ΔW that is of that rank itself
 _MORE = 8  # columns of a block over the rank
-_LOOK = 2  # blocks from one look at what is lost to the next: a look costs more than a block
+_FIRST_LOOK = 3  # blocks until the first look at what is lost
 _WIDEST = 0.6  # of the matrix' smaller side, the dimension of the space at most
 _SMALL = 160  # sides up to this are decomposed as a whole at once
 
@@ -80,7 +80,7 @@ def _krylov(
     width, scale = start.shape[1], energy**-0.5  # squares of tiny numbers would be none at all
     basis = torch.linalg.qr(start).Q
     block, images, gram = basis, basis.new_empty(matrix.shape[1], 0), basis.new_empty(0, 0)
-    before = math.inf
+    look = _FIRST_LOOK
     for blocks in itertools.count(1):
         image = (matrix.mT @ block).mul_(scale)
         images = torch.cat([images, image], dim=1)
@@ -90,16 +90,22 @@ def _krylov(
         for _ in range(2):  # once is not enough where they nearly depend on each other
             block -= basis @ (basis.mT @ block)
         block, rest = torch.linalg.qr(block)
-        if blocks >= 3 and blocks % _LOOK:
-            squares, turn = (part.flip(-1) for part in torch.linalg.eigh(gram.double()))
-            lost = _lost(squares, (rest.double() @ turn[-width:, :k]).norm(dim=0))
-            allowed, more = _allowed(1.0, squares[:k]), (int(_WIDEST * len(matrix)) // width - blocks) // _LOOK
-            # It falls by more each time: where twice as much would not do, all eigenvectors are sooner there.
-            if lost <= allowed or more < 1 or lost * min(lost / before, 1.0) ** (2 * more) > allowed:
+        if blocks == look:  # which costs more than a block
+            squares, turn = (part.flip(-1) for part in torch.linalg.eigh(gram))
+            lost = _lost(squares, (rest @ turn[-width:, :k]).norm(dim=0))
+            allowed = _allowed(1.0, squares[:k])
+            look += _blocks_to_go(lost, allowed, blocks)
+            if lost <= allowed or look * width > _WIDEST * len(matrix):
                 break
-            before = lost
         basis = torch.cat([basis, block], dim=1)
-    return basis.double() @ turn[:, :width], lost <= allowed
+    return (basis @ turn[:, :width]).double(), lost <= allowed
+
+
+def _blocks_to_go(lost: float, allowed: float, blocks: int) -> int:
+    """How many more until too little is lost to matter: it falls by a factor a block, by more and more of it."""
+    if not 0 < allowed < lost < 1:
+        return 1
+    return max(1, int(0.75 * blocks * math.log(lost / allowed) / -math.log(lost)))
 
 
 def _refined(
@@ -126,7 +132,7 @@ def _whole(flat: Float32[Tensor, "rows cols"], k: int) -> _Parts:
     return own, image.square().sum(1), image
 
 
-def _lost(squares: Float64[Tensor, " m"], residuals: Float64[Tensor, " k"]) -> float:
+def _lost(squares: Float[Tensor, " m"], residuals: Float[Tensor, " k"]) -> float:
     """How much the sum of the k leading Ritz values is short of that of the eigenvalues, in the second order.
 
     Σ ‖r_i‖² / (θ_i − c) for the residuals r_i, with c over the eigenvalues whose vectors the span lacks; a Ritz value
@@ -136,11 +142,11 @@ def _lost(squares: Float64[Tensor, " m"], residuals: Float64[Tensor, " k"]) -> f
     if len(squares) <= k + _MORE // 2:
         return math.inf
     gaps = squares[:k] - squares[k + _MORE // 2]
-    lost = residuals.square() / gaps.clamp_min(1e-300)
+    lost = residuals.double().square() / gaps.double().clamp_min(1e-300)
     return float(lost.sum())
 
 
-def _allowed(energy: float, squares: Float64[Tensor, " k"]) -> float:
+def _allowed(energy: float, squares: Float[Tensor, " k"]) -> float:
     return _LOST * max(energy - float(squares.sum()), 0.0) + _ROUNDING * energy
 
 
