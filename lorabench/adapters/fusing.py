@@ -7,17 +7,18 @@ is the sum of ranks.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.names.families import Family, recognise
+from lorabench.adapters.names.families import Family, denoiser_sort, recognise
 from lorabench.adapters.names.identity import identity, joined, split_part
 from lorabench.adapters.names.originals import Rule, fused_as, renamed, rules
 
-__all__ = ["Respelled", "as_diffusers", "as_original", "family_of", "in_one_naming"]
+__all__ = ["Respelled", "as_diffusers", "as_original", "family_of", "in_one_naming", "sort_of_denoiser"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ class Respelled:
 def family_of(modules: Mapping[str, LoraModule]) -> Family | None:
     """The family of base models that modules are of, by their names and shapes; None where nothing tells."""
     return recognise({identity(name): module.shape for name, module in modules.items()})
+
+
+def sort_of_denoiser(modules: Mapping[str, LoraModule]) -> Literal["unet", "transformer"] | None:
+    """Whether the denoiser is a U-Net or a transformer, as all families say that have names like these."""
+    family = family_of(modules)
+    names = [identity(name).flat for name in modules if identity(name).part in ("denoiser", "")]
+    return family.denoiser if family and family.denoiser else denoiser_sort(names)
 
 
 def as_diffusers(modules: Mapping[str, LoraModule], family: Family | None) -> Respelled:

@@ -63,7 +63,8 @@ def _assert_deltas(path: Path, expected: Mapping[str, Tensor], flat: bool = True
 
     assert len(modules) == len(expected)
     for name, delta in expected.items():
-        same = [module for other, module in modules.items() if f"_{plain(other)}".endswith(f"_{plain(name)}")]
+        ends = tuple(f"{separator}{plain(name)}" for separator in "._")
+        same = [module for other, module in modules.items() if f".{plain(other)}".endswith(ends)]
         exact = [module for module in same if tuple(module.shape) == tuple(delta.shape)]
         assert exact, f"{name} is none of {sorted(modules)[:4]}"
         errors = [float((module.delta().double() - delta).norm() / delta.norm()) for module in exact]

@@ -152,8 +152,8 @@ def test_the_head_is_trained(task: Task, folder: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [("resize", "--rank", str(RANK)), ("convert", "--to", "peft"), ("resize", "--pad", "6")]
 )
-def test_it_comes_through_whole(task: Task, folder: Path, arguments: str, tmp_path: Path) -> None:
-    command, *options = arguments.split()
+def test_it_comes_through_whole(task: Task, folder: Path, arguments: tuple[str, ...], tmp_path: Path) -> None:
+    command, *options = arguments
     asked(command, folder, "-o", tmp_path / "ours", *options)
     loaded = load_in_peft(task.base(), tmp_path / "ours")
     assert type(loaded).__name__ == task.shown_as

@@ -68,6 +68,8 @@ class WrittenLayout(Layout):
     """Whether it has names for the update of an embedding table."""
     configured: ClassVar[bool] = False
     """Whether it has a configuration, and so says `fan_in_fan_out` and PEFT's other options."""
+    denoiser: ClassVar[str] = ""
+    """The word in front of a denoiser's names, where it is the same for U-Nets and transformers."""
     original_names: ClassVar[bool] = False
     """Whether its loaders know the original models' names, as kohya keeps them."""
 

@@ -1,10 +1,8 @@
 """The one-file form of ComfyUI and AI Toolkit: `lora_A` and `lora_B` under `diffusion_model.`."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from lorabench.adapters.layouts.diffusers_peft import OneFile
-from lorabench.adapters.names.identity import identity, split_part
 
 __all__ = ["LAYOUT"]
 
@@ -16,13 +14,7 @@ class ComfyUi(OneFile):
     place: ClassVar[int] = 3
     title: ClassVar[str] = "ComfyUI's names, diffusion_model.x.lora_A.weight"
     original_names: ClassVar[bool] = True
-
-    def spell(self, modules: Mapping[str, str], metadata: Mapping[str, str]) -> dict[str, str]:  # noqa: ARG002
-        """Any word for the denoiser becomes `diffusion_model`."""
-        return {
-            module: f"diffusion_model.{split_part(module)[1]}" if identity(module).part == "denoiser" else module
-            for module in modules
-        }
+    denoiser: ClassVar[str] = "diffusion_model"
 
 
 LAYOUT = ComfyUi()

@@ -83,7 +83,7 @@ class Kohya(WrittenLayout):
     needs_dots: ClassVar[bool] = False
     original_names: ClassVar[bool] = True
     patterns: ClassVar[tuple[re.Pattern[str], ...]] = (
-        re.compile(r"^(?P<module>.+?)[._]lora_(?P<part>down|up|mid)\.weight" + NUMBER),
+        re.compile(r"^(?P<module>.+?)[._]lora_(?P<part>down|up|mid)[._]weight" + NUMBER),
         re.compile(r"^(?P<module>.+?)\.(?P<part>alpha)$"),
         re.compile(r"^(?P<module>(?:lora|lycoris)_[^.]+)_(?P<part>alpha)$"),
     )

@@ -92,7 +92,7 @@ def hindrances(adapters: Sequence[Adapter], recipe: Recipe) -> Iterator[tuple[st
                 "left out",
                 (
                     f"{names[i]} has tensors that are no low-rank pair and cannot be merged: {kinds}. "
-                    "Leave them out with --drop-unsupported (drop_unsupported=True)."
+                    f"Leave them out with --drop-unsupported (drop_unsupported=True).{asked_for(adapters[i])}"
                 ),
             )
     unequal = _first(_other_ranks(adapters, merged)) if recipe.way.equal_ranks else ""

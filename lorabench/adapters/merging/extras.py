@@ -28,6 +28,8 @@ _PROVENANCE = frozenset(
     }
 )  # fmt: skip
 """Entries that say where an adapter comes from or how it was trained, and nothing of what it does."""
+_ADDED = (".lora_B.bias", ".lora_up.bias")
+"""Biases of up matrices, which an adapter adds times its scale."""
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to initialise that change the base's weights whenever the adapter is loaded; "pissa_niter_16" is one too."""
 
@@ -63,7 +65,8 @@ def merged_extras(
 ) -> MergedExtras:
     """Tensors that are no low-rank pair, such as saved modules and biases, of a merged adapter.
 
-    A tensor that all who have it agree on is carried. Where floating tensors of one shape differ and all adapters have
+    The bias of an up matrix is part of what is added: Σ w_i · scale_i · bias_i, whatever the weights. A tensor that all
+    who have it agree on is carried. Where floating tensors of one shape differ and all adapters have
     them, their weighted sum takes their place if the weights sum to 1: what replaces a weight of the base moves it by
     Σ w_i · (tensor_i − base), whatever the base is.
 
@@ -87,13 +90,16 @@ def merged_extras(
     partial, summed = [], []
     for key in keys:
         own = [each[key] for each in adapters if key in each]
-        if all(_equal(tensor, own[0]) for tensor in own):
+        if key.endswith(_ADDED):
+            shares = [weight for each, weight in zip(adapters, weights, strict=True) if key in each]
+            tensors[key] = _sum(own, shares)
+            summed.append(key)
+        elif all(_equal(tensor, own[0]) for tensor in own):
             tensors[key] = own[0]
             partial += [key] if len(own) < len(adapters) else []
         else:
             _check_sum(key, own, len(adapters), weights)
-            total = torch.stack([tensor.double() * weight for tensor, weight in zip(own, weights, strict=True)]).sum(0)
-            tensors[key] = total.to(own[0].dtype)
+            tensors[key] = _sum(own, weights)
             summed.append(key)
     return MergedExtras(
         tensors,
@@ -120,14 +126,17 @@ def merged_config(configs: Sequence[Mapping[str, Any]]) -> MergedConfig:
         >>> merged.entries, merged.notes
         ({'task_type': 'CAUSAL_LM', 'new': 1}, ("revision: 'a' and 'b'; left out",))
     """
-    if len(configs) > 1:
-        _check_bases(configs)
+    if all(config == configs[0] for config in configs):
+        return MergedConfig(dict(configs[0]))
+    _check_bases(configs)
     entries: dict[str, Any] = {}
     notes: list[str] = []
     for key in dict.fromkeys(key for config in configs for key in config if key not in _WRITERS):
         values = [config[key] for config in configs if key in config]
         stated = [value for value in values if value not in (None, [], {})]
         different = [value for i, value in enumerate(stated) if value not in stated[:i]]
+        if key == "modules_to_save" and len(different) > 1:  # tensors that differ are refused by themselves
+            different = [list(dict.fromkeys(name for names in different for name in names))]
         if len(different) < 2:
             entries[key] = different[0] if different else values[0]
             continue
@@ -168,6 +177,11 @@ def _check_sum(key: str, own: Sequence[Tensor], count: int, weights: Sequence[fl
             f"{key} is no low-rank pair, differs between the adapters, and cannot be summed: {why}. "
             "Leave such tensors out with --drop-unsupported (drop_unsupported=True)."
         )
+
+
+def _sum(own: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    total = torch.stack([tensor.double() * weight for tensor, weight in zip(own, weights, strict=True)]).sum(0)
+    return total.to(own[0].dtype)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

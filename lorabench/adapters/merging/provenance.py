@@ -10,6 +10,7 @@ from lorabench.adapters.merging.aligning import file_name, labels
 from lorabench.adapters.merging.clashing import kinds_left, magnitudes
 from lorabench.adapters.merging.recipe import Recipe
 from lorabench.adapters.merging.report import ModuleMerge, Parent
+from lorabench.adapters.writing.converting import about_wrappers
 from lorabench.storage import file_sha256
 
 __all__ = ["agreed_metadata", "notes_on", "parents_of"]
@@ -56,6 +57,8 @@ def notes_on(
         yield f"{names[i]}: the DoRA magnitudes of {len(modules)} modules are dropped"
     for i, kinds in kinds_left(adapters, recipe.drop_unsupported).items():
         yield f"{names[i]}: tensors that cannot be merged are left out, {kinds}"
+    for name, adapter in zip(names, adapters, strict=True):
+        yield from (f"{name}: {note}" for note in about_wrappers(adapter.modules))
     if max(map(abs, used)) > _LARGE:
         yield f"the largest weight as used is {max(used, key=abs):.4g}"
     if recipe.way.note and len(adapters) > 1:

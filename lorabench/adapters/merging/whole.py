@@ -1,11 +1,12 @@
 """Several adapters into one."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from lorabench.adapters.adapter import Adapter
+from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.merging.aligning import align, module_names
 from lorabench.adapters.merging.clashing import hindrances, used_weights
 from lorabench.adapters.merging.extras import merged_config, merged_extras
@@ -13,6 +14,7 @@ from lorabench.adapters.merging.modules import Parts, merged_modules
 from lorabench.adapters.merging.provenance import agreed_metadata, notes_on, parents_of
 from lorabench.adapters.merging.recipe import Recipe
 from lorabench.adapters.merging.report import MergeReport
+from lorabench.adapters.reading.naming import parse_key
 from lorabench.adapters.writing.configuration import stated_options
 from lorabench.adapters.writing.refusals import refuse_infinite
 from lorabench.errors import LorabenchError
@@ -66,8 +68,9 @@ def merge(
         raise LorabenchError(reason)
     for adapter in adapters:
         refuse_infinite(adapter)
+    same = _are_one(adapters, used, recipe)
     config = merged_config([stated_options(adapter) for adapter in adapters])
-    extras = merged_extras([adapter.extras for adapter in adapters], used, recipe)
+    extras = merged_extras([adapter.extras if same else _scaled(adapter) for adapter in adapters], used, recipe)
     parts = [Parts(name, tuple(one.modules.get(name) for one in adapters), used) for name in module_names(adapters)]
     merged = merged_modules(parts, recipe, _dtype(adapters, recipe))
     rows = tuple(row for _, row in merged.values())
@@ -76,12 +79,45 @@ def merge(
     result = Adapter(
         path=Path("merged"),
         schemes=adapters[0].schemes,
-        modules={name: module for name, (module, _) in merged.items() if module is not None},
+        modules=adapters[0].modules if same else {name: one for name, (one, _) in merged.items() if one is not None},
         metadata=agreed_metadata(adapters) | report.metadata(),
         config=config.entries,
         extras=extras.tensors,
     )
     return result, report
+
+
+def _are_one(adapters: Sequence[Adapter], weights: Sequence[float], recipe: Recipe) -> bool:
+    """Whether all are the same adapter and the weights sum to 1: then it is the result, with its scale and type.
+
+    An adapter that changes its base when it is loaded (PiSSA) is the same only at its own ranks and scales.
+    """
+    first = adapters[0]
+    plain = recipe.method in ("svd", "linear") or (recipe.method == "concat" and len(adapters) == 1)
+    if not plain or recipe.rank or recipe.dtype or not math.isclose(math.fsum(weights), 1.0, rel_tol=1e-12):
+        return False
+    return all(
+        other.modules.keys() == first.modules.keys()
+        and other.config == first.config
+        and all(_equal(module, other.modules[name]) for name, module in first.modules.items())
+        and all(torch.equal(tensor, other.extras.get(key, tensor.new_empty(0))) for key, tensor in first.extras.items())
+        for other in adapters
+    )
+
+
+def _equal(a: LoraModule, b: LoraModule) -> bool:
+    same = a.kind == b.kind == "lora" and a.scale == b.scale and a.down.shape == b.down.shape
+    return same and torch.equal(a.down, b.down) and torch.equal(a.up, b.up)
+
+
+def _scaled(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """Its whole tensors, the biases of up matrices times the scale that the result no longer has."""
+    scaled = dict(adapter.extras)
+    for key, tensor in adapter.extras.items():
+        parsed = parse_key(key)
+        if parsed.part == "bias" and parsed.module in adapter.modules and ".lora" in key:
+            scaled[key] = (tensor.double() * adapter.modules[parsed.module].scale).to(tensor.dtype)
+    return scaled
 
 
 def _dtype(adapters: Sequence[Adapter], recipe: Recipe) -> torch.dtype:

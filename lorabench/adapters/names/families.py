@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal, cast
 
-__all__ = ["Family", "Shape", "dotted", "family_keys", "family_name", "recognise"]
+__all__ = ["Family", "Shape", "denoiser_sort", "dotted", "family_keys", "family_name", "recognise"]
 
 Shape = tuple[int, int]
 """d_out and d_in of a module."""
@@ -182,6 +182,24 @@ def recognise(modules: Mapping[tuple[str, str], Shape | None]) -> Family | None:
     if main == "" and _are_numbered(parts[""]):
         return _numbered_unet(parts[""])
     return _best(_seen(parts[main]), "text_encoder_2" in parts)
+
+
+def denoiser_sort(names: Iterable[str]) -> Literal["unet", "transformer"] | None:
+    """Whether modules are a U-Net's or a transformer's, where every family with such names is of one sort.
+
+    Args:
+        names: flattened, without prefix, of a denoiser's modules.
+
+    >>> denoiser_sort(["transformer_blocks_0_attn_to_q", "transformer_blocks_0_attn_to_k"])
+    'transformer'
+    """
+    patterns = {_NUMBER.sub("#", name) for name in names}
+    covered = Counter(number for pattern in patterns for number in _owners(pattern))
+    most = max(covered.values(), default=0)
+    if not patterns or most < _COVERED * len(patterns):
+        return None
+    sorts = {_vocabulary()[0][number].denoiser for number, count in covered.items() if count == most} - {None}
+    return sorts.pop() if len(sorts) == 1 else None
 
 
 @lru_cache(maxsize=1)

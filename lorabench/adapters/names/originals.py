@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-__all__ = ["Rule", "fused_as", "renamed", "rules"]
+__all__ = ["FLATTENED_BY_KOHYA", "KEPT_BY_KOHYA", "Rule", "fused_as", "renamed", "rules"]
 
 
 class Rule(NamedTuple):
@@ -159,6 +159,9 @@ _RULES: dict[str, list[Rule]] = {
 
 KEPT_BY_KOHYA = frozenset({"chroma", "flux", "hunyuan-video", "lumina2", "sd3", "wan"})
 """Families whose trainers flatten the original names, not diffusers'."""
+
+FLATTENED_BY_KOHYA = frozenset({"anima", "krea2", "qwen-image", "z-image"})
+"""Families whose trainers flatten diffusers' names."""
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 

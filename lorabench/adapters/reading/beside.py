@@ -5,7 +5,7 @@ from pathlib import Path
 
 __all__ = ["config_beside", "copy_of"]
 
-_COPY = re.compile(r"^.+?(?P<copy> ?\(\d+\))$")
+_COPY = re.compile(r"^.+?(?P<copy> ?\(\d+\)| - Copy(?: \(\d+\))?)$")
 
 
 def config_beside(file: Path) -> Path:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorabench.adapters.kinds import kinds
-from lorabench.adapters.names.families import dotted, recognise
+from lorabench.adapters.names.families import denoiser_sort, dotted, recognise
 from lorabench.adapters.names.identity import identity, joined
 from lorabench.adapters.reading.header import TensorInfo
 from lorabench.adapters.reading.naming import FACTORS, ParsedKey, parse_key
@@ -113,13 +113,14 @@ def _splits(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> d
         return {}
     written = {identity(name): name for name in metadata.get(ORDER_KEY, "").split("\n")}
     family = recognise({identity(joined(*name)): _sides(parts) for name, parts in shapes.items()})
+    sort = family.denoiser if family else denoiser_sort(flat for word, flat in shapes if word in ("unet", ""))
     split = {}
     for word, flat in shapes:
         rest = dotted(flat, [family.key] if family else None) or dotted(flat)
         name = written.get(identity(joined(word, flat)))
         if name is None and rest is not None:
             # kohya's trainers write `lora_unet` before a transformer's names too
-            name = joined(family.denoiser if word == "unet" and family and family.denoiser else word, rest)
+            name = joined(sort if word == "unet" and sort else word, rest)
         if name is not None:
             split[word, flat] = name
     return split

@@ -28,10 +28,13 @@ from lorabench.errors import LorabenchError
 if TYPE_CHECKING:
     from lorabench.adapters.reading.container import Container
 
-__all__ = ["ModuleRow", "Table", "plan", "read_table"]
+__all__ = ["WRAPPED", "ModuleRow", "Table", "plan", "read_table"]
 
 _READ = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0")
 """Types that `load` makes float32 of."""
+
+WRAPPED = "the wrapper"
+"""How what `ModuleRow.assumed` says of a wrapper begins."""
 
 _GROUPED = "grouped_convolution"
 
@@ -241,7 +244,7 @@ class _Planner:
         scale = kinds()[module.form].scale(stated)
         shapes = _shapes(module, self.tensors)
         first = next(key for part, key in module.parts.items() if part != "alpha")
-        wrapped = tuple(f"the wrapper {wrapper} was taken off its name" for wrapper in module.wrappers)
+        wrapped = tuple(f"{WRAPPED} {wrapper} was taken off its name" for wrapper in module.wrappers)
         return ModuleRow(
             module=name, part=component(name), kind=_kind(module, shapes), rank=fit.rank,
             alpha=scale.alpha, alpha_source=scale.source, scale=scale.value, scale_rule=scale.rule,
@@ -302,7 +305,7 @@ def _shapes(module: ModuleKeys, tensors: Mapping[str, TensorInfo]) -> dict[str, 
 
 def _counted(texts: Iterable[str]) -> str:
     first, *others = texts
-    return first if not others else f"{first} The same holds for {len(others)} more modules."
+    return f"{first} This holds for {len(others) + 1} modules." if others else first
 
 
 def _kind(module: ModuleKeys, shapes: Shapes) -> str:

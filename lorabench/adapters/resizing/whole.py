@@ -19,7 +19,7 @@ from lorabench.adapters.reading.naming import KEPT
 from lorabench.adapters.resizing.ranks import budget_ranks, limits_by_module, spectral_rank
 from lorabench.adapters.resizing.receipt import ModuleReceipt, Receipt
 from lorabench.adapters.resizing.rule import ResizeRule, spelled
-from lorabench.adapters.writing.converting import prepare
+from lorabench.adapters.writing.converting import about_wrappers, prepare
 from lorabench.adapters.writing.refusals import refuse_infinite, refuse_unsupported
 from lorabench.adapters.writing.saving import carries_extras, layout_of, save, stored_type
 from lorabench.errors import LorabenchError
@@ -330,6 +330,7 @@ def _notes(rule: ResizeRule, adapter: Adapter, resized: Mapping[str, _Resized], 
         if kind != "dora":
             carried = not rule.drop_unsupported and kind in KEPT
             notes.append(f"{'carried whole' if carried else 'left out'}: {kind} ({len(keys)}: {some(keys)})")
+    notes += about_wrappers(adapter.modules)
     before = adapter.path.stat().st_size if adapter.path.is_file() else None
     if before is not None and weights > before:
         notes.append(f"the weights alone are larger than the file that was read, {weights} over {before} bytes")

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.fusing import Respelled, as_diffusers, as_original, family_of
+from lorabench.adapters.fusing import Respelled, as_diffusers, as_original, family_of, sort_of_denoiser
 from lorabench.adapters.layouts import WrittenLayout, written_layout
+from lorabench.adapters.names.families import Family
 from lorabench.adapters.names.identity import DENOISER_WORDS, PARTS, component, identity, joined, split_part
-from lorabench.adapters.names.originals import KEPT_BY_KOHYA
+from lorabench.adapters.names.originals import FLATTENED_BY_KOHYA, KEPT_BY_KOHYA
+from lorabench.adapters.reading.table import WRAPPED
 from lorabench.adapters.writing.refusals import (
     refuse_embeddings,
     refuse_infinite,
@@ -25,7 +27,7 @@ from lorabench.adapters.writing.tensors import alpha_of
 from lorabench.errors import LorabenchError
 from lorabench.text import some
 
-__all__ = ["Conversion", "Prepared", "convert", "notes_on_writing", "prepare"]
+__all__ = ["Conversion", "Prepared", "about_wrappers", "convert", "notes_on_writing", "prepare"]
 
 _ORIGINAL = re.compile(r"(^|\.)(double_blocks|single_blocks|joint_blocks|layerwise_blocks)\.")
 _PLAIN = ("lora", "dora")
@@ -218,14 +220,37 @@ def _spelled(
         spelled = as_diffusers(named, family)
         if family and spelled.changed:
             notes.append(f"{spelled.changed} modules of {family.name} got diffusers' names, fused ones split")
-    elif not layout.needs_dots and family and family.key in KEPT_BY_KOHYA:
-        spelled = as_original(named, family)
+    elif not layout.needs_dots and not set(adapter.schemes) <= layout.own:
+        spelled = _as_trainers_have_it(adapter, named, family, layout)
         if spelled.changed:
             notes.append(f"{spelled.changed} modules got {family.name}'s original names, as its trainers have them")
     renamed = with_names_of(layout, adapter.path, spelled.modules, {name: name for name in spelled.modules})
     final = {renamed.names[name]: module for name, module in spelled.modules.items()}
     back = {renamed.names[name]: origins[old] for name, old in spelled.origins.items()}
     return Respelled(final, back, spelled.changed), [*notes, *renamed.notes]
+
+
+def _as_trainers_have_it(
+    adapter: Adapter, modules: dict[str, LoraModule], family: Family | None, layout: WrittenLayout
+) -> Respelled:
+    """A transformer's modules by the names that are flattened in its family: the original ones, or diffusers'.
+
+    Raises:
+        LorabenchError: nothing says which they are; loaders would drop names that no trainer writes.
+    """
+    same = Respelled(modules, {name: name for name in modules}, 0)
+    denoiser = {name: module for name, module in modules.items() if identity(name).part == "denoiser"}
+    of_transformer = sort_of_denoiser(denoiser) == "transformer" or any(n.startswith("transformer.") for n in denoiser)
+    if not denoiser or not of_transformer or (family and family.naming == "original"):
+        return same
+    spelled = as_original(modules, family) if family and family.key in KEPT_BY_KOHYA else same
+    if spelled.changed or (family and family.key in FLATTENED_BY_KOHYA):
+        return spelled
+    raise LorabenchError(
+        f"{adapter.path}: nothing says how kohya's trainers call the modules of "
+        f"{f'a {family.name}' if family else 'this'} transformer ({some(denoiser)}), and loaders drop names that none of them writes. Write another layout than "
+        f"{layout.name}: diffusers-peft or comfyui."
+    )
 
 
 def _certain(module: LoraModule) -> LoraModule:
@@ -282,6 +307,12 @@ def _about_scales(modules: Mapping[str, LoraModule], layout: WrittenLayout) -> l
     if layout.alpha == "tensor" and len({alpha_of(module) for module in modules.values()}) > 1:
         notes.append("alphas differ: diffusers (0.42) takes one for all attention layers; its own layout avoids that")
     return notes
+
+
+def about_wrappers(modules: Mapping[str, LoraModule]) -> list[str]:
+    """In words, which wrappers' names were taken off, and of how many modules."""
+    notes = [note for module in modules.values() for note in module.assumed if note.startswith(WRAPPED)]
+    return [f"{note} ({count} modules)" for note, count in Counter(notes).items()]
 
 
 def _about_assumptions(modules: Mapping[str, LoraModule]) -> list[str]:

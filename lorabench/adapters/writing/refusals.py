@@ -15,6 +15,7 @@ from lorabench.text import some
 
 __all__ = [
     "all_carried",
+    "asked_for",
     "refuse_embeddings",
     "refuse_infinite",
     "refuse_magnitudes",
@@ -36,6 +37,11 @@ _OPTIONS = {
     "use_qalora": "that inputs are pooled",
 }
 """Entries of PEFT's configuration that change what an adapter does, and that no other layout can say."""
+
+_OF_OTHER_TENSORS = (
+    "arrow_config", "kasa_config", "monteclora_config", "target_parameters", "use_bdlora", "velora_config",
+)  # fmt: skip
+"""Options of PEFT's whose tensors are no low-rank pair of a module."""
 
 _CHANGED_BASE = re.compile(r"pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)
 
@@ -60,9 +66,15 @@ def refuse_unsupported(adapter: Adapter, drop: bool, carried: bool) -> dict[str,
         listed = "; ".join(f"{kind}: {some(keys)}" for kind, keys in left.items())
         raise LorabenchError(
             f"{adapter.path}: it holds more than low-rank pairs, which this cannot write. {listed}. "
-            "Say --drop-unsupported (drop_unsupported=True) to leave these out."
+            f"Say --drop-unsupported (drop_unsupported=True) to leave these out.{asked_for(adapter)}"
         )
     return left
+
+
+def asked_for(adapter: Adapter) -> str:
+    """Which of the configuration's options such tensors belong to, as a sentence; "" for none that is known."""
+    options = [entry for entry in _OF_OTHER_TENSORS if adapter.config.get(entry)]
+    return f" They belong to {', '.join(options)} in adapter_config.json." if options else ""
 
 
 def refuse_infinite(adapter: Adapter) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabench.adapters.adapter import LoraModule
-from lorabench.adapters.fusing import family_of
+from lorabench.adapters.fusing import sort_of_denoiser
 from lorabench.adapters.layouts import WrittenLayout
 from lorabench.adapters.names.identity import flattened, identity, joined, split_part
 from lorabench.adapters.names.unet import clip_name, diffusers_unet_name
@@ -78,7 +78,12 @@ def with_names_of(
         count = sum(renamed[module] != name for module, name in new.items())
         notes += [f"{count} modules {what}"] * bool(count)
         new = renamed
-    if layout.needs_part and layout.needs_dots and not layout.original_names:
+    if layout.denoiser:
+        new = {
+            module: joined(layout.denoiser, split_part(name)[1]) if identity(name).part == "denoiser" else name
+            for module, name in new.items()
+        }
+    elif layout.needs_part and layout.needs_dots:
         new, note = _with_parts(where, modules, new)
         notes += note
     if len(set(new.values())) != len(new):
@@ -95,8 +100,7 @@ def _with_parts(
     where: Path, modules: Mapping[str, LoraModule], names: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str]]:
     """The denoiser's word, `unet` or `transformer`, as its family says; a file's own word where no family is known."""
-    family = family_of(modules)
-    word = family.denoiser if family else None
+    word = sort_of_denoiser(modules)
     new, unknown = {}, []
     for module, name in names.items():
         said, rest = split_part(name)
