@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.merging.aligning import labels, module_names, space
 from lorabench.adapters.merging.recipe import Recipe
-from lorabench.adapters.writing.refusals import all_carried
+from lorabench.adapters.writing.refusals import all_carried, asked_for
 from lorabench.errors import LorabenchError
 
 __all__ = [

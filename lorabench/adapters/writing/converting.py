@@ -222,7 +222,7 @@ def _spelled(
             notes.append(f"{spelled.changed} modules of {family.name} got diffusers' names, fused ones split")
     elif not layout.needs_dots and not set(adapter.schemes) <= layout.own:
         spelled = _as_trainers_have_it(adapter, named, family, layout)
-        if spelled.changed:
+        if family and spelled.changed:
             notes.append(f"{spelled.changed} modules got {family.name}'s original names, as its trainers have them")
     renamed = with_names_of(layout, adapter.path, spelled.modules, {name: name for name in spelled.modules})
     final = {renamed.names[name]: module for name, module in spelled.modules.items()}
@@ -246,10 +246,10 @@ def _as_trainers_have_it(
     spelled = as_original(modules, family) if family and family.key in KEPT_BY_KOHYA else same
     if spelled.changed or (family and family.key in FLATTENED_BY_KOHYA):
         return spelled
+    model = f"a {family.name} transformer" if family else "this transformer"
     raise LorabenchError(
-        f"{adapter.path}: nothing says how kohya's trainers call the modules of "
-        f"{f'a {family.name}' if family else 'this'} transformer ({some(denoiser)}), and loaders drop names that none of them writes. Write another layout than "
-        f"{layout.name}: diffusers-peft or comfyui."
+        f"{adapter.path}: nothing says how kohya's trainers call the modules of {model} ({some(denoiser)}), and loaders "
+        f"drop names that none of them writes. Write another layout than {layout.name}: diffusers-peft or comfyui."
     )
 
 
