@@ -165,7 +165,10 @@ CASES: dict[str, dict[str, Case]] = {
         "gaussian": Case({"init_lora_weights": "gaussian"}, matters=False),
         "pissa": Case({"init_lora_weights": "pissa"}),
         "pissa-fast": Case({"init_lora_weights": "pissa_niter_4"}),
-        "pissa-with-patterns": Case({"init_lora_weights": "pissa", "rank_pattern": {"q_proj": 2}}),
+        # one rank for all is another one for some
+        "pissa-with-patterns": Case(
+            {"init_lora_weights": "pissa", "rank_pattern": {"q_proj": 2}}, refusal="init_lora_weights"
+        ),
         "pissa-rslora": Case({"init_lora_weights": "pissa", "use_rslora": True}),
         "olora": Case({"init_lora_weights": "olora"}),
         "olora-with-patterns": Case({"init_lora_weights": "olora", "alpha_pattern": {"v_proj": 3, "q_proj": 1}}),

@@ -248,8 +248,8 @@ def _as_trainers_have_it(
         return spelled
     model = f"a {family.name} transformer" if family else "this transformer"
     raise LorabenchError(
-        f"{adapter.path}: nothing says how kohya's trainers call the modules of {model} ({some(denoiser)}), and loaders "
-        f"drop names that none of them writes. Write another layout than {layout.name}: diffusers-peft or comfyui."
+        f"{adapter.path}: nothing says how kohya's trainers call the modules of {model} ({some(denoiser)}), and "
+        f"loaders drop names that none of them writes. Write another layout than {layout.name}: diffusers-peft, comfyui."
     )
 
 
