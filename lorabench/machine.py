@@ -6,7 +6,6 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
-import psutil
 import torch
 
 __all__ = ["free_memory", "in_lanes", "map_in_lanes", "one_thread_an_operation", "recycle_freed_blocks"]
@@ -79,6 +78,8 @@ def free_memory(device: torch.device) -> int:
         # What torch holds and does not use is free for torch.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
+    import psutil  # here: a bare machine counts without it
+
     return int(psutil.virtual_memory().available)
 
 

@@ -5,7 +5,7 @@ rows of its ΔW. Splitting takes rows of up and shares down; fusing stacks them 
 is the sum of ranks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.names.families import Family, denoiser_sort, recognise
-from lorabench.adapters.names.identity import identity, joined, split_part
+from lorabench.adapters.names.identity import flattened, identity, joined, split_part
 from lorabench.adapters.names.originals import Rule, fused_as, renamed, rules
 
 __all__ = ["Respelled", "as_diffusers", "as_original", "family_of", "in_one_naming", "sort_of_denoiser"]
@@ -74,10 +74,15 @@ def as_diffusers(modules: Mapping[str, LoraModule], family: Family | None) -> Re
 def as_original(modules: Mapping[str, LoraModule], family: Family | None) -> Respelled:
     """Modules under the original model's names: those of diffusers renamed, and fused where they are one there.
 
+    Where the modules are of some blocks alone, and fit families that call them otherwise too, they stay: nothing is
+    guessed.
+
     Args:
         modules: by diffusers' names.
         family: of the modules; other families' names stay.
     """
+    if family is None or not _agree(modules, family):
+        return Respelled(dict(modules), {name: name for name in modules}, 0)
     new: dict[str, LoraModule] = {}
     origins: dict[str, str] = {}
     waiting: dict[str, dict[int, LoraModule]] = {}
@@ -85,7 +90,7 @@ def as_original(modules: Mapping[str, LoraModule], family: Family | None) -> Res
     changed = 0
     for name, module in modules.items():
         word, rest = split_part(name)
-        place = fused_as(family.key, rest) if family and family.naming == "diffusers" else None
+        place = fused_as(family.key, rest) if family.naming == "diffusers" else None
         if place is None:
             new[name], origins[name] = module, name
             continue
@@ -102,6 +107,14 @@ def as_original(modules: Mapping[str, LoraModule], family: Family | None) -> Res
             return Respelled(dict(modules), {name: name for name in modules}, 0)
         new[whole] = fused
     return Respelled(new, origins, changed)
+
+
+def _agree(modules: Iterable[str], family: Family) -> bool:
+    """Whether all families that the modules fit flatten them alike, or the blocks tell which one it is."""
+    keys = [key for key in (family.key, *family.alternatives) if rules(key)]
+    places = [[fused_as(key, split_part(name)[1]) for name in modules] for key in keys]
+    names = {tuple(flattened(place[0]) if place else "" for place in each) for each in places}
+    return family.whole or len(names) < 2
 
 
 def in_one_naming(adapters: Sequence[Adapter]) -> tuple[tuple[Adapter, ...], tuple[str, ...]]:

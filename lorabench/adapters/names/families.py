@@ -39,6 +39,7 @@ class Family:
         naming: "diffusers", "transformers", "original" (the model's own repository's) or "timm".
         evidence: what the family was told by, in words.
         alternatives: keys of other families that the modules fit as well; the family is the likeliest.
+        whole: whether all blocks are there that a released model of the family has.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Family:
     naming: str
     evidence: str
     alternatives: tuple[str, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,7 +308,8 @@ def _chosen(fitting: Sequence[_Table], seen: _Seen, small: bool) -> Family | Non
     else:
         return None
     others = tuple(dict.fromkeys(table.key for table in fitting if table.key != first.key))
-    return Family(name, first.key, first.denoiser, first.naming, _evidence(first, seen), others)
+    whole = _is_whole(first, seen)
+    return Family(name, first.key, first.denoiser, first.naming, _evidence(first, seen), others, whole)
 
 
 def _hinted(tables: Iterable[_Table], seen: _Seen) -> _Table | None:

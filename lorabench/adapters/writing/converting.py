@@ -249,7 +249,7 @@ def _as_trainers_have_it(
     model = f"a {family.name} transformer" if family else "this transformer"
     raise LorabenchError(
         f"{adapter.path}: nothing says how kohya's trainers call the modules of {model} ({some(denoiser)}), and "
-        f"loaders drop names that none of them writes. Write another layout than {layout.name}: diffusers-peft, comfyui."
+        f"loaders drop names that none of them writes. Write the diffusers-peft or comfyui layout, not {layout.name}."
     )
 
 
