@@ -269,9 +269,9 @@ def test_names_of_modules_are_no_paths() -> None:
 def test_redaction_takes_linear_time() -> None:
     for text in ("/a" * 200_000, "/home" + "/" * 300_000 + "x/y z", "a/" * 200_000 + " b", "'/a/ " * 60_000,
                  "https://" * 60_000, "a.png/ " * 30_000, " /" * 200_000, "a-" * 200_000):  # fmt: skip
-        start = time.perf_counter()
+        start = time.process_time()
         redact({"ss_x": text})
-        assert time.perf_counter() - start < 2
+        assert time.process_time() - start < 20  # a search that begins anew at every letter takes minutes
 
 
 def test_real_files_are_redacted(tmp_path: Path) -> None:

@@ -346,7 +346,7 @@ def test_what_diffusers_writes_is_read_and_written_back(tmp_path: Path, pipeline
     said = _collate_lora_metadata({"unet": unet})
     StableDiffusionPipeline.save_lora_weights(str(tmp_path), unet_lora_layers=get_peft_model_state_dict(unet), **said)
     adapter = load(tmp_path / "pytorch_lora_weights.safetensors")
-    assert (adapter.schemes, layout_of(adapter)) == (("peft",), "diffusers")
+    assert (adapter.schemes, layout_of(adapter)) == (("peft",), "diffusers-peft")
     assert {module.scale for module in adapter.modules.values()} == {5 / 3, 5 / 2, 1 / 3}
     _check_pipeline(pipeline, save(tmp_path / "ours.safetensors", adapter, "diffusers"), adapter.modules)
     unet.fuse_lora()

@@ -83,7 +83,7 @@ def _small_make(words):
 
 
 def _small_python(words):
-    if words[1] == "lorabench.adapters":
+    if words[1:3] == ["lorabench", "adapters"]:
         return words
     if "export" in words:
         return [*words, *TINY_ZOO]
