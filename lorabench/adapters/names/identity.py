@@ -154,7 +154,7 @@ def identity(name: str) -> Identity:
     part = _PART_OF_WORD.get(word, "")
     if part in ("denoiser", ""):
         flat = converted(flat, "_")
-    if part != "denoiser":
+    if "text_encoder" in part:
         flat = _TEXT_LEVEL.sub("", flat)
     return Identity(part, flat)
 

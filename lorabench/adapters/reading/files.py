@@ -66,9 +66,9 @@ def load(path: Path | str, *, strict: bool = False) -> Adapter:
 def _module(file: Path, row: ModuleRow, tensors: Mapping[str, Tensor]) -> LoraModule:
     parts = {part: finite(file, key, tensors[key]) for part, key in row.keys.items() if part not in BESIDE}
     factors = kinds()[row.form].factors(Stored(row.scheme, parts, row.fit, row.switched_on))
-    if row.fit.entries:
+    if row.fit.entries or row.form != "lora":
         for matrix in (factors.down, factors.up):  # products of finite numbers may be infinite
-            finite(file, f"the ΔW of {row.module} ({row.form})", matrix)
+            finite(file, row.keys.get("mid", f"the ΔW of {row.module} ({row.form})"), matrix)
     first = next(key for part, key in row.keys.items() if part != "alpha")
     magnitude = (MAGNITUDE_LEFT_OUT,) if row.kind == "dora" else ()
     return LoraModule(

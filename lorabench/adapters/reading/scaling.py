@@ -78,8 +78,9 @@ class Stated:
             LorabenchError: it is no whole number above 0.
         """
         options = self.options
-        asked = _by_pattern(self, options, "rank_pattern") or options.get("r") or _DEFAULT
-        rank = finite_number(self.where, "r", asked)
+        asked = _by_pattern(self, options, "rank_pattern")
+        asked = options.get("r") if asked is None else asked
+        rank = finite_number(self.where, "r", _DEFAULT if asked is None else asked)
         if rank <= 0:
             raise LorabenchError(
                 f"{self.where}: r in adapter_config.json is {rank:g}; a number above 0 is needed. Repair it."
