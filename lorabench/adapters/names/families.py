@@ -18,7 +18,7 @@ __all__ = ["Family", "Shape", "denoiser_sort", "dotted", "family_keys", "family_
 Shape = tuple[int, int]
 """d_out and d_in of a module."""
 
-_NUMBER = re.compile(r"(?<![^_])\d+(?![^_])")
+_NUMBER = re.compile(r"(?<![^_])\d{1,9}(?![^_])")  # longer ones number nothing, and Python refuses to read them
 _COVERED = 0.8  # of the names of modules; a variant may have some that its family's table lacks
 _SMALL = 64
 """A model all of whose widths are below this one was made for a test: its widths tell no family."""
