@@ -90,12 +90,19 @@ def merge(
 def _are_one(adapters: Sequence[Adapter], weights: Sequence[float], recipe: Recipe) -> bool:
     """Whether all are the same adapter and the weights sum to 1: then it is the result, with its scale and type.
 
-    An adapter that changes its base when it is loaded (PiSSA) is the same only at its own ranks and scales. Factors
-    that are summed apart (linear) are as many times themselves as there are adapters.
+    An adapter whose configuration changes its base when it is loaded (PiSSA) is the same only at its own ranks and
+    scales; without a configuration nothing hangs on them. Factors that are summed apart (linear) are as many times
+    themselves as there are adapters.
     """
     first = adapters[0]
     plain = recipe.method == "svd" or (recipe.method in ("linear", "concat") and len(adapters) == 1)
-    if not plain or recipe.rank or recipe.dtype or not math.isclose(math.fsum(weights), 1.0, rel_tol=1e-12):
+    if (
+        not first.config
+        or not plain
+        or recipe.rank
+        or recipe.dtype
+        or not math.isclose(math.fsum(weights), 1.0, rel_tol=1e-12)
+    ):
         return False
     return all(
         other.modules.keys() == first.modules.keys()
