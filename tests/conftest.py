@@ -11,6 +11,8 @@ import datasets
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "adapters"
+"""Real adapter files beside the project; a public clone may lack them."""
 
 
 def listen_to_sigint() -> None:

@@ -10,9 +10,8 @@ from safetensors.torch import save_file
 
 from lorabench.adapters.metadata.inspection import Inspection
 
-__all__ = ["KOHYA", "REAL", "STEM", "kohya_tensors", "messages", "sparse", "values", "write"]
+__all__ = ["KOHYA", "STEM", "kohya_tensors", "messages", "sparse", "values", "write"]
 
-REAL = Path(__file__).parents[2] / "shared" / "adapters"
 STEM = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn{}_to_{}"
 KOHYA = {
     "ss_sd_model_name": "/home/alice/sd/base.safetensors", "ss_base_model_version": "sd_v1", "ss_learning_rate": "1e-4",

@@ -19,8 +19,8 @@ from lorabench.adapters.merging.aligning import file_labels
 from lorabench.adapters.principal_components import each_layer, pca, pca_across
 from lorabench.adapters.writing.saving import save
 from lorabench.errors import LorabenchError
+from tests.conftest import SHARED
 
-SHARED = Path(__file__).parents[2] / "shared" / "adapters"
 Q, K = "unet.mid_block.attn1.to_q", "unet.mid_block.attn1.to_k"
 
 

@@ -31,11 +31,10 @@ from lorabench.adapters.reading.files import load
 from lorabench.adapters.writing.saving import save
 from lorabench.errors import LorabenchError
 from lorabench.pictures import house_style
+from tests.conftest import SHARED
 from tests.drawn_adapters import CASES, adapter, large, module, small
 
 ALONE = [kind for kind in KINDS if kind_module(kind).ADAPTERS == 1]
-
-SHARED = Path(__file__).parents[2] / "shared" / "adapters"
 
 
 def figures(given: Adapter) -> Iterator[tuple[str, Figure]]:

@@ -21,8 +21,7 @@ from lorabench.adapters.comparing.whole import Comparison, ModuleComparison, com
 from lorabench.adapters.reading.folders import adapter_files
 from lorabench.errors import LorabenchError
 from tests.adapter_folders import make_modules
-
-SHARED = Path(__file__).parents[2] / "shared" / "adapters"
+from tests.conftest import SHARED
 
 
 def adapter(modules: Mapping[str, LoraModule], name: str = "a") -> Adapter:

@@ -20,8 +20,8 @@ from lorabench.adapters.comparing.deviation import deviations
 from lorabench.adapters.names.unet import diffusers_unet_name
 from lorabench.adapters.writing.converting import convert, prepare
 from lorabench.errors import LorabenchError
+from tests.conftest import SHARED
 
-ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
 LAYOUTS = ("diffusers", "peft", "kohya")
 
 
@@ -370,9 +370,9 @@ def test_as_a_user_calls_it(tmp_path: Path) -> None:
 
 
 def _index() -> list[dict[str, str]]:
-    if not (ADAPTERS / "INDEX.tsv").is_file():
+    if not (SHARED / "INDEX.tsv").is_file():
         return []
-    with (ADAPTERS / "INDEX.tsv").open(encoding="utf-8", newline="") as file:
+    with (SHARED / "INDEX.tsv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
@@ -383,7 +383,7 @@ def test_every_published_file_goes_into_every_layout(tmp_path: Path) -> None:
     firsts = {row["repository"]: row for row in reversed(_index())}  # one file of each repository
     for row in firsts.values():
         try:
-            adapter = load(ADAPTERS / row["path"])
+            adapter = load(SHARED / row["path"])
         except LorabenchError:
             continue  # test_files holds that against the index
         for layout in LAYOUTS:

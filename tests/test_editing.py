@@ -22,9 +22,9 @@ from lorabench.adapters.metadata.redaction import is_private, redact, redact_con
 from lorabench.adapters.reading.hashes import check_hashes
 from lorabench.adapters.reading.header import read_header
 from lorabench.errors import LorabenchError
+from tests.conftest import SHARED
 from tests.test_hashes import kohya, shuffled
 
-REAL = Path(__file__).parents[2] / "shared" / "adapters"
 TENSORS = {
     "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.randn(2, 6),
     "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": torch.randn(5, 2),
@@ -275,9 +275,9 @@ def test_redaction_takes_linear_time() -> None:
 
 
 def test_real_files_are_redacted(tmp_path: Path) -> None:
-    if not REAL.is_dir():
+    if not SHARED.is_dir():
         pytest.skip("no shared adapters here")
-    path = next(REAL.rglob("smart_falcon_8_lokr.safetensors"))
+    path = next(SHARED.rglob("smart_falcon_8_lokr.safetensors"))
     edit(path, tmp_path / "b.safetensors", redacted=True)
     text = json.dumps(metadata_of(tmp_path / "b.safetensors"))
     assert "falcon" not in text
@@ -287,7 +287,7 @@ def test_real_files_are_redacted(tmp_path: Path) -> None:
     assert all(one.ok for one in check_hashes(read_header(tmp_path / "b.safetensors")).values())
     assert data_of(tmp_path / "b.safetensors") == data_of(path)
     # beside PEFT's adapters the configuration bears the path
-    configs = [json.loads(one.read_text()) for one in REAL.rglob("adapter_config.json")]
+    configs = [json.loads(one.read_text()) for one in SHARED.rglob("adapter_config.json")]
     local = [one for one in configs if "cache" in str(one.get("base_model_name_or_path"))]
     assert sorted(redact_config(one)["base_model_name_or_path"] for one in local) == [
         "benjamin-paine/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0",

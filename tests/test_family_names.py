@@ -13,12 +13,12 @@ import pytest
 from lorabench.adapters.metadata.inspection import inspect
 from lorabench.adapters.names.families import dotted, family_keys, recognise
 from lorabench.errors import LorabenchError
+from tests.conftest import SHARED
 from tests.family_classes import CLASSES
 from tests.inspected_files import sparse
 from tests.make_families import TABLES, build, module_names, template
 from tests.original_names import ORIGINAL
 
-REAL = Path("/work/shared/adapters")
 QUICK = {"flux", "chroma", "sd3", "qwen-image", "z-image", "hunyuan-video", "wan", "sdxl", "clip-text", "t5"}
 
 
@@ -254,11 +254,11 @@ FAMILIES = {
 }
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no shared adapters here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared adapters here")
 def test_families_of_all_real_files_and_key_lists(tmp_path: Path) -> None:
     seen = refused = 0
-    for path in sorted(REAL.rglob("*")):
-        place = str(path.relative_to(REAL))
+    for path in sorted(SHARED.rglob("*")):
+        place = str(path.relative_to(SHARED))
         if path.suffix not in (".safetensors", ".bin", ".pt") and path.parent.name != "keysets":
             continue
         if path.suffix == ".json":

@@ -18,8 +18,8 @@ from lorabench.adapters import Adapter, LoraModule
 from lorabench.adapters import load as load_adapter
 from lorabench.adapters import save as save_adapter
 from lorabench.errors import LorabenchError
+from tests.conftest import SHARED
 
-ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
 NAMES = (
     "unet.transformer_blocks.0.attn1.to_q",
     "unet.transformer_blocks.0.attn1.to_out.0",
@@ -36,9 +36,9 @@ def _seeded() -> None:
 
 
 def _index() -> list[dict[str, str]]:
-    if not (ADAPTERS / "INDEX.tsv").is_file():
+    if not (SHARED / "INDEX.tsv").is_file():
         return []
-    with (ADAPTERS / "INDEX.tsv").open(encoding="utf-8", newline="") as file:
+    with (SHARED / "INDEX.tsv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
@@ -88,7 +88,7 @@ def _pairs(raw: dict[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
 @pytest.mark.skipif(not INDEX, reason="shared/adapters is not here")
 @pytest.mark.parametrize("row", INDEX, ids=lambda row: row["path"].replace("/", "-"))
 def test_every_published_file_reads_or_says_why_not(row: dict[str, str]) -> None:
-    path = ADAPTERS / row["path"]
+    path = SHARED / row["path"]
     if row["format"] in REFUSED or path.name.endswith(".ti.pt"):
         with pytest.raises(LorabenchError, match=REFUSED.get(row["format"], "textual_inversion: <krk>")) as caught:
             load_adapter(path)
@@ -136,12 +136,12 @@ def _fingerprint(down: np.ndarray, up: np.ndarray) -> tuple[object, ...]:
     ],
 )
 def test_scales_of_published_files(path: str, scale: float) -> None:
-    assert {module.scale for module in load_adapter(ADAPTERS / path).modules.values()} == {scale}
+    assert {module.scale for module in load_adapter(SHARED / path).modules.values()} == {scale}
 
 
 @pytest.mark.skipif(not INDEX, reason="shared/adapters is not here")
 def test_the_same_adapter_as_pickle_and_safetensors() -> None:
-    folder = ADAPTERS / "catundchat__stable-diffusion-v1.5-lora"
+    folder = SHARED / "catundchat__stable-diffusion-v1.5-lora"
     first, second = (load_adapter(folder / f"pytorch_lora_weights.{end}") for end in ("bin", "safetensors"))
     assert list(first.modules) == list(second.modules)
 

@@ -19,8 +19,8 @@ from lorabench.adapters.comparing.fingerprints import TOLERANCE, Sketch, distanc
 from lorabench.adapters.reading.folders import adapter_files
 from lorabench.errors import LorabenchError
 from tests.adapter_folders import make_modules
+from tests.conftest import SHARED
 
-SHARED = Path(__file__).parents[2] / "shared" / "adapters"
 Change = Callable[[LoraModule], LoraModule]
 
 

@@ -17,14 +17,12 @@ from lorabench.errors import LorabenchError
 from lorabench.zoo import folder
 from lorabench.zoo.folder import load
 from tests.adapter_folders import MODULES, delta_of, load_folder, make_modules, write_mixed
+from tests.conftest import SHARED
 
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
     return write_mixed(tmp_path / "zoo")
-
-
-ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
 
 
 def test_categories_schemes_and_ranks_are_mixed(mixed: Path, tmp_path: Path) -> None:
@@ -228,10 +226,10 @@ def test_tensors_that_stay_out_are_named(mixed: Path, tmp_path: Path, caplog: py
     assert "extra.safetensors: holds tensors that are not part of a LoRA and stay out: full_weight (1)" in caplog.text
 
 
-@pytest.mark.skipif(not ADAPTERS.is_dir(), reason="shared/adapters is not here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="shared/adapters is not here")
 def test_published_adapters_make_a_zoo(tmp_path: Path) -> None:
-    zoo = load_folder(ADAPTERS / "parikshit-06__domain-skeleton-gpt2" / "adapters", tmp_path)
+    zoo = load_folder(SHARED / "parikshit-06__domain-skeleton-gpt2" / "adapters", tmp_path)
     assert (len(zoo), len(zoo.modules), zoo.labels.category_names) == (2, 36, ("legal", "medical"))
     assert zoo.scale.tolist() == [[2.0] * 36] * 2
-    sam = ADAPTERS / "MathieuNlp__Sam_LoRA"
+    sam = SHARED / "MathieuNlp__Sam_LoRA"
     assert load_folder(sam, tmp_path).rank[:, 0].tolist() == [2, 4, 8]

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save, save_file
 from lorabench.adapters.reading.hashes import check_hashes, header_text, sshs_hashes, sshs_hashes_of
 from lorabench.adapters.reading.header import DTYPE_BITS, read_header
 from lorabench.errors import LorabenchError
+from tests.conftest import SHARED
 
-REAL = Path(__file__).parents[2] / "shared" / "adapters"
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.int64, torch.int32,
     torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8, torch.bool, torch.float8_e4m3fn,
@@ -160,10 +160,10 @@ def test_what_is_no_safetensors_file_and_half_characters_are_refused(tmp_path: P
         header_text({}, {"ss_a": "\ud800"})
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no shared adapters here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared adapters here")
 def test_real_files_bear_right_hashes() -> None:
     bearing = 0
-    for path in sorted(REAL.rglob("*.safetensors")):
+    for path in sorted(SHARED.rglob("*.safetensors")):
         try:
             header = read_header(path)
         except LorabenchError:

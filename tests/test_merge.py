@@ -23,8 +23,8 @@ from lorabench.adapters.resizing.rule import ResizeRule
 from lorabench.adapters.resizing.whole import resize
 from lorabench.errors import LorabenchError
 from tests.adapter_makers import CONV, LINEAR, SHAPES, TABLE, dense, dense_sum, make_adapter, near
+from tests.conftest import SHARED
 
-SHARED = Path(__file__).parents[2] / "shared" / "adapters"
 FEW = settings(deadline=None, max_examples=25)
 
 ranks = st.lists(st.integers(1, 13), min_size=3, max_size=3)  # over the short sides of 5, 6 and 7 too

@@ -11,9 +11,9 @@ from lorabench.adapters.layouts import layouts
 from lorabench.adapters.layouts.kohya import LAYOUT, from_kohya
 from lorabench.adapters.names.identity import component, identity, unwrap
 from lorabench.adapters.reading.naming import FACTORS, is_layer_key, layer_names, parse_key
+from tests.conftest import SHARED
 
-ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
-KEYSETS = sorted((ADAPTERS / "keysets").glob("*.json"))
+KEYSETS = sorted((SHARED / "keysets").glob("*.json"))
 
 FACTOR_KEYS = [
     ("unet.mid_block.attn1.to_q.lora.down.weight", "unet.mid_block.attn1.to_q", "down", "diffusers"),

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +13,8 @@ from lorabench.adapters.reading.files import load as load_adapter
 from lorabench.adapters.reading.naming import layer_names, parse_key
 from lorabench.errors import LorabenchError
 from lorabench.zoo.glyph_model import MODULES
+from tests.conftest import SHARED
 from tests.hub_schema import stable_diffusion_modules
-
-ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
 
 # module, block, attention, projection
 NAMES = [
@@ -179,7 +177,7 @@ def test_every_name_has_a_place(name):
 
 
 def _modules_of_files():
-    for path in sorted(ADAPTERS.rglob("*")):
+    for path in sorted(SHARED.rglob("*")):
         if path.suffix in (".safetensors", ".bin", ".pt", ".pth") and path.is_file():
             try:
                 yield path, list(load_adapter(path).modules)
@@ -187,7 +185,7 @@ def _modules_of_files():
                 continue  # no LoRA, or a broken file; tests/test_bad_files.py holds these
 
 
-@pytest.mark.skipif(not ADAPTERS.is_dir(), reason="the real adapter files are not beside the checkout")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real adapter files are not beside the checkout")
 def test_real_adapters_say_their_places():
     named, files = [], 0
     for _, modules in _modules_of_files():
@@ -203,10 +201,10 @@ def test_real_adapters_say_their_places():
         assert len(found) == len(asked) > 500, set(asked) - set(found)
 
 
-@pytest.mark.skipif(not (ADAPTERS / "keysets").is_dir(), reason="the key lists are not beside the checkout")
+@pytest.mark.skipif(not (SHARED / "keysets").is_dir(), reason="the key lists are not beside the checkout")
 def test_real_key_lists_say_their_places():
     modules = {}
-    for path in sorted((ADAPTERS / "keysets").glob("*.json")):
+    for path in sorted((SHARED / "keysets").glob("*.json")):
         for key in json.loads(path.read_text()):
             parsed = parse_key(key)
             if parsed.is_layer:

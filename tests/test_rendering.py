@@ -16,7 +16,8 @@ from lorabench.adapters.metadata.origin import _MODEL, _NETWORK, _TRAINING
 from lorabench.adapters.metadata.rendering import clean, markdown, module_table, terminal, text
 from lorabench.errors import LorabenchError
 from lorabench.text import plain
-from tests.inspected_files import KOHYA, REAL, kohya_tensors, sparse, values, write
+from tests.conftest import SHARED
+from tests.inspected_files import KOHYA, kohya_tensors, sparse, values, write
 
 KEYS = st.sampled_from(
     sorted({part for names in (_MODEL, _TRAINING, _NETWORK) for every in names.values() for one in every
@@ -116,11 +117,11 @@ def test_families(tmp_path: Path, module: str, width: int, family: str | None) -
 
 def real_files() -> list[Path]:
     endings = (".safetensors", ".bin", ".pt")
-    return sorted(path for path in REAL.rglob("*") if path.suffix in endings) if REAL.is_dir() else []
+    return sorted(path for path in SHARED.rglob("*") if path.suffix in endings) if SHARED.is_dir() else []
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason="no shared adapters here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared adapters here")
 def test_every_real_file_is_read_right_or_refused_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     read = refused = 0
@@ -148,10 +149,10 @@ def test_every_real_file_is_read_right_or_refused_right(monkeypatch: pytest.Monk
     assert (read, refused) == (39, 4)
 
 
-@pytest.mark.skipif(not (REAL / "keysets").is_dir(), reason="no shared adapters here")
+@pytest.mark.skipif(not (SHARED / "keysets").is_dir(), reason="no shared adapters here")
 def test_families_of_real_key_sets(tmp_path: Path) -> None:
     seen = 0
-    for path in sorted((REAL / "keysets").glob("*flux*.json")):
+    for path in sorted((SHARED / "keysets").glob("*flux*.json")):
         found = inspect(sparse(tmp_path / "a.safetensors", json.loads(path.read_text())))
         assert found.model_info["family"]["value"] == "FLUX", path.name
         seen += 1

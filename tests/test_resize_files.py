@@ -26,10 +26,8 @@ from lorabench.adapters.resizing.whole import RESIZE_KEY, resize
 from lorabench.adapters.writing.converting import prepare
 from lorabench.adapters.writing.saving import LAYOUTS, save
 from lorabench.errors import LorabenchError
+from tests.conftest import SHARED
 from tests.resize_modules import TEXT, UNET, apart, dense, make, one, tail
-
-REAL = Path(__file__).parents[2] / "shared" / "adapters"
-
 
 # Limits
 
@@ -287,15 +285,15 @@ def test_validate_looks_before_anything_is_written(tmp_path: Path) -> None:
 
 
 def real_files() -> list[Path]:
-    if not REAL.is_dir():
+    if not SHARED.is_dir():
         return []
-    lines = (REAL / "INDEX.tsv").read_text().splitlines()
+    lines = (SHARED / "INDEX.tsv").read_text().splitlines()
     rows = [dict(zip(lines[0].split("\t"), line.split("\t"), strict=False)) for line in lines[1:]]
-    return [REAL / row["path"] for row in rows if (REAL / row["path"]).stat().st_size < 4e6]
+    return [SHARED / row["path"] for row in rows if (SHARED / row["path"]).stat().st_size < 4e6]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason="shared/adapters is not here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="shared/adapters is not here")
 def test_real_adapters() -> None:
     tried = 0
     for path in real_files():

@@ -17,7 +17,8 @@ from lorabench.adapters.reading.folders import adapter_files
 from lorabench.errors import LorabenchError
 from tests.adapter_folders import write_mixed
 from tests.bench import bench_inspect
-from tests.inspected_files import KOHYA, REAL, kohya_tensors, sparse, write
+from tests.conftest import SHARED
+from tests.inspected_files import KOHYA, kohya_tensors, sparse, write
 from tests.test_hashes import kohya
 
 
@@ -220,9 +221,9 @@ def test_headers_alone_are_read(tmp_path: Path) -> None:
     assert (row["valid"], row["rank"], row["parameters"]) == (True, 1024, 2**31)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no shared adapters here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared adapters here")
 def test_the_shared_folder_is_one_table() -> None:
-    rows = list(scan(REAL))
+    rows = list(scan(SHARED))
     assert len(rows) == 43
     refused = [row["file"] for row in rows if row["method"] is None]
     assert len(refused) == 4

@@ -17,16 +17,15 @@ from lorabench.adapters import load as load_adapter
 from lorabench.adapters.metadata.inspection import inspect
 from lorabench.adapters.reading.table import read_table
 from lorabench.errors import LorabenchError
+from tests.conftest import SHARED
 from tests.inspected_files import sparse
 from tests.real_adapters import MADE, made
 
-ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
-
 
 def _published() -> list[str]:
-    if not (ADAPTERS / "INDEX.tsv").is_file():
+    if not (SHARED / "INDEX.tsv").is_file():
         return []
-    with (ADAPTERS / "INDEX.tsv").open() as file:
+    with (SHARED / "INDEX.tsv").open() as file:
         return [row["path"] for row in csv.DictReader(file, delimiter="\t")]
 
 
@@ -41,7 +40,7 @@ def _refusal(read: Callable[[Path], object], path: Path) -> str | None:
 @pytest.mark.parametrize("name", [*_published(), *MADE], ids=lambda name: name.replace("/", "-"))
 def test_the_table_agrees_with_the_weights(name: str) -> None:
     """Modules, ranks, scales and what is unsupported; a file that cannot be read is refused by both."""
-    path = made(name) if name in MADE else ADAPTERS / name
+    path = made(name) if name in MADE else SHARED / name
     refused = _refusal(read_table, path)
     if refused is not None:
         assert name not in MADE
@@ -72,7 +71,7 @@ def test_the_table_agrees_with_the_weights(name: str) -> None:
 
 
 def keysets() -> list[Path]:
-    return sorted((ADAPTERS / "keysets").glob("*.json"))
+    return sorted((SHARED / "keysets").glob("*.json"))
 
 
 @pytest.mark.skipif(not keysets(), reason="shared/adapters is not here")

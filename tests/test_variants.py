@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from lorabench.adapters import load as load_adapter
 from lorabench.adapters.reading.table import read_table
 from lorabench.errors import LorabenchError
-
-ADAPTERS = Path(__file__).parents[2] / "shared" / "adapters"
+from tests.conftest import SHARED
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -119,15 +118,15 @@ def test_peft_computes_the_same_delta(tmp_path: Path, rslora: bool) -> None:
 
 
 def test_the_published_lokr_files_are_their_kronecker_products() -> None:
-    rows = ADAPTERS / "INDEX.tsv"
+    rows = SHARED / "INDEX.tsv"
     if not rows.is_file():
         pytest.skip("shared/adapters is not here")
     with rows.open() as file:
         paths = [row["path"] for row in csv.DictReader(file, delimiter="\t") if row["format"] == "kohya+lycoris"]
     assert paths
     for path in paths:
-        adapter, raw = load_adapter(ADAPTERS / path), load_file(ADAPTERS / path)
-        table = read_table(ADAPTERS / path)
+        adapter, raw = load_adapter(SHARED / path), load_file(SHARED / path)
+        table = read_table(SHARED / path)
         assert len(adapter.modules) == len(table.rows) == 350
         for row in table.rows[::50]:
             part = {name: raw[key].float() for name, key in row.keys.items()}
