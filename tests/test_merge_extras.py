@@ -102,5 +102,5 @@ def test_adapters_that_change_their_base_are_merged_with_no_other(way: str) -> N
     for other in ({"init_lora_weights": True}, {}):
         with pytest.raises(LorabenchError, match=f"init_lora_weights='{way}'"):
             merged_config([config, other])
-    assert merged_config([config]).entries == config
+    assert merged_config([config]).entries == merged_config([config, config]).entries == config
     assert merged_config([{"init_lora_weights": True}, {"init_lora_weights": "gaussian"}]).entries == {}

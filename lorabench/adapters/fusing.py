@@ -81,7 +81,7 @@ def as_original(modules: Mapping[str, LoraModule], family: Family | None) -> Res
         modules: by diffusers' names.
         family: of the modules; other families' names stay.
     """
-    if family is None or not _agree(modules, family):
+    if family is None or family.naming != "diffusers" or not _agree(modules, family):
         return Respelled(dict(modules), {name: name for name in modules}, 0)
     new: dict[str, LoraModule] = {}
     origins: dict[str, str] = {}
@@ -90,7 +90,7 @@ def as_original(modules: Mapping[str, LoraModule], family: Family | None) -> Res
     changed = 0
     for name, module in modules.items():
         word, rest = split_part(name)
-        place = fused_as(family.key, rest) if family.naming == "diffusers" else None
+        place = fused_as(family.key, rest)
         if place is None:
             new[name], origins[name] = module, name
             continue

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorabench.adapters.layouts import written_layouts
+from lorabench.adapters.layouts import written_layout, written_layouts
 from lorabench.commands.options import path_name
 from lorabench.storage import refuse_overwriting
 
@@ -80,7 +80,7 @@ def write_result(args: Namespace, adapter: "Adapter", metadata: Mapping[str, str
     from lorabench.adapters.writing.saving import layout_of, save
 
     layout = args.layout or layout_of(adapter)
-    refuse_overwriting(args.out, args.force, folder=layout == "peft")
+    refuse_overwriting(args.out, args.force, folder=written_layout(layout).folder)
     return save(
         args.out,
         prepare(adapter, layout, dotted_names(args)).adapter,

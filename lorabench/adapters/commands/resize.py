@@ -9,7 +9,7 @@ from lorabench.adapters.resizing.rule import MODES, ResizeRule
 from lorabench.commands.frame import Outcome
 from lorabench.commands.options import add_options, from_args, path_name
 from lorabench.storage import refuse_overwriting
-from lorabench.text import table
+from lorabench.text import some, table
 
 if TYPE_CHECKING:
     from lorabench.adapters.adapter import Adapter
@@ -112,9 +112,7 @@ def _module_notes(receipt: "Receipt") -> list[str]:
     for one in receipt.modules:
         for note in one.notes:
             found.setdefault(note, []).append(one.module)
-    return [
-        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {note}" for note, names in found.items()
-    ]
+    return [f"{some(names, most=1)}: {note}" for note, names in found.items()]
 
 
 def _range(ranks: list[int]) -> str:

@@ -60,6 +60,10 @@ class WrittenLayout(Layout):
     """Where the scale goes: into the up matrix, a tensor a module, or the configuration."""
     own: ClassVar[frozenset[str]]
     """Schemes whose names it keeps; names of others are brought into its own form."""
+    carries: ClassVar[frozenset[str]]
+    """Schemes whose tensors that are no pair (heads, biases) it carries whole, under the keys that they had."""
+    hashed: ClassVar[bool] = False
+    """Whether its trainers leave `sshs_*` hashes in the metadata."""
     needs_dots: ClassVar[bool] = True
     """Whether names are dotted, so that a name that was read flattened must be split."""
     needs_part: ClassVar[bool] = True

@@ -15,6 +15,7 @@ class OneFile(WrittenLayout):
     place: ClassVar[int] = 2
     title: ClassVar[str] = "diffusers' names of today, transformer.x.lora_A.weight"
     own: ClassVar[frozenset[str]] = frozenset({"peft"})
+    carries: ClassVar[frozenset[str]] = own
 
     def keys(self, module: str, embedding: bool, names: Mapping[str, str]) -> TensorKeys:  # noqa: ARG002
         """PEFT's two letters, without its prefix."""

@@ -80,6 +80,8 @@ class Kohya(WrittenLayout):
     title: ClassVar[str] = "kohya's names, lora_unet_x.lora_down.weight"
     alpha: ClassVar[Literal["folded", "tensor", "config"]] = "tensor"
     own: ClassVar[frozenset[str]] = frozenset({"kohya", "lycoris"})
+    carries: ClassVar[frozenset[str]] = own
+    hashed: ClassVar[bool] = True
     needs_dots: ClassVar[bool] = False
     original_names: ClassVar[bool] = True
     patterns: ClassVar[tuple[re.Pattern[str], ...]] = (

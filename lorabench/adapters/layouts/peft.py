@@ -18,6 +18,7 @@ class Peft(WrittenLayout):
     folder: ClassVar[bool] = True
     alpha: ClassVar[Literal["folded", "tensor", "config"]] = "config"
     own: ClassVar[frozenset[str]] = frozenset({"peft", "loralib", "mlx"})
+    carries: ClassVar[frozenset[str]] = frozenset({"peft"})
     needs_part: ClassVar[bool] = False
     embeddings: ClassVar[bool] = True
     configured: ClassVar[bool] = True

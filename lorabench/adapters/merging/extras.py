@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lorabench.adapters.merging.recipe import Recipe
+from lorabench.adapters.writing.refusals import changed_base
 from lorabench.errors import LorabenchError
 from lorabench.text import some
 
@@ -30,8 +31,6 @@ _PROVENANCE = frozenset(
 """Entries that say where an adapter comes from or how it was trained, and nothing of what it does."""
 _ADDED = (".lora_B.bias", ".lora_up.bias")
 """Biases of up matrices, which an adapter adds times its scale."""
-_OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to initialise that change the base's weights whenever the adapter is loaded; "pissa_niter_16" is one too."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def merged_config(configs: Sequence[Mapping[str, Any]]) -> MergedConfig:
 
     Raises:
         LorabenchError: entries differ and change what the adapter does; or an adapter changes the base's weights as it
-            is loaded (PiSSA, OLoRA, ...), which no other adapter can share.
+            is loaded (PiSSA, OLoRA, ...), which none with another configuration can share.
 
     Example:
         >>> merged = merged_config([{"task_type": "CAUSAL_LM", "revision": "a"}, {"new": 1, "revision": "b"}])
@@ -152,8 +151,8 @@ def merged_config(configs: Sequence[Mapping[str, Any]]) -> MergedConfig:
 
 def _check_bases(configs: Sequence[Mapping[str, Any]]) -> None:
     for config in configs:
-        way = config.get("init_lora_weights")
-        if isinstance(way, str) and way.lower().startswith(_OTHER_BASE):
+        way = changed_base(config)
+        if way:
             raise LorabenchError(
                 f"adapter_config.json: init_lora_weights={way!r} changes the weights of the base model whenever the "
                 "adapter is loaded, and no other adapter was made for such a base. Make an ordinary LoRA of it first "

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lorabench.adapters.metadata.inspection import Inspection
-from lorabench.text import plain, table
+from lorabench.text import counted, plain, table
 
 __all__ = ["clean", "markdown", "module_table", "terminal", "text"]
 
@@ -50,11 +50,13 @@ def terminal(found: Inspection, colour: bool = False, whole: bool = False) -> st
         lines += [f"  {mark}   {wrapped[0]}", *(f"{'':9}{line}" for line in wrapped[1:most])]
     for note, count in list(found.validation_info["assumed"].items())[:most]:
         lines += textwrap.wrap(
-            f"assumed for {_modules(count)}: {clean(note)}", width, initial_indent=" " * 9, subsequent_indent=" " * 9
+            f"assumed for {counted(count, 'module')}: {clean(note)}",
+            width,
+            initial_indent=" " * 9,
+            subsequent_indent=" " * 9,
         )
     if found.raw_metadata:
-        count = len(found.raw_metadata)
-        entries = "1 entry" if count == 1 else f"{count} entries"
+        entries = counted(len(found.raw_metadata), "entry", "entries")
         lines += ["", f"{entries} of metadata; --json or --format text shows all of it."]
     return "\n".join(lines)
 
@@ -69,7 +71,7 @@ def text(found: Inspection) -> str:
     checks = found.validation_info["checks"]
     lines.append(f"validation_info.valid: {_one_line(found.ok)}")
     lines += [f"validation_info.{one['level']}: {one['check']}: {clean(one['message'])}" for one in checks]
-    lines += [f"validation_info.assumed: {clean(note)} ({_modules(n)})" for note, n in _assumed(found)]
+    lines += [f"validation_info.assumed: {clean(note)} ({counted(n, 'module')})" for note, n in _assumed(found)]
     lines += [f"metadata.{clean(key)}: {clean(value)}" for key, value in found.raw_metadata.items()]
     return "\n".join([*lines, f"extraction_time: {found.extraction_time}"])
 
@@ -84,7 +86,7 @@ def markdown(found: Inspection) -> str:
     lines += ["", "## Validation", "", "| | check | |", "|---|---|---|"]
     for one in found.validation_info["checks"]:
         lines.append(f"| {_MARKS[one['level']].strip()} | {one['check']} | {_cell(one['message'])} |")
-    lines += [f"| assumed | {_modules(n)} | {_cell(note)} |" for note, n in _assumed(found)]
+    lines += [f"| assumed | {counted(n, 'module')} | {_cell(note)} |" for note, n in _assumed(found)]
     if found.raw_metadata:
         lines += ["", "## Metadata", "", "| key | value |", "|---|---|"]
         lines += [f"| {_cell(key)} | {_cell(_short(value, 120))} |" for key, value in found.raw_metadata.items()]
@@ -132,10 +134,6 @@ def _verdict(found: Inspection) -> str:
     return "valid" if found.ok else "NOT VALID"
 
 
-def _modules(count: int) -> str:
-    return f"{count} module{'' if count == 1 else 's'}"
-
-
 def _facts(found: Inspection) -> str:
     built = found.architecture_info
     ranks = list(built["ranks"]["value"])
@@ -143,7 +141,7 @@ def _facts(found: Inspection) -> str:
     facts = [
         str(found.training_info["method"]["value"]),
         rank,
-        _modules(built["modules"]["value"]),
+        counted(built["modules"]["value"], "module"),
         f"{built['parameters']['value']:,} parameters",
         _size(found.file_info["size"]["value"]),
     ]

@@ -18,6 +18,7 @@ from lorabench.adapters.reading.naming import KEPT
 from lorabench.adapters.reading.sorting import ORDER_KEY
 from lorabench.adapters.reading.table import ModuleRow, Table, plan
 from lorabench.errors import LorabenchError
+from lorabench.text import some
 
 __all__ = ["load"]
 
@@ -130,7 +131,4 @@ def _refuse_nothing(table: Table) -> None:
 
 
 def _listed(unsupported: Mapping[str, tuple[str, ...]]) -> str:
-    return "; ".join(
-        f"{kind}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
-        for kind, keys in sorted(unsupported.items())
-    )
+    return "; ".join(f"{kind}: {some(keys)}" for kind, keys in sorted(unsupported.items()))

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.comparing.deviation import Deviation, chunks, deviations, total
+from lorabench.adapters.layouts import written_layout
 from lorabench.adapters.names.identity import component
 from lorabench.adapters.reading.naming import KEPT
 from lorabench.adapters.resizing.ranks import budget_ranks, limits_by_module, spectral_rank
@@ -237,9 +238,10 @@ def _beside_weights(adapter: Adapter, dtype: torch.dtype | None, layout: str) ->
     }
     weights = sum(sum(module.shape) * stored_type(module, dtype or "stored").itemsize for module in thin.values())
     with tempfile.TemporaryDirectory(prefix="lorabench-") as folder:
-        path = Path(folder) / ("thin" if layout == "peft" else "thin.safetensors")
+        in_folder = written_layout(layout).folder
+        path = Path(folder) / ("thin" if in_folder else "thin.safetensors")
         save(path, replace(adapter, modules=thin), layout, dtype="stored" if dtype is None else dtype)
-        file = path / "adapter_model.safetensors" if layout == "peft" else path
+        file = path / "adapter_model.safetensors" if in_folder else path
         # Higher ranks write longer numbers (one shape, two offsets) for three tensors; 1 KiB is for metadata.
         return file.stat().st_size - weights + 9 * 3 * len(thin) + 1024
 

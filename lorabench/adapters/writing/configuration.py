@@ -10,6 +10,7 @@ from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.reading.naming import parse_key
 from lorabench.adapters.reading.patterns import Regex
 from lorabench.adapters.reading.scaling import Stated, find_scale
+from lorabench.adapters.writing.refusals import changed_base
 from lorabench.adapters.writing.tensors import alpha_of
 from lorabench.errors import LorabenchError
 
@@ -21,9 +22,6 @@ _OF_THE_BASE = ("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "re
 _CHOICE = ("layers_to_transform", "layers_pattern", "target_modules")
 _HEADED = ("QUESTION_ANS", "SEQ_CLS", "TOKEN_CLS")
 """Tasks for which PEFT itself looks for a saved head."""
-
-_CHANGES_BASE = re.compile(r"pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)
-"""Starts that take what they put into the factors out of the base weights, at the rank and scale they are given."""
 
 
 def configuration(where: Path, adapter: Adapter, modules: Mapping[str, LoraModule]) -> dict[str, Any]:
@@ -48,8 +46,8 @@ def configuration(where: Path, adapter: Adapter, modules: Mapping[str, LoraModul
         "inference_mode": True, "lora_dropout": 0.0, "modules_to_save": None, "task_type": None, "use_rslora": False,
     } | given  # fmt: skip
     if not _describes(where, given, modules):
-        start = given.get("init_lora_weights")
-        if isinstance(start, str) and _CHANGES_BASE.match(start):
+        start = changed_base(given)
+        if start:
             raise LorabenchError(
                 f"{where}: init_lora_weights = {start!r} in adapter_config.json: PEFT changes the base weights by the "
                 "ranks and scales of this configuration, and the adapter has others now. Save it with PEFT's "

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.layouts import WrittenLayout
@@ -16,6 +17,7 @@ from lorabench.text import some
 __all__ = [
     "all_carried",
     "asked_for",
+    "changed_base",
     "refuse_embeddings",
     "refuse_infinite",
     "refuse_magnitudes",
@@ -43,7 +45,8 @@ _OF_OTHER_TENSORS = (
 )  # fmt: skip
 """Options of PEFT's whose tensors are no low-rank pair of a module."""
 
-_CHANGED_BASE = re.compile(r"pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Starts that take what they put into the factors out of the base weights; "pissa_niter_16" is one too."""
 
 
 def refuse_unsupported(adapter: Adapter, drop: bool, carried: bool) -> dict[str, tuple[str, ...]]:
@@ -75,6 +78,16 @@ def asked_for(adapter: Adapter) -> str:
     """Which of the configuration's options such tensors belong to, as a sentence; "" for none that is known."""
     options = [entry for entry in _OF_OTHER_TENSORS if adapter.config.get(entry)]
     return f" They belong to {', '.join(options)} in adapter_config.json." if options else ""
+
+
+def changed_base(config: Mapping[str, Any]) -> str:
+    """What `init_lora_weights` says where PEFT changes the base's weights by it whenever it loads the adapter; else "".
+
+    >>> changed_base({"init_lora_weights": "pissa_niter_16"}), changed_base({"init_lora_weights": "gaussian"})
+    ('pissa_niter_16', '')
+    """
+    start = config.get("init_lora_weights")
+    return start if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE) else ""
 
 
 def refuse_infinite(adapter: Adapter) -> None:
@@ -174,8 +187,8 @@ def refuse_options(adapter: Adapter, layout: WrittenLayout) -> None:
                 f"{adapter.path}: {entry} in adapter_config.json says {meaning}, which the {layout.name} layout cannot "
                 "say. Write the peft layout."
             )
-    start = adapter.config.get("init_lora_weights")
-    if isinstance(start, str) and _CHANGED_BASE.match(start):
+    start = changed_base(adapter.config)
+    if start:
         raise LorabenchError(
             f"{adapter.path}: init_lora_weights = {start!r} in adapter_config.json changes the base weights when it is "
             f"loaded, which the {layout.name} layout cannot say. Write the peft layout, or convert it to an ordinary "

@@ -131,16 +131,7 @@ def layout_of(adapter: Adapter) -> str:
 
 def carries_extras(adapter: Adapter, layout: str) -> bool:
     """Whether what no rank changes is written whole: where the file's layout is the adapter's own."""
-    return layout == layout_of(adapter) and set(adapter.schemes) <= _OWN_EXTRAS[layout]
-
-
-_OWN_EXTRAS = {
-    "peft": {"peft"},
-    "diffusers": {"diffusers"},
-    "diffusers-peft": {"peft"},
-    "comfyui": {"peft"},
-    "kohya": {"kohya", "lycoris"},
-}
+    return layout == layout_of(adapter) and set(adapter.schemes) <= written_layout(layout).carries
 
 
 def _extras(adapter: Adapter, layout: WrittenLayout) -> dict[str, Tensor]:
@@ -172,7 +163,7 @@ def _pickled(tensors: Mapping[str, Tensor]) -> bytes:
 def _hashes(data: bytes, given: Mapping[str, str], layout: WrittenLayout) -> dict[str, str]:
     """Kohya's hashes for its layout, and every kind of hash that the old file had."""
     old = {key for key in HASH_KEYS if key in given}
-    if layout.name != "kohya" and not old:
+    if not layout.hashed and not old:
         return {}
     hashes = sshs_hashes_of(data)
     # ModelSpec's is the same sum over the bytes after the header.
