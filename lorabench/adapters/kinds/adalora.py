@@ -20,6 +20,7 @@ class AdaLora(Lora):
     name: ClassVar[str] = "adalora"
     title: ClassVar[str] = "AdaLoRA"
     marks: ClassVar[re.Pattern[str] | None] = re.compile(r"\.(?P<part>lora_E|ranknum)(\.[^.]+)?$")
+    hint: ClassVar[re.Pattern[str] | None] = re.compile(r"\.lora_E(\.|$)|\.ranknum(\.|$)")
     needed: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"down"}), frozenset({"up"}), frozenset({"lora_E"}))
     wanted: ClassVar[str] = "down must be [r, d_in], up [d_out, r] and lora_E [r, 1] with one r > 0 for all."
 

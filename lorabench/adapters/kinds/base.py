@@ -80,6 +80,8 @@ class Kind(ABC):
     """For people."""
     marks: ClassVar[re.Pattern[str] | None] = None
     """What in a key tells that its module is of this kind, the group `part` naming which of its tensors it is."""
+    hint: ClassVar[re.Pattern[str] | None] = None
+    """What in a key is this kind's, however the key goes on; what stands before it names the module."""
     needed: ClassVar[tuple[frozenset[str], ...]] = ()
     """What must be there: one part of every set."""
     wanted: ClassVar[str]

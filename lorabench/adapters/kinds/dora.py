@@ -20,6 +20,7 @@ class Dora(Lora):
     name: ClassVar[str] = "dora"
     title: ClassVar[str] = "DoRA"
     marks: ClassVar[re.Pattern[str] | None] = re.compile(r"\.(?P<part>lora_magnitude_vector|dora_scale)(\.[^.]+){0,2}$")
+    hint: ClassVar[re.Pattern[str] | None] = re.compile(r"\.lora_magnitude_vector(\.|$)|\.dora_scale$")
 
 
 KIND = Dora()

@@ -21,6 +21,7 @@ class LoHa(Kind):
     name: ClassVar[str] = "loha"
     title: ClassVar[str] = "LoHa"
     marks: ClassVar[re.Pattern[str] | None] = re.compile(r"\.hada_(?P<part>w1_a|w1_b|w2_a|w2_b|t1|t2)(\.[^.]+)?$")
+    hint: ClassVar[re.Pattern[str] | None] = re.compile(r"\.hada_")
     needed: ClassVar[tuple[frozenset[str], ...]] = tuple(frozenset({part}) for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
     wanted: ClassVar[str] = "Both halves must be [d_out, r] and [r, d_in], of the same d_out and d_in."
 

@@ -26,6 +26,7 @@ class LoKr(Kind):
     name: ClassVar[str] = "lokr"
     title: ClassVar[str] = "LoKr"
     marks: ClassVar[re.Pattern[str] | None] = re.compile(r"\.lokr_(?P<part>w1|w1_a|w1_b|w2|w2_a|w2_b|t2)(\.[^.]+)?$")
+    hint: ClassVar[re.Pattern[str] | None] = re.compile(r"\.lokr_")
     needed: ClassVar[tuple[frozenset[str], ...]] = tuple(
         frozenset({f"w{i}", f"w{i}_{half}"}) for i in (1, 2) for half in "ab"
     )

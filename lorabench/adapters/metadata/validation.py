@@ -4,9 +4,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from lorabench.adapters.finding import Finding
 from lorabench.adapters.metadata.evidence import CONFIG, Said, Sources
 from lorabench.adapters.metadata.family import BaseModel
 from lorabench.adapters.metadata.origin import peft_method
@@ -17,7 +17,7 @@ from lorabench.adapters.reading.switching import UNPLACED
 from lorabench.adapters.reading.table import ModuleRow, Table
 from lorabench.text import counted, some
 
-__all__ = ["Finding", "validate"]
+__all__ = ["validate"]
 
 _RENAMERS = tuple(
     (re.compile(pattern, re.IGNORECASE), name)
@@ -35,21 +35,6 @@ _NO_ADAPTER = {"full_weight", "bias", "other", "textual_inversion", "alpha_alone
 """Kinds of tensors that make no adapter where nothing else is in the file."""
 _NAMES = re.compile(r"module \S+|(?:[\w-]+\.)+[\w-]+")
 """The names of modules and keys in an error: two errors that differ in these alone are one."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found.
-
-    Attributes:
-        check: its name.
-        level: "error" (the file is not whole), "warning" (look at it), "ok", or "note" (nothing was checked).
-        message: in words.
-    """
-
-    check: str
-    level: str
-    message: str
 
 
 def validate(
@@ -91,7 +76,7 @@ def validate(
         *_base(base),
         *(_values(table) if values else _no_values(table)),
         *(_hashes(known) if hashes else ()),
-        *(Finding("beside", "warning", note) for note in known.notes),
+        *(Finding("warning", "beside", note) for note in known.notes),
     ]
     words = {level: [one.message for one in findings if one.level == level] for level in ("error", "warning")}
     return {
@@ -107,13 +92,13 @@ def validate(
 def _modules(table: Table) -> Iterator[Finding]:
     count = len(table.rows)
     if count:
-        yield Finding("modules", "ok", f"{counted(count, 'module')} that can be analysed")
+        yield Finding("ok", "modules", f"{counted(count, 'module')} that can be analysed")
     elif set(table.unsupported) <= _NO_ADAPTER and not table.problems:
         held = ", ".join(sorted(table.unsupported)) or "no tensors at all"
-        yield Finding("modules", "error", f"no adapter: the file holds {held}")
+        yield Finding("error", "modules", f"no adapter: the file holds {held}")
     elif not table.problems:
         held = ", ".join(sorted(table.unsupported))
-        yield Finding("modules", "warning", f"no module that can be analysed, only {held}")
+        yield Finding("warning", "modules", f"no module that can be analysed, only {held}")
 
 
 def _pairs(table: Table) -> Iterator[Finding]:
@@ -122,21 +107,21 @@ def _pairs(table: Table) -> Iterator[Finding]:
         alike.setdefault(_NAMES.sub("module", problem), []).append(problem)
     for problems in alike.values():
         more = f" ({counted(len(problems) - 1, 'more module')} alike)" if len(problems) > 1 else ""
-        yield Finding("pairs", "error", problems[0] + more)
+        yield Finding("error", "pairs", problems[0] + more)
     if table.rows and not table.problems:
-        yield Finding("pairs", "ok", "every pair is complete and fits together")
+        yield Finding("ok", "pairs", "every pair is complete and fits together")
 
 
 def _ranks(table: Table) -> Iterator[Finding]:
     # LoKr of two whole matrices has no rank, and what AdaLoRA pruned away needs none
     bad = [row for row in table.rows if row.rank <= 0 and row.form not in ("lokr", "adalora")]
     if bad:
-        yield Finding("rank", "error", f"{counted(len(bad), 'module')} without a positive rank: {_names(bad)}")
+        yield Finding("error", "rank", f"{counted(len(bad), 'module')} without a positive rank: {_names(bad)}")
     elif table.rows:
-        yield Finding("rank", "ok", "every rank is positive")
+        yield Finding("ok", "rank", "every rank is positive")
     over = [row for row in table.rows if row.rank > _narrower(row) > 0]
     if over:
-        yield Finding("rank", "warning", f"{counted(len(over), 'module')} of a rank above the width: {_names(over)}")
+        yield Finding("warning", "rank", f"{counted(len(over), 'module')} of a rank above the width: {_names(over)}")
 
 
 def _alphas(table: Table) -> Iterator[Finding]:
@@ -149,24 +134,24 @@ def _alphas(table: Table) -> Iterator[Finding]:
         parted = any(row.alpha_source == NO_CONFIG for row in missing)
         if parted:
             text += f"; PEFT keeps it in {CONFIG}, which is not beside the file: put it there, or ΔW has the wrong size"
-        yield Finding("alpha", "warning" if theirs or partly or parted else "ok", text)
+        yield Finding("warning" if theirs or partly or parted else "ok", "alpha", text)
     elif table.rows:
         sources = ", ".join(dict.fromkeys(row.alpha_source for row in table.rows))
-        yield Finding("alpha", "ok", f"every module has its alpha or scale ({sources})")
+        yield Finding("ok", "alpha", f"every module has its alpha or scale ({sources})")
     still = [row for row in table.rows if row.scale == 0]
     if still:
         yield Finding(
-            "alpha", "warning", f"{counted(len(still), 'module')} of scale 0, without effect: {_names(still)}"
+            "warning", "alpha", f"{counted(len(still), 'module')} of scale 0, without effect: {_names(still)}"
         )
     backward = [row for row in table.rows if row.scale < 0 or not math.isfinite(row.scale)]
     if backward:
-        yield Finding("alpha", "warning", f"{counted(len(backward), 'module')} of negative scale: {_names(backward)}")
+        yield Finding("warning", "alpha", f"{counted(len(backward), 'module')} of negative scale: {_names(backward)}")
 
 
 def _merged(table: Table) -> Iterator[Finding]:
     unplaced = [row for row in table.rows if UNPLACED in row.assumed]
     if unplaced:
-        yield Finding("merged", "warning", f"{counted(len(unplaced), 'module')}, {UNPLACED}: {_names(unplaced)}")
+        yield Finding("warning", "merged", f"{counted(len(unplaced), 'module')}, {UNPLACED}: {_names(unplaced)}")
 
 
 def _values(table: Table) -> Iterator[Finding]:
@@ -175,25 +160,25 @@ def _values(table: Table) -> Iterator[Finding]:
     report = read_values(table)
     for keys, word in ((report.nan, "NaN"), (report.infinite, "infinite values")):
         if keys:
-            yield Finding("values", "error", f"{word} in {counted(len(keys), 'tensor')}: {some(keys)}")
+            yield Finding("error", "values", f"{word} in {counted(len(keys), 'tensor')}: {some(keys)}")
     if not report.nan and not report.infinite:
-        yield Finding("values", "ok", "all weights are finite")
+        yield Finding("ok", "values", "all weights are finite")
     if report.untrained:
         text = f"{counted(len(report.untrained), 'module')} untrained, a factor of all zeros: "
-        yield Finding("values", "warning", text + some(report.untrained))
+        yield Finding("warning", "values", text + some(report.untrained))
 
 
 def _no_values(table: Table) -> Iterator[Finding]:
     if table.format != "pickle" and table.rows:
         text = "weights were not read, the header alone: NaN and untrained modules cannot be seen (--values reads them)"
-        yield Finding("values", "note", text)
+        yield Finding("note", "values", text)
 
 
 def _asked(table: Table, network: Mapping[str, Said]) -> Iterator[Finding]:
     """Rank and α against what the trainer was asked for."""
     other = Counter(note for row in table.rows for note in row.assumed if note.startswith(f"{CONFIG} says r"))
     for note, count in other.items():
-        yield Finding("rank against config", "warning", f"{note} ({counted(count, 'module')})")
+        yield Finding("warning", "rank against config", f"{note} ({counted(count, 'module')})")
     found: dict[str, Callable[[ModuleRow], float | None]] = {
         "network_rank": lambda row: row.rank,
         "network_alpha": lambda row: row.alpha,
@@ -208,9 +193,9 @@ def _asked(table: Table, network: Mapping[str, Said]) -> Iterator[Finding]:
         agreed |= bool(plain) and not unlike
         if unlike:
             text = f"{asked['source']} = {asked['value']}, and {len(unlike)} of {len(plain)} modules have another"
-            yield Finding(f"{name.removeprefix('network_')} against config", "warning", f"{text}: {_names(unlike)}")
+            yield Finding("warning", f"{name.removeprefix('network_')} against config", f"{text}: {_names(unlike)}")
     if table.rows and not other and (agreed or "r" in table.config):
-        yield Finding("rank against config", "ok", "rank and configuration agree")
+        yield Finding("ok", "rank against config", "rank and configuration agree")
 
 
 def _targets(table: Table, network: Mapping[str, Said]) -> Iterator[Finding]:
@@ -232,16 +217,16 @@ def _targets(table: Table, network: Mapping[str, Said]) -> Iterator[Finding]:
             missing, extra = [], [name for name in names if not pattern.matches(name)]
         except ValueError as error:
             text = f"target_modules is no regular expression that is read here ({error}): left unchecked"
-            yield Finding("target modules", "warning", text)
+            yield Finding("warning", "target modules", text)
             return
     if missing:
-        yield Finding("target modules", "warning", f"{CONFIG} names modules without tensors: {some(missing)}")
+        yield Finding("warning", "target modules", f"{CONFIG} names modules without tensors: {some(missing)}")
     if extra:
         yield Finding(
-            "target modules", "warning", f"{CONFIG} does not name {counted(len(extra), 'module')}: {some(extra)}"
+            "warning", "target modules", f"{CONFIG} does not name {counted(len(extra), 'module')}: {some(extra)}"
         )
     if not missing and not extra:
-        yield Finding("target modules", "ok", "the target modules are those of the configuration")
+        yield Finding("ok", "target modules", "the target modules are those of the configuration")
 
 
 def _unsupported(table: Table, strict: bool) -> Iterator[Finding]:
@@ -249,31 +234,31 @@ def _unsupported(table: Table, strict: bool) -> Iterator[Finding]:
     for kind, keys in table.unsupported.items():
         method = f", {asked} by its configuration," if asked and not table.rows else ""
         text = f"kind {kind}{method} cannot be analysed ({counted(len(keys), 'tensor')}): {some(keys)}"
-        yield Finding("unsupported", "error" if strict else "warning", text)
+        yield Finding("error" if strict else "warning", "unsupported", text)
 
 
 def _base(base: BaseModel) -> Iterator[Finding]:
     if base.version is not None and base.contradicted:
-        yield Finding("base model", "warning", f"{base.version['source']} says {base.version['value']}")
+        yield Finding("warning", "base model", f"{base.version['source']} says {base.version['value']}")
 
 
 def _hashes(known: Sources) -> Iterator[Finding]:
     header = known.table.header
     for key, checked in check_hashes(header).items() if header is not None else ():
         if checked.ok:
-            yield Finding("hashes", "ok", f"{key} is right")
+            yield Finding("ok", "hashes", f"{key} is right")
         elif checked.ok is None:
-            yield Finding("hashes", "warning", f"{key} cannot be checked: the header is longer than 1 MiB")
+            yield Finding("warning", "hashes", f"{key} cannot be checked: the header is longer than 1 MiB")
         elif checked.stored.strip().lower() in (NOTHING, f"0x{NOTHING}", NOTHING[:8]):
-            yield Finding("hashes", "note", f"{key} is the hash of nothing: its trainer took it of no tensors")
+            yield Finding("note", "hashes", f"{key} is the hash of nothing: its trainer took it of no tensors")
         elif renamer := _renamer(known):
             text = f"{key} is of other bytes: {renamer} takes it before the tensors are renamed, so it tells nothing"
-            yield Finding("hashes", "note", text)
+            yield Finding("note", "hashes", text)
         else:
             text = (
                 f"{key} is wrong, the file changed since: it says {checked.stored[:80]}, its bytes say {checked.found}"
             )
-            yield Finding("hashes", "error", text)
+            yield Finding("error", "hashes", text)
 
 
 def _renamer(known: Sources) -> str:

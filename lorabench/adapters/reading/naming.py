@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from lorabench.adapters.kinds import kinds
 from lorabench.adapters.layouts import layouts
 from lorabench.adapters.layouts.kohya import from_kohya
 from lorabench.adapters.names.families import dotted
@@ -17,12 +18,9 @@ FACTORS = ("down", "up", "mid", "alpha")
 KEPT = ("bias", "full_diff", "full_weight", "textual_inversion", "token_delta")
 """Kinds that no rank nor scale changes: a file of the same layout carries them whole."""
 
-# In this order: the first pattern that is found names the kind; what stands before it is the module.
-_KINDS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("adalora", re.compile(r"\.lora_E(\.|$)|\.ranknum(\.|$)")),
-    ("dora", re.compile(r"\.lora_magnitude_vector(\.|$)|\.dora_scale$")),
-    ("loha", re.compile(r"\.hada_")),
-    ("lokr", re.compile(r"\.lokr_")),
+# After the kinds that are read, in this order: the first pattern that is found names the kind; what stands before it is
+# the module.
+_UNREAD: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("ia3", re.compile(r"\.ia3_l(\.|$)|\.on_input$")),
     ("unilora", re.compile(r"\.?unilora_")),
     ("oft", re.compile(r"\.b?oft_")),
@@ -83,7 +81,7 @@ def parse_key(key: str) -> ParsedKey:
                 module, part = layout.read(match)
                 scheme = "peft" if layout.name == "loralib" and key.startswith("base_model.model.") else layout.name
                 return _named(module, part, scheme)
-    kind, match = next((kind, match) for kind, pattern in _KINDS if (match := pattern.search(key)))
+    kind, match = next((kind, match) for kind, pattern in _patterns() if (match := pattern.search(key)))
     return _named(key[: match.start()], kind, "")
 
 
@@ -103,6 +101,11 @@ def layer_names(module: str) -> tuple[str, str]:
     ('h.0.attn.c_attn.lora.down.weight', 'h.0.attn.c_attn.lora.up.weight')
     """
     return f"{module}.lora.down.weight", f"{module}.lora.up.weight"
+
+
+@lru_cache
+def _patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
+    return (*((kind.name, kind.hint) for kind in kinds().values() if kind.hint), *_UNREAD)
 
 
 def _named(raw: str, part: str, scheme: str) -> ParsedKey:
