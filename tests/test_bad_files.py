@@ -56,7 +56,7 @@ def _bad_tensors(change: dict[str, torch.Tensor | None]) -> dict[str, torch.Tens
         ({"q.lora_B.weight": torch.ones(4)}, "do not fit together"),
         ({"q.lora_A.weight": torch.ones(0, 3), "q.lora_B.weight": torch.ones(4, 0)}, "do not fit together"),
         ({"q.lora_B.weight": torch.ones(4, 2, 3, 3)}, "do not fit together"),
-        ({"q.lora_A.weight": torch.ones(2, 3, dtype=torch.int8)}, "torch.int8; quantised"),
+        ({"q.lora_A.weight": torch.ones(2, 3, dtype=torch.int8)}, "I8; quantised"),
         ({"q.lora_A.default.weight": torch.ones(2, 3)}, "both the down of module q"),
         ({"q.alpha": torch.tensor(math.nan)}, "alpha of q is nan"),
         ({"q.lora_mid.weight": torch.ones(5, 5, 1, 1)}, "Tucker core"),

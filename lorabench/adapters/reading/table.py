@@ -1,6 +1,5 @@
 """The plan of an adapter file, module by module; of a safetensors file from the header alone, without torch."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -279,15 +278,9 @@ class _Planner:
             if part not in BESIDE and self.tensors[key].dtype not in _READ:
                 raise _ModuleError(
                     "quantised",
-                    f"{self.file}: {key} is stored as {_torch_name(self.tensors[key].dtype)}; "
-                    "quantised factors cannot be read. Export the adapter in float16, bfloat16 or float32.",
+                    f"{self.file}: {key} is stored as {self.tensors[key].dtype}; quantised factors "
+                    "cannot be read. Export the adapter in float16, bfloat16 or float32.",
                 )
-
-
-def _torch_name(dtype: str) -> str:
-    """What torch calls a header's integers, "torch.int8" for "I8"; the others as they are."""
-    number = re.fullmatch(r"([IU])(\d+)", dtype)
-    return f"torch.{'u' if number[1] == 'U' else ''}int{number[2]}" if number else dtype
 
 
 def _turned(fits: Mapping[str, Fit]) -> dict[str, Fit]:
