@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["best_pair"]
 
-_CHUNK = 2**18  # entries that are cast to float64 at a time: what the cache of a core holds
+_CHUNK = 2**17  # entries that are cast to float64 at a time: what the cache of a core holds
 _LOST = 1e-7
 """Of the squared distance to the nearest ΔW of that rank, how much farther away a pair may be."""
 _ROUNDING = 1e-14  # of ‖ΔW‖², the same for a ΔW that is of that rank itself
@@ -113,7 +113,7 @@ def _blocks_to_go(lost: float, allowed: float, blocks: int) -> int:
     """How many more until too little is lost to matter: it falls by a factor a block, by more and more of it."""
     if not 0 < allowed < lost < 1:
         return 1
-    return math.ceil(0.85 * blocks * math.log(lost / allowed) / -math.log(lost))
+    return math.ceil(0.75 * blocks * math.log(lost / allowed) / -math.log(lost))
 
 
 def _refined(
