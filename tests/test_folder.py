@@ -74,6 +74,17 @@ def test_labels_configs_and_options_are_part_of_the_key(mixed: Path, tmp_path: P
     assert len(list((tmp_path / "cache" / "zoos").iterdir())) == 4
 
 
+def test_the_configuration_of_a_browsers_copy_is_part_of_the_key(mixed: Path, tmp_path: Path) -> None:
+    made = mixed / "cats" / "b"
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        path = made / name
+        path.rename(made / f"{path.stem} (1){path.suffix}")
+    assert load_folder(mixed, tmp_path).scale[1, 0] == 2.0
+    config = made / "adapter_config (1).json"
+    config.write_text(config.read_text().replace('"lora_alpha": 6.0', '"lora_alpha": 33.0'))
+    assert load_folder(mixed, tmp_path).scale[1, 0] == 11.0
+
+
 def test_many_chunks_give_the_same_zoo(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_folder(mixed, tmp_path)
     size = 4 * sum(rows * cols for _, rows, cols in (stack.shape for stack in whole.layers.values()))

@@ -106,7 +106,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
     """The example keeps its lines; defaults that say something are shown."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default in (None, False, [], (), {}) or "default" in (action.help or "")
+        silent = action.nargs == 0 or action.default in (None, [], (), {}) or "default" in (action.help or "")
         return action.help if silent else super()._get_help_string(action)
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int64
 from lorabench.adapters import LoraModule, layer_names
 from lorabench.adapters import load as load_adapter
 from lorabench.adapters.names.identity import by_identity
+from lorabench.adapters.reading.beside import config_beside
 from lorabench.errors import LorabenchError
 from lorabench.progress import track
 from lorabench.zoo.folder_index import LABELS, SPLITS, Entry, index_folder
@@ -95,7 +96,7 @@ def _key(root: Path, entries: list[Entry], name: str, missing: str) -> str:
     """Changes with the files, the labels and the options."""
     files = []
     for entry in entries:
-        for file in (entry.file, entry.file.parent / "adapter_config.json"):
+        for file in (entry.file, config_beside(entry.file)):
             if file.is_file():
                 stat = file.stat()
                 files.append([entry.name, file.name, stat.st_size, stat.st_mtime_ns])

@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from lorabench.adapters.metadata.evidence import CONFIG, Said, Sources, base_name, said
+from lorabench.adapters.metadata.evidence import Said, Sources, base_name, said
+from lorabench.adapters.reading.beside import CONFIG
 
 __all__ = ["datasets", "tags", "trigger_words"]
 

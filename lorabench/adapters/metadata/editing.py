@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorabench.adapters.metadata.redaction import redact, redact_config
-from lorabench.adapters.reading.beside import config_beside
+from lorabench.adapters.reading.beside import CONFIG, config_beside
 from lorabench.adapters.reading.hashes import header_text, sshs_hashes
 from lorabench.adapters.reading.header import (
     Header,
@@ -22,7 +22,6 @@ from lorabench.storage import refuse_overwriting, write_chunks, write_peft_folde
 __all__ = ["Edited", "edit"]
 
 _CHUNK = 1 << 20
-_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def edit(
         write_chunks(target, whole)
     else:
         kept = json.dumps(redact_config(config) if redacted else config, indent=2)
-        write_peft_folder(target.parent, {_CONFIG: (f"{kept}\n".encode(),), target.name: whole})
+        write_peft_folder(target.parent, {CONFIG: (f"{kept}\n".encode(),), target.name: whole})
     return Edited(
         path=target,
         removed=tuple(key for key in header.metadata if key not in metadata),

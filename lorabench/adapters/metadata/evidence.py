@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorabench.adapters.metadata.decoding import decode_all
-from lorabench.adapters.reading.beside import copy_of
+from lorabench.adapters.reading.beside import CONFIG, copy_of
 from lorabench.adapters.reading.header import read_json
 from lorabench.adapters.reading.table import Table
 from lorabench.errors import LorabenchError
 
-__all__ = ["CONFIG", "PEFT", "STATE", "Said", "Sources", "base_name", "look_up", "said", "sources"]
+__all__ = ["PEFT", "STATE", "Said", "Sources", "base_name", "look_up", "said", "sources"]
 
 Said = dict[str, Any]
 """{"value": ..., "source": ...}."""
 
-CONFIG, STATE, PEFT = "adapter_config.json", "trainer_state.json", "lora_adapter_metadata"
+STATE, PEFT = "trainer_state.json", "lora_adapter_metadata"
 """Places beside the entries of the metadata: files beside the adapter, and PEFT's configuration inside it."""
 
 _CACHE = re.compile(r"(^|[/\\])models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)")

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lorabench.adapters.metadata.dataset_facts import datasets, tags, trigger_words
-from lorabench.adapters.metadata.evidence import CONFIG, PEFT, STATE, Said, Sources, base_name, look_up, said
+from lorabench.adapters.metadata.evidence import PEFT, STATE, Said, Sources, base_name, look_up, said
 from lorabench.adapters.metadata.family import BASE_VERSION, BaseModel
+from lorabench.adapters.reading.beside import CONFIG
 from lorabench.adapters.reading.table import Table
 
 __all__ = ["model_info", "network_info", "peft_method", "training_info"]

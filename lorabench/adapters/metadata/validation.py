@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lorabench.adapters.finding import Finding
-from lorabench.adapters.metadata.evidence import CONFIG, Said, Sources
+from lorabench.adapters.metadata.evidence import Said, Sources
 from lorabench.adapters.metadata.family import BaseModel
 from lorabench.adapters.metadata.origin import peft_method
+from lorabench.adapters.reading.beside import CONFIG
 from lorabench.adapters.reading.hashes import NOTHING, check_hashes
 from lorabench.adapters.reading.patterns import Regex, plain_names
 from lorabench.adapters.reading.scaling import NO_CONFIG

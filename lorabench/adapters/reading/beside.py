@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
-__all__ = ["config_beside", "copy_of"]
+__all__ = ["CONFIG", "config_beside", "copy_of"]
+
+CONFIG = "adapter_config.json"
+"""What PEFT calls the configuration of the adapter beside it."""
 
 _COPY = re.compile(r"^.+?(?P<copy> ?\(\d+\)| - Copy(?: \(\d+\))?)$")
 
@@ -18,7 +21,7 @@ def config_beside(file: Path) -> Path:
     >>> config_beside(Path("a/adapter_model (1).safetensors")).as_posix()
     'a/adapter_config.json'
     """
-    return copy_of(file, "adapter_config.json")
+    return copy_of(file, CONFIG)
 
 
 def copy_of(file: Path, name: str) -> Path:

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lorabench.adapters.reading.beside import CONFIG
 from lorabench.adapters.reading.opening import ADAPTER_SUFFIXES, FOLDER_FILES
 from lorabench.errors import LorabenchError
 
 __all__ = ["AdapterFiles", "AdapterPlace", "adapter_files"]
 
-_CONFIG = "adapter_config.json"
 _STATE = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state|random_states)(_\d+)*\.\w+")
 
 
@@ -83,4 +83,4 @@ def _folders(folder: Path) -> Iterator[tuple[Path, Sequence[Path], bool]]:
     for place, below, names in os.walk(folder):
         below[:] = [name for name in below if not name.startswith(".")]
         files = [name for name in names if name.endswith(ADAPTER_SUFFIXES) and not name.startswith(".")]
-        yield Path(place), [Path(place, name) for name in files], _CONFIG in names
+        yield Path(place), [Path(place, name) for name in files], CONFIG in names

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabench.adapters.names.identity import split_part
+from lorabench.adapters.reading.beside import CONFIG
 from lorabench.adapters.reading.header import parse_json
 from lorabench.adapters.reading.patterns import compile_patterns
 from lorabench.errors import LorabenchError
@@ -60,7 +61,7 @@ class Stated:
     rank: int
     alpha: float | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
-    config_from: str = "adapter_config.json"
+    config_from: str = CONFIG
     header: Mapping[str, str] = field(default_factory=dict)
     of_peft: bool = False
     alpha_entry: str = "lora_alpha"
@@ -154,7 +155,7 @@ def _prefix(module: str, config: Mapping[str, Any]) -> str:
 def _mlx(stated: Stated) -> Scale:
     config = stated.config
     parameters = config.get("lora_parameters", config)
-    source = "adapter_config.json" if "scale" in config or "lora_parameters" in config else "assumed: scale 1"
+    source = CONFIG if "scale" in config or "lora_parameters" in config else "assumed: scale 1"
     if not isinstance(parameters, Mapping) or "scale" not in parameters:
         note = "no scale in adapter_config.json: scale 1 (mlx-lm's own default is 20)"
         return Scale(1.0, None, (note,), source, "scale")

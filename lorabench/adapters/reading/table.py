@@ -9,7 +9,7 @@ from lorabench.adapters.kinds import kinds
 from lorabench.adapters.kinds.base import BESIDE, Fit, Shapes
 from lorabench.adapters.names.identity import component
 from lorabench.adapters.reading import limits
-from lorabench.adapters.reading.beside import config_beside
+from lorabench.adapters.reading.beside import CONFIG, config_beside
 from lorabench.adapters.reading.experts import set_experts_aside
 from lorabench.adapters.reading.header import (
     Header,
@@ -237,7 +237,7 @@ class _Planner:
         stated = Stated(
             self.file, name, module.scheme, fit.rank, self.alphas.get(module.parts.get("alpha", "")),
             config=self.inside or (self.beside if module.scheme.startswith(("peft", "mlx")) else {}),
-            config_from="lora_adapter_metadata" if self.inside else "adapter_config.json",
+            config_from="lora_adapter_metadata" if self.inside else CONFIG,
             header=self.header,
             of_peft=any(key.startswith("base_model.") for key in module.parts.values()),
         )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.layouts import WrittenLayout, written_layout, written_layouts
 from lorabench.adapters.names.identity import DENOISER_WORDS, identity, split_part
+from lorabench.adapters.reading.beside import CONFIG
 from lorabench.adapters.reading.hashes import HASH_KEYS, sshs_hashes_of
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES
 from lorabench.adapters.reading.naming import parse_key
@@ -102,7 +103,7 @@ def save(
     chunks = _with_metadata(data, hashes) if hashes else (data,)
     if form.folder:
         text = json.dumps(configuration(path, adapter, modules), indent=2, sort_keys=True)
-        write_peft_folder(path, {"adapter_config.json": (text.encode(),), "adapter_model.safetensors": chunks})
+        write_peft_folder(path, {CONFIG: (text.encode(),), "adapter_model.safetensors": chunks})
     else:
         write_file(path, chunks)
     return path
