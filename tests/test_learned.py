@@ -17,6 +17,7 @@ from lorabench.representations import learned
 from lorabench.representations.cache import cached_features
 from lorabench.representations.contrastive import Contrastive
 from lorabench.representations.denoising import Denoising
+from lorabench.representations.fitted import save_fitted
 from lorabench.representations.learned import Learned
 from lorabench.representations.vae import VAE
 from lorabench.zoo import Labels, Zoo
@@ -97,6 +98,24 @@ def test_other_training_rows_are_another_entry_of_the_cache(zoo: Zoo, tmp_path: 
     two = cached_features(VAE(**quick()), zoo, TRAIN[1:], tmp_path, CPU)
     assert all(not torch.equal(one[unit], two[unit]) for unit in one)
     assert_same(cached_features(VAE(**quick()), zoo, TRAIN, tmp_path, CPU), one)
+
+
+def test_the_spread_of_a_vaes_posterior_is_a_feature_too(zoo: Zoo, tmp_path: Path) -> None:
+    """The autoencoder is the same; its run gives the same features to another."""
+    narrow, wide = VAE(**quick()), VAE(posterior="mean_and_spread", **quick())
+    means, both = (cached_features(one, zoo, TRAIN, tmp_path, CPU) for one in (narrow, wide))
+    for unit, values in means.items():
+        latent = values.shape[1]
+        torch.testing.assert_close(both[unit][:, :latent], values, rtol=0, atol=0)
+        assert both[unit].shape == (30, 2 * latent)
+        assert both[unit][:, latent:].std(0).min() > 0
+        assert wide.feature_names(zoo, unit)[latent:] == tuple(f"log_var{i + 1}" for i in range(latent))
+    save_fitted(wide.fitted_, wide.config(), tmp_path / "run")
+    taken = VAE(load_from=str(tmp_path / "run")).fit(zoo, CPU)
+    assert_same(taken.transform(zoo, CPU), both)
+    assert all(len(taken.feature_names(zoo, unit)) == both[unit].shape[1] for unit in both)
+    with pytest.raises(LorabenchError, match=r"representation\.posterior=spread: allowed are mean and mean_and_spread"):
+        VAE(posterior="spread").check()
 
 
 @pytest.mark.parametrize("scope", ["layer", "module", "all"])

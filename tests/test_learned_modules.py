@@ -76,6 +76,13 @@ def test_the_vaes_diagnostics_are_error_kl_by_dimension_and_active_dimensions() 
     torch.testing.assert_close(vae.encode(x), mean)
 
 
+def test_the_spread_of_the_posterior_stands_behind_its_mean() -> None:
+    x = random(7, D)
+    narrow, wide = module("vae").eval(), module("vae", posterior="mean_and_spread").eval()
+    torch.testing.assert_close(wide.features(x), torch.cat(narrow.posterior(x), 1), rtol=0, atol=0)
+    torch.testing.assert_close(narrow.features(x), narrow.encode(x), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.2])
 def test_the_denoiser_is_held_against_the_clean_input(noise: float) -> None:
     """Validation adds noise too; features do not."""

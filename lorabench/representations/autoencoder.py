@@ -95,9 +95,13 @@ class AutoEncoder(pl.LightningModule):
         """Weights as the layers take them."""
         return (raw - self.mean) / self.scale
 
-    def forward(self, raw: Float[Tensor, "batch d"]) -> Float[Tensor, "batch latent"]:
-        """The latent vector of weights as they are."""
-        return self.encode(self.standardised(raw))
+    def features(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch f"]:
+        """The features of standardised weights: the latent vector, unless a subclass says more."""
+        return self.encode(x)
+
+    def forward(self, raw: Float[Tensor, "batch d"]) -> Float[Tensor, "batch f"]:
+        """The features of weights as they are."""
+        return self.features(self.standardised(raw))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """The loss of one batch of standardised weights."""

@@ -108,9 +108,9 @@ class Learned(Representation):
             raise LorabenchError(f"representation.on={on}: allowed are factors and delta")
         return bool(on == "delta")
 
-    def _setting(self, name: str) -> Any:
-        """An argument, or what it was in the run that autoencoders are taken from."""
-        return getattr(self, name) if self.load_from is None else self._taken.config[name]
+    def _setting(self, name: str, before: Any = None) -> Any:
+        """An argument, or what it was in the run that autoencoders are taken from; `before` there was such a one."""
+        return getattr(self, name) if self.load_from is None else self._taken.config.get(name, before)
 
     @property
     def _taken(self) -> LoadedRun:
@@ -135,21 +135,24 @@ class Learned(Representation):
     def concerns(self, unit: str, fitted: FittedUnit) -> Iterator[str]:
         """What a user should know of a unit's training, and which option to try."""
         del unit
-        constant, length = fitted.notes["diagnostics"]["constant_features"], fitted.arguments["latent_dim"]
+        constant = fitted.notes["diagnostics"]["constant_features"]
         if constant:
+            length = len(self.names_of(fitted.arguments["latent_dim"]))
             yield (
                 f"{constant} of {length} features are the same for all adapters; train with a lower "
                 f"representation.latent_dim, or for more than {len(fitted.notes['history'])} epochs"
             )
 
     def feature_names(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
-        """`z1`, `z2` and so on."""
+        """What the columns are called: `names_of` the latent vector."""
         if self.load_from is None:
-            length = self._latent(self._inputs(zoo, unit))
-        else:
-            layers = self.layers_of(zoo, unit)
-            length = self._taken.length(unit, layers, shapes_of(zoo, layers), zoo.name)
-        return tuple(f"z{i + 1}" for i in range(length))
+            return self.names_of(self._latent(self._inputs(zoo, unit)))
+        layers = self.layers_of(zoo, unit)
+        return self.names_of(self._taken.length(unit, layers, shapes_of(zoo, layers), zoo.name))
+
+    def names_of(self, latent: int) -> tuple[str, ...]:
+        """`z1`, `z2` and so on, for a latent vector of this length."""
+        return tuple(f"z{i + 1}" for i in range(latent))
 
     def fit(self, zoo: Zoo, device: torch.device) -> "Learned":
         """Train the autoencoder of every unit on these rows, or take those of `load_from`.
@@ -212,7 +215,7 @@ class Learned(Representation):
         return self.kind()(**self._architecture(zoo, unit))
 
     def features(self, zoo: Zoo, unit: str, device: torch.device) -> Float32[Tensor, "n f"]:
-        """Latent vectors of every adapter, [N, latent].
+        """Features of every adapter, [N, f].
 
         Raises:
             LorabenchError: `fit` has not seen this unit, or saw other layers or shapes.
@@ -227,8 +230,7 @@ class Learned(Representation):
         with torch.no_grad():
             for start, stop in chunks(zoo, layers):
                 found.append(module(self._read(zoo, unit, module, start, stop)).float().cpu())
-        length = fitted.arguments["latent_dim"]
-        return torch.cat([torch.empty(0, length), *found])
+        return torch.cat([torch.empty(0, len(self.names_of(fitted.arguments["latent_dim"]))), *found])
 
     def state(self, unit: str) -> bytes:
         """The file that `restore` reads."""
@@ -414,8 +416,8 @@ class Learned(Representation):
         set_keys(module, module.seed, JUDGED)
         with torch.no_grad():
             known = module.eval().diagnostics(rows[held])
-            latent = module.encode(rows)
-        known["constant_features"] = int((latent.std(0, correction=0) <= _CONSTANT).sum())
+            features = module.features(rows)
+        known["constant_features"] = int((features.std(0, correction=0) <= _CONSTANT).sum())
         notes = {"history": course.history, "best_epoch": course.best_epoch, "diagnostics": known}
         layers = self.layers_of(zoo, unit)
         return FittedUnit(layers, shapes_of(zoo, layers), self._architecture(zoo, unit), notes, module.cpu())

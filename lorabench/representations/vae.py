@@ -1,13 +1,15 @@
-"""A variational autoencoder of every unit; the mean of the posterior is the feature vector."""
+"""A variational autoencoder of every unit; the posterior is the feature vector: its mean, or its spread too."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lorabench.errors import LorabenchError
 from lorabench.representations.autoencoder import AutoEncoder, block, relative_error
 from lorabench.representations.fitted import FittedUnit
 from lorabench.representations.learned import Learned
@@ -15,6 +17,7 @@ from lorabench.training import SeededNoise
 
 __all__ = ["VAE", "VAEModule"]
 
+_MEAN, _BOTH = "mean", "mean_and_spread"
 _COLLAPSED = 0.01  # nats
 _ACTIVE = 0.01  # variance of a posterior mean above which its dimension counts as active
 
@@ -29,13 +32,18 @@ class VAEModule(AutoEncoder):
     Args:
         beta: β.
         hidden: widths of the encoder's hidden layers.
+        posterior: "mean" for μ as the feature vector, "mean_and_spread" for μ and log σ² behind it.
         options: of `AutoEncoder`.
     """
 
     def __init__(
-        self, beta: float | int = 0.1, hidden: tuple[int, ...] | list[int] = (512, 256), **options: Any
+        self,
+        beta: float | int = 0.1,
+        hidden: tuple[int, ...] | list[int] = (512, 256),
+        posterior: str = _MEAN,
+        **options: Any,
     ) -> None:
-        super().__init__(beta=beta, hidden=list(hidden), **options)
+        super().__init__(beta=beta, hidden=list(hidden), posterior=posterior, **options)
         self.beta = beta
 
     def build(self) -> None:
@@ -60,6 +68,10 @@ class VAEModule(AutoEncoder):
     def encode(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch latent"]:
         """μ."""
         return self.posterior(x)[0]
+
+    def features(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch f"]:
+        """μ, or (μ, log σ²)."""
+        return torch.cat(self.posterior(x), -1) if self.hparams["posterior"] == _BOTH else self.encode(x)
 
     def losses(self, x: Float[Tensor, "batch d"]) -> dict[str, Tensor]:
         """`loss`, `reconstruction` and `kl`, as the class says."""
@@ -88,19 +100,33 @@ def _kl(
 
 @dataclass
 class VAE(Learned):
-    """Posterior means of a VAE trained on every unit's flattened weights, [N, latent].
+    """Posteriors of a VAE trained on every unit's flattened weights, [N, latent] or [N, 2·latent].
 
     What is not named here is an option of `Learned`.
 
     Args:
         beta: weight of the KL term.
         hidden: widths of the encoder's hidden layers, the decoder's backwards.
+        posterior: what of it are features: "mean", or "mean_and_spread" for log σ² behind the means.
     """
 
     least: ClassVar[dict[str, int | float]] = {**Learned.least, "beta": 0.0}
 
     beta: float | int = 0.1
     hidden: list[int] = field(default_factory=lambda: [512, 256])
+    posterior: str = _MEAN
+
+    def check(self) -> None:
+        """As every learned representation, and `posterior`."""
+        super().check()
+        if self.posterior not in (_MEAN, _BOTH):
+            raise LorabenchError(f"representation.posterior={self.posterior}: allowed are {_MEAN} and {_BOTH}")
+
+    def names_of(self, latent: int) -> tuple[str, ...]:
+        """`z1`, `z2` and so on, then `log_var1` and so on where these are features."""
+        said = self._setting("posterior", _MEAN)
+        spread = tuple(f"log_var{i + 1}" for i in range(latent)) if said == _BOTH else ()
+        return (*super().names_of(latent), *spread)
 
     @classmethod
     def kind(cls) -> type[AutoEncoder]:
