@@ -160,9 +160,8 @@ def _heat(axes: "Axes", table: BlockStrength, limits: "LogNorm") -> None:
     kinds = [drawing.panels.drawable(drawing.panels.shortened(kind, 30)) for kind in table.kinds[::steps]]
     axes.set_xticks(range(0, len(table.kinds), steps), kinds, rotation=90)
     axes.spines[:].set_visible(False)
-    axes.set_ylabel(
-        drawing.panels.drawable(drawing.panels.shortened(f"block ({lists})" if lists else "block", 8 + 2 * len(labels)))
-    )
+    fits = lists and len(lists) < 4 * len(labels)  # what a word is cut down to says less than none
+    axes.set_ylabel(drawing.panels.drawable(f"block ({lists})") if fits else "block")
     present = int(np.isfinite(table.norm).sum())
     axes.set_title(
         f"{table.part}: {drawing.panels.counted(present)}" if table.part != "model" else drawing.panels.counted(present)
