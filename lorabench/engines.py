@@ -12,9 +12,10 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from lorabench.classifiers import ClassifierFactory, Fitted, Member, Problem, fit_members
-from lorabench.classifiers.members import OnEpoch, divergence
+from lorabench.classifiers.members import OnEpoch, failure
 from lorabench.data import FeatureData
 from lorabench.errors import LorabenchError
+from lorabench.training import lost
 
 T = TypeVar("T")
 
@@ -138,7 +139,7 @@ class Lightning:
         history = _History()
         trainer = _trainer(problem.inputs.device, model.max_epochs, [best, stop, history])
         trainer.fit(model, data)
-        failed = divergence(member.seed, history.rows)
+        failed = failure(member.seed, lost(history.rows))
         if failed is not None:
             return Fitted(member, history=history.rows, error=failed)
         model.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])

@@ -14,9 +14,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_
 from lorabench.classifiers import Classifier, Member, Problem, as_it_is, confusion, fit_members, scores
 from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.linear import Linear
-from lorabench.classifiers.members import Fitted, _train, _Work
+from lorabench.classifiers.members import _train, _Work
 from lorabench.classifiers.mlp import MLP
-from lorabench.classifiers.stack import Stack
+from lorabench.classifiers.stack import MemberStack
 from lorabench.data import FeatureData
 from lorabench.engines import Lightning, Stacked
 from lorabench.errors import LorabenchError
@@ -120,7 +120,7 @@ def test_two_layers_by_two_seeds_are_the_same_together_and_one_by_one():
         models = [factory(in_features=problem.width(m.features), n_classes=3, seed=m.seed).double() for m in members]
         kept = {}
         work = _Work(factory, problem, members, queue.SimpleQueue(), kept.__setitem__, None)
-        _train(Stack(models, members, problem), {i: Fitted(m) for i, m in enumerate(members)}, work)
+        _train(MemberStack(models, members, problem), range(4), work)
         for found in ([kept[i] for i in range(4)], fit_members(factory, problem, members, as_it_is)):
             for ours, theirs in zip(found, alone, strict=True):
                 assert (ours.member, ours.best_epoch) == (theirs.member, theirs.best_epoch)
@@ -134,12 +134,12 @@ def test_a_stack_takes_as_many_members_as_its_memory_holds_and_one_width(memory,
     members = [Member(s, number) for number in (1, 0, 2) for s in (0, 1)]
     made = []
 
-    class Counted(Stack):
+    class Counted(MemberStack):
         def __init__(self, models, members, problem):
             made.append(len(models))
             super().__init__(models, members, problem)
 
-    monkeypatch.setattr("lorabench.classifiers.members.Stack", Counted)
+    monkeypatch.setattr("lorabench.classifiers.members.MemberStack", Counted)
     lanes(1)
     found = fit_members(functools.partial(Branched, max_epochs=2), problem, members, as_it_is, memory=memory)
     assert [fitted.member for fitted in found] == members

@@ -1,6 +1,5 @@
 """Many members trained together, each as it would be alone."""
 
-import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -9,16 +8,16 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lorabench.classifiers.base import Classifier, ClassifierFactory
 from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.problem import Member, Problem
-from lorabench.classifiers.stack import Stack
+from lorabench.classifiers.stack import MemberStack
 from lorabench.machine import free_memory, in_lanes, recycle_freed_blocks
+from lorabench.training import train
 
-__all__ = ["Fitted", "OnEpoch", "as_it_is", "divergence", "fit_members"]
+__all__ = ["Fitted", "OnEpoch", "as_it_is", "failure", "fit_members"]
 
 T = TypeVar("T")
 OnEpoch = Callable[[int, int], None]
@@ -164,75 +163,25 @@ def _lane(work: _Work) -> None:
         # Initial weights follow from the seed: members of one width and seed start from the same ones.
         first = {member.seed: number for number, member in reversed(members.items())}
         models = {seed: _build(work, number) for seed, number in first.items()}
-        stack = Stack([models[member.seed] for member in members.values()], list(members.values()), work.problem)
+        stack = MemberStack([models[member.seed] for member in members.values()], list(members.values()), work.problem)
         del models
-        _train(stack, {number: Fitted(member) for number, member in members.items()}, work)
+        _train(stack, numbers, work)
 
 
-def _train(stack: Stack, fitted: dict[int, Fitted], work: _Work) -> None:
-    """Train the members of one stack; `fitted` holds those that are still in it, in its order."""
-    for epoch in range(stack.max_epochs):
-        if work.stopped.is_set():
-            return
-        rates = stack.schedule.rates.clone()
-        train_loss = stack.epoch(epoch)
-        val_loss, val_accuracy = (values.double().cpu() for values in stack.validate())
-        columns = {
-            "train_loss": train_loss.double().cpu(),
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-            "learning_rate": rates,
-        }
-        improved, stop = stack.schedule.update(val_loss)
-        stack.remember(improved)
-        _record(fitted, columns, improved, epoch)
-        if epoch + 1 == stack.max_epochs:
-            stop = torch.ones_like(stop)
-        done = torch.nonzero(stop).flatten()
-        if len(done):
-            _close(stack, done, fitted, work)
-        if work.on_epoch is not None:
-            work.on_epoch(epoch, len(done))
-        if not fitted:
-            return
-        left = torch.nonzero(~stop).flatten()
-        # Neighbours of one learning rate are moved in one go.
-        rates = stack.schedule.rates[left]
-        if len(done) or (rates.diff() > 0).any():
-            order = torch.argsort(rates, descending=True, stable=True)
-            stack.keep(left[order])
-            numbers = list(fitted)
-            fitted = {numbers[k]: fitted[numbers[k]] for k in order.tolist()}
+def _train(stack: MemberStack, numbers: Sequence[int], work: _Work) -> None:
+    """Train the members of one stack, and hand them over as they finish: best weights and logits, or their error."""
+    fitted = [Fitted(work.members[number]) for number in numbers]
+    number_of = {id(one): number for one, number in zip(fitted, numbers, strict=True)}
+
+    def close(done: list[int], results: list[Fitted]) -> None:
+        for result, (state, logits) in zip(results, stack.finished(torch.tensor(done)), strict=True):
+            result.error = failure(result.member.seed, result.error)
+            result.state, result.logits = state, logits
+            work.finish(number_of[id(result)], result)
+
+    train(stack, fitted, stack.max_epochs, close, work.on_epoch, work.stopped.is_set)
 
 
-def _record(
-    fitted: dict[int, Fitted], columns: dict[str, Float[Tensor, " members"]], improved: Bool[Tensor, " members"],
-    epoch: int,
-) -> None:  # fmt: skip
-    rows = {name: values.tolist() for name, values in columns.items()}
-    for k, (result, better) in enumerate(zip(fitted.values(), improved.tolist(), strict=True)):
-        result.history.append({name: values[k] for name, values in rows.items()})
-        if better:
-            result.best_epoch = epoch
-
-
-def divergence(seed: int, history: Sequence[dict[str, float]]) -> str | None:
-    """Why a member with this history failed; None if its validation loss was always finite."""
-    for epoch, row in enumerate(history):
-        if not math.isfinite(row["val_loss"]):
-            return (
-                f"seed {seed}: the validation loss became {row['val_loss']} in epoch {epoch}; "
-                "a lower classifier.learning_rate may help"
-            )
-    return None
-
-
-def _close(stack: Stack, done: Tensor, fitted: dict[int, Fitted], work: _Work) -> None:
-    """Hand the finished members their best weights and logits, or their error, and let them go."""
-    order = list(fitted)
-    for k, (state, logits) in zip(done.tolist(), stack.finished(done), strict=True):
-        number = order[k]
-        result = fitted.pop(number)
-        result.error = divergence(result.member.seed, result.history)  # what is not finite stops at once
-        result.state, result.logits = state, logits
-        work.finish(number, result)
+def failure(seed: int, error: str | None) -> str | None:
+    """What is said of a member that failed for this reason, or None."""
+    return error and f"seed {seed}: {error}; a lower classifier.learning_rate may help"

@@ -1,9 +1,9 @@
-"""Members as one stack: parameters [K, ...], one set of batched products a step."""
+"""Members as one stack: one set of batched products a step."""
 
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
@@ -12,15 +12,15 @@ from lorabench.classifiers.base import Classifier
 from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.problem import Member, Problem
 from lorabench.classifiers.solo import Solo
-from lorabench.training import Adam, Schedule, SeededDropout, draw_keys, epoch_order
+from lorabench.training import Schedule, SeededDropout, Stack, draw_keys, epoch_order
 
-__all__ = ["Stack"]
+__all__ = ["MemberStack"]
 
 _EVALUATED_BYTES = {"cpu": 2**26, "cuda": 2**30}  # of inputs and hidden units that are evaluated in one go
 
 
-class Stack:
-    """The members still at work: stacked parameters, optimiser, schedules and best weights.
+class MemberStack(Stack):
+    """Classifiers that are trained together.
 
     A member by itself on a CPU, if its network is dense, goes through its steps without the leading axis: its
     products take the fastest way there is, and its weights stay in the processor's cache.
@@ -32,17 +32,15 @@ class Stack:
     """
 
     def __init__(self, models: list[Classifier], members: list[Member], problem: Problem) -> None:
-        self.problem, self.device = problem, problem.inputs.device
-        networks = [model.network.to(self.device) for model in models]
+        self.problem = problem
+        networks = [model.network.to(problem.inputs.device) for model in models]
         first = models[0]
         self.network: nn.Module = networks[0]
-        stacked, self.buffers = stack_module_state(networks)
-        self.params = {name: p.detach() for name, p in stacked.items()}
-        self.best = {name: p.clone() for name, p in self.params.items()}
-        self.batch_size, self.max_epochs = first.batch_size, first.max_epochs
+        stacked, buffers = stack_module_state(networks)
         rates = torch.full((len(models),), first.learning_rate, dtype=torch.float64)
-        self.schedule = Schedule(rates, first.plateau_factor, first.plateau_patience, first.patience)
-        self.adam = Adam(self.params, rates)
+        schedule = Schedule(rates, first.plateau_factor, first.plateau_patience, first.patience)
+        super().__init__(self.network, {name: p.detach() for name, p in stacked.items()}, buffers, schedule)
+        self.batch_size, self.max_epochs = first.batch_size, first.max_epochs
         self._dense = DenseNetwork.of(self.network)
         self._alone = self._dense is not None and len(models) == 1 and self.device.type == "cpu"
         self._dropouts = [name for name, m in self.network.named_modules() if isinstance(m, SeededDropout)]
@@ -59,8 +57,8 @@ class Stack:
             self._labels = torch.tensor([m.labels for m in members], dtype=torch.int64, device=self.device)
 
     @torch.no_grad()
-    def epoch(self, number: int) -> Float[Tensor, " members"]:
-        """Adam steps of every member over its own order of the training rows; the mean losses."""
+    def epoch(self, number: int) -> dict[str, Float[Tensor, " members"]]:
+        """See `Stack.epoch`."""
         train = self.problem.train
         by_seed = {seed: epoch_order(seed, number, len(train)) for seed in {m.seed for m in self.members}}
         orders = torch.stack([by_seed[m.seed] for m in self.members]).to(self.device)
@@ -75,7 +73,7 @@ class Stack:
                 self._dense, self.params, self.adam, self._x, self._y, self.problem.n_classes, self.batch_size
             )
             self.adam.steps += len(steps)
-            return solo.epoch(rows[0], keys[..., 0], first, rate)[None]
+            return {"train_loss": solo.epoch(rows[0], keys[..., 0], first, rate)[None]}
         found = []
         for batch, key in zip(torch.split(rows, self.batch_size, 1), keys, strict=True):
             x, y = self.problem.gather(self._index, batch), self._classes(batch)
@@ -83,7 +81,7 @@ class Stack:
             logits, grads = self._autograd(x, y, key) if dense is None else self._closed_form(dense, x, y, key)
             self.adam.step(self.params, grads)
             found.append(logits)
-        return cross_entropy(torch.cat(found, 1), self._classes(rows))
+        return {"train_loss": cross_entropy(torch.cat(found, 1), self._classes(rows))}
 
     def _classes(self, rows: Int64[Tensor, "members n"]) -> Int64[Tensor, "members n"]:
         return self.problem.labels[self._labels[:, None], rows]
@@ -116,12 +114,12 @@ class Stack:
         found: Tensor = vmap(one, randomness="different")(params, buffers, x)
         return found
 
-    def validate(self) -> tuple[Float[Tensor, " members"], Float[Tensor, " members"]]:
+    def validate(self) -> dict[str, Float[Tensor, " members"]]:
         """Cross-entropy and accuracy of every member on the validation rows."""
         rows = self.problem.val
         logits = self._logits(self.params, torch.arange(len(self.members), device=self.device), rows)
         y = self._y[rows][None] if self._alone else self._classes(rows.expand(len(self.members), -1))
-        return cross_entropy(logits, y), (logits.argmax(-1) == y).double().mean(1)
+        return {"val_loss": cross_entropy(logits, y), "val_accuracy": (logits.argmax(-1) == y).double().mean(1)}
 
     @torch.no_grad()
     def _logits(
@@ -148,31 +146,14 @@ class Stack:
         The weights are views of the stack's.
         """
         rows = which.to(self.device)
-        params = {name: p[rows] for name, p in self.best.items()}
+        best = {name: value[rows] for name, value in self.best.items()}
         everyone = torch.arange(len(self.problem.inputs), device=self.device)
-        logits = self._logits(params, rows, everyone).cpu()
-        kept = self.network.state_dict().keys()  # without what is not persistent
-        buffers = {name: b[rows] for name, b in self.buffers.items() if name in kept}
-        return [({name: p[i] for name, p in {**params, **buffers}.items()}, logits[i]) for i in range(len(rows))]
-
-    def remember(self, improved: Bool[Tensor, " members"]) -> None:
-        """Copy the weights of the members that improved."""
-        rows = torch.nonzero(improved).flatten().to(self.device)
-        if len(rows) == len(self.members):
-            for name, p in self.params.items():
-                self.best[name].copy_(p)
-        elif len(rows):
-            for name, p in self.params.items():
-                self.best[name][rows] = p[rows]
+        logits = self._logits({name: best[name] for name in self.params}, rows, everyone).cpu()
+        return [({name: value[i] for name, value in best.items()}, logits[i]) for i in range(len(rows))]
 
     def keep(self, left: Int64[Tensor, " kept"]) -> None:
-        """Drop all members but these."""
-        rows = left.to(self.device)
-        for group in (self.params, self.buffers, self.best):
-            for name in group:  # one tensor at a time: the old one goes before the next is made
-                group[name] = group[name][rows]
-        self.adam.keep(rows)
-        self.schedule.keep(left)
+        """See `Stack.keep`."""
+        super().keep(left)
         self._take([self.members[k] for k in left.tolist()])
 
 

@@ -1,19 +1,18 @@
 """Autoencoders of many units trained together, each as it would be alone."""
 
 import copy
-import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from lorabench.representations.autoencoder import JUDGED, AutoEncoder
-from lorabench.training import Adam, Keyed, Schedule, Step, draw_keys, epoch_order, traced_step
+from lorabench.training import Adam, Keyed, Schedule, Stack, Step, draw_keys, epoch_order, traced_step, train
 
 __all__ = ["Course", "Schooling", "batches", "fit_together", "held_rows", "split_rows"]
 
@@ -87,37 +86,10 @@ def fit_together(
         on_epoch: called after every epoch; what it raises ends the training.
     """
     courses = [Course() for _ in modules]
-    stack = _Stack(list(modules), inputs, schooling)
-    for epoch in range(schooling.epochs):
-        rates = stack.schedule.rates.clone()
-        columns = {**stack.epoch(epoch), **stack.validate(), "learning_rate": rates}
-        improved, stop = stack.schedule.update(columns["val_loss"])
-        stack.remember(improved)
-        _record([courses[k] for k in stack.standing], columns, improved, epoch)
-        if epoch + 1 == schooling.epochs:
-            stop = torch.ones_like(stop)
-        if stop.any():
-            stack.close(torch.nonzero(stop).flatten().tolist())
-        if on_epoch is not None:
-            on_epoch()
-        if stop.all():
-            break
-        left = torch.nonzero(~stop).flatten()
-        # Neighbours of one learning rate are moved in one go.
-        rates = stack.schedule.rates[left]
-        if stop.any() or (rates.diff() > 0).any():
-            stack.keep(left[torch.argsort(rates, descending=True, stable=True)])
+    stack = _UnitStack(list(modules), inputs, schooling)
+    heard = None if on_epoch is None else lambda _epoch, _done: on_epoch()
+    train(stack, courses, schooling.epochs, lambda done, _: stack.close(done), heard)
     return courses
-
-
-def _record(courses: list[Course], columns: dict[str, Tensor], improved: Bool[Tensor, " members"], epoch: int) -> None:
-    rows = {name: values.tolist() for name, values in columns.items()}
-    for k, (course, better) in enumerate(zip(courses, improved.tolist(), strict=True)):
-        course.history.append({name: values[k] for name, values in rows.items()})
-        if better:
-            course.best_epoch = epoch
-        if not math.isfinite(rows["val_loss"][k]):
-            course.error = f"the validation loss became {rows['val_loss'][k]} in epoch {epoch}"
 
 
 _MAKING = threading.Lock()
@@ -147,32 +119,28 @@ class _Losses(nn.Module):
         return self.module.losses(x)
 
 
-class _Stack:
-    """The units still at work: stacked parameters, optimiser, schedules and best weights.
+class _UnitStack(Stack):
+    """Autoencoders that are trained together.
 
     A unit by itself goes through its own module, without the leading axis.
     """
 
     def __init__(self, modules: list[AutoEncoder], inputs: Float[Tensor, "units n d"], schooling: Schooling) -> None:
         self.modules, self.inputs, self.schooling = modules, inputs, schooling
-        self.standing = list(range(len(modules)))
-        self.device = inputs.device
         first = modules[0]
         self._alone = len(modules) == 1
         # In a stack only its structure is needed.
         self._call = _Losses(first if self._alone else copy.deepcopy(first).to("meta"))
         if self._alone:  # views: Adam moves the module's own
-            self.params = {name: p.detach()[None] for name, p in self._call.named_parameters()}
-            self.buffers = {name: b[None] for name, b in self._call.named_buffers()}
+            params = {name: p.detach()[None] for name, p in self._call.named_parameters()}
+            buffers = {name: b[None] for name, b in self._call.named_buffers()}
         else:
-            stacked, self.buffers = stack_module_state([_Losses(module) for module in modules])
-            self.params = {name: self._turned(p.detach()).contiguous() for name, p in stacked.items()}
-        self._keyed = [name for name, m in self._call.named_modules() if isinstance(m, Keyed)]
-        self._persistent = [name for name in self._call.state_dict() if name not in self.params]
-        self.best = {name: p.clone() for name, p in self._state().items()}
+            stacked, buffers = stack_module_state([_Losses(module) for module in modules])
+            params = {name: self._turned(p.detach()).contiguous() for name, p in stacked.items()}
         rates = torch.full((len(modules),), first.learning_rate, dtype=torch.float64)
-        self.schedule = Schedule(rates, first.plateau_factor, first.plateau_patience, schooling.patience)
-        self.adam = Adam(self.params, rates)
+        schedule = Schedule(rates, first.plateau_factor, first.plateau_patience, schooling.patience)
+        super().__init__(self._call, params, buffers, schedule)
+        self._keyed = [name for name, m in self._call.named_modules() if isinstance(m, Keyed)]
         self._seeds = torch.tensor([module.seed for module in modules], dtype=torch.int64, device=self.device)
         parts = [split_rows(module.seed, inputs.shape[1], schooling.val_share) for module in modules]
         self._train, val = (torch.stack([part[i] for part in parts]).to(self.device) for i in (0, 1))
@@ -184,17 +152,14 @@ class _Stack:
             self._own = [[tensor[0] for tensor in one.values()] for one in found]
         self._held = self._rows(val)
 
-    def _state(self) -> dict[str, Tensor]:
-        return {**self.params, **{name: self.buffers[name] for name in self._persistent}}
-
     def _rows(self, rows: Int64[Tensor, "members b"]) -> Float[Tensor, "members b d"]:
         return self.inputs[self._units, rows]
 
     def epoch(self, number: int) -> dict[str, Float[Tensor, " members"]]:
-        """Adam steps of every unit over its own order of its rows; the mean losses."""
+        """See `Stack.epoch`."""
         self._call.train()
         n = self._train.shape[1]
-        orders = torch.stack([epoch_order(self.modules[k].seed, number, n) for k in self.standing]).to(self.device)
+        orders = torch.stack([epoch_order(module.seed, number, n) for module in self.modules]).to(self.device)
         rows = self._train.gather(1, orders)
         self.adam.set_rates(self.schedule.rates)
         parts = batches(n, self.schooling.batch_size)
@@ -275,31 +240,18 @@ class _Stack:
         values = torch.stack(list(found.values())).cpu().double()
         return {f"val_{name}": value for name, value in zip(found, values, strict=True)}
 
-    def remember(self, improved: Bool[Tensor, " members"]) -> None:
-        """Copy the state of the units that improved."""
-        rows = torch.nonzero(improved).flatten().to(self.device)
-        for name, value in self._state().items():
-            if len(rows) == len(self.standing):
-                self.best[name].copy_(value)
-            elif len(rows):
-                self.best[name][rows] = value[rows]
-
     def close(self, done: Sequence[int]) -> None:
         """Give the modules of finished units their best weights."""
         with torch.no_grad():
             for k in done:
-                own = _Losses(self.modules[self.standing[k]]).state_dict()
+                own = _Losses(self.modules[k]).state_dict()
                 for name, value in self.best.items():
                     own[name].copy_(self._turned(value)[k] if name in self.params else value[k])
 
     def keep(self, left: Int64[Tensor, " kept"]) -> None:
-        """Drop all units but these, and take them in this order."""
+        """See `Stack.keep`."""
+        super().keep(left)
         rows = left.to(self.device)
-        for group in (self.params, self.buffers, self.best):
-            for name in group:  # one tensor at a time: the old one goes before the next is made
-                group[name] = group[name][rows]
-        self.adam.keep(rows)
-        self.schedule.keep(left)
-        self.standing = [self.standing[k] for k in left.tolist()]
+        self.modules = [self.modules[k] for k in left.tolist()]
         self._seeds, self._train, self._units = self._seeds[rows], self._train[rows], self._units[rows]
         self._held = self._held[rows]

@@ -1,4 +1,4 @@
-"""What classifiers and learned representations share: Adam, schedules, and randomness that follows from keys."""
+"""What classifiers and learned representations share: the loop, Adam, schedules, randomness that follows from keys."""
 
 from lorabench.training.adam import Adam
 from lorabench.training.keyed import Keyed, SeededDropout, SeededNoise, set_keys
@@ -6,22 +6,27 @@ from lorabench.training.onednn import ONEDNN, by_onednn
 from lorabench.training.randomness import draw_keys, epoch_order, keep_mask, normal, seeded
 from lorabench.training.schedule import Schedule
 from lorabench.training.scripted import Step, traced_step, without_python
+from lorabench.training.stack import Course, Stack, lost, train
 
 __all__ = [
     "ONEDNN",
     "Adam",
+    "Course",
     "Keyed",
     "Schedule",
     "SeededDropout",
     "SeededNoise",
+    "Stack",
     "Step",
     "by_onednn",
     "draw_keys",
     "epoch_order",
     "keep_mask",
+    "lost",
     "normal",
     "seeded",
     "set_keys",
     "traced_step",
+    "train",
     "without_python",
 ]
