@@ -1,6 +1,7 @@
 """`lorabench`, `python -m lorabench`: a first word that names a program runs it; all else is Hydra's application."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -32,10 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         width = max(map(len, PROGRAMS))
         lines = [f"  lorabench {word:{width}}  {what}" for word, what in PROGRAMS.items()]
         sys.stdout.write("\n".join(["programs (--help behind one says more):", *lines, "", ""]))
-        sys.stdout.flush()
     from lorabench.application import main as run_application  # Hydra takes longer than most programs here
 
-    run_application()
+    try:
+        run_application()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`: nobody reads on, and nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return None
 
 

@@ -173,7 +173,7 @@ def _without_zeros(module: LoraModule) -> LoraModule:
 
 def _fused(parts: Mapping[int, LoraModule], rule: Rule) -> LoraModule | None:
     """The modules of one original module in one pair; None where a part is missing whose rows nothing says."""
-    if rule.how != "split":
+    if rule.how in ("same", "swap"):
         (module,) = parts.values()
         swapped = _split(module, rule.parts, rule.how)
         return None if swapped is None else next(iter(swapped.values()))
@@ -182,7 +182,8 @@ def _fused(parts: Mapping[int, LoraModule], rule: Rule) -> LoraModule | None:
     # The query has the width of the input, and key and value are alike.
     heights.setdefault(0, width)
     for part, other in ((1, 2), (2, 1)):
-        heights.setdefault(part, heights.get(other, width))
+        if other in heights or rule.how == "split":
+            heights.setdefault(part, heights.get(other, width))
     if len(heights) < len(rule.parts):
         return None
     down: list[Float32[Tensor, "r d_in"]] = []

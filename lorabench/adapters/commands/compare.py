@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabench.adapters.reading.folders import adapter_files
-from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, find_adapter_file
+from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, explain_reading, find_adapter_file
 from lorabench.commands.frame import Outcome
 from lorabench.commands.options import path_name, positive_int, share
 from lorabench.errors import LorabenchError
@@ -181,7 +181,9 @@ def _duplicates(paths: Sequence[Path], tolerance: float) -> Outcome:
     adapters: dict[Path, None] = {}
     beside: list[Path] = []
     for path in paths:
-        if path.is_dir():
+        with explain_reading(path):
+            folder = path.is_dir()
+        if folder:
             below = adapter_files(path)
             adapters.update(dict.fromkeys(adapter.path for adapter in below.adapters))
             beside.extend([*below.beside, *below.state])

@@ -73,10 +73,13 @@ def run(args: Namespace) -> Outcome:
     if edits:
         return _edit(args)
     from lorabench.adapters.metadata.library import is_one_adapter
+    from lorabench.adapters.reading.header import explain_reading
 
-    if args.output is not None and not args.path.is_dir():
+    with explain_reading(args.path):
+        folder = args.path.is_dir()
+    if args.output is not None and not folder:
         args.misused("--output is the table of a folder; give a folder")
-    if args.path.is_dir() and (args.output is not None or not is_one_adapter(args.path)):
+    if folder and (args.output is not None or not is_one_adapter(args.path)):
         if args.values:
             args.misused("--values is for one adapter: a folder is scanned by its headers alone")
         return _scan(args)

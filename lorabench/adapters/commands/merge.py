@@ -1,9 +1,11 @@
 """`lorabench-adapter merge A B …`: several adapters into one, after a look at what will clash."""
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lorabench.adapters.commands.common import add_output, dotted_names, write_result
+from lorabench.adapters.finding import Finding
 from lorabench.adapters.merging.recipe import Recipe
 from lorabench.commands.frame import Outcome
 from lorabench.commands.options import add_options, any_number, from_args, path_name
@@ -13,6 +15,7 @@ from lorabench.storage import refuse_overwriting
 from lorabench.text import table
 
 if TYPE_CHECKING:
+    from lorabench.adapters.adapter import Adapter
     from lorabench.adapters.merging.preflight import Preflight
     from lorabench.adapters.merging.report import MergeReport
 
@@ -51,6 +54,8 @@ def run(args: Namespace) -> Outcome:
     _check_weights(args)
     adapters = [load(path) for path in args.adapters]
     looked = preflight(adapters, args.weights, recipe) if args.preflight or not args.no_check else None
+    if looked is not None and not recipe.drop_unsupported:
+        looked = _with_what_writing_refuses(looked, adapters[0], args)
     if args.preflight and looked is not None:
         return Outcome(looked.as_dict(), _preflight_text(looked), looked.level != "error")
     if looked is not None and looked.level == "error":
@@ -65,6 +70,17 @@ def run(args: Namespace) -> Outcome:
         data["preflight"] = looked.as_dict()
         texts.insert(0, _preflight_text(looked))
     return Outcome(data, "\n\n".join(texts))
+
+
+def _with_what_writing_refuses(looked: "Preflight", first: "Adapter", args: Namespace) -> "Preflight":
+    """The result bears the first adapter's names and whole tensors, which its layout must have a place for."""
+    from lorabench.adapters.writing.converting import notes_on_writing
+
+    try:
+        notes_on_writing(first, args.layout, dotted_names(args))
+    except LorabenchError as error:
+        return replace(looked, findings=(*looked.findings, Finding("error", "writing", str(error), refused=True)))
+    return looked
 
 
 def _check_weights(args: Namespace) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lorabench.adapters.merging.recipe import Recipe
+from lorabench.adapters.reading.naming import is_added
 from lorabench.adapters.writing.refusals import changed_base
 from lorabench.errors import LorabenchError
 from lorabench.text import some
@@ -29,8 +30,6 @@ _PROVENANCE = frozenset(
     }
 )  # fmt: skip
 """Entries that say where an adapter comes from or how it was trained, and nothing of what it does."""
-_ADDED = (".lora_B.bias", ".lora_up.bias")
-"""Biases of up matrices, which an adapter adds times its scale."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,10 @@ def merged_extras(
 ) -> MergedExtras:
     """Tensors that are no low-rank pair, such as saved modules and biases, of a merged adapter.
 
-    The bias of an up matrix is part of what is added: Σ w_i · scale_i · bias_i, whatever the weights. A tensor that all
-    who have it agree on is carried. Where floating tensors of one shape differ and all adapters have
-    them, their weighted sum takes their place if the weights sum to 1: what replaces a weight of the base moves it by
-    Σ w_i · (tensor_i − base), whatever the base is.
+    What is added to the base, as ΔW is (`naming.is_added`), is Σ w_i · tensor_i, whatever the weights. Of what takes
+    the place of the base's weights, a tensor that all who have it agree on is carried. Where floating tensors of one
+    shape differ and all adapters have them, their weighted sum takes their place if the weights sum to 1: it moves a
+    weight by Σ w_i · (tensor_i − base), whatever the base is.
 
     Args:
         adapters: the tensors of each, by key.
@@ -89,8 +88,9 @@ def merged_extras(
     partial, summed = [], []
     for key in keys:
         own = [each[key] for each in adapters if key in each]
-        if key.endswith(_ADDED):
+        if is_added(key):
             shares = [weight for each, weight in zip(adapters, weights, strict=True) if key in each]
+            _check_sum(key, own, len(own), [1.0])
             tensors[key] = _sum(own, shares)
             summed.append(key)
         elif all(_equal(tensor, own[0]) for tensor in own):

@@ -14,9 +14,9 @@ from lorabench.adapters.merging.modules import Parts, merged_modules
 from lorabench.adapters.merging.provenance import agreed_metadata, notes_on, parents_of
 from lorabench.adapters.merging.recipe import Recipe
 from lorabench.adapters.merging.report import MergeReport
-from lorabench.adapters.reading.naming import parse_key
 from lorabench.adapters.writing.configuration import stated_options
 from lorabench.adapters.writing.refusals import refuse_infinite
+from lorabench.adapters.writing.tensors import scaled_biases
 from lorabench.errors import LorabenchError
 
 __all__ = ["merge"]
@@ -70,7 +70,7 @@ def merge(
         refuse_infinite(adapter)
     same = _are_one(adapters, used, recipe)
     config = merged_config([stated_options(adapter) for adapter in adapters])
-    extras = merged_extras([adapter.extras if same else _scaled(adapter) for adapter in adapters], used, recipe)
+    extras = merged_extras([one.extras if same else scaled_biases(one) for one in adapters], used, recipe)
     parts = [Parts(name, tuple(one.modules.get(name) for one in adapters), used) for name in module_names(adapters)]
     merged = merged_modules(parts, recipe, _dtype(adapters, recipe))
     rows = tuple(row for _, row in merged.values())
@@ -116,16 +116,6 @@ def _are_one(adapters: Sequence[Adapter], weights: Sequence[float], recipe: Reci
 def _equal(a: LoraModule, b: LoraModule) -> bool:
     same = a.kind == b.kind == "lora" and a.scale == b.scale and a.down.shape == b.down.shape
     return same and torch.equal(a.down, b.down) and torch.equal(a.up, b.up)
-
-
-def _scaled(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """Its whole tensors, the biases of up matrices times the scale that the result no longer has."""
-    scaled = dict(adapter.extras)
-    for key, tensor in adapter.extras.items():
-        parsed = parse_key(key)
-        if parsed.part == "bias" and parsed.module in adapter.modules and ".lora" in key:
-            scaled[key] = (tensor.double() * adapter.modules[parsed.module].scale).to(tensor.dtype)
-    return scaled
 
 
 def _dtype(adapters: Sequence[Adapter], recipe: Recipe) -> torch.dtype:

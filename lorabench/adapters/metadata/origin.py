@@ -166,7 +166,7 @@ def _method(table: Table) -> Said:
     ):
         names = ["LoRA with convolutions (LoCon)" if name == "LoRA" else name for name in names]
     asked = peft_method(table.config)
-    if asked and not table.rows and not any(kind in _METHODS for kind in table.unsupported):
+    if asked and not table.rows:
         return said(asked, f"{CONFIG}: peft_type")
     if not names:
         return said("unknown", "tensor names")

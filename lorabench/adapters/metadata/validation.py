@@ -94,7 +94,7 @@ def _modules(table: Table) -> Iterator[Finding]:
     count = len(table.rows)
     if count:
         yield Finding("ok", "modules", f"{counted(count, 'module')} that can be analysed")
-    elif set(table.unsupported) <= _NO_ADAPTER and not table.problems:
+    elif set(table.unsupported) <= _NO_ADAPTER and not table.problems and not peft_method(table.config):
         held = ", ".join(sorted(table.unsupported)) or "no tensors at all"
         yield Finding("error", "modules", f"no adapter: the file holds {held}")
     elif not table.problems:

@@ -42,7 +42,7 @@ _WORDS = sorted(_PART_OF_WORD, key=len, reverse=True)
 # `transformer` is also what many language models call their own trunk.
 _OWN_TRUNK = re.compile(r"transformer\.(h|wte|wpe|ln_f|layer|encoder|embedding|word_embeddings\w*)(\.|$)")
 
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module")
 """What torch.compile, FSDP, activation checkpointing and DeepSpeed put into the names of a model's modules."""
 _PEFT = "base_model.model."
 _PARALLEL = "module."  # of DataParallel and DistributedDataParallel, at the front alone
@@ -79,7 +79,7 @@ def unwrap(name: str) -> Unwrapped:
     >>> unwrap("base_model.model.base_model.model.h.0").wrappers
     ('base_model.model (twice)',)
     """
-    taken = {wrapper for wrapper in _WRAPPERS if wrapper in name}
+    taken = {segment for segment in name.split(".") if segment in _WRAPPERS}
     if (
         not taken
         and not name.startswith((_PEFT, _PARALLEL))

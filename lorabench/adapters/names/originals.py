@@ -13,18 +13,18 @@ class Rule(NamedTuple):
     Attributes:
         original: its name.
         parts: diffusers' names, one after another in the rows of ΔW.
-        how: "split": rows are d_in for the query, the same for key and value in equal parts (grouped queries have
-            fewer), and what is left for a fourth part; "swap": one module, whose halves (shift and scale) change
-            places; "same": one module.
+        how: "split": rows are d_in for the query, the same for key and value in equal parts, and what is left for a
+            fourth part; "grouped": the same, but grouped queries leave key and value fewer rows; "swap": one module,
+            whose halves (shift and scale) change places; "same": one module.
     """
 
     original: str
     parts: tuple[str, ...]
-    how: Literal["same", "split", "swap"] = "same"
+    how: Literal["same", "split", "grouped", "swap"] = "same"
 
 
-def _attention(original: str, stem: str, names: str) -> Rule:
-    return Rule(original, tuple(f"{stem}.{name}" for name in names.split()), "split")
+def _attention(original: str, stem: str, names: str, how: Literal["split", "grouped"] = "split") -> Rule:
+    return Rule(original, tuple(f"{stem}.{name}" for name in names.split()), how)
 
 
 _QKV, _ADDED = "to_q to_k to_v", "add_q_proj add_k_proj add_v_proj"
@@ -141,7 +141,7 @@ _RULES: dict[str, list[Rule]] = {
         *_FINAL,
     ],
     "lumina2": [
-        *(_attention(f"{block}.attention.qkv", f"{block}.attn", _QKV) for block in _LUMINA_BLOCKS),
+        *(_attention(f"{block}.attention.qkv", f"{block}.attn", _QKV, "grouped") for block in _LUMINA_BLOCKS),
         *(Rule(f"{block}.attention.out", (f"{block}.attn.to_out.0",)) for block in _LUMINA_BLOCKS),
         *(
             Rule(f"{block}.feed_forward.w{i}", (f"{block}.feed_forward.linear_{i}",))

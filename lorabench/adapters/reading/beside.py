@@ -8,7 +8,7 @@ __all__ = ["CONFIG", "config_beside", "copy_of"]
 CONFIG = "adapter_config.json"
 """What PEFT calls the configuration of the adapter beside it."""
 
-_COPY = re.compile(r"^.+?(?P<copy> ?\(\d+\)| - Copy(?: \(\d+\))?)$")
+_COPY = re.compile(r"^.+?(?P<copy> ?\(\d+\)| - Copy(?: \(\d+\))?| copy(?: \d+)?)$")
 
 
 def config_beside(file: Path) -> Path:

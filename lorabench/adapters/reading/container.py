@@ -89,14 +89,20 @@ def read_container(path: Path) -> Container:
     return _read_npz(path, size) if path.suffix == ".npz" else _read_pickle(path, size)
 
 
-def infos_of(container: Container) -> tuple[Mapping[str, TensorInfo], dict[str, float]]:
-    """Shapes and types by safetensors' names, and the α tensors' values, of what has no header."""
+def infos_of(path: Path, container: Container) -> tuple[Mapping[str, TensorInfo], dict[str, float]]:
+    """Shapes and types by safetensors' names, and the α tensors' values, of what has no header.
+
+    Raises:
+        LorabenchError: an α is no plain number.
+    """
     tensors, alphas = {}, {}
     for key, tensor in container.tensors.items():
         name = str(tensor.dtype).removeprefix("torch.")
         dtype = _NAMES.get(tensor.dtype, name.replace("uint", "U").replace("int", "I").upper())
         tensors[key] = TensorInfo(tuple(tensor.shape), dtype)
         if key.endswith(("alpha", "_alpha")) and tensor.numel():
+            if tensor.is_complex() or tensor.dtype == torch.bool:
+                raise LorabenchError(f"{path}: {key} is stored as {dtype}; a plain number is needed. Export it again.")
             alphas[key] = float(tensor.flatten()[0])
     return tensors, alphas
 
@@ -246,7 +252,7 @@ def _unnested(loaded: object) -> tuple[object, dict[str, str]]:
     if not isinstance(loaded, dict):
         return loaded, {}
     if isinstance(loaded.get("state_dict"), dict):
-        return loaded["state_dict"], {}
+        return {**{key: value for key, value in loaded.items() if _is_dense(value)}, **loaded["state_dict"]}, {}
     if any(map(_is_dense, loaded.values())):
         return loaded, {}
     inner = [

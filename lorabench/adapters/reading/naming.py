@@ -10,13 +10,15 @@ from lorabench.adapters.layouts.kohya import from_kohya
 from lorabench.adapters.names.families import dotted
 from lorabench.adapters.names.identity import component, joined, unwrap
 
-__all__ = ["FACTORS", "KEPT", "ParsedKey", "component", "is_layer_key", "layer_names", "parse_key"]
+__all__ = ["FACTORS", "KEPT", "ParsedKey", "component", "is_added", "is_layer_key", "layer_names", "parse_key"]
 
 FACTORS = ("down", "up", "mid", "alpha")
 """The parts that a ΔW is made of; every other part is a kind that cannot be analysed."""
 
 KEPT = ("bias", "full_diff", "full_weight", "textual_inversion", "token_delta")
 """Kinds that no rank nor scale changes: a file of the same layout carries them whole."""
+
+_ADDED = re.compile(r"\.lora(_B|_up|\.up)(\.\w+)?\.bias$|\.diff(_b)?$|\.[wb]_norm$")
 
 # After the kinds that are read, in this order: the first pattern that is found names the kind; what stands before it is
 # the module.
@@ -83,6 +85,15 @@ def parse_key(key: str) -> ParsedKey:
                 return _named(module, part, scheme)
     kind, match = next((kind, match) for kind, pattern in _patterns() if (match := pattern.search(key)))
     return _named(key[: match.start()], kind, "")
+
+
+def is_added(key: str) -> bool:
+    """Whether a tensor that is no factor is added to the base, as ΔW is, and does not take the place of its weights.
+
+    >>> is_added("unet.conv_in.diff_b"), is_added("unet.conv_in.lora.up.bias"), is_added("classifier.bias")
+    (True, True, False)
+    """
+    return bool(_ADDED.search(key))
 
 
 def is_layer_key(column: str) -> bool:

@@ -144,7 +144,7 @@ def plan(file: Path, header: Header | None, container: "Container | None" = None
     if container is not None:
         from lorabench.adapters.reading.container import infos_of
 
-        tensors, alphas = infos_of(container)
+        tensors, alphas = infos_of(file, container)
         metadata, leftovers, form = container.metadata, container.leftovers, container.format
     else:
         assert header is not None  # noqa: S101 - one of the two is given

@@ -54,6 +54,8 @@ def configuration(where: Path, adapter: Adapter, modules: Mapping[str, LoraModul
                 "path_initial_model_for_weight_conversion as an ordinary LoRA first, or keep its ranks."
             )
         config |= _ranks(modules)
+        # A start of training that says nothing of the base; some are refused at ranks that they cannot make.
+        config.pop("init_lora_weights", None)
     if not _names_all(given.get("target_modules"), modules):
         for entry in _CHOICE:
             config.pop(entry, None)

@@ -22,7 +22,7 @@ from lorabench.adapters.writing.refusals import (
     refuse_unsupported,
 )
 from lorabench.adapters.writing.renaming import with_dots, with_names_of
-from lorabench.adapters.writing.saving import carries_extras, layout_of
+from lorabench.adapters.writing.saving import carries_extras, layout_of, refuse_extras
 from lorabench.adapters.writing.tensors import alpha_of
 from lorabench.errors import LorabenchError
 from lorabench.text import some
@@ -90,7 +90,7 @@ def convert(
     modules, notes = _choose(adapter, form, component)
     refuse_embeddings(adapter.path, modules, form)
     refuse_unplaced(adapter.path, modules)
-    spelled, renamed = _spelled(adapter, modules, form, names)
+    spelled, renamed = _spelled(adapter, modules, form, names, chosen=component is not None)
     modules = spelled.modules
     # Only now: without its prefix no name could be told from another model's.
     if form.folder and component:
@@ -147,12 +147,7 @@ def prepare(adapter: Adapter, layout: str | None = None, names: Mapping[str, str
     refuse_options(adapter, form)
     refuse_embeddings(adapter.path, adapter.modules, form)
     refuse_unplaced(adapter.path, adapter.modules)
-    if adapter.extras and not carries_extras(adapter, form.name):
-        raise LorabenchError(
-            f"{adapter.path}: the {form.name} layout has no place for {len(adapter.extras)} tensors that are no pair "
-            f"({some(adapter.extras)}). Keep its own layout, {nearest}, or say --drop-unsupported "
-            "(drop_unsupported=True) to leave these out."
-        )
+    refuse_extras(adapter, form)
     modules, new, notes = dict(adapter.modules), {name: name for name in adapter.modules}, list[str]()
     own = {scheme.removesuffix("-embedding") for scheme in adapter.schemes} <= form.own
     if form.name != nearest or not own or (form.needs_dots and not all(m.dots_known for m in modules.values())):
@@ -161,7 +156,7 @@ def prepare(adapter: Adapter, layout: str | None = None, names: Mapping[str, str
         kept = Counter(spelled.origins.values())
         same = len(modules) == len(adapter.modules)
         new = {old: name for name, old in spelled.origins.items() if same and kept[old] == 1}
-        notes += _about_names(adapter, modules, form)
+    notes += _about_names(adapter, modules, form)
     return Prepared(replace(adapter, modules=modules), new, (*notes, *_about_scales(modules, form)))
 
 
@@ -208,10 +203,15 @@ def _part_of(name: str, module: LoraModule, wanted: str) -> str:
 
 
 def _spelled(
-    adapter: Adapter, modules: Mapping[str, LoraModule], layout: WrittenLayout, names: Mapping[str, str] | None
+    adapter: Adapter,
+    modules: Mapping[str, LoraModule],
+    layout: WrittenLayout,
+    names: Mapping[str, str] | None,
+    chosen: bool = False,
 ) -> tuple[Respelled, list[str]]:
     """The modules under the names that the layout's loaders look for, and what was renamed, split or fused."""
-    dotted = with_dots(adapter.path, modules, names) if layout.needs_dots else {name: name for name in modules}
+    flat = "kohya" in adapter.schemes
+    dotted = with_dots(adapter.path, modules, names, flat) if layout.needs_dots else {name: name for name in modules}
     named = {dotted[name]: _certain(module) for name, module in modules.items()}
     origins = {new: old for old, new in dotted.items()}
     family, notes = family_of(named), list[str]()
@@ -223,8 +223,10 @@ def _spelled(
     elif not layout.needs_dots and not set(adapter.schemes) <= layout.own:
         spelled = _as_trainers_have_it(adapter, named, family, layout)
         if family and spelled.changed:
-            notes.append(f"{spelled.changed} modules got {family.name}'s original names, as its trainers have them")
-    renamed = with_names_of(layout, adapter.path, spelled.modules, {name: name for name in spelled.modules})
+            whose = "diffusers'" if family.key in FLATTENED_BY_KOHYA else f"{family.name}'s original"
+            notes.append(f"{spelled.changed} modules got {whose} names, as its trainers have them")
+    kept, sure = {name: name for name in spelled.modules}, chosen or not flat
+    renamed = with_names_of(layout, adapter.path, spelled.modules, kept, sure)
     final = {renamed.names[name]: module for name, module in spelled.modules.items()}
     back = {renamed.names[name]: origins[old] for name, old in spelled.origins.items()}
     return Respelled(final, back, spelled.changed), [*notes, *renamed.notes]
@@ -240,13 +242,17 @@ def _as_trainers_have_it(
     """
     same = Respelled(modules, {name: name for name in modules}, 0)
     denoiser = {name: module for name, module in modules.items() if identity(name).part == "denoiser"}
-    of_transformer = sort_of_denoiser(denoiser) == "transformer" or any(n.startswith("transformer.") for n in denoiser)
-    if not denoiser or not of_transformer or (family and family.naming == "original"):
+    sort = sort_of_denoiser(denoiser) or ("unet" if all(name.startswith("unet.") for name in denoiser) else None)
+    if not denoiser or sort == "unet":
+        return same
+    if family and family.key in FLATTENED_BY_KOHYA:
+        return as_diffusers(modules, family)
+    if family and family.naming == "original":
         return same
     spelled = as_original(modules, family) if family and family.key in KEPT_BY_KOHYA else same
-    if spelled.changed or (family and family.key in FLATTENED_BY_KOHYA):
+    if spelled.changed:
         return spelled
-    model = f"a {family.name} transformer" if family else "this transformer"
+    model = f"a {family.name} transformer" if family else "this model"
     raise LorabenchError(
         f"{adapter.path}: nothing says how kohya's trainers call the modules of {model} ({some(denoiser)}), and "
         f"loaders drop names that none of them writes. Write the diffusers-peft or comfyui layout, not {layout.name}."
@@ -287,8 +293,9 @@ def _about_names(adapter: Adapter, modules: Mapping[str, LoraModule], layout: Wr
         )
     parts = sorted({component(name) for name in modules} - {"model"})
     if parts and from_elsewhere:
+        wanted = "transformer" if parts[0] in DENOISER_WORDS else parts[0]
         notes.append(
-            f"names begin with {', '.join(parts)}: to load them into one model by PEFT, say --component {parts[0]}, "
+            f"names begin with {', '.join(parts)}: to load them into one model by PEFT, say --component {wanted}, "
             "one folder each"
         )
     if layout.folder and any(name.startswith("text_model.") for name in modules):

@@ -5,7 +5,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lorabench.adapters.names.identity import flattened, split_part, unwrap
-from lorabench.adapters.reading.header import explain_reading, find_adapter_file, parse_json, read_header
+from lorabench.adapters.reading.header import (
+    ADAPTER_SUFFIXES,
+    explain_reading,
+    find_adapter_file,
+    parse_json,
+    read_header,
+)
 from lorabench.adapters.reading.naming import parse_key
 from lorabench.errors import LorabenchError
 
@@ -18,9 +24,9 @@ def names_from(path: Path | str) -> dict[str, str]:
     """Flattened name -> dotted name, without parts of a pipeline, of all modules that a file names in dots.
 
     Args:
-        path: a safetensors file (an adapter's or a checkpoint's, of which the header alone is read), a folder with
-            an adapter, a JSON list or object whose entries or keys are names (an index with its `weight_map` too), or
-            a text with a name a line.
+        path: an adapter or a checkpoint (of safetensors the header alone is read), a folder with an adapter, a JSON
+            list or object whose entries or keys are names (an index with its `weight_map` too), or a text with a name
+            a line.
 
     Raises:
         LorabenchError: it cannot be read, or names no module in dots.
@@ -45,11 +51,17 @@ def _keys(path: Path) -> Iterable[str]:
     with explain_reading(path):
         if path.is_dir():
             path = find_adapter_file(path)
+        size = path.stat().st_size
         if path.suffix == ".safetensors":
             return read_header(path).tensors
+        if path.suffix in ADAPTER_SUFFIXES:
+            from lorabench.adapters.reading.container import read_container  # torch, which a header needs not
+
+            return read_container(path).tensors
         if path.suffix not in (".json", ".txt"):
-            raise LorabenchError(f"--names-from {path}: a .safetensors, .json or .txt file is needed.")
-        if path.stat().st_size > _LARGEST:
+            known = ", ".join((*ADAPTER_SUFFIXES, ".json"))
+            raise LorabenchError(f"--names-from {path}: a file that ends in {known} or .txt is needed.")
+        if size > _LARGEST:
             raise LorabenchError(f"--names-from {path}: {_LARGEST} bytes are the most.")
         text = path.read_bytes().decode("utf-8-sig", "replace")
     if path.suffix == ".txt":

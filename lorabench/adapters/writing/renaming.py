@@ -24,7 +24,7 @@ class Renamed:
 
 
 def with_dots(
-    where: Path, modules: Mapping[str, LoraModule], dotted: Mapping[str, str] | None = None
+    where: Path, modules: Mapping[str, LoraModule], dotted: Mapping[str, str] | None = None, flat: bool = False
 ) -> dict[str, str]:
     """Module -> its name with the dots that a flattened one did not say.
 
@@ -32,6 +32,8 @@ def with_dots(
         where: the file, for messages.
         modules: what is written, by canonical name.
         dotted: flattened name -> dotted name, of another file of the same base (`names_from`).
+        flat: whether the file itself flattened its names, so that known dots are a table's, which the other file's
+            go before.
 
     Raises:
         LorabenchError: nothing says the dots of a name.
@@ -39,7 +41,8 @@ def with_dots(
     names, unknown = {}, []
     for name, module in modules.items():
         word, rest = split_part(name)
-        known = rest if module.dots_known else (dotted or {}).get(flattened(rest))
+        known = (dotted or {}).get(flattened(rest)) if flat or not module.dots_known else None
+        known = known or (rest if module.dots_known else None)
         if known is None:
             unknown.append(name)
         names[name] = joined(word, known or rest)
@@ -53,7 +56,7 @@ def with_dots(
 
 
 def with_names_of(
-    layout: WrittenLayout, where: Path, modules: Mapping[str, LoraModule], names: Mapping[str, str]
+    layout: WrittenLayout, where: Path, modules: Mapping[str, LoraModule], names: Mapping[str, str], sure: bool
 ) -> Renamed:
     """The names that a layout's loaders look for.
 
@@ -62,6 +65,7 @@ def with_names_of(
         where: the file, for messages.
         modules: what is written, by canonical name.
         names: module -> its name so far.
+        sure: whether `unet` and `transformer` are the file's own words; kohya's trainers call every denoiser `unet`.
 
     Raises:
         LorabenchError: two modules would get one name, or nothing says what sort of denoiser this is.
@@ -84,7 +88,7 @@ def with_names_of(
             for module, name in new.items()
         }
     elif layout.needs_part and layout.needs_dots:
-        new, note = _with_parts(where, modules, new)
+        new, note = _with_parts(where, modules, new, sure)
         notes += note
     if len(set(new.values())) != len(new):
         values = list(new.values())
@@ -97,7 +101,7 @@ def with_names_of(
 
 
 def _with_parts(
-    where: Path, modules: Mapping[str, LoraModule], names: Mapping[str, str]
+    where: Path, modules: Mapping[str, LoraModule], names: Mapping[str, str], sure: bool
 ) -> tuple[dict[str, str], list[str]]:
     """The denoiser's word, `unet` or `transformer`, as its family says; a file's own word where no family is known."""
     word = sort_of_denoiser(modules)
@@ -107,7 +111,7 @@ def _with_parts(
         if identity(name).part != "denoiser":
             new[module] = name
             continue
-        if word is None and said not in ("unet", "transformer"):
+        if word is None and not (sure and said in ("unet", "transformer")):
             unknown.append(name)
         new[module] = joined(word or said, rest)
     if unknown:

@@ -21,12 +21,13 @@ from lorabench.adapters.reading.naming import parse_key
 from lorabench.adapters.reading.sorting import ORDER_KEY
 from lorabench.adapters.writing.configuration import configuration
 from lorabench.adapters.writing.kept import kept_metadata
-from lorabench.adapters.writing.refusals import refuse_embeddings
-from lorabench.adapters.writing.tensors import tensors_in
+from lorabench.adapters.writing.refusals import refuse_embeddings, refuse_magnitudes, refuse_options
+from lorabench.adapters.writing.tensors import scaled_biases, tensors_in
 from lorabench.errors import LorabenchError
 from lorabench.storage import write_chunks, write_file, write_peft_folder
+from lorabench.text import some
 
-__all__ = ["LAYOUTS", "carries_extras", "layout_of", "save", "stored_type"]
+__all__ = ["LAYOUTS", "carries_extras", "layout_of", "refuse_extras", "save", "stored_type"]
 
 LAYOUTS = tuple(written_layouts())
 """The names of the layouts that `save` writes."""
@@ -85,6 +86,9 @@ def save(
             f"{path}: a PEFT adapter is a folder, and this is a file's name. Name a folder, or choose another layout."
         )
     refuse_embeddings(path, modules, form)
+    refuse_magnitudes(adapter, drop=False)
+    refuse_options(adapter, form)
+    refuse_extras(adapter, form)
     given = {**adapter.metadata, **metadata}
     types = {name: stored_type(module, torch.float32 if dtype is None else dtype) for name, module in modules.items()}
     names = form.spell({name: split_part(name)[0] for name in modules}, given)
@@ -135,11 +139,27 @@ def carries_extras(adapter: Adapter, layout: str) -> bool:
     return layout == layout_of(adapter) and set(adapter.schemes) <= written_layout(layout).carries
 
 
+def refuse_extras(adapter: Adapter, layout: WrittenLayout) -> None:
+    """Whole tensors that a layout has no place for.
+
+    Raises:
+        LorabenchError: the adapter holds some.
+    """
+    if adapter.extras and not carries_extras(adapter, layout.name):
+        nearest = layout_of(adapter)
+        keep = f"Keep its own layout, {nearest}, or say" if carries_extras(adapter, nearest) else "Say"
+        raise LorabenchError(
+            f"{adapter.path}: the {layout.name} layout has no place for {len(adapter.extras)} tensors that are no pair "
+            f"({some(adapter.extras)}). {keep} --drop-unsupported (drop_unsupported=True) to leave these out."
+        )
+
+
 def _extras(adapter: Adapter, layout: WrittenLayout) -> dict[str, Tensor]:
     if not carries_extras(adapter, layout.name):
         return {}
     stem = _PEFT if layout.folder else ""
-    return {f"{stem}{key}": tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in adapter.extras.items()}
+    extras = scaled_biases(adapter) if layout.alpha == "folded" else adapter.extras
+    return {f"{stem}{key}": tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in extras.items()}
 
 
 def _cast(path: Path, name: str, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorabench.adapters.adapter import LoraModule
+from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.layouts import WrittenLayout
+from lorabench.adapters.reading.naming import parse_key
 
-__all__ = ["alpha_of", "tensors_in"]
+__all__ = ["alpha_of", "scaled_biases", "tensors_in"]
 
 _HALF_RANGE = (2.0**-6, 2.0**15)
 """Where the largest value of a float16 matrix may lie, so that none overflows and few lose digits as subnormals."""
@@ -53,6 +54,16 @@ def alpha_of(module: LoraModule) -> float:
     candidates = (near, math.nextafter(near, math.inf), math.nextafter(near, -math.inf))
     stated = () if module.alpha is None else (module.alpha,)
     return next((alpha for alpha in (*stated, *candidates) if alpha / module.rank == module.scale), near)
+
+
+def scaled_biases(adapter: Adapter) -> dict[str, Tensor]:
+    """An adapter's whole tensors, the biases of up matrices times the scale that what is written no longer has."""
+    scaled = dict(adapter.extras)
+    for key, tensor in adapter.extras.items():
+        parsed = parse_key(key)
+        if parsed.part == "bias" and parsed.module in adapter.modules and ".lora" in key:
+            scaled[key] = (tensor.double() * adapter.modules[parsed.module].scale).to(tensor.dtype)
+    return scaled
 
 
 def _as_stored(module: LoraModule) -> tuple[Float[Tensor, "rank ..."], Float[Tensor, "d_out rank ..."]]:
