@@ -13,7 +13,7 @@ COMMANDS = {
     "resize": "another rank: by SVD to a rank, an energy or a size, or simply padded or cut",
     "merge": "several adapters into one, exactly or by TIES, DARE and others",
     "compare": "two adapters module by module, or the duplicates in a folder",
-    "convert": "PEFT, diffusers and kohya layouts into one another",
+    "convert": "the layouts of PEFT, diffusers, kohya and ComfyUI into one another",
     "plot": "pictures of weights, spectra, ranks and depth",
 }
 """Every command, a module of `commands` each, and what it is for."""

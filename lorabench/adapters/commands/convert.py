@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections import Counter
+from collections.abc import Mapping
 
 from lorabench.adapters.commands.common import add_output, dotted_names
 from lorabench.adapters.layouts import written_layout, written_layouts
@@ -70,7 +71,7 @@ def run(args: Namespace) -> Outcome:
     )
     written = load(path).modules
     errors = {name: one.error for name, one in deviations(conversion.before, written).items()}
-    worst = max(errors, key=lambda name: errors[name])
+    worst = max(errors, key=errors.__getitem__)
     dtypes = sorted({str(module.dtype).removeprefix("torch.") for module in written.values()})
     data = {
         "input": str(adapter.path),
@@ -84,17 +85,20 @@ def run(args: Namespace) -> Outcome:
         "notes": list(conversion.notes),
         "dropped": {kind: list(keys) for kind, keys in conversion.dropped.items()},
     }
-    parts = Counter(component(name) for name in written)
+    head = f"{path}: {args.layout} layout, {', '.join(dtypes)}, {len(written)} modules"
+    return Outcome(data, "\n".join([head, "", *_errors(errors), *(f"note: {note}" for note in conversion.notes)]))
+
+
+def _errors(errors: Mapping[str, float]) -> list[str]:
+    """The worst by part, and of all."""
+    worst = max(errors, key=errors.__getitem__)
+    parts = Counter(component(name) for name in errors)
     rows = [(part, count, max(errors[n] for n in errors if component(n) == part)) for part, count in parts.items()]
-    lines = [
-        f"{path}: {args.layout} layout, {', '.join(dtypes)}, {len(written)} modules",
-        "",
+    return [
         table(
             ("component", "modules", "worst relative error of ΔW"),
             [(part, count, f"{error:.2g}") for part, count, error in rows],
             numbers=("modules", "worst relative error of ΔW"),
         ),
         f"\nworst: {worst} ({errors[worst]:.2g}, measured on the file that was written)",
-        *(f"note: {note}" for note in conversion.notes),
     ]
-    return Outcome(data, "\n".join(lines))

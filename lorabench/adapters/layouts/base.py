@@ -35,8 +35,6 @@ class Layout(ABC):
     name: ClassVar[str]
     """The naming scheme, as `Adapter.schemes` has it."""
     patterns: ClassVar[tuple[re.Pattern[str], ...]] = ()
-    transposed: ClassVar[bool] = False
-    """Whether factors are stored for x·A·B."""
 
     def read(self, match: re.Match[str]) -> ModuleKey:
         """What a key says that fits one of the patterns: by the groups `module`, `part` and `number`."""

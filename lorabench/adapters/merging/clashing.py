@@ -95,10 +95,15 @@ def hindrances(adapters: Sequence[Adapter], recipe: Recipe) -> Iterator[tuple[st
                     f"Leave them out with --drop-unsupported (drop_unsupported=True).{asked_for(adapters[i])}"
                 ),
             )
+    yield from _of_the_method(adapters, recipe, merged)
+
+
+def _of_the_method(adapters: Sequence[Adapter], recipe: Recipe, merged: Sequence[str]) -> Iterator[tuple[str, str]]:
     unequal = _first(_other_ranks(adapters, merged)) if recipe.way.equal_ranks else ""
     if unequal:
         why = f"method {recipe.method!r} {recipe.way.equal_ranks}, so ranks must be equal"
         yield "ranks", f"{unequal}: {why}. Use --method svd."
+    owners = module_names(adapters)
     large = [one for one in merged if math.prod(adapters[owners[one][0]].modules[one].shape) > _MOST_ENTRIES]
     if large and recipe.way.dense:
         rows, cols = adapters[owners[large[0]][0]].modules[large[0]].shape

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from lorabench.adapters.kinds import kinds
 from lorabench.adapters.metadata.dataset_facts import datasets, tags, trigger_words
 from lorabench.adapters.metadata.evidence import PEFT, STATE, Said, Sources, base_name, look_up, said
 from lorabench.adapters.metadata.family import BASE_VERSION, BaseModel
@@ -87,8 +88,9 @@ _NETWORK: Mapping[str, tuple[str, ...]] = {
     "asked_modules": (f"{CONFIG}: target_modules",),
 }  # fmt: skip
 _METHODS = {
-    "linear": "LoRA", "conv": "LoRA", "tucker": "LoRA", "embedding": "LoRA", "dora": "DoRA", "loha": "LoHa",
-    "lokr": "LoKr", "adalora": "AdaLoRA", "ia3": "IA3", "unilora": "Uni-LoRA", "oft": "OFT", "vera": "VeRA",
+    **{name: kind.title for name, kind in kinds().items()},
+    **dict.fromkeys(("linear", "conv", "tucker", "embedding"), "LoRA"),
+    "ia3": "IA3", "unilora": "Uni-LoRA", "oft": "OFT", "vera": "VeRA",
     "vblora": "VB-LoRA", "glora": "GLoRA", "full_diff": "full difference", "textual_inversion": "textual inversion",
 }  # fmt: skip
 _PEFT = {

@@ -19,7 +19,7 @@ class Validation:
 
     Attributes:
         file: that was read.
-        format: "safetensors" or "pickle".
+        format: "safetensors", "pickle" or "npz".
         size: of the file, bytes.
         ranks: rank -> number of modules that have it.
         rank: that was asked for, None where a spectrum is to decide.
