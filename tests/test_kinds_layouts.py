@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 import lorabench.adapters.kinds
 import lorabench.adapters.layouts
-from lorabench.adapters import Adapter, LoraModule, load, save
+from lorabench.adapters import Adapter, LoraModule, layout_of, load, save
 from lorabench.adapters.__main__ import main
 from lorabench.adapters.kinds import kinds
 from lorabench.adapters.layouts import layouts, written_layouts
@@ -63,14 +63,17 @@ def test_what_a_kind_lacks_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", list(written_layouts()))
 def test_a_written_layout_brings_everything_back(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
-    names = ("unet.mid_block.attentions.0.proj_in", "unet.conv_in", "unet.of_no_family.x_y")
+    layout = written_layouts()[name]
+    part = layout.denoiser or "unet"
+    names = (f"{part}.mid_block.attentions.0.proj_in", f"{part}.conv_in", f"{part}.of_no_family.x_y")
     modules = {
         one: LoraModule(torch.randn(3, 18), torch.randn(4, 3), 0.3 * i - 0.4, kernel=(3, 3) if i == 1 else ())
         for i, one in enumerate(names)
     }
-    layout = written_layouts()[name]
     path = tmp_path / ("out" if layout.folder else "out.safetensors")
-    back = load(save(path, Adapter(tmp_path / "x", (), modules), name)).modules
+    read = load(save(path, Adapter(tmp_path / "x", (), modules), name))
+    assert layout_of(read) == name, "what was read from it is written back in it"
+    back = read.modules
     assert {identity(one) for one in back} == {identity(one) for one in names}
     for (_, module), other in zip(sorted(modules.items()), (back[one] for one in sorted(back)), strict=True):
         torch.testing.assert_close(other.delta(), module.delta(), rtol=1e-5, atol=1e-6)
