@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from lorabench.adapters.kinds import kinds
 from lorabench.adapters.metadata.dataset_facts import datasets, tags, trigger_words
 from lorabench.adapters.metadata.evidence import CONFIG, PEFT, STATE, Said, Sources, base_name, look_up, said
 from lorabench.adapters.metadata.family import BASE_VERSION, BaseModel
@@ -86,9 +87,10 @@ _NETWORK: Mapping[str, tuple[str, ...]] = {
     "asked_modules": (f"{CONFIG}: target_modules",),
 }  # fmt: skip
 _METHODS = {
-    "linear": "LoRA", "conv": "LoRA", "tucker": "LoRA", "embedding": "LoRA", "dora": "DoRA", "loha": "LoHa",
-    "lokr": "LoKr", "adalora": "AdaLoRA", "ia3": "IA3", "unilora": "Uni-LoRA", "oft": "OFT", "vera": "VeRA",
-    "vblora": "VB-LoRA", "glora": "GLoRA", "full_diff": "full difference", "textual_inversion": "textual inversion",
+    **{kind.name: kind.title for kind in kinds().values()},
+    "linear": "LoRA", "conv": "LoRA", "tucker": "LoRA", "embedding": "LoRA", "ia3": "IA3", "unilora": "Uni-LoRA",
+    "oft": "OFT", "vera": "VeRA", "vblora": "VB-LoRA", "glora": "GLoRA", "full_diff": "full difference",
+    "textual_inversion": "textual inversion",
 }  # fmt: skip
 _PEFT = {
     "UNILORA": "Uni-LoRA", "VERA": "VeRA", "VBLORA": "VB-LoRA", "FOURIERFT": "FourierFT", "GLORA": "GLoRA",
@@ -149,7 +151,7 @@ def peft_method(config: Mapping[str, Any]) -> str:
     ('prefix tuning', '')
     """
     asked = config.get("peft_type")
-    if not isinstance(asked, str) or asked in ("", "LORA", "LOHA", "LOKR", "ADALORA"):
+    if not isinstance(asked, str) or asked in {"", *(kind.peft_type for kind in kinds().values())}:
         return ""
     return _PEFT.get(asked, asked.replace("_", " ").lower() if asked.endswith("TUNING") else asked)
 
