@@ -41,9 +41,9 @@ def _check(cfg: DictConfig, overrides: list[str], ablation: str) -> None:
     if single and single[0].startswith("representation=["):
         raise LorabenchError(f"{single[0]}: one name is needed; for several, give representations=[...]")
     if single:
-        from lorabench.ablation import READ_THE_BASELINE
+        from lorabench.configs import baseline_alone
 
-        if ablation in READ_THE_BASELINE:
+        if baseline_alone(cfg):
             raise LorabenchError(
                 f"{single[0]}: ablation={ablation} looks at the representation that ranks: "
                 f"give ablation.baseline={single[0].partition('=')[2]}"

@@ -5,14 +5,14 @@ from typing import Any
 
 from hydra import compose
 from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError
 
-__all__ = ["check_values", "make", "representation_config", "representation_configs"]
+__all__ = ["baseline_alone", "check_values", "make", "representation_config", "representation_configs"]
 
 _NULLABLE = ("dataset", "logger")  # null means something there: no such column, your own account
 _OF_ITS_OWN = ("representations", "ablation.baseline")  # names, or mappings with options: `representation_config`
@@ -94,6 +94,11 @@ def _pairs(known: Any, given: Any, prefix: str) -> Iterator[tuple[tuple[str, Any
             yield from _pairs(known[key], given[key], f"{path}.")
         else:
             yield (path, default), (path, value)
+
+
+def baseline_alone(cfg: DictConfig) -> bool:
+    """Whether the phase looks at no other representation than the one that ranks; its class says so."""
+    return bool(getattr(get_class(cfg.ablation["_target_"]), "BASELINE_ALONE", False))
 
 
 def representation_configs(cfg: DictConfig, single: str) -> dict[str, DictConfig]:

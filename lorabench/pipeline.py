@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
-from lorabench.ablation import READ_THE_BASELINE, Ablation, Study
+from lorabench.ablation import Ablation, Study
 from lorabench.classifiers import ClassifierFactory
-from lorabench.configs import check_values, make, representation_config, representation_configs
+from lorabench.configs import baseline_alone, check_values, make, representation_config, representation_configs
 from lorabench.engines import Engine, resolve_device
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.evaluation import Clock, Evaluator
@@ -58,7 +58,7 @@ def run(cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> Result:
         check_values(cfg, names)
         cfg.cache_dir = str(_writable(Path(cfg.cache_dir).expanduser().resolve()))
         chosen = representation_configs(cfg, str(names["representation"]))
-        if names["ablation"] in READ_THE_BASELINE:
+        if baseline_alone(cfg):
             chosen = dict([representation_config(cfg.ablation.baseline, "ablation.baseline")])
         config = _resolved(cfg, chosen)
         logger: Logger = make(cfg.logger, folder=str(folder), name=f"{names['dataset']}-{'+'.join(chosen)}")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra import compose, initialize_config_dir
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
 from lorabench.classifiers import Classifier, Member, Problem, as_it_is, confusion, fit_members, scores
@@ -17,6 +18,8 @@ from lorabench.classifiers.linear import Linear
 from lorabench.classifiers.members import _train, _Work
 from lorabench.classifiers.mlp import MLP
 from lorabench.classifiers.stack import MemberStack
+from lorabench.conf_dir import conf_dir
+from lorabench.configs import make
 from lorabench.data import FeatureData
 from lorabench.engines import Lightning, Stacked
 from lorabench.errors import LorabenchError
@@ -68,11 +71,23 @@ class Residual(torch.nn.Module):
         return self.outer(x + self.drop(torch.tanh(self.inner(x))))
 
 
-MEMBERS = {
-    "branched": functools.partial(Branched),
-    "mlp": functools.partial(MLP, hidden=[32, 16], dropout=0.3),
-    "linear": functools.partial(Linear),
-}
+def of_yaml(stem):
+    """What a yaml makes, small; a new one needs no line here."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        found = compose(f"classifier/{stem}").classifier
+    return make(found, **({"hidden": [32, 16]} if "hidden" in found else {}))
+
+
+STEMS = sorted(path.stem for path in (conf_dir() / "classifier").glob("*.yaml"))
+MEMBERS = {"branched": functools.partial(Branched), **{stem: of_yaml(stem) for stem in STEMS}}
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_yaml_and_module_share_a_stem(stem):
+    found = MEMBERS[stem].func
+    assert found.__module__ == f"lorabench.classifiers.{stem}"
+    assert issubclass(found, Classifier)
+    assert found.__doc__
 
 
 @pytest.mark.parametrize("kind", MEMBERS)

@@ -8,21 +8,15 @@ from safetensors.torch import save_file
 
 import lorabench.adapters.kinds
 import lorabench.adapters.layouts
-from lorabench.adapters import Adapter, LoraModule, load, save
+from lorabench.adapters import Adapter, LoraModule, layout_of, load, save
 from lorabench.adapters.__main__ import main
 from lorabench.adapters.kinds import kinds
 from lorabench.adapters.layouts import layouts, written_layouts
 from lorabench.adapters.names.identity import identity
+from lorabench.adapters.reading.table import read_table
 from lorabench.errors import LorabenchError
 
-PARTS = {
-    "lora": {"lora_down.weight": (3, 8), "lora_up.weight": (6, 3)},
-    "dora": {"lora_down.weight": (3, 8), "lora_up.weight": (6, 3), "dora_scale": (6, 1)},
-    "adalora": {"lora_A": (3, 8), "lora_B": (6, 3), "lora_E": (3, 1)},
-    "loha": {"hada_w1_a": (6, 2), "hada_w1_b": (2, 8), "hada_w2_a": (6, 2), "hada_w2_b": (2, 8)},
-    "lokr": {"lokr_w1": (2, 2), "lokr_w2": (3, 4)},
-}
-"""Kind -> the tensors of a module [6, 8]; a new kind adds its own."""
+PARTS = {name: kind.example for name, kind in kinds().items()}
 
 
 def _files(package: object) -> set[str]:
@@ -31,7 +25,7 @@ def _files(package: object) -> set[str]:
 
 
 def test_each_file_is_one_kind_or_layout() -> None:
-    assert set(kinds()) == _files(lorabench.adapters.kinds) == set(PARTS)
+    assert set(kinds()) == _files(lorabench.adapters.kinds)
     assert {name.replace("-", "_") for name in layouts()} == _files(lorabench.adapters.layouts)
     places = [layout.place for layout in written_layouts().values()]
     assert len(set(places)) == len(places)
@@ -46,6 +40,8 @@ def test_a_module_of_a_kind_is_read_as_factors(tmp_path: Path, name: str) -> Non
     assert (module.kind, module.shape) == (name, (6, 8))
     assert module.down.shape[0] == module.up.shape[1] == module.rank
     assert bool(module.delta().any())
+    (row,) = read_table(tmp_path / "a.safetensors").rows
+    assert kinds()[row.form].widths(row.shapes, row.rank) == (6, 8)
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -53,7 +49,7 @@ def test_what_a_kind_lacks_is_named(tmp_path: Path, name: str) -> None:
     for part in PARTS[name]:
         tensors = {f"q.{other}": torch.ones(shape) for other, shape in PARTS[name].items() if other != part}
         save_file(tensors, tmp_path / "a.safetensors")
-        if part in ("dora_scale", "lora_E"):  # what is left is an ordinary pair
+        if part in kinds()[name].optional:  # what is left is an ordinary pair
             assert load(tmp_path / "a.safetensors").modules["q"].kind == "lora"
             continue
         with pytest.raises(LorabenchError, match=r"module q .*(lacks|but no)"):
@@ -63,14 +59,17 @@ def test_what_a_kind_lacks_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", list(written_layouts()))
 def test_a_written_layout_brings_everything_back(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
-    names = ("unet.mid_block.attentions.0.proj_in", "unet.conv_in", "unet.of_no_family.x_y")
+    layout = written_layouts()[name]
+    part = layout.denoiser or "unet"
+    names = (f"{part}.mid_block.attentions.0.proj_in", f"{part}.conv_in", f"{part}.of_no_family.x_y")
     modules = {
         one: LoraModule(torch.randn(3, 18), torch.randn(4, 3), 0.3 * i - 0.4, kernel=(3, 3) if i == 1 else ())
         for i, one in enumerate(names)
     }
-    layout = written_layouts()[name]
     path = tmp_path / ("out" if layout.folder else "out.safetensors")
-    back = load(save(path, Adapter(tmp_path / "x", (), modules), name)).modules
+    read = load(save(path, Adapter(tmp_path / "x", (), modules), name))
+    assert layout_of(read) == name, "what was read from it is written back in it"
+    back = read.modules
     assert {identity(one) for one in back} == {identity(one) for one in names}
     for (_, module), other in zip(sorted(modules.items()), (back[one] for one in sorted(back)), strict=True):
         torch.testing.assert_close(other.delta(), module.delta(), rtol=1e-5, atol=1e-6)

@@ -2,7 +2,4 @@
 
 from lorabench.ablation.study import Ablation, Findings, Study
 
-__all__ = ["READ_THE_BASELINE", "Ablation", "Findings", "Study"]
-
-READ_THE_BASELINE = ("layers", "clusters", "concepts")
-"""Phases that look at no other representation than the one that ranks."""
+__all__ = ["Ablation", "Findings", "Study"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -55,6 +55,7 @@ class Clusters:
     rank_on: str
     threshold: float | int | None
     name: str = "clusters"
+    BASELINE_ALONE: ClassVar[bool] = True
 
     def run(self, study: Study) -> Findings:
         """One row for all layers, and the tree."""

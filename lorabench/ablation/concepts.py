@@ -1,7 +1,7 @@
 """Do different concepts live in different layers?"""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -34,6 +34,7 @@ class Concepts:
     baseline: str | dict[str, Any]
     rank_on: str
     name: str = "concepts"
+    BASELINE_ALONE: ClassVar[bool] = True
 
     def run(self, study: Study) -> Findings:
         """One row for all layers, and the classes by layer."""

@@ -1,7 +1,7 @@
 """Phase 1: every layer alone."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from lorabench.ablation.study import Findings, Study
 from lorabench.errors import LorabenchError
@@ -24,6 +24,7 @@ class Layers:
     rank_on: str
     top_k: int
     name: str = "layers"
+    BASELINE_ALONE: ClassVar[bool] = True
 
     def run(self, study: Study) -> Findings:
         """The ranking; the table has one row, the baseline on all layers."""

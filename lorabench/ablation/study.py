@@ -268,7 +268,10 @@ def good_seeds(evaluations: Sequence[Evaluation], refuse: bool = True) -> tuple[
 
 @runtime_checkable
 class Ablation(Protocol):
-    """A phase: what is taken away, and what is asked of what is left."""
+    """A phase: what is taken away, and what is asked of what is left.
+
+    A class with `BASELINE_ALONE = True` looks at no other representation than the one that ranks.
+    """
 
     name: str
 

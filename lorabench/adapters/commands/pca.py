@@ -198,7 +198,7 @@ def _reasons(analyses: "Mapping[str, LayerVariances | AdaptersPCA]") -> list[str
 
 def _kinds(adapter: "Adapter") -> list[str]:
     """Factors that are not in the file as they are: their components depend on how they were made."""
-    counts = Counter(module.kind for module in adapter.modules.values() if module.kind in ("loha", "lokr"))
+    counts = Counter(module.kind for module in adapter.modules.values() if module.kind not in ("lora", "dora"))
     return [
         f"{count} modules are {kind}: their factors here are made from the file's, so that ΔW is right; the components "
         "are of these. Give several files to analyse ΔW."

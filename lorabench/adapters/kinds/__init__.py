@@ -15,8 +15,8 @@ _NO_KINDS = ("__init__", "base", "tucker")
 def kinds() -> dict[str, Kind]:
     """Name -> kind, one for every file of this folder.
 
-    >>> list(kinds())
-    ['adalora', 'dora', 'loha', 'lokr', 'lora']
+    >>> kinds()["lokr"].title
+    'LoKr'
     """
     names = sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem not in _NO_KINDS)
     objects = (importlib.import_module(f"{__name__}.{name}").KIND for name in names)

@@ -23,6 +23,10 @@ class AdaLora(Lora):
     hint: ClassVar[re.Pattern[str] | None] = re.compile(r"\.lora_E(\.|$)|\.ranknum(\.|$)")
     needed: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"down"}), frozenset({"up"}), frozenset({"lora_E"}))
     wanted: ClassVar[str] = "down must be [r, d_in], up [d_out, r] and lora_E [r, 1] with one r > 0 for all."
+    example: ClassVar[Shapes] = {"lora_A": (3, 8), "lora_B": (6, 3), "lora_E": (3, 1)}
+    optional: ClassVar[frozenset[str]] = frozenset({"lora_E"})
+    peft_type: ClassVar[str] = "ADALORA"
+    rankless: ClassVar[bool] = True  # what was pruned away
 
     def fit(self, scheme: str, shapes: Shapes) -> Fit:
         """See `Kind.fit`."""

@@ -16,7 +16,19 @@ if TYPE_CHECKING:
     from jaxtyping import Float32
     from torch import Tensor
 
-__all__ = ["BESIDE", "Factors", "Fit", "Kind", "Shape", "Shapes", "Stored", "entries_of", "halves", "matrix_of"]
+__all__ = [
+    "BESIDE",
+    "Factors",
+    "Fit",
+    "Kind",
+    "Shape",
+    "Shapes",
+    "Stored",
+    "entries_of",
+    "halves",
+    "matrix_of",
+    "widths_of",
+]
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -86,6 +98,14 @@ class Kind(ABC):
     """What must be there: one part of every set."""
     wanted: ClassVar[str]
     """Which shapes it must have, in a sentence."""
+    example: ClassVar[Shapes]
+    """The tensors of a module [6, 8], by the ends of their keys: every kind is tested with its own."""
+    optional: ClassVar[frozenset[str]] = frozenset()
+    """Those of the example without which an ordinary pair is left."""
+    peft_type: ClassVar[str] = ""
+    """PEFT's word for it; "" where PEFT has none of its own."""
+    rankless: ClassVar[bool] = False
+    """Whether a module of rank 0 is no mistake."""
 
     @abstractmethod
     def fit(self, scheme: str, shapes: Shapes) -> Fit:
@@ -102,6 +122,15 @@ class Kind(ABC):
     @abstractmethod
     def factors(self, stored: Stored) -> Factors:
         """The two matrices whose product, times the scale, is ΔW."""
+
+    @abstractmethod
+    def widths(self, shapes: Shapes, rank: int) -> tuple[int, int] | None:
+        """d_out and d_in of the layer, where shapes say them; a convolution's without its window.
+
+        Args:
+            shapes: part -> shape, of tensors that need not fit together.
+            rank: what `fit` found.
+        """
 
     def scale(self, stated: Stated) -> Scale:
         """The factor in front of up @ down, by what the file and its configuration state.
@@ -121,6 +150,13 @@ def matrix_of(shape: Shape) -> tuple[int, int]:
     if len(shape) < 2 or min(shape) == 0:
         raise ValueError("")
     return shape[0], math.prod(shape[1:])
+
+
+def widths_of(up: Shape, down: Shape, rank: int) -> tuple[int, int] | None:
+    """d_out and d_in of a pair of this rank, whichever way round its matrices are stored."""
+    if len(up) < 2 or len(down) < 2 or rank < 1:
+        return None
+    return up[0] * up[1] // rank, down[0] * down[1] // rank
 
 
 def entries_of(out: int, into: int, rank: int) -> int:

@@ -3,6 +3,7 @@
 import re
 from typing import ClassVar
 
+from lorabench.adapters.kinds.base import Shapes
 from lorabench.adapters.kinds.lora import Lora
 
 __all__ = ["KIND", "MAGNITUDE_LEFT_OUT", "Dora"]
@@ -21,6 +22,9 @@ class Dora(Lora):
     title: ClassVar[str] = "DoRA"
     marks: ClassVar[re.Pattern[str] | None] = re.compile(r"\.(?P<part>lora_magnitude_vector|dora_scale)(\.[^.]+){0,2}$")
     hint: ClassVar[re.Pattern[str] | None] = re.compile(r"\.lora_magnitude_vector(\.|$)|\.dora_scale$")
+    example: ClassVar[Shapes] = {**Lora.example, "dora_scale": (6, 1)}
+    optional: ClassVar[frozenset[str]] = frozenset({"dora_scale"})
+    peft_type: ClassVar[str] = ""
 
 
 KIND = Dora()

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from typing import ClassVar
 
-from lorabench.adapters.kinds.base import Factors, Fit, Kind, Shapes, Stored, entries_of, halves
+from lorabench.adapters.kinds.base import Factors, Fit, Kind, Shapes, Stored, entries_of, halves, widths_of
 from lorabench.adapters.kinds.tucker import low_rank, unfold, unfolded_entries
 from lorabench.adapters.reading.scaling import Scale, Stated, find_scale
 
@@ -24,6 +24,10 @@ class LoHa(Kind):
     hint: ClassVar[re.Pattern[str] | None] = re.compile(r"\.hada_")
     needed: ClassVar[tuple[frozenset[str], ...]] = tuple(frozenset({part}) for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
     wanted: ClassVar[str] = "Both halves must be [d_out, r] and [r, d_in], of the same d_out and d_in."
+    example: ClassVar[Shapes] = {
+        "hada_w1_a": (6, 2), "hada_w1_b": (2, 8), "hada_w2_a": (6, 2), "hada_w2_b": (2, 8)
+    }  # fmt: skip
+    peft_type: ClassVar[str] = "LOHA"
 
     def fit(self, scheme: str, shapes: Shapes) -> Fit:  # noqa: ARG002 - its names do not matter
         """See `Kind.fit`."""
@@ -34,6 +38,10 @@ class LoHa(Kind):
             raise ValueError("")
         inner = sum(unfolded_entries(shapes, i) for i in (1, 2))
         return Fit(rank, entries=max(entries_of(rows, cols, rank * other_rank), inner))
+
+    def widths(self, shapes: Shapes, rank: int) -> tuple[int, int] | None:
+        """See `Kind.widths`."""
+        return widths_of(shapes.get("w1_a", ()), shapes.get("w1_b", ()), rank)
 
     def factors(self, stored: Stored) -> Factors:
         """See `Kind.factors`."""

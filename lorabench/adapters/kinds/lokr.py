@@ -31,6 +31,9 @@ class LoKr(Kind):
         frozenset({f"w{i}", f"w{i}_{half}"}) for i in (1, 2) for half in "ab"
     )
     wanted: ClassVar[str] = "w1 and w2 must be matrices, or pairs [rows, r] and [r, columns]."
+    example: ClassVar[Shapes] = {"lokr_w1": (2, 2), "lokr_w2": (3, 4)}
+    peft_type: ClassVar[str] = "LOKR"
+    rankless: ClassVar[bool] = True  # of two whole matrices
 
     def fit(self, scheme: str, shapes: Shapes) -> Fit:  # noqa: ARG002 - its names do not matter
         """See `Kind.fit`; of two pairs, LyCORIS and PEFT have one rank."""
@@ -47,6 +50,11 @@ class LoKr(Kind):
         (rows, inner, cols), (other_rows, other_inner, other_cols) = sides
         entries = entries_of(rows * other_rows, cols * other_cols, inner * other_inner)
         return Fit(rank, entries=max(entries, unfolded_entries(shapes, 2)))
+
+    def widths(self, shapes: Shapes, rank: int) -> tuple[int, int] | None:  # noqa: ARG002 - it says nothing of sides
+        """See `Kind.widths`."""
+        first, second = (shapes.get(part) or _joined(shapes, part) for part in ("w1", "w2"))
+        return (first[0] * second[0], first[1] * second[1]) if len(first) > 1 and len(second) > 1 else None
 
     def factors(self, stored: Stored) -> Factors:
         """See `Kind.factors`."""
@@ -72,6 +80,11 @@ class LoKr(Kind):
             return Scale(1.0, stated.alpha, note, "none is needed", "1")
         asked = stated.asked_rank()
         return replace(find_scale(replace(stated, alpha_entry="alpha", rank=asked)), assumed=())
+
+
+def _joined(shapes: Shapes, part: str) -> tuple[int, ...]:
+    """The shape of a W that is a product itself."""
+    return (*shapes.get(f"{part}_a", ())[:1], *shapes.get(f"{part}_b", ())[1:2])
 
 
 def _side(

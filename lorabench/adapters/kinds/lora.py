@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from lorabench.adapters.kinds.base import Factors, Fit, Kind, Shape, Shapes, Stored
+from lorabench.adapters.kinds.base import Factors, Fit, Kind, Shape, Shapes, Stored, widths_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -31,6 +31,8 @@ class Lora(Kind):
     name: ClassVar[str] = "lora"
     title: ClassVar[str] = "LoRA"
     wanted: ClassVar[str] = "down must be [r, d_in] and up [d_out, r] with one r > 0 for both."
+    example: ClassVar[Shapes] = {"lora_down.weight": (3, 8), "lora_up.weight": (6, 3)}
+    peft_type: ClassVar[str] = "LORA"
 
     def fit(self, scheme: str, shapes: Shapes) -> Fit:
         """See `Kind.fit`; where r is smaller than both outer sizes, the transposed reading is taken."""
@@ -52,6 +54,10 @@ class Lora(Kind):
         if not pair:
             raise ValueError("")
         return Fit(up[1])
+
+    def widths(self, shapes: Shapes, rank: int) -> tuple[int, int] | None:
+        """See `Kind.widths`."""
+        return widths_of(shapes.get("up", ()), shapes.get("down", ()), rank)
 
     def factors(self, stored: Stored) -> Factors:
         """See `Kind.factors`."""

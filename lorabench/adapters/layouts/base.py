@@ -60,6 +60,8 @@ class WrittenLayout(Layout):
     """Schemes whose names it keeps; names of others are brought into its own form."""
     carries: ClassVar[frozenset[str]]
     """Schemes whose tensors that are no pair (heads, biases) it carries whole, under the keys that they had."""
+    nearest_to: ClassVar[frozenset[str]]
+    """Schemes that are written back in it, whatever else a file has; PEFT's names alone do not say whose they are."""
     hashed: ClassVar[bool] = False
     """Whether its trainers leave `sshs_*` hashes in the metadata."""
     needs_dots: ClassVar[bool] = True

@@ -17,6 +17,7 @@ class Diffusers(WrittenLayout):
     title: ClassVar[str] = "diffusers' older names, unet.x.lora.down.weight"
     own: ClassVar[frozenset[str]] = frozenset({"diffusers", "diffusers-old", "xlabs", "peft"})
     carries: ClassVar[frozenset[str]] = frozenset({"diffusers"})
+    nearest_to: ClassVar[frozenset[str]] = frozenset({"diffusers", "diffusers-old", "xlabs", "cloneofsimo"})
     patterns: ClassVar[tuple[re.Pattern[str], ...]] = (
         re.compile(
             r"^(?P<module>(?!.*\.processor\.).+?)[._]lora(?:_linear_layer)?\.(?P<part>down|up|mid)\.weight" + NUMBER

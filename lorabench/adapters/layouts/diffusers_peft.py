@@ -16,6 +16,7 @@ class OneFile(WrittenLayout):
     title: ClassVar[str] = "diffusers' names of today, transformer.x.lora_A.weight"
     own: ClassVar[frozenset[str]] = frozenset({"peft"})
     carries: ClassVar[frozenset[str]] = own
+    nearest_to: ClassVar[frozenset[str]] = frozenset()
 
     def keys(self, module: str, embedding: bool, names: Mapping[str, str]) -> TensorKeys:  # noqa: ARG002
         """PEFT's two letters, without its prefix."""

@@ -81,6 +81,7 @@ class Kohya(WrittenLayout):
     alpha: ClassVar[Literal["folded", "tensor", "config"]] = "tensor"
     own: ClassVar[frozenset[str]] = frozenset({"kohya", "lycoris"})
     carries: ClassVar[frozenset[str]] = own
+    nearest_to: ClassVar[frozenset[str]] = own
     hashed: ClassVar[bool] = True
     needs_dots: ClassVar[bool] = False
     original_names: ClassVar[bool] = True

@@ -19,6 +19,7 @@ class Peft(WrittenLayout):
     alpha: ClassVar[Literal["folded", "tensor", "config"]] = "config"
     own: ClassVar[frozenset[str]] = frozenset({"peft", "loralib", "mlx"})
     carries: ClassVar[frozenset[str]] = frozenset({"peft"})
+    nearest_to: ClassVar[frozenset[str]] = frozenset()
     needs_part: ClassVar[bool] = False
     embeddings: ClassVar[bool] = True
     configured: ClassVar[bool] = True

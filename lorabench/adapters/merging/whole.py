@@ -10,6 +10,7 @@ from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.merging.aligning import align, module_names
 from lorabench.adapters.merging.clashing import hindrances, used_weights
 from lorabench.adapters.merging.extras import merged_config, merged_extras
+from lorabench.adapters.merging.methods import DEFAULT
 from lorabench.adapters.merging.modules import Parts, merged_modules
 from lorabench.adapters.merging.provenance import agreed_metadata, notes_on, parents_of
 from lorabench.adapters.merging.recipe import Recipe
@@ -95,7 +96,7 @@ def _are_one(adapters: Sequence[Adapter], weights: Sequence[float], recipe: Reci
     themselves as there are adapters.
     """
     first = adapters[0]
-    plain = recipe.method == "svd" or (recipe.method in ("linear", "concat") and len(adapters) == 1)
+    plain = recipe.method == DEFAULT or (not recipe.way.options and len(adapters) == 1)
     if (
         not first.config
         or not plain

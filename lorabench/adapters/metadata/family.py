@@ -4,8 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from lorabench.adapters.kinds import kinds
 from lorabench.adapters.metadata.evidence import Said, Sources, look_up, said
-from lorabench.adapters.names.families import Family, Shape, family_name, recognise
+from lorabench.adapters.names.families import Family, family_name, recognise
 from lorabench.adapters.names.identity import identity
 from lorabench.adapters.reading.table import ModuleRow
 
@@ -81,22 +82,4 @@ def base_model(known: Sources) -> BaseModel:
 
 def family_of(rows: Sequence[ModuleRow]) -> Family | None:
     """The family of base models that an adapter's modules tell."""
-    return recognise({identity(row.module): _shape(row) for row in rows})
-
-
-def _shape(row: ModuleRow) -> Shape | None:
-    """d_out and d_in; None where the factors do not say them."""
-    if row.kind == "lokr":
-        first, second = (row.shapes.get(part) or _joined(row, part) for part in ("w1", "w2"))
-        return (first[0] * second[0], first[1] * second[1]) if len(first) > 1 and len(second) > 1 else None
-    out, into = ("w1_a", "w1_b") if row.kind == "loha" else ("up", "down")
-    up, down = row.shapes.get(out, ()), row.shapes.get(into, ())
-    if len(up) < 2 or len(down) < 2 or row.rank < 1:
-        return None
-    # MLX's factors are transposed; of a convolution's the kernel's size is no width
-    return up[0] * up[1] // row.rank, down[0] * down[1] // row.rank
-
-
-def _joined(row: ModuleRow, part: str) -> tuple[int, ...]:
-    """The shape of a LoKr factor that is a product itself."""
-    return (*row.shapes.get(f"{part}_a", ())[:1], *row.shapes.get(f"{part}_b", ())[1:2])
+    return recognise({identity(row.module): kinds()[row.form].widths(row.shapes, row.rank) for row in rows})

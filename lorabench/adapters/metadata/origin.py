@@ -152,7 +152,7 @@ def peft_method(config: Mapping[str, Any]) -> str:
     ('prefix tuning', '')
     """
     asked = config.get("peft_type")
-    if not isinstance(asked, str) or asked in ("", "LORA", "LOHA", "LOKR", "ADALORA"):
+    if not isinstance(asked, str) or asked in {"", *(kind.peft_type for kind in kinds().values())}:
         return ""
     return _PEFT.get(asked, asked.replace("_", " ").lower() if asked.endswith("TUNING") else asked)
 

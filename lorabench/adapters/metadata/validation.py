@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lorabench.adapters.finding import Finding
+from lorabench.adapters.kinds import kinds
 from lorabench.adapters.metadata.evidence import Said, Sources
 from lorabench.adapters.metadata.family import BaseModel
 from lorabench.adapters.metadata.origin import peft_method
@@ -114,8 +115,7 @@ def _pairs(table: Table) -> Iterator[Finding]:
 
 
 def _ranks(table: Table) -> Iterator[Finding]:
-    # LoKr of two whole matrices has no rank, and what AdaLoRA pruned away needs none
-    bad = [row for row in table.rows if row.rank <= 0 and row.form not in ("lokr", "adalora")]
+    bad = [row for row in table.rows if row.rank <= 0 and not kinds()[row.form].rankless]
     if bad:
         yield Finding("error", "rank", f"{counted(len(bad), 'module')} without a positive rank: {_names(bad)}")
     elif table.rows:

@@ -22,9 +22,6 @@ from lorabench.text import some
 
 __all__ = ["load"]
 
-_OF_LORA = ("LORA", "ADALORA", "LOHA", "LOKR")
-"""PEFT's types whose modules are read as factors."""
-
 
 def load(path: Path | str, *, strict: bool = False) -> Adapter:
     """The low-rank updates in an adapter file, or in a PEFT, diffusers or MLX folder.
@@ -122,7 +119,8 @@ def _refuse_nothing(table: Table) -> None:
     if not table.unsupported:
         raise LorabenchError(f"{table.file}: the file holds no tensors at all. Export the adapter again.")
     peft_type = str(table.config.get("peft_type", "LORA"))
-    other = "" if peft_type in _OF_LORA else f"Its configuration says peft_type = {peft_type[:40]}, which is no LoRA. "
+    read = {kind.peft_type for kind in kinds().values()}
+    other = "" if peft_type in read else f"Its configuration says peft_type = {peft_type[:40]}, which is no LoRA. "
     raise LorabenchError(
         f"{table.file}: no LoRA pair (down and up) in it, only what cannot be analysed here. "
         f"{_listed(table.unsupported)}. {other}"

@@ -46,11 +46,10 @@ class ParsedKey:
         module: the canonical name of the module that the tensor belongs to: its part's word, if any, and its dotted
             name without wrappers. Where the file flattened it and no table of names can split it, its underscores
             stay.
-        part: one of `FACTORS`, or the kind of what cannot be analysed: "adalora", "dora" (a magnitude
-            vector), "loha", "lokr", "ia3", "unilora", "oft", "vera", "vblora", "glora", "token_delta", "full_diff",
-            "textual_inversion", "bias", "full_weight" (saved beside the adapter), "other".
-        scheme: "diffusers", "diffusers-old", "peft", "peft-embedding", "kohya", "loralib", "mlx" (transposed
-            factors), "sam", "cloneofsimo", "xlabs"; "" for a kind that cannot be analysed.
+        part: one of `FACTORS`, the name of a kind (`kinds`; "dora" is a magnitude), or what cannot be analysed: "ia3",
+            "unilora", "oft", "vera", "vblora", "glora", "token_delta", "full_diff", "textual_inversion", "bias",
+            "full_weight" (saved beside the adapter), "other".
+        scheme: the name of a layout (`layouts`); "" where the key alone does not say one.
         flat: for a name that the file flattened: its part's word ("" for none), and the rest in underscores.
         wrappers: what torch, accelerators and PEFT had put into the name.
     """

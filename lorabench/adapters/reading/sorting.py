@@ -22,7 +22,7 @@ class ModuleKeys:
     """The keys of one module.
 
     Attributes:
-        form: the kind that its ΔW is made of: "lora", "loha", "lokr" or "adalora".
+        form: the kind that its ΔW is made of (`kinds`).
         scheme: how its keys are named; "lycoris" for the keys of LoHa and LoKr outside PEFT.
         parts: part -> key.
         magnitude: whether a DoRA magnitude stands beside it.

@@ -46,8 +46,8 @@ class ModuleRow:
     Attributes:
         module: canonical name.
         part: the model's part that it belongs to (`identity.component`).
-        kind: "linear", "conv", "tucker", "embedding", "loha", "lokr", "adalora", or "dora" for any of
-            them with a magnitude.
+        kind: "linear", "conv", "tucker" or "embedding" for a pair, the name of another kind (`kinds`), or "dora" for
+            any of them with a magnitude.
         rank: r of the stored factors; 0 for LoKr of two whole matrices, and for what AdaLoRA pruned away.
         alpha: α, or None where nothing says it.
         alpha_source: where α was found, or what was assumed.

@@ -122,11 +122,9 @@ def stored_type(module: LoraModule, dtype: torch.dtype | Literal["stored"] = "st
 
 def layout_of(adapter: Adapter) -> str:
     """The layout that is nearest to the one that the adapter was read from."""
-    schemes = set(adapter.schemes)
-    if schemes & {"kohya", "lycoris"}:
-        return "kohya"
-    if schemes & {"diffusers", "diffusers-old", "xlabs", "cloneofsimo"}:
-        return "diffusers"
+    for layout in reversed(written_layouts().values()):  # kohya's α before diffusers' none, where a file has both
+        if layout.nearest_to & set(adapter.schemes):
+            return layout.name
     of_a_pipeline = all(identity(name).part for name in adapter.modules)
     if not of_a_pipeline or adapter.config or adapter.path.stem == "adapter_model":
         return "peft"
