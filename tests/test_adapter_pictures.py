@@ -31,8 +31,8 @@ from lorabench.adapters.reading.files import load
 from lorabench.adapters.writing.saving import save
 from lorabench.errors import LorabenchError
 from lorabench.pictures import house_style
-from tests.conftest import SHARED
 from tests.drawn_adapters import CASES, adapter, large, module, small
+from tests.real_adapters import published, real
 
 ALONE = [kind for kind in KINDS if kind_module(kind).ADAPTERS == 1]
 
@@ -219,20 +219,24 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 REAL = (
-    "johntnanney__gradience/examples/adapters/tiny_lora/adapter_model.safetensors",
-    "catundchat__stable-diffusion-v1.5-lora/pytorch_lora_weights.safetensors",
-    "cloneofsimo__lora/example_loras/lora_disney.safetensors",
-    "huggingface__peft/tests/regression/lora_emb_conv1d/0.6.1/adapter_model.bin",
-    "tommyroar__is-the-mountain-out/checkpoints/adapter_model.safetensors",
+    "peft/gpt2",
+    "kohya/style.safetensors",
+    "cloneofsimo/style.safetensors",
+    "peft/toy",
+    *published(
+        "johntnanney__gradience/examples/adapters/tiny_lora/adapter_model.safetensors",
+        "catundchat__stable-diffusion-v1.5-lora/pytorch_lora_weights.safetensors",
+        "cloneofsimo__lora/example_loras/lora_disney.safetensors",
+        "huggingface__peft/tests/regression/lora_emb_conv1d/0.6.1/adapter_model.bin",
+        "tommyroar__is-the-mountain-out/checkpoints/adapter_model.safetensors",
+    ),
 )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_real_adapters_are_drawn_without_overlaps(name: str) -> None:
-    if not (SHARED / name).exists():
-        pytest.skip(f"{SHARED} is not there")
-    given = load(SHARED / name)
+    given = load(real(name))
     assert sum(int(np.isfinite(table.norm).sum()) for table in block_strength(Subject(given))) == len(given.modules)
     with house_style():
         for kind, figure in figures(given):
