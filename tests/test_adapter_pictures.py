@@ -6,6 +6,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from matplotlib.transforms import BboxBase
 from PIL import Image
 
 from lorabench.adapters.__main__ import main
-from lorabench.adapters.adapter import Adapter, LoraModule
+from lorabench.adapters.adapter import Adapter
 from lorabench.adapters.drawing.component_figures import across_figure, layer_figure, layers_figure
 from lorabench.adapters.drawing.figures import ranks, weights
 from lorabench.adapters.drawing.figures.blocks import block_strength
@@ -46,7 +47,7 @@ def figures(given: Adapter) -> Iterator[tuple[str, Figure]]:
     layers = pca(given)
     yield "layers", layers_figure(layers, "all", "layers")
     yield "layer", layer_figure(next(iter(layers.values())))
-    other = {name: LoraModule(one.down.flip(0), one.up, one.scale) for name, one in given.modules.items()}
+    other = {name: replace(one, down=one.down.flip(0)) for name, one in given.modules.items()}
     yield "across", across_figure(pca_across([given, adapter(other, "b.safetensors")]))
 
 
@@ -219,7 +220,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 REAL = (
-    "peft/gpt2",
+    "peft/opt",
     "kohya/style.safetensors",
     "cloneofsimo/style.safetensors",
     "peft/toy",
