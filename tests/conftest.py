@@ -10,9 +10,9 @@ from pathlib import Path
 import datasets
 import pytest
 
+from tests.real_adapters import SHARED, made_adapters
+
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared" / "adapters"
-"""Real adapter files beside the project; a public clone may lack them."""
 
 
 def listen_to_sigint() -> None:
@@ -33,6 +33,12 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
             patch.delenv(name, raising=False)
         yield folder
+
+
+@pytest.fixture(params=["made", *["published"] * SHARED.is_dir()])
+def real_folder(request: pytest.FixtureRequest) -> Path:
+    """Each folder of real adapters that there is."""
+    return SHARED if request.param == "published" else made_adapters()
 
 
 def lorabench(*arguments: str, cwd: Path, code: int = 0, module: str = "lorabench") -> subprocess.CompletedProcess[str]:

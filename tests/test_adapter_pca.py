@@ -19,7 +19,7 @@ from lorabench.adapters.merging.aligning import file_labels
 from lorabench.adapters.principal_components import each_layer, pca, pca_across
 from lorabench.adapters.writing.saving import save
 from lorabench.errors import LorabenchError
-from tests.conftest import SHARED
+from tests.real_adapters import published, real
 
 Q, K = "unet.mid_block.attn1.to_q", "unet.mid_block.attn1.to_k"
 
@@ -315,13 +315,17 @@ def test_options_for_one_file_are_refused_with_several(files: Callable[..., list
     assert code_of(["pca", *files(2), "--no-standardise"]) == 2
 
 
-def test_a_real_adapter_through_a_real_process() -> None:
-    path = SHARED / "cloneofsimo__lora/example_loras/lora_disney.safetensors"
-    if not path.exists():
-        pytest.skip(f"{SHARED} is not there")
-    command = [sys.executable, "-m", "lorabench.adapters", "pca", str(path), "--layers", "unet.1?.*", "--json"]
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("cloneofsimo/style.safetensors", 2),
+        *published(("cloneofsimo__lora/example_loras/lora_disney.safetensors", 10)),
+    ],
+)
+def test_a_real_adapter_through_a_real_process(name: str, modules: int) -> None:
+    command = [sys.executable, "-m", "lorabench.adapters", "pca", str(real(name)), "--layers", "unet.1?.*", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     layers = json.loads(done.stdout)["layers"]
-    assert len(layers) == 20
+    assert len(layers) == 2 * modules
     assert {bool(one["reason"]) for name, one in layers.items() if ".down." in name} == {True}
-    assert [one["explained_variance_ratio"] for name, one in layers.items() if ".up." in name] == [[1.0]] * 10
+    assert [one["explained_variance_ratio"] for name, one in layers.items() if ".up." in name] == [[1.0]] * modules

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from matplotlib.transforms import BboxBase
 from PIL import Image
 
 from lorabench.adapters.__main__ import main
-from lorabench.adapters.adapter import Adapter, LoraModule
+from lorabench.adapters.adapter import Adapter
 from lorabench.adapters.drawing.component_figures import across_figure, layer_figure, layers_figure
 from lorabench.adapters.drawing.figures import ranks, weights
 from lorabench.adapters.drawing.figures.blocks import block_strength
@@ -31,8 +32,8 @@ from lorabench.adapters.reading.files import load
 from lorabench.adapters.writing.saving import save
 from lorabench.errors import LorabenchError
 from lorabench.pictures import house_style
-from tests.conftest import SHARED
 from tests.drawn_adapters import CASES, adapter, large, module, small
+from tests.real_adapters import published, real
 
 ALONE = [kind for kind in KINDS if kind_module(kind).ADAPTERS == 1]
 
@@ -46,7 +47,7 @@ def figures(given: Adapter) -> Iterator[tuple[str, Figure]]:
     layers = pca(given)
     yield "layers", layers_figure(layers, "all", "layers")
     yield "layer", layer_figure(next(iter(layers.values())))
-    other = {name: LoraModule(one.down.flip(0), one.up, one.scale) for name, one in given.modules.items()}
+    other = {name: replace(one, down=one.down.flip(0)) for name, one in given.modules.items()}
     yield "across", across_figure(pca_across([given, adapter(other, "b.safetensors")]))
 
 
@@ -219,20 +220,24 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 REAL = (
-    "johntnanney__gradience/examples/adapters/tiny_lora/adapter_model.safetensors",
-    "catundchat__stable-diffusion-v1.5-lora/pytorch_lora_weights.safetensors",
-    "cloneofsimo__lora/example_loras/lora_disney.safetensors",
-    "huggingface__peft/tests/regression/lora_emb_conv1d/0.6.1/adapter_model.bin",
-    "tommyroar__is-the-mountain-out/checkpoints/adapter_model.safetensors",
+    "peft/opt",
+    "kohya/style.safetensors",
+    "cloneofsimo/style.safetensors",
+    "peft/toy",
+    *published(
+        "johntnanney__gradience/examples/adapters/tiny_lora/adapter_model.safetensors",
+        "catundchat__stable-diffusion-v1.5-lora/pytorch_lora_weights.safetensors",
+        "cloneofsimo__lora/example_loras/lora_disney.safetensors",
+        "huggingface__peft/tests/regression/lora_emb_conv1d/0.6.1/adapter_model.bin",
+        "tommyroar__is-the-mountain-out/checkpoints/adapter_model.safetensors",
+    ),
 )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_real_adapters_are_drawn_without_overlaps(name: str) -> None:
-    if not (SHARED / name).exists():
-        pytest.skip(f"{SHARED} is not there")
-    given = load(SHARED / name)
+    given = load(real(name))
     assert sum(int(np.isfinite(table.norm).sum()) for table in block_strength(Subject(given))) == len(given.modules)
     with house_style():
         for kind, figure in figures(given):

@@ -1,6 +1,7 @@
 """`compare` held against dense matrices, numpy and scipy."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from lorabench.adapters.comparing.whole import Comparison, ModuleComparison, com
 from lorabench.adapters.reading.folders import adapter_files
 from lorabench.errors import LorabenchError
 from tests.adapter_folders import make_modules
-from tests.conftest import SHARED
+from tests.real_adapters import published, real
 
 
 def adapter(modules: Mapping[str, LoraModule], name: str = "a") -> Adapter:
@@ -368,9 +369,12 @@ def test_a_real_process_needs_no_torch_for_help(tmp_path: Path) -> None:
     assert "‖b‖/‖a‖ 2.0000" in done.stdout
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real adapters are not here")
-def test_real_adapters_are_compared_as_dense_matrices() -> None:
-    a, b = (load(SHARED / "parikshit-06__domain-skeleton-gpt2" / "adapters" / kind) for kind in ("legal", "medical"))
+GPT2 = "parikshit-06__domain-skeleton-gpt2/adapters"
+
+
+@pytest.mark.parametrize("names", [("peft/opt", "peft/opt_rslora"), *published((f"{GPT2}/legal", f"{GPT2}/medical"))])
+def test_real_adapters_are_compared_as_dense_matrices(names: tuple[str, str]) -> None:
+    a, b = (load(real(name)) for name in names)
     found = compare(a, b)
     assert found.compared == len(a.modules) == len(b.modules)
     x, y = (np.concatenate([dense(one.modules[name]).ravel() for name in a.modules]) for one in (a, b))
@@ -378,13 +382,23 @@ def test_real_adapters_are_compared_as_dense_matrices() -> None:
     assert found.difference == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(x), rel=1e-8)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real adapters are not here")
-def test_the_two_files_of_one_repository_are_two_adapters() -> None:
-    folder = SHARED / "catundchat__stable-diffusion-v1.5-lora"
+@pytest.mark.parametrize(
+    ("name", "modules", "most"),
+    [("diffusers_old", 32, 0.2), *published(("catundchat__stable-diffusion-v1.5-lora", 128, 0.01))],
+)
+def test_the_two_files_of_one_repository_are_two_adapters(name: str, modules: int, most: float, tmp_path: Path) -> None:
+    folder = real(name)
+    if name == "diffusers_old":  # whose two files are one adapter
+        folder = shutil.copytree(folder, tmp_path / name)
+        other = {
+            key: torch.randn_like(value)
+            for key, value in load_file(folder / "pytorch_lora_weights.safetensors").items()
+        }
+        torch.save(other, folder / "pytorch_lora_weights.bin")
     raw = load_file(folder / "pytorch_lora_weights.safetensors")
     pickled = torch.load(folder / "pytorch_lora_weights.bin", map_location="cpu", weights_only=True)
     assert raw.keys() == pickled.keys()
     assert all(float((raw[key] - pickled[key]).abs().max()) > 1e-3 for key in raw)
     found = compare(load(folder / "pytorch_lora_weights.bin"), load(folder / "pytorch_lora_weights.safetensors"))
-    assert found.compared == 128
-    assert found.cosine == pytest.approx(0.0, abs=0.01)
+    assert found.compared == modules
+    assert found.cosine == pytest.approx(0.0, abs=most)

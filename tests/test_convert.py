@@ -1,6 +1,5 @@
 """`convert`: the same ΔW in every layout, what is refused, and what is said."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from lorabench.adapters.comparing.deviation import deviations
 from lorabench.adapters.names.unet import diffusers_unet_name
 from lorabench.adapters.writing.converting import convert, prepare
 from lorabench.errors import LorabenchError
-from tests.conftest import SHARED
+from tests.real_adapters import SHARED, index, real
 
 LAYOUTS = ("diffusers", "peft", "kohya")
 
@@ -369,21 +368,13 @@ def test_as_a_user_calls_it(tmp_path: Path) -> None:
     assert "worst: unet.conv_in (0, measured on the file that was written)" in right.stdout
 
 
-def _index() -> list[dict[str, str]]:
-    if not (SHARED / "INDEX.tsv").is_file():
-        return []
-    with (SHARED / "INDEX.tsv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not _index(), reason="shared/adapters is not here")
-def test_every_published_file_goes_into_every_layout(tmp_path: Path) -> None:
+def test_every_real_file_goes_into_every_layout(tmp_path: Path) -> None:
     done = 0
-    firsts = {row["repository"]: row for row in reversed(_index())}  # one file of each repository
+    firsts = {row["repository"]: row for row in reversed(index())}  # one file of each repository
     for row in firsts.values():
         try:
-            adapter = load(SHARED / row["path"])
+            adapter = load(real(row["path"]))
         except LorabenchError:
             continue  # test_files holds that against the index
         for layout in LAYOUTS:
@@ -395,7 +386,7 @@ def test_every_published_file_goes_into_every_layout(tmp_path: Path) -> None:
             eps = max(2**-23 if m.dtype == torch.float32 else 2**-10 for m in adapter.modules.values())
             assert max(errors.values()) <= 2 * eps, row["path"]
             done += 1
-    assert done > 40
+    assert done > (110 if SHARED.is_dir() else 60)
 
 
 def test_a_merged_projection_without_its_place_is_not_written(tmp_path: Path) -> None:

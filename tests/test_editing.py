@@ -22,7 +22,7 @@ from lorabench.adapters.metadata.redaction import is_private, redact, redact_con
 from lorabench.adapters.reading.hashes import check_hashes
 from lorabench.adapters.reading.header import read_header
 from lorabench.errors import LorabenchError
-from tests.conftest import SHARED
+from tests.real_adapters import SHARED, published, real
 from tests.test_hashes import kohya, shuffled
 
 TENSORS = {
@@ -274,24 +274,40 @@ def test_redaction_takes_linear_time() -> None:
         assert time.process_time() - start < 20  # a search that begins anew at every letter takes minutes
 
 
-def test_real_files_are_redacted(tmp_path: Path) -> None:
-    if not SHARED.is_dir():
-        pytest.skip("no shared adapters here")
-    path = next(SHARED.rglob("smart_falcon_8_lokr.safetensors"))
+@pytest.mark.parametrize(
+    ("name", "private", "rate"),
+    [
+        ("kohya/style.safetensors", ("fox", "alice", "2945453505"), "1e-4"),
+        *published(
+            (
+                "KohakuBlueleaf__LyCORIS/result/smart_falcon_8_lokr.safetensors",
+                ("falcon", "smf girl", "2945453505"),
+                "0.0003",
+            )
+        ),
+    ],
+)
+def test_real_files_are_redacted(name: str, private: tuple[str, ...], rate: str, tmp_path: Path) -> None:
+    path = real(name)
+    assert all(word in json.dumps(metadata_of(path)) for word in private)
     edit(path, tmp_path / "b.safetensors", redacted=True)
-    text = json.dumps(metadata_of(tmp_path / "b.safetensors"))
-    assert "falcon" not in text
-    assert "smf girl" not in text
-    assert "2945453505" not in text
-    assert metadata_of(tmp_path / "b.safetensors")["ss_learning_rate"] == "0.0003"
-    assert all(one.ok for one in check_hashes(read_header(tmp_path / "b.safetensors")).values())
+    assert not any(word in json.dumps(metadata_of(tmp_path / "b.safetensors")) for word in private)
+    assert metadata_of(tmp_path / "b.safetensors")["ss_learning_rate"] == rate
+    checked = check_hashes(read_header(tmp_path / "b.safetensors"))
+    assert len(checked) == 2
+    assert all(one.ok for one in checked.values())
     assert data_of(tmp_path / "b.safetensors") == data_of(path)
-    # beside PEFT's adapters the configuration bears the path
-    configs = [json.loads(one.read_text()) for one in SHARED.rglob("adapter_config.json")]
+
+
+def test_configurations_of_real_adapters_are_redacted(real_folder: Path) -> None:
+    """Beside PEFT's adapters the configuration bears the path."""
+    configs = [json.loads(one.read_text()) for one in real_folder.rglob("adapter_config.json")]
     local = [one for one in configs if "cache" in str(one.get("base_model_name_or_path"))]
-    assert sorted(redact_config(one)["base_model_name_or_path"] for one in local) == [
-        "benjamin-paine/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0",
-    ]  # fmt: skip
+    assert sorted(redact_config(one)["base_model_name_or_path"] for one in local) == (
+        ["benjamin-paine/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"]
+        if real_folder == SHARED
+        else ["google-bert/bert-base-uncased"] * 2
+    )
     assert all({**one, "base_model_name_or_path": 0} == {**redact_config(one), "base_model_name_or_path": 0}
                for one in local)  # fmt: skip
 

@@ -13,11 +13,11 @@ import pytest
 from lorabench.adapters.metadata.inspection import inspect
 from lorabench.adapters.names.families import dotted, family_keys, recognise
 from lorabench.errors import LorabenchError
-from tests.conftest import SHARED
 from tests.family_classes import CLASSES
 from tests.inspected_files import sparse
 from tests.make_families import TABLES, build, module_names, template
 from tests.original_names import ORIGINAL
+from tests.real_adapters import SHARED, real_files
 
 QUICK = {"flux", "chroma", "sd3", "qwen-image", "z-image", "hunyuan-video", "wan", "sdxl", "clip-text", "t5"}
 
@@ -251,16 +251,27 @@ FAMILIES = {
     "keysets/invokeai__krea2": "Krea 2",
     "keysets/invokeai__qwen_image_lora_kohya": "Qwen-Image",
     "keysets/invokeai__qwen_image_lora_diffusers": None,  # two names of attention that FLUX has as well
+    "bloom": "BLOOM or Falcon",
+    "cloneofsimo/": None,
+    "diffusers": "Stable Diffusion (a U-Net)",
+    "keysets/flux": "FLUX",
+    "keysets/qwen_image": "Qwen-Image",
+    "kohya": "Stable Diffusion (a U-Net)",
+    "loralib": "BERT, RoBERTa or ViT",
+    "mlx": "Llama, Mistral, Qwen or Gemma",
+    "peft/bert": "BERT, RoBERTa or ViT",
+    "peft/gpt2": "GPT-2",
+    "peft/opt": "OPT, BART or Whisper",
+    "peft/opt_ia3": None,
+    "peft/toy": None,
+    "sam": "Segment Anything (ViT)",
 }
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared adapters here")
-def test_families_of_all_real_files_and_key_lists(tmp_path: Path) -> None:
+def test_families_of_all_real_files_and_key_lists(real_folder: Path, tmp_path: Path) -> None:
     seen = refused = 0
-    for path in sorted(SHARED.rglob("*")):
-        place = str(path.relative_to(SHARED))
-        if path.suffix not in (".safetensors", ".bin", ".pt") and path.parent.name != "keysets":
-            continue
+    for path in [*real_files(real_folder), *real_folder.glob("keysets/*.json")]:
+        place = str(path.relative_to(real_folder))
         if path.suffix == ".json":
             path = sparse(tmp_path / "keys.safetensors", json.loads(path.read_text()))
         try:
@@ -271,7 +282,7 @@ def test_families_of_all_real_files_and_key_lists(tmp_path: Path) -> None:
         start = max((start for start in FAMILIES if place.startswith(start)), key=len)
         assert found["value"] == FAMILIES[start], place
         seen += 1
-    assert (seen, refused) == (39 + 17, 4)
+    assert (seen, refused) == ((39 + 17, 4) if real_folder == SHARED else (26 + 3, 2))
 
 
 def test_tables_need_no_torch_and_little_time() -> None:

@@ -1,6 +1,5 @@
 """Adapter files: real ones of every tool, broken ones, and round trips."""
 
-import csv
 import json
 import re
 import struct
@@ -18,7 +17,7 @@ from lorabench.adapters import Adapter, LoraModule
 from lorabench.adapters import load as load_adapter
 from lorabench.adapters import save as save_adapter
 from lorabench.errors import LorabenchError
-from tests.conftest import SHARED
+from tests.real_adapters import index, published, real
 
 NAMES = (
     "unet.transformer_blocks.0.attn1.to_q",
@@ -35,23 +34,18 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def _index() -> list[dict[str, str]]:
-    if not (SHARED / "INDEX.tsv").is_file():
-        return []
-    with (SHARED / "INDEX.tsv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
-
-
-INDEX = _index()
 REFUSED = {
     "malformed": "git-LFS pointer|JSON text",
     "peft-unilora": "unilora: base_model.unilora_theta_d",
     "peft-ia3": "ia3: .*ia3_l",
 }
+KINDS = {"kohya+lycoris": "lokr", "peft-adalora": "adalora", "peft-loha": "loha", "peft-lokr": "lokr"}
 
 
 def _raw(path: Path) -> dict[str, np.ndarray]:
     """The tensors by a reading of our own: the safetensors format by hand, or torch."""
+    if path.is_dir():
+        (path,) = (file for file in path.iterdir() if file.suffix in (".safetensors", ".bin"))
     if path.suffix != ".safetensors":
         found = torch.load(path, map_location="cpu", weights_only=True)
         items = found.items() if isinstance(found, dict) else ((str(i), value) for i, value in enumerate(found))
@@ -60,7 +54,7 @@ def _raw(path: Path) -> dict[str, np.ndarray]:
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
-    types = {"F32": "<f4", "F16": "<f2"}
+    types = {"F32": "<f4", "F16": "<f2", "I64": "<i8"}
     out = {}
     for key, entry in header.items():
         low, high = (8 + length + offset for offset in entry["data_offsets"])
@@ -74,7 +68,7 @@ def _pairs(raw: dict[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         key for key in raw if re.search(r"lora_B|lora_b$|_up\.|\.up\.|:up$|w_b_|embedding_B", key) and "bias" not in key
     ]
     swaps = (("lora_embedding_B", "lora_embedding_A"), ("lora_B", "lora_A"), ("lora_b", "lora_a"), (".up.", ".down."),
-             (":up", ":down"), ("w_b_", "w_a_"))  # fmt: skip
+             (":up", ":down"), ("w_b_", "w_a_"), ("lora_up.", "lora_down."))  # fmt: skip
     found = []
     for key in ups:
         old, new = next(pair for pair in swaps if pair[0] in key)
@@ -85,10 +79,9 @@ def _pairs(raw: dict[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-@pytest.mark.skipif(not INDEX, reason="shared/adapters is not here")
-@pytest.mark.parametrize("row", INDEX, ids=lambda row: row["path"].replace("/", "-"))
-def test_every_published_file_reads_or_says_why_not(row: dict[str, str]) -> None:
-    path = SHARED / row["path"]
+@pytest.mark.parametrize("row", index(), ids=lambda row: row["path"].replace("/", "-"))
+def test_every_real_file_reads_or_says_why_not(row: dict[str, str]) -> None:
+    path = real(row["path"])
     if row["format"] in REFUSED or path.name.endswith(".ti.pt"):
         with pytest.raises(LorabenchError, match=REFUSED.get(row["format"], "textual_inversion: <krk>")) as caught:
             load_adapter(path)
@@ -96,8 +89,8 @@ def test_every_published_file_reads_or_says_why_not(row: dict[str, str]) -> None
         return
     adapter = load_adapter(path)
     raw = _raw(path)
-    if row["format"] in ("kohya+lycoris", "peft-adalora"):  # test_variants.py looks at their numbers
-        assert {module.kind for module in adapter.modules.values()} <= {"lokr", "adalora"}
+    if row["format"] in KINDS:  # test_variants.py looks at their numbers
+        assert {module.kind for module in adapter.modules.values()} == {KINDS[row["format"]]}
         assert not adapter.unsupported
         return
     pairs = _pairs(raw)
@@ -106,7 +99,8 @@ def test_every_published_file_reads_or_says_why_not(row: dict[str, str]) -> None
     theirs = sorted(_fingerprint(*_standard(down, up, row["format"])) for down, up in pairs)
     assert mine == theirs
     listed = sum(len(keys) for keys in adapter.unsupported.values())
-    assert listed + 2 * len(adapter.modules) == len(raw)
+    alphas = sum(key.endswith(".alpha") for key in raw)
+    assert listed + 2 * len(adapter.modules) + alphas == len(raw)
 
 
 def _standard(down: np.ndarray, up: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
@@ -124,25 +118,30 @@ def _fingerprint(down: np.ndarray, up: np.ndarray) -> tuple[object, ...]:
     return down.shape, up.shape, down.tobytes(), up.tobytes()
 
 
-@pytest.mark.skipif(not INDEX, reason="shared/adapters is not here")
 @pytest.mark.parametrize(
     ("path", "scale"),
     [
-        ("parikshit-06__domain-skeleton-gpt2/adapters/legal", 2.0),
-        ("branbot6__sift-opf-zh/adapter", 2.0),
-        ("wyek1n__MLX-CLI/adapters/0000100_adapters.safetensors", 10.0),
-        ("wujindou__BLOOM-LORA", 2.0),  # merged: alpha 16 over r = 8, not over the 16 rows
-        ("catundchat__stable-diffusion-v1.5-lora/pytorch_lora_weights.bin", 1.0),
+        ("peft/gpt2", 2.0),
+        ("peft/opt_rslora", 3.0),
+        ("mlx/adapters.safetensors", 10.0),
+        ("bloom", 2.0),  # merged: alpha over r, not over the 2r rows
+        ("diffusers_old/pytorch_lora_weights.bin", 1.0),
+        *published(
+            ("parikshit-06__domain-skeleton-gpt2/adapters/legal", 2.0),
+            ("branbot6__sift-opf-zh/adapter", 2.0),
+            ("wyek1n__MLX-CLI/adapters/0000100_adapters.safetensors", 10.0),
+            ("wujindou__BLOOM-LORA", 2.0),  # alpha 16 over r = 8
+            ("catundchat__stable-diffusion-v1.5-lora/pytorch_lora_weights.bin", 1.0),
+        ),
     ],
 )
-def test_scales_of_published_files(path: str, scale: float) -> None:
-    assert {module.scale for module in load_adapter(SHARED / path).modules.values()} == {scale}
+def test_scales_of_real_files(path: str, scale: float) -> None:
+    assert {module.scale for module in load_adapter(real(path)).modules.values()} == {scale}
 
 
-@pytest.mark.skipif(not INDEX, reason="shared/adapters is not here")
-def test_the_same_adapter_as_pickle_and_safetensors() -> None:
-    folder = SHARED / "catundchat__stable-diffusion-v1.5-lora"
-    first, second = (load_adapter(folder / f"pytorch_lora_weights.{end}") for end in ("bin", "safetensors"))
+@pytest.mark.parametrize("name", ["diffusers_old", *published("catundchat__stable-diffusion-v1.5-lora")])
+def test_the_same_adapter_as_pickle_and_safetensors(name: str) -> None:
+    first, second = (load_adapter(real(name) / f"pytorch_lora_weights.{end}") for end in ("bin", "safetensors"))
     assert list(first.modules) == list(second.modules)
 
 

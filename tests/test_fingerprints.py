@@ -19,7 +19,7 @@ from lorabench.adapters.comparing.fingerprints import TOLERANCE, Sketch, distanc
 from lorabench.adapters.reading.folders import adapter_files
 from lorabench.errors import LorabenchError
 from tests.adapter_folders import make_modules
-from tests.conftest import SHARED
+from tests.real_adapters import SHARED, published, real
 
 Change = Callable[[LoraModule], LoraModule]
 
@@ -313,9 +313,13 @@ def test_a_sketch_is_small() -> None:
     assert sum(one.nbytes for one in kept.modules.values()) == 100 * 5 * 8 * 4  # 5 of 5 rows, 8 of 500 columns
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real adapters are not here")
-def test_the_only_duplicates_among_real_adapters() -> None:
-    found = find_duplicates([adapter.path for adapter in adapter_files(SHARED).adapters])
+def test_the_only_duplicates_among_real_adapters(real_folder: Path) -> None:
+    found = find_duplicates([adapter.path for adapter in adapter_files(real_folder).adapters])
+    assert found.read > (30 if real_folder == SHARED else 15)
+    if real_folder != SHARED:
+        groups = [{one.path.relative_to(real_folder).parts[0] for one in group.members} for group in found.groups]
+        assert groups == [{"cloneofsimo"}, {"diffusers", "diffusers_old", "kohya"}]
+        return
     (group,) = found.groups
     assert [one.path.parent.name for one in group.members] == ["lora_mlp", "lora_mlp_modules_to_save"]
     raw = [torch.load(one.path / "adapter_model.bin", map_location="cpu", weights_only=True) for one in group.members]
@@ -323,22 +327,27 @@ def test_the_only_duplicates_among_real_adapters() -> None:
     assert len(shared) == 2
     assert all(torch.equal(raw[0][key], raw[1][key]) for key in shared)
     assert group.members[1].left_out == ("bias", "full_weight")
-    assert found.read > 30
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real adapters are not here")
 @pytest.mark.parametrize(
     "path",
     [
-        "parikshit-06__domain-skeleton-gpt2/adapters/legal",
-        "cloneofsimo__lora/example_loras/lora_disney.safetensors",
-        "wyek1n__MLX-CLI/adapters/0000200_adapters.safetensors",
-        "huggingface__peft/tests/regression/lora_emb_conv1d/0.6.1",
-        "KohakuBlueleaf__LyCORIS/result/smart_falcon_4_lokr.safetensors",
+        "peft/gpt2",
+        "cloneofsimo/style.safetensors",
+        "mlx/adapters.safetensors",
+        "peft/toy",
+        "peft/opt_lokr",
+        *published(
+            "parikshit-06__domain-skeleton-gpt2/adapters/legal",
+            "cloneofsimo__lora/example_loras/lora_disney.safetensors",
+            "wyek1n__MLX-CLI/adapters/0000200_adapters.safetensors",
+            "huggingface__peft/tests/regression/lora_emb_conv1d/0.6.1",
+            "KohakuBlueleaf__LyCORIS/result/smart_falcon_4_lokr.safetensors",
+        ),
     ],
 )
 def test_real_adapters_stay_themselves(path: str) -> None:
-    a = load(SHARED / path)
+    a = load(real(path))
     first = sketch(a)
     assert sketch(renamed(changed(changed(a, regauge(0)), pad), 1)).id == first.id
     for dtype, most in ((torch.float16, 0.001), (torch.bfloat16, 0.005)):

@@ -3,6 +3,7 @@
 import csv
 import logging
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lorabench.errors import LorabenchError
 from lorabench.zoo import folder
 from lorabench.zoo.folder import load
 from tests.adapter_folders import MODULES, delta_of, load_folder, make_modules, write_mixed
-from tests.conftest import SHARED
+from tests.real_adapters import made, published, real
 
 
 @pytest.fixture
@@ -237,10 +238,18 @@ def test_tensors_that_stay_out_are_named(mixed: Path, tmp_path: Path, caplog: py
     assert "extra.safetensors: holds tensors that are not part of a LoRA and stay out: full_weight (1)" in caplog.text
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="shared/adapters is not here")
-def test_published_adapters_make_a_zoo(tmp_path: Path) -> None:
-    zoo = load_folder(SHARED / "parikshit-06__domain-skeleton-gpt2" / "adapters", tmp_path)
-    assert (len(zoo), len(zoo.modules), zoo.labels.category_names) == (2, 36, ("legal", "medical"))
-    assert zoo.scale.tolist() == [[2.0] * 36] * 2
-    sam = SHARED / "MathieuNlp__Sam_LoRA"
-    assert load_folder(sam, tmp_path).rank[:, 0].tolist() == [2, 4, 8]
+def test_adapters_of_peft_make_a_zoo(tmp_path: Path) -> None:
+    for category, name in (("legal", "peft/opt"), ("medical", "peft/opt_rslora")):
+        shutil.copytree(made(name), tmp_path / "opt" / category)
+    zoo = load_folder(tmp_path / "opt", tmp_path)
+    assert (len(zoo), len(zoo.modules), zoo.labels.category_names) == (2, 4, ("legal", "medical"))
+    assert zoo.scale.tolist() == [[2.0] * 4, [3.0] * 4]
+    for name in published("parikshit-06__domain-skeleton-gpt2/adapters"):
+        zoo = load_folder(real(name), tmp_path)
+        assert (len(zoo), len(zoo.modules), zoo.labels.category_names) == (2, 36, ("legal", "medical"))
+        assert zoo.scale.tolist() == [[2.0] * 36] * 2
+
+
+@pytest.mark.parametrize("name", ["sam", *published("MathieuNlp__Sam_LoRA")])
+def test_adapters_of_many_ranks_make_a_zoo(name: str, tmp_path: Path) -> None:
+    assert load_folder(real(name), tmp_path).rank[:, 0].tolist() == [2, 4, 8]

@@ -23,7 +23,7 @@ from lorabench.adapters.resizing.rule import ResizeRule
 from lorabench.adapters.resizing.whole import resize
 from lorabench.errors import LorabenchError
 from tests.adapter_makers import CONV, LINEAR, SHAPES, TABLE, dense, dense_sum, make_adapter, near
-from tests.conftest import SHARED
+from tests.real_adapters import published, real
 
 FEW = settings(deadline=None, max_examples=25)
 
@@ -370,24 +370,31 @@ def test_what_the_result_says_of_itself(tmp_path: Path) -> None:
     json.dumps(report.as_dict(), allow_nan=False)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real adapters is not here")
 @pytest.mark.parametrize(
     "paths",
     [
-        ("parikshit-06__domain-skeleton-gpt2/adapters/legal", "parikshit-06__domain-skeleton-gpt2/adapters/medical"),
-        (
-            "MathieuNlp__Sam_LoRA/lora_weights/lora_rank2.safetensors",
-            "MathieuNlp__Sam_LoRA/lora_weights/lora_rank8.safetensors",
-        ),
-        (
-            "catundchat__stable-diffusion-v1.5-lora/pytorch_lora_weights.safetensors",
-            "cloneofsimo__lora/example_loras/lora_disney.safetensors",
+        ("peft/opt", "peft/opt_rslora"),
+        ("sam/lora_weights/lora_rank2.safetensors", "sam/lora_weights/lora_rank8.safetensors"),
+        ("diffusers", "cloneofsimo/style.safetensors"),  # no module of one is in the other
+        *published(
+            (
+                "parikshit-06__domain-skeleton-gpt2/adapters/legal",
+                "parikshit-06__domain-skeleton-gpt2/adapters/medical",
+            ),
+            (
+                "MathieuNlp__Sam_LoRA/lora_weights/lora_rank2.safetensors",
+                "MathieuNlp__Sam_LoRA/lora_weights/lora_rank8.safetensors",
+            ),
+            (
+                "catundchat__stable-diffusion-v1.5-lora/pytorch_lora_weights.safetensors",
+                "cloneofsimo__lora/example_loras/lora_disney.safetensors",
+            ),
         ),
     ],
-    ids=["gpt2", "sam", "other modules"],
+    ids=lambda paths: paths[0].replace("/", "-"),
 )
 def test_real_adapters(paths: tuple[str, str]) -> None:
-    adapters = [load(SHARED / path) for path in paths]
+    adapters = [load(real(path)) for path in paths]
     # every dozenth module: the dense check is slow
     adapters = [replace(one, modules=dict(list(one.modules.items())[::12])) for one in adapters]
     by = [1.5, -0.4]

@@ -11,9 +11,7 @@ from lorabench.adapters.layouts import layouts
 from lorabench.adapters.layouts.kohya import LAYOUT, from_kohya
 from lorabench.adapters.names.identity import component, identity, unwrap
 from lorabench.adapters.reading.naming import FACTORS, is_layer_key, layer_names, parse_key
-from tests.conftest import SHARED
-
-KEYSETS = sorted((SHARED / "keysets").glob("*.json"))
+from tests.real_adapters import key_lists, real
 
 FACTOR_KEYS = [
     ("unet.mid_block.attn1.to_q.lora.down.weight", "unet.mid_block.attn1.to_q", "down", "diffusers"),
@@ -96,11 +94,10 @@ def test_layer_names_are_parsed_back() -> None:
         assert (parse_key(layer).module, parse_key(layer).part) == ("unet.mid_block.to_q", part)
 
 
-@pytest.mark.skipif(not KEYSETS, reason="shared/adapters/keysets is not here")
-@pytest.mark.parametrize("path", KEYSETS, ids=lambda path: path.stem.split("__")[1])
-def test_every_key_of_a_published_format_is_understood(path: Path) -> None:
+@pytest.mark.parametrize("name", key_lists(), ids=lambda name: Path(name).stem)
+def test_every_key_of_a_published_format_is_understood(name: str) -> None:
     """Independent of the parser's patterns: plain searches for the parts' names."""
-    for key in json.loads(path.read_text()):
+    for key in json.loads(real(name).read_text()):
         parsed = parse_key(key)
         assert parsed.part != "other", key
         down = any(text in key for text in ("lora_A.weight", "lora_down.weight", ".down.weight"))
@@ -112,11 +109,10 @@ def test_every_key_of_a_published_format_is_understood(path: Path) -> None:
         assert parsed.module, key
 
 
-@pytest.mark.skipif(not KEYSETS, reason="shared/adapters/keysets is not here")
-@pytest.mark.parametrize("path", KEYSETS, ids=lambda path: path.stem.split("__")[1])
-def test_factors_of_a_published_format_come_in_pairs(path: Path) -> None:
+@pytest.mark.parametrize("name", key_lists(), ids=lambda name: Path(name).stem)
+def test_factors_of_a_published_format_come_in_pairs(name: str) -> None:
     parts: dict[str, set[str]] = {}
-    for key in json.loads(path.read_text()):
+    for key in json.loads(real(name).read_text()):
         parsed = parse_key(key)
         assert parsed.part not in parts.setdefault(parsed.module, set()) or parsed.part not in FACTORS, key
         parts[parsed.module].add(parsed.part)
@@ -217,7 +213,7 @@ def test_a_kohya_name_is_the_same_module(parts: list[str]) -> None:
 def test_no_key_fits_two_layouts() -> None:
     """Every real key, and those above: the layouts are tried in no order that means anything."""
     keys = [key for key, *_ in (*FACTOR_KEYS, *OTHER_KEYS)] + [
-        key for path in KEYSETS for key in json.loads(path.read_text())
+        key for name in key_lists() for key in json.loads(real(name).read_text())
     ]
     for key in keys:
         fitting = {name for name, layout in layouts().items() if any(one.match(key) for one in layout.patterns)}

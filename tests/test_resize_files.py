@@ -26,7 +26,7 @@ from lorabench.adapters.resizing.whole import RESIZE_KEY, resize
 from lorabench.adapters.writing.converting import prepare
 from lorabench.adapters.writing.saving import LAYOUTS, save
 from lorabench.errors import LorabenchError
-from tests.conftest import SHARED
+from tests.real_adapters import real_files
 from tests.resize_modules import TEXT, UNET, apart, dense, make, one, tail
 
 # Limits
@@ -284,19 +284,10 @@ def test_validate_looks_before_anything_is_written(tmp_path: Path) -> None:
         validate(path, 4)
 
 
-def real_files() -> list[Path]:
-    if not SHARED.is_dir():
-        return []
-    lines = (SHARED / "INDEX.tsv").read_text().splitlines()
-    rows = [dict(zip(lines[0].split("\t"), line.split("\t"), strict=False)) for line in lines[1:]]
-    return [SHARED / row["path"] for row in rows if (SHARED / row["path"]).stat().st_size < 4e6]
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.is_dir(), reason="shared/adapters is not here")
-def test_real_adapters() -> None:
+def test_real_adapters(real_folder: Path) -> None:
     tried = 0
-    for path in real_files():
+    for path in (path for path in real_files(real_folder) if path.stat().st_size < 4e6):
         try:
             before = load(path)
         except LorabenchError:

@@ -17,8 +17,8 @@ from lorabench.adapters.reading.folders import adapter_files
 from lorabench.errors import LorabenchError
 from tests.adapter_folders import write_mixed
 from tests.bench import bench_inspect
-from tests.conftest import SHARED
 from tests.inspected_files import KOHYA, kohya_tensors, sparse, write
+from tests.real_adapters import SHARED, real_files
 from tests.test_hashes import kohya
 
 
@@ -221,10 +221,9 @@ def test_headers_alone_are_read(tmp_path: Path) -> None:
     assert (row["valid"], row["rank"], row["parameters"]) == (True, 1024, 2**31)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared adapters here")
-def test_the_shared_folder_is_one_table() -> None:
-    rows = list(scan(SHARED))
-    assert len(rows) == 43
+def test_a_folder_of_real_adapters_is_one_table(real_folder: Path) -> None:
+    rows = list(scan(real_folder))
     refused = [row["file"] for row in rows if row["method"] is None]
-    assert len(refused) == 4
+    assert len(rows) == len(real_files(real_folder))
+    assert (len(rows), len(refused)) == ((43, 4) if real_folder == SHARED else (28, 2))
     assert all(row["error"] for row in rows if not row["valid"])

@@ -1,6 +1,5 @@
 """The canonical table, from headers alone, says what the reader of weights says."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -17,16 +16,8 @@ from lorabench.adapters import load as load_adapter
 from lorabench.adapters.metadata.inspection import inspect
 from lorabench.adapters.reading.table import read_table
 from lorabench.errors import LorabenchError
-from tests.conftest import SHARED
 from tests.inspected_files import sparse
-from tests.real_adapters import MADE, made
-
-
-def _published() -> list[str]:
-    if not (SHARED / "INDEX.tsv").is_file():
-        return []
-    with (SHARED / "INDEX.tsv").open() as file:
-        return [row["path"] for row in csv.DictReader(file, delimiter="\t")]
+from tests.real_adapters import MADE, index, key_lists, real
 
 
 def _refusal(read: Callable[[Path], object], path: Path) -> str | None:
@@ -37,13 +28,13 @@ def _refusal(read: Callable[[Path], object], path: Path) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("name", [*_published(), *MADE], ids=lambda name: name.replace("/", "-"))
+@pytest.mark.parametrize("name", [row["path"] for row in index()], ids=lambda name: name.replace("/", "-"))
 def test_the_table_agrees_with_the_weights(name: str) -> None:
     """Modules, ranks, scales and what is unsupported; a file that cannot be read is refused by both."""
-    path = made(name) if name in MADE else SHARED / name
+    path = real(name)
     refused = _refusal(read_table, path)
     if refused is not None:
-        assert name not in MADE
+        assert MADE.get(name, "malformed") == "malformed"
         assert _refusal(load_adapter, path) == refused
         return
     table = read_table(path)
@@ -70,14 +61,9 @@ def test_the_table_agrees_with_the_weights(name: str) -> None:
             assert row.kind == module.kind
 
 
-def keysets() -> list[Path]:
-    return sorted((SHARED / "keysets").glob("*.json"))
-
-
-@pytest.mark.skipif(not keysets(), reason="shared/adapters is not here")
-@pytest.mark.parametrize("path", keysets(), ids=lambda path: path.stem)
-def test_every_key_of_formats_without_a_small_file_is_used_or_listed(path: str | Path, tmp_path: Path) -> None:
-    shapes = json.loads(Path(path).read_text())
+@pytest.mark.parametrize("name", key_lists(), ids=lambda name: Path(name).stem)
+def test_every_key_of_formats_without_a_small_file_is_used_or_listed(name: str, tmp_path: Path) -> None:
+    shapes = json.loads(real(name).read_text())
     # one number a tensor, seen as the whole: such a file is as large as its header says, but takes no space
     names = list(shapes) if isinstance(shapes, dict) else [str(entry) for entry in shapes]
     tensors = {name: torch.zeros(_small(shapes[name] if isinstance(shapes, dict) else [2, 2])) for name in names}

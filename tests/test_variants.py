@@ -1,6 +1,5 @@
 """LoHa, LoKr, AdaLoRA and DoRA as factors, against their papers' dense formulas and against PEFT itself."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from lorabench.adapters import load as load_adapter
 from lorabench.adapters.reading.table import read_table
 from lorabench.errors import LorabenchError
-from tests.conftest import SHARED
+from tests.real_adapters import index, real
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -117,18 +116,13 @@ def test_peft_computes_the_same_delta(tmp_path: Path, rslora: bool) -> None:
         )
 
 
-def test_the_published_lokr_files_are_their_kronecker_products() -> None:
-    rows = SHARED / "INDEX.tsv"
-    if not rows.is_file():
-        pytest.skip("shared/adapters is not here")
-    with rows.open() as file:
-        paths = [row["path"] for row in csv.DictReader(file, delimiter="\t") if row["format"] == "kohya+lycoris"]
-    assert paths
-    for path in paths:
-        adapter, raw = load_adapter(SHARED / path), load_file(SHARED / path)
-        table = read_table(SHARED / path)
-        assert len(adapter.modules) == len(table.rows) == 350
-        for row in table.rows[::50]:
+def test_real_lokr_files_are_their_kronecker_products() -> None:
+    counts = {"kohya+lycoris": 350, "peft-lokr": 4}
+    for path, count in ((real(row["path"]), counts[row["format"]]) for row in index() if row["format"] in counts):
+        file = path if path.is_file() else path / "adapter_model.safetensors"
+        adapter, table, raw = load_adapter(path), read_table(path), load_file(file)
+        assert len(adapter.modules) == len(table.rows) == count
+        for row in table.rows[:: count // 4]:
             part = {name: raw[key].float() for name, key in row.keys.items()}
             first = part["w1"] if "w1" in part else part["w1_a"] @ part["w1_b"]
             second = part["w2"].flatten(1) if "w2" in part else part["w2_a"] @ part["w2_b"].flatten(1)
