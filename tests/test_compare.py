@@ -369,12 +369,12 @@ def test_a_real_process_needs_no_torch_for_help(tmp_path: Path) -> None:
     assert "‖b‖/‖a‖ 2.0000" in done.stdout
 
 
-GPT2 = "parikshit-06__domain-skeleton-gpt2/adapters"
-
-
-@pytest.mark.parametrize("names", [("peft/opt", "peft/opt_rslora"), *published((f"{GPT2}/legal", f"{GPT2}/medical"))])
-def test_real_adapters_are_compared_as_dense_matrices(names: tuple[str, str]) -> None:
-    a, b = (load(real(name)) for name in names)
+@pytest.mark.parametrize(("folder", "names"), [
+    ("peft", ("opt", "opt_rslora")),
+    *published(("parikshit-06__domain-skeleton-gpt2/adapters", ("legal", "medical"))),
+])  # fmt: skip
+def test_real_adapters_are_compared_as_dense_matrices(folder: str, names: tuple[str, str]) -> None:
+    a, b = (load(real(f"{folder}/{name}")) for name in names)
     found = compare(a, b)
     assert found.compared == len(a.modules) == len(b.modules)
     x, y = (np.concatenate([dense(one.modules[name]).ravel() for name in a.modules]) for one in (a, b))
@@ -382,20 +382,14 @@ def test_real_adapters_are_compared_as_dense_matrices(names: tuple[str, str]) ->
     assert found.difference == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(x), rel=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("name", "modules", "most"),
-    [("diffusers_old", 32, 0.2), *published(("catundchat__stable-diffusion-v1.5-lora", 128, 0.01))],
-)
+@pytest.mark.parametrize(("name", "modules", "most"), [
+    ("diffusers_old", 32, 0.2), *published(("catundchat__stable-diffusion-v1.5-lora", 128, 0.01)),
+])  # fmt: skip
 def test_the_two_files_of_one_repository_are_two_adapters(name: str, modules: int, most: float, tmp_path: Path) -> None:
-    folder = real(name)
-    if name == "diffusers_old":  # whose two files are one adapter
-        folder = shutil.copytree(folder, tmp_path / name)
-        other = {
-            key: torch.randn_like(value)
-            for key, value in load_file(folder / "pytorch_lora_weights.safetensors").items()
-        }
-        torch.save(other, folder / "pytorch_lora_weights.bin")
+    folder = shutil.copytree(real(name), tmp_path / name)
     raw = load_file(folder / "pytorch_lora_weights.safetensors")
+    if name == "diffusers_old":  # whose two files are one adapter
+        torch.save({key: torch.randn_like(raw[key]) for key in raw}, folder / "pytorch_lora_weights.bin")
     pickled = torch.load(folder / "pytorch_lora_weights.bin", map_location="cpu", weights_only=True)
     assert raw.keys() == pickled.keys()
     assert all(float((raw[key] - pickled[key]).abs().max()) > 1e-3 for key in raw)

@@ -278,24 +278,17 @@ def test_redaction_takes_linear_time() -> None:
     ("name", "private", "rate"),
     [
         ("kohya/style.safetensors", ("fox", "alice", "2945453505"), "1e-4"),
-        *published(
-            (
-                "KohakuBlueleaf__LyCORIS/result/smart_falcon_8_lokr.safetensors",
-                ("falcon", "smf girl", "2945453505"),
-                "0.0003",
-            )
-        ),
+        *published(("KohakuBlueleaf__LyCORIS/result/smart_falcon_8_lokr.safetensors",
+                    ("falcon", "smf girl", "2945453505"), "0.0003")),
     ],
-)
+)  # fmt: skip
 def test_real_files_are_redacted(name: str, private: tuple[str, ...], rate: str, tmp_path: Path) -> None:
     path = real(name)
     assert all(word in json.dumps(metadata_of(path)) for word in private)
     edit(path, tmp_path / "b.safetensors", redacted=True)
     assert not any(word in json.dumps(metadata_of(tmp_path / "b.safetensors")) for word in private)
     assert metadata_of(tmp_path / "b.safetensors")["ss_learning_rate"] == rate
-    checked = check_hashes(read_header(tmp_path / "b.safetensors"))
-    assert len(checked) == 2
-    assert all(one.ok for one in checked.values())
+    assert [one.ok for one in check_hashes(read_header(tmp_path / "b.safetensors")).values()] == [True] * 2
     assert data_of(tmp_path / "b.safetensors") == data_of(path)
 
 

@@ -373,27 +373,21 @@ def test_what_the_result_says_of_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "paths",
     [
-        ("peft/opt", "peft/opt_rslora"),
-        ("sam/lora_weights/lora_rank2.safetensors", "sam/lora_weights/lora_rank8.safetensors"),
-        ("diffusers", "cloneofsimo/style.safetensors"),  # no module of one is in the other
+        ["peft/opt", "peft/opt_rslora"],
+        ["sam/lora_weights/lora_rank2.safetensors", "sam/lora_weights/lora_rank8.safetensors"],
+        ["diffusers", "cloneofsimo/style.safetensors"],  # no module of one is in the other
         *published(
-            (
-                "parikshit-06__domain-skeleton-gpt2/adapters/legal",
-                "parikshit-06__domain-skeleton-gpt2/adapters/medical",
-            ),
-            (
-                "MathieuNlp__Sam_LoRA/lora_weights/lora_rank2.safetensors",
-                "MathieuNlp__Sam_LoRA/lora_weights/lora_rank8.safetensors",
-            ),
-            (
+            [f"parikshit-06__domain-skeleton-gpt2/adapters/{kind}" for kind in ("legal", "medical")],
+            [f"MathieuNlp__Sam_LoRA/lora_weights/lora_rank{rank}.safetensors" for rank in (2, 8)],
+            [
                 "catundchat__stable-diffusion-v1.5-lora/pytorch_lora_weights.safetensors",
                 "cloneofsimo__lora/example_loras/lora_disney.safetensors",
-            ),
+            ],
         ),
     ],
     ids=lambda paths: paths[0].replace("/", "-"),
 )
-def test_real_adapters(paths: tuple[str, str]) -> None:
+def test_real_adapters(paths: list[str]) -> None:
     adapters = [load(real(path)) for path in paths]
     # every dozenth module: the dense check is slow
     adapters = [replace(one, modules=dict(list(one.modules.items())[::12])) for one in adapters]
