@@ -54,8 +54,9 @@ def configuration(where: Path, adapter: Adapter, modules: Mapping[str, LoraModul
                 "path_initial_model_for_weight_conversion as an ordinary LoRA first, or keep its ranks."
             )
         config |= _ranks(modules)
-        # A start of training that says nothing of the base; some are refused at ranks that they cannot make.
-        config.pop("init_lora_weights", None)
+        odd = any(module.rank % 2 for module in modules.values())
+        if odd and str(given.get("init_lora_weights")).lower() == "orthogonal":  # PEFT makes it of even ranks alone
+            del config["init_lora_weights"]
     if not _names_all(given.get("target_modules"), modules):
         for entry in _CHOICE:
             config.pop(entry, None)
