@@ -221,6 +221,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 REAL = (
     "peft/opt",
+    "peft/gpt2",
+    "mlx/adapters.safetensors",
+    "loralib/roberta_lora.bin",
     "kohya/style.safetensors",
     "cloneofsimo/style.safetensors",
     "peft/toy",

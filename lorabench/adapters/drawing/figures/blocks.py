@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -126,7 +127,8 @@ def draw(page: tuple[str, tuple[BlockStrength, ...]]) -> "Figure":
     bar.formatter = FuncFormatter(lambda value, _: f"{value:g}")
     bar.ax.xaxis.set_minor_formatter(NullFormatter())
     bar.update_ticks()
-    bar.set_label("‖ΔW‖_F of a module (arrows: the weakest and the strongest 1 %)")
+    label = "‖ΔW‖_F of a module (arrows: the weakest and the strongest 1\u00a0%)"
+    bar.set_label(fill(label, max(24, int(12 * (_COLUMN * columns + 1)))))
     if any(table.untrained.any() for table in tables):
         figure.legend(handles=[drawing.panels.untrained_patch()], loc="outside lower right")
     return figure
