@@ -152,7 +152,8 @@ def peft_method(config: Mapping[str, Any]) -> str:
     ('prefix tuning', '')
     """
     asked = config.get("peft_type")
-    if not isinstance(asked, str) or asked in {"", *(kind.peft_type for kind in kinds().values())}:
+    lora = {kind.peft_type for kind in kinds().values()}
+    if not isinstance(asked, str) or not asked.isidentifier() or asked in lora:  # else it is no name, but rubbish
         return ""
     return _PEFT.get(asked, asked.replace("_", " ").lower() if asked.endswith("TUNING") else asked)
 

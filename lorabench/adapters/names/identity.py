@@ -44,6 +44,7 @@ _OWN_TRUNK = re.compile(r"transformer\.(h|wte|wpe|ln_f|layer|encoder|embedding|w
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module")
 """What torch.compile, FSDP, activation checkpointing and DeepSpeed put into the names of a model's modules."""
+_WRAPPED = re.compile(rf"(?:^|[._])({'|'.join(_WRAPPERS)})(?=[._]|$)")  # a level of the name, or flattened with it
 _PEFT = "base_model.model."
 _PARALLEL = "module."  # of DataParallel and DistributedDataParallel, at the front alone
 
@@ -79,7 +80,7 @@ def unwrap(name: str) -> Unwrapped:
     >>> unwrap("base_model.model.base_model.model.h.0").wrappers
     ('base_model.model (twice)',)
     """
-    taken = {segment for segment in name.split(".") if segment in _WRAPPERS}
+    taken = set(_WRAPPED.findall(name))
     if (
         not taken
         and not name.startswith((_PEFT, _PARALLEL))
