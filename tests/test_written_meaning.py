@@ -136,21 +136,6 @@ def test_a_model_that_no_table_knows_has_no_kohya_names(tmp_path: Path, word: st
         convert(load(_file(tmp_path / "a.safetensors", _pairs(shapes))), "kohya")
 
 
-def test_kohyas_word_for_every_denoiser_is_no_sort_of_it(tmp_path: Path) -> None:
-    tensors = {
-        f"lora_unet_my_blocks_{block}_to_q.lora_{side}.weight": torch.ones(*shape)
-        for block in range(3)
-        for side, shape in (("down", (2, 16)), ("up", (16, 2)))
-    }
-    adapter = load(_file(tmp_path / "a.safetensors", tensors))
-    names = {f"my_blocks_{block}_to_q": f"my_blocks.{block}.to_q" for block in range(3)}
-    with pytest.raises(LorabenchError, match="nothing says whether it is a U-Net or a transformer"):
-        convert(adapter, "diffusers", names=names)
-    for sort in ("unet", "transformer"):
-        written = convert(adapter, "diffusers", component=sort, names=names).adapter
-        assert list(written.modules) == [f"{sort}.my_blocks.{block}.to_q" for block in range(3)]
-
-
 @pytest.mark.parametrize("ending", [".safetensors", ".bin", ".pt"])
 def test_any_adapter_says_names_and_before_the_tables(tmp_path: Path, ending: str) -> None:
     other = load(_file(tmp_path / "n.safetensors", _pairs({"unet.down_blocks.0.attn_to.q": (4, 4)})))

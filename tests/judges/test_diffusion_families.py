@@ -273,9 +273,7 @@ def test_a_list_of_names_splits_them(layout: str, kind: str, tmp_path: Path) -> 
         config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": list(STRANGE)}
         (names / "adapter_config.json").write_text(json.dumps(config))
     out = tmp_path / ("ours" if layout == "peft" else "ours.safetensors")
-    # Kohya's trainers call every denoiser a U-Net, so that somebody has to say what this one is.
-    sort = ["--component", "transformer"] if layout == "diffusers-peft" else []
-    asked("convert", path, "-o", out, "--to", layout, "--names-from", names, *sort)
+    asked("convert", path, "-o", out, "--to", layout, "--names-from", names)
     _assert_deltas(out, _deltas(pairs, ALPHA / RANK), flat=False)
 
 

@@ -90,7 +90,7 @@ def convert(
     modules, notes = _choose(adapter, form, component)
     refuse_embeddings(adapter.path, modules, form)
     refuse_unplaced(adapter.path, modules)
-    spelled, renamed = _spelled(adapter, modules, form, names, chosen=component is not None)
+    spelled, renamed = _spelled(adapter, modules, form, names)
     modules = spelled.modules
     # Only now: without its prefix no name could be told from another model's.
     if form.folder and component:
@@ -203,11 +203,7 @@ def _part_of(name: str, module: LoraModule, wanted: str) -> str:
 
 
 def _spelled(
-    adapter: Adapter,
-    modules: Mapping[str, LoraModule],
-    layout: WrittenLayout,
-    names: Mapping[str, str] | None,
-    chosen: bool = False,
+    adapter: Adapter, modules: Mapping[str, LoraModule], layout: WrittenLayout, names: Mapping[str, str] | None
 ) -> tuple[Respelled, list[str]]:
     """The modules under the names that the layout's loaders look for, and what was renamed, split or fused."""
     flat = "kohya" in adapter.schemes
@@ -225,8 +221,7 @@ def _spelled(
         if family and spelled.changed:
             whose = "diffusers'" if family.key in FLATTENED_BY_KOHYA else f"{family.name}'s original"
             notes.append(f"{spelled.changed} modules got {whose} names, as its trainers have them")
-    kept, sure = {name: name for name in spelled.modules}, chosen or not flat
-    renamed = with_names_of(layout, adapter.path, spelled.modules, kept, sure)
+    renamed = with_names_of(layout, adapter.path, spelled.modules, {name: name for name in spelled.modules})
     final = {renamed.names[name]: module for name, module in spelled.modules.items()}
     back = {renamed.names[name]: origins[old] for name, old in spelled.origins.items()}
     return Respelled(final, back, spelled.changed), [*notes, *renamed.notes]

@@ -56,7 +56,7 @@ def with_dots(
 
 
 def with_names_of(
-    layout: WrittenLayout, where: Path, modules: Mapping[str, LoraModule], names: Mapping[str, str], sure: bool
+    layout: WrittenLayout, where: Path, modules: Mapping[str, LoraModule], names: Mapping[str, str]
 ) -> Renamed:
     """The names that a layout's loaders look for.
 
@@ -65,7 +65,6 @@ def with_names_of(
         where: the file, for messages.
         modules: what is written, by canonical name.
         names: module -> its name so far.
-        sure: whether `unet` and `transformer` are the file's own words; kohya's trainers call every denoiser `unet`.
 
     Raises:
         LorabenchError: two modules would get one name, or nothing says what sort of denoiser this is.
@@ -88,7 +87,7 @@ def with_names_of(
             for module, name in new.items()
         }
     elif layout.needs_part and layout.needs_dots:
-        new, note = _with_parts(where, modules, new, sure)
+        new, note = _with_parts(where, modules, new)
         notes += note
     if len(set(new.values())) != len(new):
         values = list(new.values())
@@ -101,7 +100,7 @@ def with_names_of(
 
 
 def _with_parts(
-    where: Path, modules: Mapping[str, LoraModule], names: Mapping[str, str], sure: bool
+    where: Path, modules: Mapping[str, LoraModule], names: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str]]:
     """The denoiser's word, `unet` or `transformer`, as its family says; a file's own word where no family is known."""
     word = sort_of_denoiser(modules)
@@ -111,7 +110,7 @@ def _with_parts(
         if identity(name).part != "denoiser":
             new[module] = name
             continue
-        if word is None and not (sure and said in ("unet", "transformer")):
+        if word is None and said not in ("unet", "transformer"):
             unknown.append(name)
         new[module] = joined(word or said, rest)
     if unknown:
