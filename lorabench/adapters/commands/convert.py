@@ -86,12 +86,13 @@ def run(args: Namespace) -> Outcome:
         "dropped": {kind: list(keys) for kind, keys in conversion.dropped.items()},
     }
     head = f"{path}: {args.layout} layout, {', '.join(dtypes)}, {len(written)} modules"
-    return Outcome(data, "\n".join([head, "", *_errors(errors), *(f"note: {note}" for note in conversion.notes)]))
+    return Outcome(
+        data, "\n".join([head, "", *_errors(errors, worst), *(f"note: {note}" for note in conversion.notes)])
+    )
 
 
-def _errors(errors: Mapping[str, float]) -> list[str]:
+def _errors(errors: Mapping[str, float], worst: str) -> list[str]:
     """The worst by part, and of all."""
-    worst = max(errors, key=errors.__getitem__)
     parts = Counter(component(name) for name in errors)
     rows = [(part, count, max(errors[n] for n in errors if component(n) == part)) for part, count in parts.items()]
     return [

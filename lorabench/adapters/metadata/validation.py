@@ -35,8 +35,6 @@ _MUSUBI = re.compile(r"lora_(wan|framepack|fpack|qwen_image|hv|hunyuan|zimage|ka
 """Networks of musubi-tuner; the hash is of its own names, and its converter renames them."""
 _NO_ADAPTER = {"full_weight", "bias", "other", "textual_inversion", "alpha_alone"}
 """Kinds of tensors that make no adapter where nothing else is in the file."""
-_NAMES = re.compile(r"module \S+|(?:[\w-]+\.)+[\w-]+")
-"""The names of modules and keys in an error: two errors that differ in these alone are one."""
 
 
 def validate(
@@ -104,12 +102,8 @@ def _modules(table: Table) -> Iterator[Finding]:
 
 
 def _pairs(table: Table) -> Iterator[Finding]:
-    alike: dict[str, list[str]] = {}
     for problem in table.problems:
-        alike.setdefault(_NAMES.sub("module", problem), []).append(problem)
-    for problems in alike.values():
-        more = f" ({counted(len(problems) - 1, 'more module')} alike)" if len(problems) > 1 else ""
-        yield Finding("error", "pairs", problems[0] + more)
+        yield Finding("error", "pairs", problem)
     if table.rows and not table.problems:
         yield Finding("ok", "pairs", "every pair is complete and fits together")
 

@@ -1,5 +1,6 @@
 """The plan of an adapter file, module by module; of a safetensors file from the header alone, without torch."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from lorabench.adapters.reading.scaling import Stated, saved_config
 from lorabench.adapters.reading.sorting import ModuleKeys, SortedKeys, sort_keys
 from lorabench.adapters.reading.switching import switches
 from lorabench.errors import LorabenchError
+from lorabench.text import counted
 
 if TYPE_CHECKING:
     from lorabench.adapters.reading.container import Container
@@ -171,6 +173,10 @@ def plan(file: Path, header: Header | None, container: "Container | None" = None
     )
 
 
+_NAMES = re.compile(r"module \S+|(?:[\w-]+\.)+[\w-]+")
+"""The names of modules and keys in an error: two errors that differ in these alone are one."""
+
+
 class _ModuleError(LorabenchError):
     """What is wrong with a module; many modules may have the same fault."""
 
@@ -209,7 +215,8 @@ class _Planner:
 
     def _note(self, problems: dict[str, list[str]], error: LorabenchError) -> None:
         text = str(error).removeprefix(f"{self.file}: ")
-        problems.setdefault(error.fault if isinstance(error, _ModuleError) else text, []).append(text)
+        fault = error.fault if isinstance(error, _ModuleError) else _NAMES.sub("module", text)
+        problems.setdefault(fault, []).append(text)
 
     def _fit(self, name: str, module: ModuleKeys) -> Fit:
         self._refuse_missing(name, module)
@@ -305,7 +312,7 @@ def _shapes(module: ModuleKeys, tensors: Mapping[str, TensorInfo]) -> dict[str, 
 
 def _counted(texts: Iterable[str]) -> str:
     first, *others = texts
-    return f"{first} This holds for {len(others) + 1} modules." if others else first
+    return f"{first} ({counted(len(others), 'more module')} alike)" if others else first
 
 
 def _kind(module: ModuleKeys, shapes: Shapes) -> str:
