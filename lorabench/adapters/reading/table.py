@@ -312,7 +312,7 @@ def _shapes(module: ModuleKeys, tensors: Mapping[str, TensorInfo]) -> dict[str, 
 
 def _counted(texts: Iterable[str]) -> str:
     first, *others = texts
-    return f"{first} ({counted(len(others), 'more module')} alike)" if others else first
+    return f"in {len(others) + 1} modules: {first} ({counted(len(others), 'more module')} alike)" if others else first
 
 
 def _kind(module: ModuleKeys, shapes: Shapes) -> str:
