@@ -18,7 +18,8 @@ from lorabench.adapters.names.identity import by_identity
 from lorabench.errors import LorabenchError
 from lorabench.progress import track
 from lorabench.zoo.folder_index import LABELS, SPLITS, Entry, index_folder
-from lorabench.zoo.store import Labels, Module, StoreWriter, Zoo, open_store
+from lorabench.zoo.labels import Labels
+from lorabench.zoo.store import Module, StoreWriter, Zoo, open_store
 
 __all__ = ["load"]
 
