@@ -34,7 +34,7 @@ def _alone():
 
 @pytest.fixture(scope="module")
 def pretrained(drawn):
-    return pretrain(patches(drawn.pictures.reshape(-1, SIDE, SIDE)), 150, 64, 0, quiet)
+    return pretrain(patches(drawn.pictures.reshape(-1, SIDE, SIDE)), 400, 64, 0, quiet)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_flow_loss_is_the_mean_square_error_of_the_velocity(pretrained):
 
 def test_pretraining_lowers_the_loss(pretrained):
     losses = pretrained[1]
-    assert len(losses) == 150
+    assert len(losses) == 400
     assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:5])
     assert all(not tensor.requires_grad for tensor in pretrained[0].values())
 

@@ -2,8 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -183,12 +184,13 @@ def _features(zoo: Zoo, split: Split) -> dict[str, Float[np.ndarray, "n _f"]]:
 def _scaled(values: Float[np.ndarray, "n f"], split: Split, together: bool = False) -> Float[np.ndarray, "n f"]:
     centred = values - values[split.train].mean(0)
     spread = centred[split.train].std(None if together else 0)
-    return centred / np.where(spread > 1e-7, spread, 1.0)
+    scaled: Float[np.ndarray, "n f"] = centred / np.where(spread > 1e-7, spread, 1.0)
+    return scaled
 
 
 def _read(features: Float[np.ndarray, "n f"], category: np.ndarray, split: Split, seed: int) -> dict[str, float]:
     """Test accuracy in % of every classifier."""
-    models: Sequence[object] = (
+    models: tuple[Any, ...] = (
         KNeighborsClassifier(1),
         SVC(C=10),
         MLPClassifier((512,), alpha=1e-3, max_iter=_EPOCHS, random_state=seed),
