@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lorabench.errors import LorabenchError
 from lorabench.zoo.glyph_model import Leaf, Loras, Training, flow_loss, patches, pretrain, train_loras, velocity
-from lorabench.zoo.glyph_pictures import CATEGORIES, draw_glyphs
+from lorabench.zoo.glyph_pictures import CATEGORIES, SIDE, draw_glyphs
 
 
 def quiet(step: float) -> None:
@@ -20,7 +20,7 @@ def quiet(step: float) -> None:
 
 @pytest.fixture(scope="module")
 def drawn():
-    return draw_glyphs(4)
+    return draw_glyphs("scripts", 4, 0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,7 +34,7 @@ def _alone():
 
 @pytest.fixture(scope="module")
 def pretrained(drawn):
-    return pretrain(patches(drawn.pictures), 150, 64, 0, quiet)
+    return pretrain(patches(drawn.pictures.reshape(-1, SIDE, SIDE)), 400, 64, 0, quiet)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def test_the_leaves_are_what_four_fonts_cover(drawn):
     for font in Path(mpl.get_data_path(), "fonts", "ttf").glob("DejaVu*.ttf"):
         cover.update(FT2Font(str(font)).get_charmap().keys())
     counts = Counter(drawn.categories)
-    assert list(counts) == list(CATEGORIES.values())
+    assert list(counts) == list(CATEGORIES["scripts"].values())
     assert all(cover[point] >= 4 for point in drawn.code_points)
     boxes = [p for p, category in zip(drawn.code_points, drawn.categories, strict=True) if category == "Box drawing"]
     assert boxes == [point for point in range(0x2500, 0x2580) if cover[point] >= 4]
@@ -61,15 +61,46 @@ def test_pictures_are_greyscale_between_paper_and_ink(drawn):
     assert drawn.pictures.dtype == np.float32
     assert drawn.pictures.min() == -1
     assert 0.99 < drawn.pictures.max() <= 1
-    assert (drawn.pictures.max((1, 2)) > -1).all()
-    assert drawn.first[-1] == len(drawn.pictures)
-    assert np.diff(drawn.first).min() >= 4
+    assert (drawn.pictures.max((2, 3)) > -1).all()
+
+
+@pytest.mark.parametrize("categories", CATEGORIES)
+def test_every_leaf_has_equally_many_pictures(categories):
+    for styles in (2, 4):
+        found = draw_glyphs(categories, styles, 0)
+        assert found.pictures.shape == (len(found), styles, SIDE, SIDE)
+        assert set(found.categories) == set(CATEGORIES[categories].values())
+
+
+def test_the_choice_of_fonts_is_seeded_and_each_leafs_own(drawn):
+    assert np.array_equal(drawn.pictures, draw_glyphs("scripts", 4, 0).pictures)
+    other = draw_glyphs("scripts", 4, 1)
+    assert other.code_points == drawn.code_points
+    changed = np.any(other.pictures != drawn.pictures, axis=(1, 2, 3))
+    letters = np.array([category in ("Latin", "Greek") for category in drawn.categories])
+    assert changed[letters].mean() > 0.9, "twelve fonts draw them"
+    assert not changed[np.array(drawn.categories) == "Box drawing"].any(), "twelve fonts draw them alike"
+    both = {p: i for i, p in enumerate(drawn.code_points)}
+    blocks = draw_glyphs("blocks", 4, 0)
+    shared = [(both[p], i) for i, p in enumerate(blocks.code_points) if p in both]
+    assert len(shared) > 500
+    ours, theirs = (list(side) for side in zip(*shared, strict=True))
+    assert np.array_equal(drawn.pictures[ours], blocks.pictures[theirs])
+
+
+def test_blocks_are_the_ten_of_the_default():
+    found = draw_glyphs("blocks", 4, 0)
+    counts = Counter(found.categories)
+    assert counts["Tai Xuan Jing"] == min(counts.values()) == 87
+    assert counts["Arrows"] == 112 + 128
+    assert counts["Hebrew"] == 99, "with its presentation forms"
+    assert found.categories[found.code_points.index(0x0628)] == "Arabic"
 
 
 def test_braille_pictures_have_a_dot_for_every_bit(drawn):
     for leaf, point in enumerate(drawn.code_points):
         if 0x2800 < point < 0x2900:
-            for picture in drawn.of(leaf):
+            for picture in drawn.pictures[leaf]:
                 assert label(picture > 0.2)[1] == (point - 0x2800).bit_count(), hex(point)
 
 
@@ -94,22 +125,23 @@ def test_sampling_is_seeded_and_capped(drawn):
 
 def test_too_many_styles_name_the_empty_category():
     with pytest.raises(LorabenchError, match=r"styles=13: no glyph of .*Braille.* is drawn in that many of the 14"):
-        draw_glyphs(13)
+        draw_glyphs("scripts", 13, 0)
 
 
 def test_missing_fonts_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(mpl, "get_data_path", lambda: str(tmp_path))
     with pytest.raises(LorabenchError, match=r"no DejaVu\*.ttf in .*Reinstall matplotlib"):
-        draw_glyphs(4)
+        draw_glyphs("blocks", 4, 0)
 
 
 # --- model ----------------------------------------------------------------------------------------------------------
 
 
 def test_patches_put_together_again_are_the_picture(drawn):
-    cut = patches(drawn.pictures[:7]).numpy()
-    rows = [np.concatenate([cut[:, 4 * y + x].reshape(-1, 4, 4) for x in range(4)], 2) for y in range(4)]
-    np.testing.assert_array_equal(np.concatenate(rows, 1), drawn.pictures[:7])
+    pictures = drawn.pictures[:7, 0]
+    cut = patches(pictures).numpy()
+    rows = [np.concatenate([cut[:, 6 * y + x].reshape(-1, 4, 4) for x in range(6)], 2) for y in range(6)]
+    np.testing.assert_array_equal(np.concatenate(rows, 1), pictures)
 
 
 def reference(base: dict[str, torch.Tensor], noisy: torch.Tensor, time_: float, loras: Loras, a: int) -> torch.Tensor:
@@ -136,7 +168,7 @@ def reference(base: dict[str, torch.Tensor], noisy: torch.Tensor, time_: float, 
 def test_many_adapters_at_once_are_each_a_lora_of_the_base(pretrained, rank):
     torch.manual_seed(0)
     loras = Loras(torch.randn(4, 3, 4, rank, 32) / 5, torch.randn(4, 3, 4, 32, rank) / 5)
-    noisy, times = torch.randn(3, 2, 16, 16), torch.rand(3, 2)
+    noisy, times = torch.randn(3, 2, 36, 16), torch.rand(3, 2)
     found = velocity(pretrained[0], noisy, times, loras)
     for a in range(3):
         for b in range(2):
@@ -150,7 +182,7 @@ def test_many_adapters_at_once_are_each_a_lora_of_the_base(pretrained, rank):
 
 def test_flow_loss_is_the_mean_square_error_of_the_velocity(pretrained):
     torch.manual_seed(1)
-    x, noise, times = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16), torch.rand(2, 3)
+    x, noise, times = torch.randn(2, 3, 36, 16), torch.randn(2, 3, 36, 16), torch.rand(2, 3)
     path = (1 - times[..., None, None]) * x + times[..., None, None] * noise
     error = velocity(pretrained[0], path, times).numpy() - (noise - x).numpy()
     np.testing.assert_allclose(flow_loss(pretrained[0], x, noise, times), (error**2).mean((1, 2, 3)), rtol=1e-5)
@@ -158,13 +190,13 @@ def test_flow_loss_is_the_mean_square_error_of_the_velocity(pretrained):
 
 def test_pretraining_lowers_the_loss(pretrained):
     losses = pretrained[1]
-    assert len(losses) == 150
+    assert len(losses) == 400
     assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:5])
     assert all(not tensor.requires_grad for tensor in pretrained[0].values())
 
 
 def leaves_of(drawn, count: int) -> list[Leaf]:
-    return [Leaf(f"U+{drawn.code_points[i]:04X}", patches(drawn.of(i))) for i in drawn.sample(1, 0)[:count]]
+    return [Leaf(f"U+{drawn.code_points[i]:04X}", patches(drawn.pictures[i])) for i in drawn.sample(1, 0)[:count]]
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -185,7 +217,7 @@ def test_adapters_draw_their_own_leaf_better_than_the_base_and_than_each_other(p
     training = Training(rank=4, shared_down=True, steps=60, learning_rate=1e-2, batch_size=8, seed=0)
     loras = train_loras(pretrained[0], leaves, training, quiet)
     torch.manual_seed(2)
-    noise, times = torch.randn(1, 64, 16, 16).expand(10, -1, -1, -1), torch.rand(1, 64).expand(10, -1)
+    noise, times = torch.randn(1, 64, 36, 16).expand(10, -1, -1, -1), torch.rand(1, 64).expand(10, -1)
     own = torch.stack([leaf.pictures[torch.arange(64) % len(leaf.pictures)] for leaf in leaves])
     adapted, base = flow_loss(pretrained[0], own, noise, times, loras), flow_loss(pretrained[0], own, noise, times)
     swapped = flow_loss(pretrained[0], own, noise, times, Loras(loras.down.roll(1, 1), loras.up.roll(1, 1)))

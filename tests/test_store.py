@@ -277,7 +277,7 @@ def test_opening_reads_no_weights(tmp_path):
     write_store(tmp_path / "zoo")
     meta = json.loads((tmp_path / "zoo" / "zoo.json").read_text())
     labels = {key: value for key, value in meta["labels"].items() if key.endswith("_names")}
-    columns = {key: [0] * count for key in ("category", "leaf")} | {"group": None, "split": None}
+    columns = {key: [0] * count for key in ("category", "leaf")} | {"group": None, "split": None, "recipe": {}}
     meta |= {
         "count": count,
         "layers": [[name, list(shape)] for name, shape in shapes.items()],

@@ -13,7 +13,7 @@ from lorabench.text import table
 
 __all__ = ["EXAMPLE", "INTERRUPTED", "add_arguments", "run"]
 
-EXAMPLE = "python -m lorabench.interpolation outputs/DATE/TIME latin/U+0043 greek/U+03A3 --out between"
+EXAMPLE = "python -m lorabench.interpolation outputs/DATE/TIME braille/U+2801 geometric_shapes/U+25A0 --out between"
 INTERRUPTED = "nothing was written"
 
 _NOTE = """\

@@ -7,7 +7,10 @@ from lorabench.commands.frame import Program
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = {"export": "write a zoo's adapters to files, with a labels.csv that dataset=folder reads back"}
+COMMANDS = {
+    "check": "whether a zoo measures what it says: what its pictures, its weights and its recipe tell",
+    "export": "write a zoo's adapters to files, with a labels.csv that dataset=folder reads back",
+}
 """Every command, a module of `commands` each, and what it is for."""
 
 

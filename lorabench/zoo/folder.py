@@ -19,7 +19,8 @@ from lorabench.adapters.reading.beside import config_beside
 from lorabench.errors import LorabenchError
 from lorabench.progress import track
 from lorabench.zoo.folder_index import LABELS, SPLITS, Entry, index_folder
-from lorabench.zoo.store import Labels, Module, StoreWriter, Zoo, open_store
+from lorabench.zoo.labels import Labels
+from lorabench.zoo.store import Module, StoreWriter, Zoo, open_store
 
 __all__ = ["load"]
 

@@ -45,7 +45,7 @@ class Leaf:
     """What one adapter learns to draw: the pictures of a leaf concept as patches; `name` seeds its training."""
 
     name: str
-    pictures: Float[Tensor, "styles 16 16"]
+    pictures: Float[Tensor, "styles 36 16"]
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ class Loras:
 
 
 def velocity(
-    base: Base, noisy: Float[Tensor, "a b 16 16"], times: Float[Tensor, "a b"], loras: Loras | None = None
-) -> Float[Tensor, "a b 16 16"]:
+    base: Base, noisy: Float[Tensor, "a b 36 16"], times: Float[Tensor, "a b"], loras: Loras | None = None
+) -> Float[Tensor, "a b 36 16"]:
     """What A adapted models say of B noisy pictures each: the direction from picture to noise.
 
     Args:
         base: weights that all adapters share.
-        noisy: pictures as 16 patches of 16 pixels.
+        noisy: pictures as 36 patches of 16 pixels.
         times: how noisy each picture is, from 0 (picture) to 1 (noise).
         loras: what is added to the projections; None for the base model alone.
     """
@@ -149,8 +149,8 @@ def _embed(base: Base, times: Float[Tensor, "a b"]) -> Float[Tensor, "a b 32"]:
 
 def flow_loss(
     base: Base,
-    pictures: Float[Tensor, "a b 16 16"],
-    noise: Float[Tensor, "a b 16 16"],
+    pictures: Float[Tensor, "a b 36 16"],
+    noise: Float[Tensor, "a b 36 16"],
     times: Float[Tensor, "a b"],
     loras: Loras | None = None,
 ) -> Float[Tensor, " a"]:
@@ -163,8 +163,8 @@ def flow_loss(
     return (guess - (noise - pictures)).square().mean((1, 2, 3))
 
 
-def patches(pictures: Float32[np.ndarray, "n 16 16"]) -> Float[Tensor, "n 16 16"]:
-    """Pictures as 16 patches of 4 × 4 pixels."""
+def patches(pictures: Float32[np.ndarray, "n 24 24"]) -> Float[Tensor, "n 36 16"]:
+    """Pictures as 36 patches of 4 × 4 pixels."""
     grid: Tensor = torch.from_numpy(pictures).reshape(-1, SIDE // PATCH, PATCH, SIDE // PATCH, PATCH)
     return grid.transpose(2, 3).reshape(-1, _TOKENS, _PIXELS)
 
@@ -195,7 +195,7 @@ def _stratified(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def pretrain(
-    pictures: Float[Tensor, "n 16 16"], steps: int, batch: int, seed: int, advance: Callable[[float], None]
+    pictures: Float[Tensor, "n 36 16"], steps: int, batch: int, seed: int, advance: Callable[[float], None]
 ) -> tuple[Base, list[float]]:
     """The base model after `steps` steps of Adam on all pictures (learning rate on a half cosine), and its losses."""
     generator = torch.Generator().manual_seed(seed)
@@ -223,8 +223,8 @@ class _Draws:
     Nothing here depends on which adapters train beside it.
     """
 
-    chosen: Float[Tensor, "steps batch 16 16"]
-    noise: Float[Tensor, "steps batch 16 16"]
+    chosen: Float[Tensor, "steps batch 36 16"]
+    noise: Float[Tensor, "steps batch 36 16"]
     times: Float[Tensor, "steps batch"]
     down: Float[Tensor, "blocks 4 rank 32"]
 

@@ -1,4 +1,4 @@
-"""The embedded zoo: about a thousand LoRA adapters, each trained here to draw one glyph; its category is the script."""
+"""The embedded zoo: LoRA adapters, each trained here to draw one glyph; the category is the glyph's Unicode block."""
 
 import hashlib
 import importlib.metadata
@@ -21,8 +21,9 @@ from lorabench.progress import bar
 from lorabench.storage import locked, replace_file
 from lorabench.zoo import glyph_model, glyph_pictures
 from lorabench.zoo.glyph_model import MODULES, WIDTH, Base, Leaf, Training, train_loras
-from lorabench.zoo.glyph_pictures import Glyphs, draw_glyphs
-from lorabench.zoo.store import Labels, Module, StoreWriter, Zoo, open_store
+from lorabench.zoo.glyph_pictures import CATEGORIES, SIDE, Glyphs, draw_glyphs
+from lorabench.zoo.labels import Labels
+from lorabench.zoo.store import Module, StoreWriter, Zoo, open_store
 
 __all__ = ["load"]
 
@@ -34,6 +35,7 @@ _MOST_WORKERS = 8
 class _Recipe:
     """All that the adapters depend on, besides the code."""
 
+    categories: str
     init: str
     rank: int
     per_category: int
@@ -47,6 +49,8 @@ class _Recipe:
     seed: int
 
     def check(self) -> None:
+        if not isinstance(self.categories, str) or self.categories not in CATEGORIES:
+            raise LorabenchError(f"categories={self.categories!r} is no set of categories: {' or '.join(CATEGORIES)}")
         if self.init not in ("shared", "independent"):
             raise LorabenchError(
                 f"init={self.init!r} is no way to start an adapter: shared (all from the same down matrix) or "
@@ -55,7 +59,7 @@ class _Recipe:
         for name, value in asdict(self).items():
             low, high = {"rank": (1, WIDTH), "seed": (0, 2**63 - 1)}.get(name, (1, 2**31))
             whole = isinstance(value, int) and not isinstance(value, bool)
-            if name not in ("init", "learning_rate") and not (whole and low <= value <= high):
+            if name not in ("categories", "init", "learning_rate") and not (whole and low <= value <= high):
                 raise LorabenchError(f"{name}={value!r}: a whole number from {low} to {high} is needed")
         rate = self.learning_rate
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
@@ -64,6 +68,7 @@ class _Recipe:
 
 def load(
     name: str,
+    categories: str,
     init: str,
     rank: int,
     per_category: int,
@@ -79,16 +84,18 @@ def load(
 ) -> Zoo:
     """The glyph zoo: trained on the first call, memory-mapped from `cache_dir`/zoos afterwards.
 
-    A denoising transformer is pretrained by flow matching on all glyphs of ten scripts in Matplotlib's DejaVu fonts;
-    then one LoRA (scale 1) on q, k, v and out of its four blocks is fine-tuned for each chosen code point.
+    A denoising transformer is pretrained by flow matching on all glyphs of ten categories in Matplotlib's DejaVu
+    fonts; then one LoRA (scale 1) on q, k, v and out of its four blocks is fine-tuned for each chosen code point. All
+    have the same recipe, which `labels.recipe` says; the mean picture of each is the zoo's `ceiling`.
 
     Args:
         name: how results call the zoo.
+        categories: `blocks`, Unicode blocks that look different; `scripts`, which share letter forms.
         init: `shared`, every adapter starts from the same down matrix; `independent`, each from its own.
         rank: r of every module.
-        per_category: at most so many adapters of each script, by a seeded choice.
-        styles: a glyph stands in if at least so many fonts draw it.
-        pretrain_steps: steps of Adam for the base model, which all zoos of the same seed and `styles` share.
+        per_category: at most so many adapters of each category, by a seeded choice.
+        styles: pictures of every leaf, a seeded choice among the fonts that draw it; fewer fonts, no leaf.
+        pretrain_steps: steps of Adam for the base model, which all zoos of the same seed, categories and styles share.
         pretrain_batch: pictures a step of pretraining.
         steps: steps of Adam for an adapter.
         learning_rate: of Adam for the adapters.
@@ -98,9 +105,10 @@ def load(
         cache_dir: where the zoo and its base model are kept.
 
     Raises:
-        LorabenchError: an argument is out of range, a script has no glyph in so many styles, or the disk is full.
+        LorabenchError: an argument is out of range, a category has no glyph in so many styles, or the disk is full.
     """
     recipe = _Recipe(
+        categories,
         init,
         rank,
         per_category,
@@ -122,7 +130,8 @@ def load(
 
 
 def _built(name: str, recipe: _Recipe, path: Path) -> Zoo:
-    base_key = _key(styles=recipe.styles, steps=recipe.pretrain_steps, batch=recipe.pretrain_batch, seed=recipe.seed)
+    shared = ("categories", "styles", "pretrain_steps", "pretrain_batch", "seed")
+    base_key = _key(**{part: getattr(recipe, part) for part in shared})
     base_file = path.with_name(f"glyph-base-{base_key}.safetensors")
     with locked(base_file.with_suffix(".lock"), _REMEDY):
         zoo = open_store(path)
@@ -176,10 +185,10 @@ def _counted(description: str, total: int) -> Iterator[Callable[[float], None]]:
 
 
 def _build(name: str, recipe: _Recipe, path: Path, base_file: Path, workers: ThreadPoolExecutor) -> Zoo:
-    glyphs = draw_glyphs(recipe.styles)
+    glyphs = draw_glyphs(recipe.categories, recipe.styles, recipe.seed)
     base = _pretrained(recipe, glyphs, base_file, workers)
     chosen = glyphs.sample(recipe.per_category, recipe.seed)
-    labels = _labels(glyphs, chosen)
+    labels = _labels(recipe, glyphs, chosen)
     training = Training(
         recipe.rank, recipe.init == "shared", recipe.steps, recipe.learning_rate, recipe.batch_size, recipe.seed
     )
@@ -189,30 +198,40 @@ def _build(name: str, recipe: _Recipe, path: Path, base_file: Path, workers: Thr
         for module in modules
         for layer, shape in ((module.down, (recipe.rank, WIDTH)), (module.up, (WIDTH, recipe.rank)))
     }
-    leaves = [Leaf(labels.adapters[i], glyph_model.patches(glyphs.of(leaf))) for i, leaf in enumerate(chosen)]
+    leaves = [Leaf(labels.adapters[i], glyph_model.patches(glyphs.pictures[leaf])) for i, leaf in enumerate(chosen)]
     groups = [leaves[start : start + recipe.together] for start in range(0, len(leaves), recipe.together)]
     with StoreWriter(path, shapes) as store, _counted(f"Training {name}", len(chosen)) as advance:
         for loras in workers.map(lambda group: train_loras(base, group, training, advance), groups):
             store.append(loras.layers())
         size = (len(chosen), len(modules))
-        store.finish(name, modules, np.full(size, recipe.rank), np.ones(size, np.float32), labels)
+        ceiling = glyphs.pictures[list(chosen)].mean(1)
+        store.finish(name, modules, np.full(size, recipe.rank), np.ones(size, np.float32), labels, ceiling)
     zoo = open_store(path)
     if zoo is None:
         raise LorabenchError(f"{path} was changed while the zoo was written. Start again.")
     return zoo
 
 
-def _labels(glyphs: Glyphs, chosen: tuple[int, ...]) -> Labels:
+def _labels(recipe: _Recipe, glyphs: Glyphs, chosen: tuple[int, ...]) -> Labels:
     categories = [glyphs.categories[i] for i in chosen]
     leaves = [f"U+{glyphs.code_points[i]:04X}" for i in chosen]
     names = [f"{category.lower().replace(' ', '_')}/{leaf}" for category, leaf in zip(categories, leaves, strict=True)]
-    return Labels.of(names, categories, leaves)
+    made = {
+        "pictures": glyphs.pictures.shape[1],
+        "steps": recipe.steps,
+        "samples": recipe.steps * recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "shared_start": recipe.init == "shared",
+    }
+    columns = {key: np.full(len(chosen), value, np.float64) for key, value in made.items()}
+    return Labels.of(names, categories, leaves, recipe=columns)
 
 
 def _pretrained(recipe: _Recipe, glyphs: Glyphs, file: Path, workers: ThreadPoolExecutor) -> Base:
     base = _read_base(file)
     if base is None:
-        pictures, steps, batch = glyph_model.patches(glyphs.pictures), recipe.pretrain_steps, recipe.pretrain_batch
+        pictures = glyph_model.patches(glyphs.pictures.reshape(-1, SIDE, SIDE))
+        steps, batch = recipe.pretrain_steps, recipe.pretrain_batch
         with _counted("Pretraining the glyph model", steps) as advance:
             base, _ = workers.submit(glyph_model.pretrain, pictures, steps, batch, recipe.seed, advance).result()
         _write_base(file, base)

@@ -17,7 +17,8 @@ from lorabench.progress import track
 from lorabench.zoo.columns import LayerColumn, is_nested
 from lorabench.zoo.hub_labels import LabelColumns, read_labels
 from lorabench.zoo.hub_source import Part, fingerprint_of, from_folder, from_hub
-from lorabench.zoo.store import Labels, Module, StoreWriter, Zoo, open_store
+from lorabench.zoo.labels import Labels
+from lorabench.zoo.store import Module, StoreWriter, Zoo, open_store
 
 __all__ = ["from_parts", "load"]
 

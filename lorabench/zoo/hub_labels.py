@@ -12,7 +12,7 @@ from lorabench.adapters.reading.naming import parse_key
 from lorabench.errors import LorabenchError
 from lorabench.zoo.columns import is_nested
 from lorabench.zoo.hub_source import Part
-from lorabench.zoo.store import Labels
+from lorabench.zoo.labels import Labels
 
 __all__ = ["LabelColumns", "read_labels"]
 

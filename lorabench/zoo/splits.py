@@ -8,7 +8,7 @@ from jaxtyping import Float64, Int64
 
 from lorabench.errors import LorabenchError
 from lorabench.text import counted
-from lorabench.zoo.store import Labels
+from lorabench.zoo.labels import Labels
 
 __all__ = ["Split", "Target", "split_zoo"]
 

@@ -10,16 +10,17 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.storage import neighbour, take_place
 from lorabench.text import some
+from lorabench.zoo.labels import Labels
 
-__all__ = ["Labels", "Module", "Stack", "StoreWriter", "Zoo", "open_store"]
+__all__ = ["Module", "Stack", "StoreWriter", "Zoo", "open_store"]
 
-FORMAT = 1
-_META = "zoo.json"
+FORMAT = 2
+_META, _CEILING = "zoo.json", "ceiling.f32"
 
 
 @dataclass(frozen=True)
@@ -83,63 +84,6 @@ class Module:
 
 
 @dataclass(frozen=True)
-class Labels:
-    """What each of the N adapters was fine-tuned on.
-
-    Attributes:
-        adapters: names of the adapters [N], as an error message would name them.
-        category: codes of the root label [N], into `category_names`.
-        category_names: names of the categories.
-        leaf: codes of the leaf label [N], into `leaf_names`.
-        leaf_names: names of the leaf concepts.
-        group: codes of what must not be on both sides of a split [N], or None.
-        split: the source's own split [N], 0 train, 1 val, 2 test, or None.
-    """
-
-    adapters: tuple[str, ...]
-    category: Int64[np.ndarray, " n"]
-    category_names: tuple[str, ...]
-    leaf: Int64[np.ndarray, " n"]
-    leaf_names: tuple[str, ...]
-    group: Int64[np.ndarray, " n"] | None = None
-    split: Int64[np.ndarray, " n"] | None = None
-
-    @classmethod
-    def of(
-        cls,
-        adapters: Sequence[str],
-        category: Sequence[str],
-        leaf: Sequence[str],
-        group: Sequence[str] | None = None,
-        split: Int64[np.ndarray, " n"] | None = None,
-    ) -> "Labels":
-        """Labels from the names of every adapter's category, leaf and group; codes are in sorted order of names."""
-        category_names, category_codes = np.unique(np.asarray(category, dtype=str), return_inverse=True)
-        leaf_names, leaf_codes = np.unique(np.asarray(leaf, dtype=str), return_inverse=True)
-        groups = None if group is None else np.unique(np.asarray(group, dtype=str), return_inverse=True)[1]
-        return cls(
-            adapters=tuple(adapters),
-            category=category_codes.astype(np.int64),
-            category_names=tuple(category_names.tolist()),
-            leaf=leaf_codes.astype(np.int64),
-            leaf_names=tuple(leaf_names.tolist()),
-            group=None if groups is None else groups.astype(np.int64),
-            split=split,
-        )
-
-    def rows(self, index: Int64[np.ndarray, " n"]) -> "Labels":
-        """The labels of the adapters `index`; codes and names stay as they are."""
-        return replace(
-            self,
-            adapters=tuple(self.adapters[i] for i in index),
-            category=self.category[index],
-            leaf=self.leaf[index],
-            group=None if self.group is None else self.group[index],
-            split=None if self.split is None else self.split[index],
-        )
-
-
-@dataclass(frozen=True)
 class Zoo:
     """A labelled collection of N adapters of one base model.
 
@@ -152,6 +96,8 @@ class Zoo:
         scale: the factor of up @ down in ΔW, [N, len(modules)].
         labels: what the adapters were fine-tuned on.
         fingerprint: changes whenever the data do; part of every cache key.
+        ceiling: what each adapter was trained on, as far as a classifier could see it: the mean picture [N, height,
+            width] from -1 to 1. None where the source does not know.
     """
 
     name: str
@@ -161,6 +107,7 @@ class Zoo:
     scale: Float32[np.ndarray, "n modules"]
     labels: Labels
     fingerprint: str
+    ceiling: Stack | None = None
 
     def __len__(self) -> int:
         return len(self.labels.adapters)
@@ -200,6 +147,14 @@ class Zoo:
         _, rows, cols = self.layers[layer].shape
         return np.full(len(self), min(rows, cols), np.int64)
 
+    def recipe(self) -> dict[str, Float64[np.ndarray, " n"]]:
+        """All that is known of how each adapter was made: `labels.recipe`, and every module's rank and scale."""
+        columns = {name: np.asarray(column, np.float64) for name, column in self.labels.recipe.items()}
+        for number, module in enumerate(self.modules):
+            columns[f"rank of {module.name}"] = self.rank[:, number].astype(np.float64)
+            columns[f"scale of {module.name}"] = self.scale[:, number].astype(np.float64)
+        return columns
+
     def rows(self, index: Int64[np.ndarray, " n"]) -> "Zoo":
         """The zoo of the adapters `index`, in that order; nothing is read."""
         picked = hashlib.sha256(np.ascontiguousarray(index).tobytes()).hexdigest()[:16]
@@ -209,6 +164,7 @@ class Zoo:
             rank=self.rank[index],
             scale=self.scale[index],
             labels=self.labels.rows(index),
+            ceiling=None if self.ceiling is None else self.ceiling.rows(index),
             fingerprint=f"{self.fingerprint}-{picked}",
         )
 
@@ -295,13 +251,16 @@ class StoreWriter:
         rank: Int64[np.ndarray, "n modules"],
         scale: Float32[np.ndarray, "n modules"],
         labels: Labels,
+        ceiling: Float32[np.ndarray, "n height width"] | None = None,
     ) -> None:
-        """Write the description and move the folder into place, over another one of that name.
+        """Write the ceiling, where there is one, and the description; move the folder over another of that name.
 
         The same store, which another process may have put there meanwhile, is left as it is.
         """
         if not len(rank) == len(scale) == len(labels.adapters) == self._count:
             raise ValueError(f"{self._count} adapters were appended, {len(labels.adapters)} are labelled")
+        if ceiling is not None:
+            self._write_ceiling(ceiling)
         description = {
             "format": FORMAT,
             "name": name,
@@ -310,15 +269,14 @@ class StoreWriter:
             "modules": [[module.name, module.down, module.up] for module in modules],
             "rank": rank.tolist(),
             "scale": scale.tolist(),
-            "labels": {
-                key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in vars(labels).items()
-            },
+            "labels": vars(labels),
+            "ceiling": None if ceiling is None else list(ceiling.shape[1:]),
         }
-        text = json.dumps(description)
+        text = json.dumps(description, default=_as_list)
         self._hash.update(text.encode())
         description["fingerprint"] = self._hash.hexdigest()
         with explain_disk_errors(self.path, self._remedy):
-            (self._partial / _META).write_text(json.dumps(description))
+            (self._partial / _META).write_text(json.dumps(description, default=_as_list))
             there = open_store(self.path)
             if there is not None and there.fingerprint == description["fingerprint"]:
                 return
@@ -327,6 +285,19 @@ class StoreWriter:
             except OSError:
                 if open_store(self.path) is None:
                     raise
+
+    def _write_ceiling(self, ceiling: Float32[np.ndarray, "n height width"]) -> None:
+        if len(ceiling) != self._count:
+            raise ValueError(f"{self._count} adapters were appended, {len(ceiling)} have a ceiling")
+        values = np.ascontiguousarray(ceiling, dtype="<f4")
+        with explain_disk_errors(self.path, self._remedy):
+            (self._partial / _CEILING).write_bytes(values.data)
+        self._hash.update(values.data)
+
+
+def _as_list(values: np.ndarray) -> list[Any]:
+    found: list[Any] = values.tolist()
+    return found
 
 
 def open_store(path: Path) -> Zoo | None:
@@ -337,35 +308,27 @@ def open_store(path: Path) -> Zoo | None:
         return None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         return None
-    layers: dict[str, Stack] = {}
-    for number, (layer, shape) in enumerate(meta["layers"]):
-        file = path / f"{number:04d}.f32"
-        whole = (meta["count"], *shape)
-        if not file.is_file() or file.stat().st_size != 4 * int(np.prod(whole)):
-            return None
-        layers[layer] = Stack((np.memmap(file, "<f4", "r", shape=whole),))
+    files = [(f"{number:04d}.f32", shape) for number, (_, shape) in enumerate(meta["layers"])]
+    files += [] if meta["ceiling"] is None else [(_CEILING, meta["ceiling"])]
+    stacks = [_mapped(path / file, (meta["count"], *shape)) for file, shape in files]
+    whole = [stack for stack in stacks if stack is not None]
+    if len(whole) < len(stacks):
+        return None
     modules = tuple(Module(*entry) for entry in meta["modules"])
     return Zoo(
         name=meta["name"],
-        layers=layers,
+        layers={layer: stack for (layer, _), stack in zip(meta["layers"], whole, strict=False)},
         modules=modules,
         rank=np.array(meta["rank"], np.int64).reshape(meta["count"], len(modules)),
         scale=np.array(meta["scale"], np.float32).reshape(meta["count"], len(modules)),
-        labels=_labels(meta["labels"]),
+        labels=Labels.from_json(meta["labels"]),
         fingerprint=meta["fingerprint"],
+        ceiling=None if meta["ceiling"] is None else whole[-1],
     )
 
 
-def _labels(fields: dict[str, Any]) -> Labels:
-    def codes(key: str) -> np.ndarray | None:
-        return None if fields[key] is None else np.array(fields[key], np.int64)
-
-    return Labels(
-        adapters=tuple(fields["adapters"]),
-        category=np.array(fields["category"], np.int64),
-        category_names=tuple(fields["category_names"]),
-        leaf=np.array(fields["leaf"], np.int64),
-        leaf_names=tuple(fields["leaf_names"]),
-        group=codes("group"),
-        split=codes("split"),
-    )
+def _mapped(file: Path, shape: tuple[int, ...]) -> Stack | None:
+    """A file's numbers; None where it is not there, or not whole."""
+    if not file.is_file() or file.stat().st_size != 4 * int(np.prod(shape)):
+        return None
+    return Stack((np.memmap(file, "<f4", "r", shape=shape),))
