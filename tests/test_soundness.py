@@ -45,7 +45,8 @@ def test_a_zoo_with_headroom_and_without_confounds_is_sound(shared):
         ("pictures", (91, 88, 85.9), ["pictures read 85.9 % by the MLP, 86 are needed"]),
         ("delta_pca", (60, 78.5, 79), []),
         ("delta_pca", (60, 78, 74), ["delta_pca reads 78.0 % by the best", "delta_pca reads 74.0 % by the MLP"]),
-        ("flat", (9, 17.5, 15), ["flat reads 17.5 %, where chance ends at 17.0"]),
+        ("flat", (9, 15, 17.5), ["flat reads 17.5 %, where chance ends at 17.0"]),
+        ("flat", (30, 30, 15), []),
         ("recipe", (30, 10, 10), ["recipe reads 30.0 %, where chance ends at 17.0"]),
     ],
 )
@@ -98,7 +99,7 @@ def test_the_command_prints_a_table_a_zoo_and_fails_for_an_unsound_one(cache_dir
     (zoo,) = json.loads(capsys.readouterr().out)["zoos"]
     assert zoo["sound"] is False
     assert zoo["chance"] == 10.0
-    assert [reading["features"] for reading in zoo["readings"]] == ["pictures", "delta_pca", "flat", "recipe"]
+    assert [reading["features"] for reading in zoo["readings"]] == ["pictures", "delta_pca", "flat", "lengths", "recipe"]
 
 
 def test_a_zoo_of_files_is_read_as_far_as_it_is_known(cache_dir: Path, tmp_path: Path, capsys):
