@@ -151,9 +151,8 @@ def paired_difference(
     rounded = values.round(12)  # means of draws are thirds and the like: a difference of nothing is to be zero
     beyond = 1 + min((rounded <= 0).sum(), (rounded >= 0).sum())
     p = math.nan if np.isnan(values).any() else min(1.0, 2 * float(beyond) / (draws + 1))
-    return Difference(
-        float(gain.mean(where=True if tested is None else tested)), float(low), float(high), p, *first.shape
-    )
+    mean = gain.mean() if tested is None else gain.mean(where=tested)
+    return Difference(float(mean), float(low), float(high), p, *first.shape)
 
 
 def kendall_tau(scores: Float[np.ndarray, "seeds units"]) -> Float64[np.ndarray, "seeds seeds"]:

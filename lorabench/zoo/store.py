@@ -152,6 +152,8 @@ class Zoo:
         scale: the factor of up @ down in ΔW, [N, len(modules)].
         labels: what the adapters were fine-tuned on.
         fingerprint: changes whenever the data do; part of every cache key.
+        ceiling: what each adapter was trained on, as far as a classifier could see it: the mean picture [N, height,
+            width]; None where the source does not know it.
     """
 
     name: str
@@ -161,6 +163,7 @@ class Zoo:
     scale: Float32[np.ndarray, "n modules"]
     labels: Labels
     fingerprint: str
+    ceiling: Stack | None = None
 
     def __len__(self) -> int:
         return len(self.labels.adapters)
@@ -209,6 +212,7 @@ class Zoo:
             rank=self.rank[index],
             scale=self.scale[index],
             labels=self.labels.rows(index),
+            ceiling=None if self.ceiling is None else self.ceiling.rows(index),
             fingerprint=f"{self.fingerprint}-{picked}",
         )
 
