@@ -84,7 +84,7 @@ def test_a_comparison_shows_its_controls(tmp_path):
     result = run(tmp_path, *words)
     text = " ".join(table_text(result).split())
     assert "Controls and ceiling: the same classifier, members and splits" in text
-    assert "stats reads the category NOT above the best control" in text
+    assert "stats is not shown to read the category above the best control" in text
     assert json.loads((tmp_path / "results.json").read_text())["ablation"]["controls"]["rows"]
     axes = drawings(result)["accuracy"]().axes[0]
     assert any("best control" in str(line.get_label()) for line in axes.get_lines())

@@ -19,8 +19,8 @@ def controls_sheet(result: Result) -> Sheet:
         known = percent(accuracy["mean"]) + spread(accuracy["std"]) if accuracy else "failed"
         rows.append((row["name"], known + interval(accuracy), row["text"]))
     said = [
-        f"{row['representation']} reads the {result.target} {'above' if row['above'] else 'NOT above'} the best "
-        f"control ({row['best']}): {difference(row['difference'], claimed(row))}, p {p_value(row['holm'])} (Holm)"
+        f"{row['representation']} {'reads' if row['above'] else 'is not shown to read'} the {result.target} above the "
+        f"best control ({row['best']}): {difference(row['difference'], claimed(row))}, p {p_value(row['holm'])} (Holm)"
         for row in found["above"]
     ]
     return Sheet(
