@@ -57,9 +57,14 @@ def check_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     _compare(compose("config", overrides=groups), cfg, "")
     if cfg.target not in ("category", "leaf"):
         raise LorabenchError(f"target={cfg.target}: allowed are category and leaf")
-    for name in ("num_runs", "top_k"):
+    for name in ("num_runs", "splits", "top_k"):
         if cfg[name] < 1:
             raise LorabenchError(f"{name}={cfg[name]}: a whole number from 1 is needed")
+    if cfg.num_runs % cfg.splits:
+        raise LorabenchError(
+            f"num_runs={cfg.num_runs}: members are shared out evenly over splits={cfg.splits}; take "
+            f"num_runs={cfg.splits * -(-cfg.num_runs // cfg.splits)}, or splits=1"
+        )
     if not 0 <= cfg.seed < 2**32:
         raise LorabenchError(f"seed={cfg.seed}: a whole number from 0 to 4294967295 is needed")
 

@@ -1,6 +1,7 @@
 """One run from configuration to result."""
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import logging
@@ -135,7 +136,8 @@ def _evaluate(
 ) -> Result:
     machine = environment()
     phase: Ablation = make(cfg.ablation)
-    evaluator, classes = _evaluator(cfg, logger)
+    evaluators, classes = _evaluators(cfg, logger)
+    evaluator, others = evaluators[0], evaluators[1:]
     learned: dict[str, Any] = {}
     evaluator.on_fitted = functools.partial(_keep_fitted, evaluator, logger, folder / "fitted", learned)
     makers = {name: functools.partial(make, one) for name, one in chosen.items()}
@@ -143,19 +145,21 @@ def _evaluate(
     if "baseline" in cfg.ablation:
         name, one = representation_config(cfg.ablation.baseline, "ablation.baseline")
         baseline = name, functools.partial(make, one)
-    findings = phase.run(Study(evaluator, classifier, classes, makers, baseline))
-    _LOG.info("members: %d trained, %d kept from before", evaluator.trained, evaluator.taken)
+    findings = phase.run(Study(evaluator, classifier, classes, makers, baseline, others))
+    trained, taken = (sum(getattr(one, name) for one in evaluators) for name in ("trained", "taken"))
+    _LOG.info("members: %d trained, %d kept from before", trained, taken)
     if not any(row.test_accuracy.n for row in findings.summary):
         errors = "; ".join(f"{row.representation}: {row.failed[0]}" for row in findings.summary)
         raise LorabenchError(f"nothing could be evaluated. {errors}")
-    split, labels, zoo = evaluator.split, evaluator.labels, evaluator.zoo
-    sizes = {part: len(rows) for part, rows in vars(split).items()}
+    labels, zoo = evaluator.labels, evaluator.zoo
+    splits = [one.split for one in evaluators]
+    sizes = {part: len(rows) for part, rows in vars(splits[0]).items()}
     return Result(
         dataset=_describe(zoo, config["dataset"]),
-        split={**sizes, "by_source": zoo.labels.split is not None},
+        split={**sizes, "by_source": zoo.labels.split is not None, "splits": len(splits)},
         target=cfg.target,
         classes=list(classes),
-        chance=float(np.mean(labels[split.test] == np.bincount(labels[split.train]).argmax())),
+        chance=float(np.mean([_chance(labels, split) for split in splits])),
         config=config,
         runs=findings.runs,
         summary=findings.summary,
@@ -166,8 +170,16 @@ def _evaluate(
     )
 
 
-def _evaluator(cfg: DictConfig, logger: Logger) -> tuple[Evaluator, tuple[str, ...]]:
-    """What evaluates this configuration's zoo, and the names of the classes."""
+def _chance(labels: Int64[np.ndarray, " n"], split: Split) -> float:
+    return float(np.mean(labels[split.test] == np.bincount(labels[split.train]).argmax()))
+
+
+def _evaluators(cfg: DictConfig, logger: Logger) -> tuple[list[Evaluator], tuple[str, ...]]:
+    """What evaluates this configuration's zoo, one a split, and the names of the classes.
+
+    Split k is drawn by `seed + k`; member j of `num_runs` has the seed `seed + j` and, of m members a split, the split
+    j // m.
+    """
     clock = Clock()
     factory: ClassifierFactory = make(cfg.classifier)
     factory(in_features=1, n_classes=2, seed=0)  # a wrong argument is told before anything is computed
@@ -175,22 +187,36 @@ def _evaluator(cfg: DictConfig, logger: Logger) -> tuple[Evaluator, tuple[str, .
     device = resolve_device(engine.device)
     with clock.phase("zoo"):
         zoo: Zoo = make(cfg.dataset)
-        split = split_zoo(zoo.labels, target=cfg.target, seed=cfg.seed, **cfg.split)
-    classes, labels = _classes(zoo, split, cfg.target)
-    return Evaluator(
+        splits = [
+            split_zoo(zoo.labels, target=cfg.target, seed=cfg.seed + number, **cfg.split)
+            for number in range(cfg.splits)
+        ]
+    if any(np.array_equal(split.test, splits[0].test) for split in splits[1:]):
+        raise LorabenchError(
+            f"splits={cfg.splits}: {zoo.name} has a split of its own (or too few adapters for another), and its test "
+            "adapters are always the same: give splits=1"
+        )
+    classes, labels = _classes(zoo, splits[0], cfg.target)
+    each = cfg.num_runs // cfg.splits
+    first = Evaluator(
         zoo=zoo,
-        split=split,
+        split=splits[0],
         labels=labels,
         n_classes=len(classes),
         factory=factory,
         engine=engine,
         device=device,
-        seeds=tuple(range(cfg.seed, cfg.seed + cfg.num_runs)),
+        seeds=tuple(range(cfg.seed, cfg.seed + each)),
         cache_dir=Path(cfg.cache_dir),
         resume=cfg.resume,
         clock=clock,
-        on_curves=functools.partial(_log_curves, logger),
-    ), classes
+    )
+    others = [
+        dataclasses.replace(first, split=split, seeds=tuple(seed + number * each for seed in first.seeds))
+        for number, split in enumerate(splits[1:], start=1)
+    ]
+    first.on_curves = functools.partial(_log_curves, logger)  # of one split: the others' steps would be the same
+    return [first, *others], classes
 
 
 def _classes(zoo: Zoo, split: Split, target: str) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]]:

@@ -22,12 +22,13 @@ __all__ = [
     "Run",
     "Statistic",
     "Summary",
+    "Variance",
     "environment",
     "read_result",
     "summarise",
 ]
 
-SCHEMA = 3
+SCHEMA = 4
 _INDENTED_CLASSES = 50  # beyond it, a line a confusion count would be millions of lines
 METRICS = ("train_accuracy", "val_accuracy", "test_accuracy", "test_macro_f1", "test_auroc")
 
@@ -46,6 +47,7 @@ class Run:
         confusion: test counts of (true, predicted) class.
         history: a row an epoch: train_loss, val_loss, val_accuracy, learning_rate.
         error: why it failed, or None.
+        split: number of the split that it is trained and tested on, from 0.
     """
 
     representation: str
@@ -57,6 +59,7 @@ class Run:
     confusion: list[list[int]] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
     error: str | None = None
+    split: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,43 @@ class Statistic:
 
 
 @dataclass(frozen=True)
+class Variance:
+    """Variance components of test accuracy: of another split, and of another member of the same split.
+
+    Attributes:
+        split: by the method of moments, not below 0; NaN for one split, or where a split has one member (the two cannot
+            be told apart: it is all in `member`).
+        member: pooled over splits; NaN for one member.
+    """
+
+    split: float
+    member: float
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> "Variance":
+        """From members that ended well, as many a split (Searle, Casella & McCulloch 1992, ch. 3).
+
+        member = mean within-split variance; split = variance of the splits' means - member / members a split.
+        """
+        known: dict[int, list[float]] = {}
+        for run in runs:
+            known.setdefault(run.split, []).append(run.metrics["test_accuracy"])
+        several = [values for values in known.values() if len(values) > 1]
+        if not several:
+            together = [value for values in known.values() for value in values]
+            return cls(math.nan, statistics.variance(together) if len(together) > 1 else math.nan)
+        freedom = sum(len(values) - 1 for values in several)
+        member = sum((len(values) - 1) * statistics.variance(values) for values in several) / freedom
+        if len(known) == 1:
+            return cls(math.nan, member)
+        means = [statistics.fmean(values) for values in known.values()]
+        each = statistics.harmonic_mean([len(values) for values in known.values()])
+        return cls(max(0.0, statistics.variance(means) - member / each), member)
+
+
+@dataclass(frozen=True)
 class Summary:
-    """A row of the table: one representation under one ablation, over the seeds.
+    """A row of the table: one representation under one ablation, over the members.
 
     Attributes:
         representation: its name.
@@ -89,6 +127,7 @@ class Summary:
         gauge_invariant: whether the features stay under (up·G, G⁻¹·down).
         train_accuracy, val_accuracy, test_accuracy, test_macro_f1, test_auroc: over the runs that ended well.
         failed: errors of the runs that did not; a failed run is in no mean.
+        variance: of test accuracy, by split and by member.
     """
 
     representation: str
@@ -103,6 +142,7 @@ class Summary:
     test_macro_f1: Statistic
     test_auroc: Statistic
     failed: list[str] = field(default_factory=list)
+    variance: Variance = Variance(math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -111,10 +151,11 @@ class Result:
 
     Attributes:
         dataset: name, config, fingerprint, adapters, layers, modules, groups and categories with their counts.
-        split: numbers of train, val and test rows, and whether the source fixed them.
+        split: numbers of train, val and test rows (of the first split), whether the source fixed them, and the
+            number of splits.
         target: "category" or "leaf".
         classes: names of the classes, in the order of the confusion matrices.
-        chance: test accuracy of always naming the most frequent training class.
+        chance: test accuracy of always naming the most frequent training class, a mean over splits.
         config: the whole resolved configuration.
         runs: one entry a member.
         summary: one row a representation and ablation.
@@ -156,6 +197,7 @@ def summarise(runs: Sequence[Run], classifier: str, units: int, features: int, g
         features=features,
         gauge_invariant=gauge_invariant,
         failed=[run.error for run in runs if run.error is not None],
+        variance=Variance.of(good),
         **{name: Statistic.of([run.metrics[name] for run in good]) for name in METRICS},
     )
 
@@ -178,6 +220,7 @@ def read_result(path: Path) -> Result:
                     name: Statistic(_number(row[name]["mean"]), _number(row[name]["std"]), row[name]["n"])
                     for name in METRICS
                 },
+                "variance": Variance(**{part: _number(value) for part, value in row["variance"].items()}),
             }
         )
         for row in data["summary"]

@@ -119,8 +119,11 @@ def test_accuracy_falls_to_chance_when_they_go_and_stays_when_others_go(planted,
         "none": 3, "top-3": 3, "worst-3": 3, "permuted": 3, **{f"random-3/{draw}": 3 for draw in range(1, 5)},
     }  # fmt: skip
     assert all_chance(by_arm["top-3"], 120)
-    for draw in range(1, 5):
-        assert abs(np.mean(by_arm[f"random-3/{draw}"]) - everything) < 0.06, draw
+    (random,) = (arm for arm in compared.ablation["arms"] if arm["kind"] == "random")
+    for number, gone in enumerate(random["draws"], start=1):
+        fall = everything - np.mean(by_arm[f"random-3/{number}"])
+        assert fall > -0.06
+        assert fall < 0.06 or set(gone) & planted_names(planted), gone
     assert abs(mean_of(compared, "worst-3") - everything) < 0.06
 
 
@@ -131,12 +134,11 @@ def test_permuted_labels_read_chance(compared):
 def test_only_the_loss_of_the_planted_layers_is_told_from_nothing(compared):
     for against in ("none", "random-3"):
         row = difference(compared, "top-3", against)
-        assert row["high"] < -0.3
+        assert row["high"] < -0.2  # random layers may be planted ones
         assert row["p"] < 0.01
-    for control in ("random-3", "worst-3"):
-        row = difference(compared, control)
-        assert row["low"] <= 0 <= row["high"], control
-        assert row["p"] > 0.05
+    row = difference(compared, "worst-3")
+    assert row["low"] <= 0 <= row["high"]
+    assert row["p"] > 0.05
     assert difference(compared, "top-3")["difference"] == pytest.approx(
         mean_of(compared, "top-3") - mean_of(compared, "none")
     )
@@ -151,7 +153,7 @@ def test_arms_of_a_comparison_are_what_they_are_called(planted, compared):
     assert set(arms["worst-3"]["removed"]) == set(order[-3:])
     draws = arms["random-3"]["draws"]
     assert len(draws) == 4
-    assert all(len(set(draw)) == 3 and set(draw) <= set(order[3:]) for draw in draws)
+    assert all(len(set(draw)) == 3 and set(draw) <= set(order) for draw in draws)
     assert len({frozenset(draw) for draw in draws}) > 1
 
 

@@ -88,7 +88,7 @@ def test_an_experiment_wins_over_the_values_of_the_root():
     quick = composed(["experiment=quick"])
     assert (quick.ablation.name, quick.num_runs, list(quick.representations)) == (
         "compare",
-        3,
+        5,
         ["stats", "norms", "distribution"],
     )
     assert list(composed(["ablation=compare", "representations=[flat]"]).representations) == ["flat"]

@@ -123,7 +123,9 @@ def test_a_wrong_option_is_told_before_the_data_set_is_read(tmp_path):
 def test_the_strategies_compare_with_and_without_the_best_layers(name, representations, tmp_path):
     brief = [{one: {"epochs": 1}} if one in THREE else one for one in sorted(representations)]
     text = json.dumps(brief).replace('"', "").replace(" ", "")
-    result = run(tmp_path / "run", *SMALL, f"experiment={name}", f"representations={text}", "ablation.random_draws=1")
+    result = run(
+        tmp_path / "run", *SMALL, "splits=1", f"experiment={name}", f"representations={text}", "ablation.random_draws=1"
+    )
     assert result.ablation["name"] == "compare"
     assert {row.representation.split("-")[0] for row in result.summary} == representations
     assert all(row.test_accuracy.n == 2 for row in result.summary)

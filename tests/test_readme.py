@@ -24,7 +24,7 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
     shlex.split(line, comments=True) for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line
 ]
-QUICK = ["num_runs=1", "classifier.max_epochs=2"]
+QUICK = ["num_runs=1", "splits=1", "classifier.max_epochs=2"]
 
 
 def test_the_first_screen_has_the_two_commands_the_table_and_the_picture():

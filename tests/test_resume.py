@@ -22,8 +22,9 @@ pytestmark = [
 WORDS = [
     "experiment=quick", *TINY_ZOO, "top_k=3", "classifier.hidden=[32]", "classifier.max_epochs=12",
 ]  # fmt: skip
-RANKED = 32 * 3  # layers times runs
-MEMBERS = RANKED + 3 * 3 * 7  # and representations times runs times arms
+RANKED = 32 * 5  # layers times runs, one a split
+CONTROLS = 5 * 3  # recipe, norm, norm by module; permuted labels are an arm already
+MEMBERS = RANKED + 3 * 5 * 7 + CONTROLS  # and representations times runs times arms
 
 
 def kept(cache: Path) -> int:

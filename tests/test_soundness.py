@@ -99,7 +99,8 @@ def test_the_command_prints_a_table_a_zoo_and_fails_for_an_unsound_one(cache_dir
     (zoo,) = json.loads(capsys.readouterr().out)["zoos"]
     assert zoo["sound"] is False
     assert zoo["chance"] == 10.0
-    assert [reading["features"] for reading in zoo["readings"]] == ["pictures", "delta_pca", "flat", "lengths", "recipe"]
+    features = [reading["features"] for reading in zoo["readings"]]
+    assert features == ["pictures", "delta_pca", "flat", "lengths", "recipe"]
 
 
 def test_a_zoo_of_files_is_read_as_far_as_it_is_known(cache_dir: Path, tmp_path: Path, capsys):

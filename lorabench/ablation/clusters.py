@@ -59,6 +59,7 @@ class Clusters:
 
     def run(self, study: Study) -> Findings:
         """One row for all layers, and the tree."""
+        study.check_one_split(self.name)
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise LorabenchError(f"ablation.threshold={self.threshold}: a share from 0 to 1 is needed, or null")
         if self.threshold is None and len(study.evaluator.seeds) < 2:

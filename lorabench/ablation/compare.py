@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lorabench.ablation.study import Findings, Ranking, Study
+from lorabench.ablation.controls import control_rows
+from lorabench.ablation.study import Findings, Ranking, Study, with_holm
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluation
 from lorabench.results import Run, Summary
@@ -29,9 +30,10 @@ def random_units(units: Sequence[str], k: int, draws: int, seed: int) -> list[li
 class Compare:
     """Ranks the layers, takes the best k away, and evaluates every representation before and after.
 
-    A fall after the removal says something only beside the controls: k other layers at random, the k worst, and
-    labels that say nothing. Random layers come from those that are not among the best k, or from all where fewer than
-    3k there are; a seed's draws are averaged, and intervals hold for the sets that were drawn.
+    A fall after the removal says something only beside the controls: k layers at random, the k worst, and labels that
+    say nothing. Random layers come from all layers and are the same on every split; the best and the worst are each
+    split's own, ranked without its test adapters. A seed's draws are averaged, and intervals hold for the sets that
+    were drawn.
 
     Args:
         baseline: name of the representation that ranks.
@@ -40,6 +42,7 @@ class Compare:
         random_draws: how many sets of k random layers; 0 for none.
         worst: whether to take the k worst away too.
         permuted: whether to learn permuted labels too, which must read chance.
+        controls: whether rows of controls and the ceiling are added.
         name: what results call the phase.
     """
 
@@ -49,6 +52,7 @@ class Compare:
     random_draws: int
     worst: bool
     permuted: bool
+    controls: bool = False
     name: str = "compare"
 
     def run(self, study: Study) -> Findings:
@@ -60,11 +64,15 @@ class Compare:
         runs: list[Run] = []
         summary: list[Summary] = []
         differences: list[dict[str, Any]] = []
+        whole: list[Evaluation] = []
+        permuted: list[Evaluation] = []
         for name, make in study.chosen.items():
             representation = make()
             flat = [arm for arms in kinds.values() for arm in arms]
             found = iter(study.evaluate(name, representation, flat))
             by_kind = {kind: [next(found) for _ in arms] for kind, arms in kinds.items()}
+            whole += by_kind["none"]
+            permuted += by_kind.get("permuted", [])
             runs += study.runs([one for kind in by_kind.values() for one in kind])
             summary += [study.row(of_kind, representation, kind) for kind, of_kind in by_kind.items()]
             differences += self._differences(study, name, by_kind)
@@ -72,28 +80,29 @@ class Compare:
             "name": self.name,
             **ranking.as_data(),
             "top_k": self.top_k,
-            "removed": _gone(study, kinds[f"top-{self.top_k}"][0]),
+            "removed": sorted(ranking.layers_of(ranking.units[: self.top_k]), key=study.evaluator.everything.index),
             "arms": [self._described(study, kind, arms) for kind, arms in kinds.items()],
-            "differences": differences,
+            "differences": with_holm(differences, ("ablation", "against")),
         }
+        if self.controls:
+            data["controls"] = control_rows(study, whole, *permuted[:1])
         return Findings(runs, summary, data)
 
-    def _kinds(self, study: Study, ranking: Ranking) -> dict[str, list[Arm]]:
-        """The arms, by what the table calls them."""
-        k, seed = self.top_k, study.evaluator.seeds[0]
-        kinds = {"none": [study.all_layers()]}
-        kinds[f"top-{k}"] = [study.without(ranking.layers_of(ranking.units[:k]), f"top-{k}")]
-        others = ranking.units[k:] if len(ranking.rows) >= 3 * k else ranking.units
-        draws = random_units(others, k, self.random_draws, seed)
+    def _kinds(self, study: Study, ranking: Ranking) -> dict[str, list[list[Arm]]]:
+        """The arms, one a split, by what the table calls them."""
+        k, seed, splits = self.top_k, study.evaluator.seeds[0], len(study.splits)
+        kinds = {"none": [[study.all_layers()] * splits]}
+        kinds[f"top-{k}"] = [[_left(study, ranking, units[:k], f"top-{k}") for units in ranking.by_split]]
+        draws = random_units(list(ranking.layers), k, self.random_draws, seed)
         if draws:
             kinds[f"random-{k}"] = [
-                study.without(ranking.layers_of(units), f"random-{k}/{number}")
+                [_left(study, ranking, units, f"random-{k}/{number}")] * splits
                 for number, units in enumerate(draws, start=1)
             ]
         if self.worst:
-            kinds[f"worst-{k}"] = [study.without(ranking.layers_of(ranking.units[-k:]), f"worst-{k}")]
+            kinds[f"worst-{k}"] = [[_left(study, ranking, units[-k:], f"worst-{k}") for units in ranking.by_split]]
         if self.permuted:
-            kinds["permuted"] = [Arm("permuted", study.evaluator.everything, permuted=True)]
+            kinds["permuted"] = [[Arm("permuted", study.evaluator.everything, permuted=True)] * splits]
         return kinds
 
     def _differences(self, study: Study, name: str, by_kind: dict[str, list[Evaluation]]) -> list[dict[str, Any]]:
@@ -108,11 +117,16 @@ class Compare:
                 found.append({"representation": name, "ablation": kind, "against": against, **difference})
         return found
 
-    def _described(self, study: Study, name: str, arms: Sequence[Arm]) -> dict[str, Any]:
+    def _described(self, study: Study, name: str, arms: Sequence[Sequence[Arm]]) -> dict[str, Any]:
         kind = name.split("-", 1)[0]
         if kind == "random":
-            return {"name": name, "kind": kind, "draws": [_gone(study, arm) for arm in arms]}
-        return {"name": name, "kind": kind, "removed": _gone(study, arms[0])}
+            return {"name": name, "kind": kind, "draws": [_gone(study, draw[0]) for draw in arms]}
+        by_split = [_gone(study, arm) for arm in arms[0]]
+        return {"name": name, "kind": kind, "removed": by_split[0], "by_split": by_split}
+
+
+def _left(study: Study, ranking: Ranking, units: Sequence[str], name: str) -> Arm:
+    return study.without(ranking.layers_of(units), name)
 
 
 def _gone(study: Study, arm: Arm) -> list[str]:

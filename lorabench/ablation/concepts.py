@@ -38,6 +38,7 @@ class Concepts:
 
     def run(self, study: Study) -> Findings:
         """One row for all layers, and the classes by layer."""
+        study.check_one_split(self.name)
         ranking = study.rank(self.rank_on)
         data = {"name": self.name, **ranking.as_data(), "concepts": _by_class(study, ranking)}
         return study.baseline_findings(data)

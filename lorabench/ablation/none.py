@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lorabench.ablation.study import Findings, Study
+from lorabench.ablation.controls import control_rows
+from lorabench.ablation.study import Findings, Study, with_holm
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Evaluation
 from lorabench.results import Run, Summary
@@ -17,10 +18,12 @@ class NoAblation:
 
     Args:
         against: names of those that the others are compared with; None: the first.
+        controls: whether rows of controls and the ceiling are added.
         name: what results call the phase.
     """
 
     against: list[str] | None = None
+    controls: bool = False
     name: str = "none"
 
     def run(self, study: Study) -> Findings:
@@ -51,4 +54,8 @@ class NoAblation:
             for name, other in pairs
             if (found := study.difference(evaluated[name], evaluated[other])) is not None
         ]
-        return Findings(runs, summary, {**data, "against": against, "between": between} if between else data)
+        if between:
+            data |= {"against": against, "between": with_holm(between)}
+        if self.controls:
+            data["controls"] = control_rows(study, [one for found in evaluated.values() for one in found])
+        return Findings(runs, summary, data)

@@ -36,6 +36,7 @@ class Progressive:
 
     def run(self, study: Study) -> Findings:
         """One row for all layers, and the curves."""
+        study.check_one_split(self.name)
         for option, least in (("points", 2), ("random_points", 0), ("random_draws", 0)):
             value = getattr(self, option)
             if value < least:

@@ -23,7 +23,7 @@ class Ranked:
         low, high: its 95 % interval over seeds and groups of adapters; NaN for one seed and one group.
         std: sample standard deviation over seeds on that split; NaN for one seed.
         val_accuracy, test_accuracy: mean over seeds on the two splits.
-        per_seed: accuracy of each seed on the split that ranks.
+        per_seed: accuracy of each seed on the split that ranks; over several splits, of each split.
         tied_to: the last rank that the layer cannot be told from; its own where it is told from the next one.
     """
 
@@ -57,6 +57,8 @@ def rank_layers(
     val_groups: Integer[np.ndarray, " val"] | None = None,
     test_groups: Integer[np.ndarray, " test"] | None = None,
     draws: int = 2000,
+    validated: Bool[np.ndarray, "_seeds val"] | None = None,
+    tested: Bool[np.ndarray, "_seeds test"] | None = None,
 ) -> list[Ranked]:
     """The layers, best first by mean accuracy over seeds; equal ones keep the order of `layers`.
 
@@ -72,6 +74,8 @@ def rank_layers(
         val_groups: code of the group of each validation adapter, [val]; None: each is its own.
         test_groups: the same of the test adapters, [test].
         draws: number of resamples.
+        validated: which cells of `val_correct` count, [seeds, val]; None: all.
+        tested: the same of `test_correct`.
 
     Raises:
         LorabenchError: `rank_on` is neither.
@@ -83,13 +87,14 @@ def rank_layers(
         raise ValueError(
             f"{len(layers)} layers; val_correct is {val}, test_correct {test}: both are [layers, seeds, n]"
         )
-    correct, groups = (val_correct, val_groups) if rank_on == "val" else (test_correct, test_groups)
-    values = replicates(correct, groups, draws)
+    on_val = rank_on == "val"
+    correct, groups, cells = (val_correct, val_groups, validated) if on_val else (test_correct, test_groups, tested)
+    values = replicates(correct, groups, draws, tested=cells)
     low, high = interval(values)
     # over seeds and adapters at once: layers with as many right answers tie exactly, however seeds share them
-    val_accuracy, test_accuracy = val_correct.mean((1, 2)), test_correct.mean((1, 2))
-    accuracy = val_accuracy if rank_on == "val" else test_accuracy
-    per_seed = correct.mean(2)
+    val_accuracy, test_accuracy = _mean(val_correct, validated, (1, 2)), _mean(test_correct, tested, (1, 2))
+    accuracy = val_accuracy if on_val else test_accuracy
+    per_seed = _mean(correct, cells, 2)
     std = per_seed.std(1, ddof=1) if per_seed.shape[1] > 1 else np.full(len(layers), np.nan)
     order = np.argsort(-accuracy, kind="stable")
     return [
@@ -100,6 +105,14 @@ def rank_layers(
         )
         for rank, (i, tied_to) in enumerate(zip(order, _tied_to(values[:, order]), strict=True), start=1)
     ]  # fmt: skip
+
+
+def _mean(
+    correct: Bool[np.ndarray, "layers seeds n"] | Float[np.ndarray, "layers seeds n"],
+    cells: Bool[np.ndarray, "_seeds _n"] | None,
+    axes: int | tuple[int, int],
+) -> Float64[np.ndarray, "*left"]:
+    return np.asarray(correct.mean(axes) if cells is None else correct.mean(axes, where=cells[None]))
 
 
 def stability(ranking: Sequence[Ranked]) -> dict[str, float | int | None]:

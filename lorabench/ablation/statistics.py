@@ -7,8 +7,8 @@ percentile intervals (Efron & Tibshirani 1993, ch. 13). Whoever is compared is c
 (their ch. 16), which takes out what the arms share: the luck of a seed, the difficulty of an adapter. Adapters of
 one group (a leaf concept, an author) are not independent, so groups are resampled, not adapters.
 
-The corrected t-test of Nadeau & Bengio (2003) has no footing here: it corrects for training sets that overlap
-between resampled splits, and all seeds share one split.
+Over several splits the rows are splits, not seeds (their members averaged), and every row has adapters that it does not
+test: `tested` says which. The corrected t of `lorabench.ablation.inference` stands beside it there.
 """
 
 import math
@@ -47,6 +47,7 @@ def replicates(
     groups: Integer[np.ndarray, " _adapters"] | None = None,
     draws: int = 2000,
     seed: int = 0,
+    tested: Bool[np.ndarray, "_seeds _adapters"] | None = None,
 ) -> Float64[np.ndarray, "draws arms"]:
     """Mean accuracy of every arm under `draws` resamples, the same for all arms, [draws, arms].
 
@@ -70,6 +71,7 @@ def replicates(
         groups: code of each adapter's group, [adapters]; None: each is its own.
         draws: number of resamples.
         seed: of the resampling.
+        tested: which cells count, [seeds, adapters]; None: all. A resample without any such cell is NaN.
 
     Returns:
         Fractions, [draws, arms]; all NaN where nothing can be resampled (one seed and one group).
@@ -77,21 +79,26 @@ def replicates(
     Raises:
         ValueError: no arms, seeds or adapters, a group missing, or a value that is not finite.
     """
-    order, first, sizes = _grouped(correct, groups)
-    (arms, seeds, adapters), n_groups = correct.shape, len(sizes)
+    order, first = _grouped(correct, groups)
+    (arms, seeds, adapters), n_groups = correct.shape, len(first)
+    cells = np.ones((seeds, adapters), bool) if tested is None else tested
+    counts = np.add.reduceat(cells[:, order], first, axis=1, dtype=np.float64)
     if seeds == 1 and n_groups == 1:
         return np.full((draws, arms), np.nan)
     rng = np.random.default_rng(seed)
     seed_weights, group_weights = _counts(rng, draws, seeds), _counts(rng, draws, n_groups)
     accuracy = np.empty((draws, arms))
     for some in _slices(arms, seeds * adapters):
-        sums = np.add.reduceat(correct[some][..., order], first, axis=-1, dtype=np.float64)
+        right_cells = correct[some] if tested is None else np.where(tested, correct[some], 0)
+        sums = np.add.reduceat(right_cells[..., order], first, axis=-1, dtype=np.float64)
         flat = sums.reshape(-1, n_groups)
         for rows in _slices(draws, max(flat.shape)):
             weights = group_weights[rows].astype(np.float64)
             by_seed = (weights @ flat.T).reshape(len(weights), -1, seeds)
-            right = (by_seed @ seed_weights[rows, :, None].astype(np.float64))[..., 0]
-            accuracy[rows, some] = right / (seeds * weights @ sizes)[:, None]
+            by_row = seed_weights[rows, :, None].astype(np.float64)
+            right, total = (by_seed @ by_row)[..., 0], ((weights @ counts.T)[:, None] @ by_row)[..., 0]
+            with np.errstate(invalid="ignore"):  # 0 / 0 of a resample that nobody tested is the NaN that is promised
+                accuracy[rows, some] = right / total
     return accuracy
 
 
@@ -113,6 +120,7 @@ def paired_difference(
     draws: int = 2000,
     seed: int = 0,
     level: float = 0.95,
+    tested: Bool[np.ndarray, "_seeds _adapters"] | None = None,
 ) -> Difference:
     """Mean accuracy of `first` minus that of `second`, paired by seed and adapter, with interval and p-value.
 
@@ -130,6 +138,7 @@ def paired_difference(
         draws: number of resamples.
         seed: of the resampling.
         level: of the interval.
+        tested: which cells count, as in `replicates`.
 
     Raises:
         ValueError: shapes that differ, no seeds or adapters, a group missing, or a value that is not finite.
@@ -137,12 +146,13 @@ def paired_difference(
     if first.shape != second.shape:
         raise ValueError(f"first is {first.shape}, second is {second.shape}: both are [seeds, adapters] of the same")
     gain = first.astype(np.float64) - second  # before resampling, so that equal arms differ by exactly zero
-    values = replicates(gain[None], groups, draws, seed)[:, 0]
+    values = replicates(gain[None], groups, draws, seed, tested)[:, 0]
     low, high = interval(values, level)
     rounded = values.round(12)  # means of draws are thirds and the like: a difference of nothing is to be zero
     beyond = 1 + min((rounded <= 0).sum(), (rounded >= 0).sum())
     p = math.nan if np.isnan(values).any() else min(1.0, 2 * float(beyond) / (draws + 1))
-    return Difference(float(gain.mean()), float(low), float(high), p, *first.shape)
+    mean = gain.mean() if tested is None else gain.mean(where=tested)
+    return Difference(float(mean), float(low), float(high), p, *first.shape)
 
 
 def kendall_tau(scores: Float[np.ndarray, "seeds units"]) -> Float64[np.ndarray, "seeds seeds"]:
@@ -166,8 +176,8 @@ def kendall_tau(scores: Float[np.ndarray, "seeds units"]) -> Float64[np.ndarray,
 def _grouped(
     correct: Bool[np.ndarray, "arms seeds adapters"] | Float[np.ndarray, "arms seeds adapters"],
     groups: Integer[np.ndarray, " _adapters"] | None,
-) -> tuple[Int64[np.ndarray, " adapters"], Int64[np.ndarray, " groups"], Int64[np.ndarray, " groups"]]:
-    """An order of the adapters that has groups in one piece, where each begins, and its size."""
+) -> tuple[Int64[np.ndarray, " adapters"], Int64[np.ndarray, " groups"]]:
+    """An order of the adapters that has groups in one piece, and where each begins."""
     if not correct.size:
         raise ValueError(f"correct is {correct.shape}: at least one arm, seed and adapter are needed")
     adapters = correct.shape[-1]
@@ -176,8 +186,7 @@ def _grouped(
         raise ValueError(f"groups has {len(codes)} codes for {adapters} adapters")
     if not np.isfinite(correct.sum()):
         raise ValueError("correct holds a value that is not finite: leave out the members that failed")
-    _, first, sizes = np.unique(np.sort(codes), return_index=True, return_counts=True)
-    return np.argsort(codes, kind="stable"), first, sizes
+    return np.argsort(codes, kind="stable"), np.unique(np.sort(codes), return_index=True)[1]
 
 
 def _counts(rng: np.random.Generator, draws: int, n: int) -> UInt8[np.ndarray, "draws n"]:

@@ -2,21 +2,23 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 
+from lorabench.ablation.inference import corrected_t, holm
 from lorabench.ablation.ranking import Ranked, check_rank_on, rank_layers, stability
 from lorabench.ablation.statistics import interval, paired_difference, replicates
 from lorabench.errors import LorabenchError
-from lorabench.evaluation import Arm, Evaluation, Evaluator, Probe
+from lorabench.evaluation import Arm, Evaluation, Evaluator, Probe, held_out, held_out_rows, merged
 from lorabench.representations import Representation
 from lorabench.results import Run, Summary, summarise
 from lorabench.zoo import Zoo
+from lorabench.zoo.splits import Split
 
-__all__ = ["Ablation", "Findings", "Ranking", "Study", "good_seeds", "measured"]
+__all__ = ["Ablation", "Findings", "Ranking", "Study", "good_seeds", "measured", "with_holm"]
 
 CANNOT_GO_ON = (LorabenchError, MemoryError, torch.OutOfMemoryError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 """What makes one representation fail and lets the others go on."""
@@ -43,8 +45,9 @@ class Ranking:
 
     Attributes:
         baseline: name of the representation.
-        rank_on: the split whose accuracy ranks: val, or test for the published protocol.
-        rows: best first.
+        rank_on: the part whose accuracy ranks: val, or test for the published protocol.
+        rows: best first, over all splits.
+        by_split: names of the units, best first by each split alone, which is what decides what is taken away there.
         layers: those of every unit.
         evaluations: one a unit, in the zoo's order.
         dropped: seeds left out because a member of theirs failed, and why.
@@ -53,6 +56,7 @@ class Ranking:
     baseline: str
     rank_on: str
     rows: list[Ranked]
+    by_split: list[list[str]]
     layers: dict[str, tuple[str, ...]]
     evaluations: list[Evaluation]
     dropped: list[str]
@@ -72,7 +76,7 @@ class Ranking:
             "baseline": self.baseline,
             "rank_on": self.rank_on,
             "ranking": [asdict(row) for row in self.rows],
-            "stability": stability(self.rows),
+            "stability": stability(self.rows) | ({"of": "splits"} if len(self.by_split) > 1 else {}),
             "dropped_seeds": self.dropped,
         }
 
@@ -82,12 +86,13 @@ class Study:
     """One zoo, the representations that were chosen, and the one that ranks layers.
 
     Attributes:
-        evaluator: trains and tests.
+        evaluator: trains and tests, on the first split.
         classifier: its name, for the table.
         classes: names of the classes.
         chosen: makes the representations that are compared, by name.
         baseline: name of the representation that ranks, and what makes it; for a phase that ranks no layer, the
             first of the chosen.
+        others: train and test on further splits, with seeds of their own.
     """
 
     evaluator: Evaluator
@@ -95,6 +100,22 @@ class Study:
     classes: tuple[str, ...]
     chosen: Mapping[str, Callable[[], Representation]]
     baseline: tuple[str, Callable[[], Representation]]
+    others: Sequence[Evaluator] = ()
+
+    @property
+    def evaluators(self) -> list[Evaluator]:
+        """One a split; members of another split are other members."""
+        return [self.evaluator, *self.others]
+
+    @property
+    def splits(self) -> list[Split]:
+        """The splits, of one zoo and the same classes."""
+        return [one.split for one in self.evaluators]
+
+    @property
+    def split_of(self) -> Int64[np.ndarray, " members"]:
+        """Number of every member's split."""
+        return np.repeat(np.arange(len(self.evaluators)), [len(one.seeds) for one in self.evaluators])
 
     @property
     def zoo(self) -> Zoo:
@@ -103,15 +124,15 @@ class Study:
 
     @property
     def val_groups(self) -> Int64[np.ndarray, " val"] | None:
-        """Groups of the validation adapters."""
+        """Groups of the adapters that any split validates."""
         found = self.zoo.labels.group
-        return None if found is None else found[self.evaluator.split.val]
+        return None if found is None else found[held_out_rows(self.splits, "val")]
 
     @property
     def test_groups(self) -> Int64[np.ndarray, " test"] | None:
-        """Groups of the test adapters."""
+        """Groups of the adapters that any split tests."""
         found = self.zoo.labels.group
-        return None if found is None else found[self.evaluator.split.test]
+        return None if found is None else found[held_out_rows(self.splits, "test")]
 
     def one(self, phase: str) -> tuple[str, Representation]:
         """The one representation of a phase that looks at one.
@@ -127,6 +148,15 @@ class Study:
         name, make = next(iter(self.chosen.items()))
         return name, make()
 
+    def check_one_split(self, phase: str) -> None:
+        """Refuse several splits.
+
+        Raises:
+            LorabenchError: there are.
+        """
+        if self.others:
+            raise LorabenchError(f"ablation={phase} looks at one split, and splits={len(self.splits)}: give splits=1")
+
     def without(self, layers: set[str], name: str) -> Arm:
         """The arm in which these layers are taken away."""
         return Arm(name, tuple(layer for layer in self.zoo.layers if layer not in layers))
@@ -140,15 +170,29 @@ class Study:
         return Arm("none", self.evaluator.everything)
 
     def evaluate(
-        self, name: str, representation: Representation, arms: Sequence[Arm], probe: Probe | None = None
+        self, name: str, representation: Representation, arms: Sequence[Arm | Sequence[Arm]], probe: Probe | None = None
     ) -> list[Evaluation]:
-        """`Evaluator.evaluate`; where several representations are compared, one that fails is told so in its rows."""
+        """`Evaluator.evaluate` on every split; where several representations are compared, one that fails says so.
+
+        Args:
+            name: what results call the representation.
+            representation: makes the features.
+            arms: the sets of layers to compare; a sequence has one a split, where splits take away layers of their own.
+            probe: what else to measure on every member.
+        """
+        by_split = list(zip(*([one] * len(self.splits) if isinstance(one, Arm) else one for one in arms), strict=True))
         try:
-            return self.evaluator.evaluate(name, representation, arms, probe)
+            return self._merged(name, representation, by_split, probe)
         except CANNOT_GO_ON as error:
             if len(self.chosen) == 1:
                 raise
-            return [Evaluation(name, arm, error=str(error)) for arm in arms]
+            return [Evaluation(name, arm, error=str(error)) for arm in by_split[0]]
+
+    def _merged(
+        self, name: str, representation: Representation, arms: Sequence[Sequence[Arm]], probe: Probe | None = None
+    ) -> list[Evaluation]:
+        found = [one.evaluate(name, representation, own, probe) for one, own in zip(self.evaluators, arms, strict=True)]
+        return [merged(of_arm, self.splits) for of_arm in zip(*found, strict=True)]
 
     def rank(self, rank_on: str, top_k: int | None = None) -> Ranking:
         """Every unit of the baseline representation alone.
@@ -175,12 +219,21 @@ class Study:
             allowed = f"1 to {most} can be taken away" if most else "none can be taken away"
             raise LorabenchError(f"top_k={top_k}: the zoo has {len(layers)} units of {name}; {allowed}")
         arms = [Arm(unit, tuple(sorted(own, key=self.evaluator.everything.index))) for unit, own in layers.items()]
-        found = self.evaluator.evaluate(name, representation, arms)
+        found = self._merged(name, representation, [arms] * len(self.splits))
         good, dropped = good_seeds(found)
-        val = np.stack([one.val_correct[good] for one in found])
-        test = np.stack([one.test_correct[good] for one in found])
-        rows = rank_layers(list(layers), val, test, rank_on, self.val_groups, self.test_groups)
-        return Ranking(name, rank_on, rows, layers, found, dropped)
+        if len(set(self.split_of[good])) < len(self.splits):
+            raise LorabenchError(f"a split has no seed that has trained on every layer. {dropped[0]}")
+        val, validated = self.by_split(np.stack([one.val_correct[good] for one in found]), good, "val")
+        test, tested = self.by_split(np.stack([one.test_correct[good] for one in found]), good, "test")
+        rows = rank_layers(
+            list(layers), val, test, rank_on, self.val_groups, self.test_groups, validated=validated, tested=tested
+        )
+        orders = [[row.layer for row in rows]]
+        if self.others:
+            rates = {row.layer: row.per_seed for row in rows}
+            # as many right answers keep the zoo's order: another split's numbers have seen this one's test adapters
+            orders = [sorted(layers, key=lambda unit: -rates[unit][number]) for number in range(len(self.splits))]
+        return Ranking(name, rank_on, rows, orders, layers, found, dropped)
 
     def row(self, evaluations: Sequence[Evaluation], representation: Representation, ablation: str) -> Summary:
         """The row of one representation under arms that differ by the draw alone; a seed's draws are averaged."""
@@ -212,10 +265,11 @@ class Study:
         (everything,) = self.evaluate(name, representation, [self.all_layers()])
         return self.findings(everything, representation, data)
 
-    def difference(self, first: Sequence[Evaluation], second: Sequence[Evaluation]) -> dict[str, float] | None:
+    def difference(self, first: Sequence[Evaluation], second: Sequence[Evaluation]) -> dict[str, Any] | None:
         """Test accuracy of `first` minus that of `second`, paired by seed and adapter; draws are averaged first.
 
-        None where no seed has trained on both.
+        None where no seed has trained on both. Over several splits `difference` is the mean over splits of the means
+        over members, the bootstrap's rows are splits, and `corrected` is the corrected resampled t's interval and p.
         """
         if not all(one.runs for one in (*first, *second)):
             return None
@@ -223,7 +277,45 @@ class Study:
         if not good:
             return None
         ours, theirs = (np.mean([one.test_correct[good] for one in side], 0) for side in (first, second))
-        return asdict(paired_difference(ours, theirs, self.test_groups))
+        if len(self.splits) == 1:
+            return {**asdict(paired_difference(ours, theirs, self.test_groups)), "corrected": None}
+        return self._over_splits(ours - theirs, good)
+
+    def _over_splits(self, gain: Float[np.ndarray, "members n"], good: Sequence[int]) -> dict[str, Any]:
+        rows, _ = self.by_split(gain, good, "test")
+        tested = held_out(self.splits, "test")[np.unique(self.split_of[list(good)])]
+        found = paired_difference(rows, np.zeros_like(rows), self.test_groups, tested=tested)
+        gains = np.where(tested, rows, 0).sum(1, keepdims=True) / tested.sum(1, keepdims=True)
+        ratio = float(np.mean([len(split.test) / len(split.train) for split in self.splits]))
+        corrected = corrected_t(gains, ratio)
+        low, high = corrected.interval()
+        return {
+            **asdict(replace(found, difference=corrected.mean, seeds=len(good))),
+            "corrected": {"low": low, "high": high, "p": corrected.p, "splits": len(gains)},
+        }
+
+    def by_split(
+        self,
+        table: Bool[np.ndarray, "*arms members n"] | Float[np.ndarray, "*arms members n"],
+        good: Sequence[int],
+        part: Literal["val", "test"],
+    ) -> tuple[np.ndarray, Bool[np.ndarray, "splits n"] | None]:
+        """A table whose rows are what is resampled: members of one split, or several splits, their members averaged.
+
+        Args:
+            table: a row a member that is good.
+            good: numbers of those members.
+            part: whose adapters the columns are.
+
+        Returns:
+            The table, [*arms, rows, n], and which cells count; None where all do.
+        """
+        if len(self.splits) == 1:
+            return table, None
+        of = self.split_of[list(good)]
+        known = np.unique(of)
+        rows = [table[..., of == number, :].mean(-2, dtype=np.float64) for number in known]
+        return np.stack(rows, -2), held_out(self.splits, part)[known]
 
 
 def _averaged(draws: Sequence[Run]) -> Run:
@@ -243,13 +335,13 @@ def measured(evaluations: Sequence[Evaluation], study: Study) -> list[dict[str, 
         if not good:
             found.append(None)
             continue
-        correct = one.test_correct[good]
-        per_seed: Float64[np.ndarray, " seeds"] = correct.mean(1)
-        low, high = interval(replicates(correct[None], study.test_groups))
+        correct, tested = one.test_correct[good], one.test_labels[good] >= 0
+        per_seed: Float64[np.ndarray, " seeds"] = correct.sum(1) / tested.sum(1)
+        rows, cells = study.by_split(correct, good, "test")
+        low, high = interval(replicates(rows[None], study.test_groups, tested=cells))
         std = float(per_seed.std(ddof=1)) if len(good) > 1 else float("nan")
-        found.append(
-            {"mean": float(correct.mean()), "std": std, "n": len(good), "low": float(low[0]), "high": float(high[0])}
-        )
+        mean = float(correct.mean() if len(study.splits) == 1 else per_seed.mean())
+        found.append({"mean": mean, "std": std, "n": len(good), "low": float(low[0]), "high": float(high[0])})
     return found
 
 
@@ -264,6 +356,23 @@ def good_seeds(evaluations: Sequence[Evaluation], refuse: bool = True) -> tuple[
     if not good and refuse:
         raise LorabenchError(f"no seed has trained on every layer. {next(iter(errors.values()))}")
     return good, list(errors.values())
+
+
+def with_holm(rows: Sequence[dict[str, Any]], family: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Differences with `holm`: their p (of the corrected t over several splits) corrected for all of their family.
+
+    Args:
+        rows: of `Study.difference`.
+        family: keys whose values rows of one family have in common.
+    """
+    families: dict[tuple[Any, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        families.setdefault(tuple(row[key] for key in family), []).append(number)
+    adjusted: dict[int, float] = {}
+    for numbers in families.values():
+        p = [(rows[number]["corrected"] or rows[number])["p"] for number in numbers]
+        adjusted |= dict(zip(numbers, holm(p), strict=True))
+    return [{**row, "holm": adjusted[number]} for number, row in enumerate(rows)]
 
 
 @runtime_checkable

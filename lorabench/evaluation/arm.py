@@ -52,7 +52,8 @@ class Evaluation:
         features: length of the joined feature vector.
         val: predicted class of every validation adapter, [seeds, val]; -1 where the member failed.
         test: the same of the test adapters, [seeds, test].
-        test_labels: class that was to be learned of every test adapter, [seeds, test].
+        test_labels: class that was to be learned of every test adapter, [seeds, test]; over several splits
+            (`lorabench.evaluation.merged`) -1 where the member's split does not test it.
         val_correct: whether it is the class that was to be learned, [seeds, val].
         test_correct: the same, [seeds, test].
         probes: what the probe measured of every seed.
@@ -75,7 +76,10 @@ class Evaluation:
     def confused(self, n_classes: int) -> list[Run]:
         """The runs with their tables of confusion, which are large where classes are many."""
         said, true = torch.from_numpy(self.test), torch.from_numpy(self.test_labels)
+        tested = true >= 0  # by the split of each member
         return [
-            run if run.error else replace(run, confusion=confusion(said[i], true[i], n_classes).tolist())
+            run
+            if run.error
+            else replace(run, confusion=confusion(said[i][tested[i]], true[i][tested[i]], n_classes).tolist())
             for i, run in enumerate(self.runs)
         ]

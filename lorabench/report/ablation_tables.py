@@ -6,7 +6,19 @@ from typing import Any
 import numpy as np
 
 from lorabench.report.arms import Arm, on_test, shown_arms, with_arm
-from lorabench.report.numbers import counted, difference, interval, mean_std, number, p_value, percent, spread
+from lorabench.report.numbers import (
+    claimed,
+    counted,
+    difference,
+    interval,
+    mean_std,
+    method,
+    number,
+    over,
+    p_value,
+    percent,
+    spread,
+)
 from lorabench.report.sheet import Sheet
 from lorabench.results import Result
 
@@ -58,7 +70,8 @@ def _ranking(result: Result) -> Sheet:
     agreement = "no pair of seeds to compare: nothing is known of the ranking's stability"
     if stable and stable.get("kendall_tau") is not None:
         agreement = (
-            f"Kendall's τ between {stable['seeds']} seeds {stable['kendall_tau']:.2f} (lowest {stable['lowest']:.2f})"
+            f"Kendall's τ between {stable['seeds']} {stable.get('of', 'seeds')} {stable['kendall_tau']:.2f} "
+            f"(lowest {stable['lowest']:.2f})"
         )
     elif stable and stable["seeds"] > 1:
         agreement = "seeds that rate all layers alike: nothing is known of the ranking's stability"
@@ -106,7 +119,7 @@ def _compared(result: Result) -> Sheet:
         rows=[(name, *(column.get(name, "–") for column in columns.values())) for name in names],
         caption=_compared_caption(result, shown_arms(result)),
         text=("representation",),
-        spare=("features", *reversed(spare[1:]), "p", *spare[:1]),
+        spare=("features", *reversed(spare[1:]), "p", *spare[:1], "p, Holm"),
     )
 
 
@@ -116,9 +129,12 @@ def _differences(result: Result, arm: Arm) -> dict[str, dict[str, str]]:
         for row in result.ablation.get("differences") or []
         if row["ablation"] == arm.name and row["against"] == "none"
     ]
+    if not rows:
+        return {}
     return {
-        "difference\n[95 %]": {row["representation"]: difference(row["difference"], row) for row in rows},
-        "p": {row["representation"]: p_value(row["p"]) for row in rows},
+        "difference\n[95 %]": {row["representation"]: difference(row["difference"], claimed(row)) for row in rows},
+        "p": {row["representation"]: p_value(claimed(row)["p"]) for row in rows},
+        **({"p, Holm": {row["representation"]: p_value(row["holm"]) for row in rows}} if "holm" in rows[0] else {}),
     }
 
 
@@ -126,10 +142,14 @@ def _compared_caption(result: Result, arms: Sequence[Arm]) -> list[str]:
     seeds = max((row.test_accuracy.n for row in with_arm(result, "none")), default=0)
     taken = next((f"{arm.layers} of {result.dataset['layers']} layers taken away" for arm in arms if arm.layers), "")
     draws = next((f"random: mean of {arm.draws} sets" for arm in arms if arm.draws), "")
-    said = (f"test accuracy, mean ± std over {seeds} seeds, in %", taken, draws, f"chance {percent(result.chance)}")
+    said = (
+        f"test accuracy, mean ± std over {over(result, seeds)}, in %",
+        taken,
+        draws,
+        f"chance {percent(result.chance)}",
+    )
     pairs = [
-        "difference: to all layers, in points, paired; its interval and p are a bootstrap over "
-        f"{row['seeds']} seeds and {row['adapters']} test adapters"
+        f"difference: to all layers, in points, paired; its interval and p are {method(row)}"
         for row in (result.ablation.get("differences") or [])[:1]
     ]
     names = {arm.name: arm.title for arm in arms}
@@ -153,7 +173,9 @@ def _beside_random(result: Result, arms: Sequence[Arm]) -> list[str]:
     if not rows:
         return []
     below = [
-        f"{row['representation']} ({difference(row['difference'], row)})" for row in rows if number(row["high"]) < 0
+        f"{row['representation']} ({difference(row['difference'], claimed(row))})"
+        for row in rows
+        if number(claimed(row)["high"]) < 0
     ]
     beside = f"the best are missed more than {drawn[rows[0]['against']].title} (interval under 0) by"
     return [f"{beside}: {', '.join(below) or 'no representation'}"]

@@ -10,7 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from lorabench.pictures import BLUE, GREEN, ORANGE, tidy
 from lorabench.report.arms import shown_arms, with_arm
-from lorabench.report.numbers import number
+from lorabench.report.controls import draw_controls
+from lorabench.report.numbers import number, over
 from lorabench.report.style import ARM_STYLES, draw_chance, ended, errors, legend_below, percents
 from lorabench.results import Result
 
@@ -28,6 +29,7 @@ def with_without(result: Result) -> Figure:
     for place in range(1, len(names), 2):
         axes.axhspan(place - 0.5, place + 0.5, color="0.96", zorder=0)
     draw_chance(axes, result, vertical=True)
+    draw_controls(axes, result)
     dodge = np.linspace(0.32, -0.32, len(arms))
     seen: set[str] = set()
     for arm, shift in zip(arms, dodge, strict=True):
@@ -46,7 +48,7 @@ def with_without(result: Result) -> Figure:
     axes.set_xlim(left=-0.015 * axes.get_xlim()[1])  # a marker at 0 stays whole
     tidy(axes, "x")
     seeds = max((row.test_accuracy.n for row in result.summary if row.ablation == arms[0].name), default=0)
-    axes.set_xlabel(f"test accuracy, % (mean ± std over {seeds} seeds)", fontsize=9)
+    axes.set_xlabel(f"test accuracy, % (mean ± std over {over(result, seeds)})", fontsize=9)
     title = f"{result.dataset['name']}: reading the {result.target} with and without layers"
     axes.set_title(ended(result, title), fontsize=10)
     legend_below(figure, [axes], columns=3)

@@ -5,7 +5,19 @@ from typing import Any
 
 from lorabench.results import Result, Statistic, Summary
 
-__all__ = ["counted", "difference", "interval", "mean_std", "number", "p_value", "percent", "spread"]
+__all__ = [
+    "claimed",
+    "counted",
+    "difference",
+    "interval",
+    "mean_std",
+    "method",
+    "number",
+    "over",
+    "p_value",
+    "percent",
+    "spread",
+]
 
 
 def number(value: float | int | None) -> float:
@@ -43,6 +55,25 @@ def difference(value: float | int | None, found: dict[str, Any]) -> str:
     """A difference in points of percent, with its sign and its interval."""
     value = number(value)
     return "–" if math.isnan(value) else f"{100 * value:+.1f}{interval(found, signed=True)}"
+
+
+def claimed(found: dict[str, Any]) -> dict[str, Any]:
+    """What holds the interval and the p of a claim: the corrected t over several splits, the bootstrap on one."""
+    corrected: dict[str, Any] | None = found.get("corrected")
+    return corrected or found
+
+
+def over(result: Result, count: int) -> str:
+    """How many members a mean runs over: "3 seeds", or "10 members on 5 splits"."""
+    splits = result.split.get("splits", 1)
+    return f"{count} seeds" if splits == 1 else f"{count} members on {splits} splits"
+
+
+def method(found: dict[str, Any]) -> str:
+    """Where the interval and the p of `claimed` come from."""
+    if found.get("corrected"):
+        return f"the corrected resampled t over {found['corrected']['splits']} splits"
+    return f"a bootstrap over {found['seeds']} seeds and {found['adapters']} test adapters"
 
 
 def p_value(value: float | int | None) -> str:

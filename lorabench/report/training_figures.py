@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lorabench.pictures import BLUE, GREY, ORANGE
+from lorabench.report.controls import draw_controls
+from lorabench.report.numbers import over
 from lorabench.results import Result, Run, Summary
 
 __all__ = ["accuracy_figure", "confusion_figure", "curves_figure"]
@@ -30,14 +32,16 @@ def accuracy_figure(result: Result, rows: Sequence[Summary]) -> Figure:
                 fmt="o" if seen else "s", color=colour, capsize=3, label=label,
             )  # fmt: skip
     axes.axvline(100 * result.chance, color=GREY, linestyle="--", label="chance")
+    draw_controls(axes, result)
     axes.set_yticks(places, [row.representation for row in ordered])
     axes.set_ylim(-0.6, len(ordered) - 0.4)
     axes.set_xlim(0, 100)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
-    axes.set_xlabel(f"test accuracy, % (mean ± std over {max(row.test_accuracy.n for row in ordered)} seeds)")
+    counted = over(result, max(row.test_accuracy.n for row in ordered))
+    axes.set_xlabel(f"test accuracy, % (mean ± std over {counted})")
     axes.set_title(f"{result.dataset['name']}: reading the {result.target} from the weights alone", fontsize=11)
-    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=3)
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
     return figure
 
 

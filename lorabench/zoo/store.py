@@ -148,6 +148,97 @@ class Zoo:
         return np.full(len(self), min(rows, cols), np.int64)
 
     def recipe(self) -> dict[str, Float64[np.ndarray, " n"]]:
+        """All that is known of how each adapter was made: `labels.recipe`; every module's rank, scale and presence."""
+        known = {name: np.asarray(column, np.float64) for name, column in self.labels.recipe.items()}
+        columns = {"rank": self.rank, "scale": self.scale, "presence": self.rank > 0}
+        return known | {
+            f"{what} of {module.name}": values[:, number].astype(np.float64)
+            for what, values in columns.items()
+            for number, module in enumerate(self.modules)
+        }
+
+    def rows(self, index: Int64[np.ndarray, " n"]) -> "Stack":
+        """The same layer of the adapters `index`, in that order; nothing is read."""
+        return replace(self, index=index if self.index is None else self.index[index])
+
+
+@dataclass(frozen=True)
+class Module:
+    """A place in the base model that carries an adapter, with the names of its two layers.
+
+    ΔW = scale · up @ down, with down [r, d_in] and up [d_out, r].
+    """
+
+    name: str
+    down: str
+    up: str
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """A labelled collection of N adapters of one base model.
+
+    Attributes:
+        name: how results call it.
+        layers: ordered layer name -> stack [N, rows, cols]; ranks that differ are padded with zero rows of down
+            and zero columns of up, which leaves every ΔW as it was.
+        modules: the pairs of layers whose product is a ΔW.
+        rank: the rank of every adapter's modules before padding, [N, len(modules)].
+        scale: the factor of up @ down in ΔW, [N, len(modules)].
+        labels: what the adapters were fine-tuned on.
+        fingerprint: changes whenever the data do; part of every cache key.
+        ceiling: what each adapter was trained on, as far as a classifier could see it: the mean picture [N, height,
+            width] from -1 to 1. None where the source does not know.
+    """
+
+    name: str
+    layers: Mapping[str, Stack]
+    modules: tuple[Module, ...]
+    rank: Int64[np.ndarray, "n modules"]
+    scale: Float32[np.ndarray, "n modules"]
+    labels: Labels
+    fingerprint: str
+    ceiling: Stack | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels.adapters)
+
+    def read(self, layer: str, start: int = 0, stop: int | None = None) -> Float32[np.ndarray, "n rows cols"]:
+        """The adapters `start` to `stop` of one layer, [n, rows, cols], checked to be finite.
+
+        Raises:
+            LorabenchError: the weights hold NaN or infinite values.
+        """
+        stop = len(self) if stop is None else min(stop, len(self))
+        values = self.layers[layer].read(start, stop)
+        # A sum is one fast pass: it is finite unless a value is not, or the sum itself overflows.
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspicious = not np.isfinite(values.sum(dtype=np.float64))
+        if suspicious:
+            bad = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2)))
+            if len(bad):
+                self._refuse_not_finite(layer, [self.labels.adapters[start + i] for i in bad])
+        return values
+
+    def _refuse_not_finite(self, layer: str, adapters: list[str]) -> None:
+        raise LorabenchError(
+            f"{self.name}: NaN or infinite weights in layer {layer} of {some(adapters)}. "
+            "Remove these adapters from the data set (a diverged training run leaves such files) and start again."
+        )
+
+    def module_index(self, name: str) -> int:
+        """The column of module `name` in `rank` and `scale`."""
+        return [module.name for module in self.modules].index(name)
+
+    def layer_rank(self, layer: str) -> Int64[np.ndarray, " n"]:
+        """The unpadded rank of one layer in every adapter, [N]; a lone layer's is its smaller side."""
+        for column, module in enumerate(self.modules):
+            if layer in (module.down, module.up):
+                return self.rank[:, column]
+        _, rows, cols = self.layers[layer].shape
+        return np.full(len(self), min(rows, cols), np.int64)
+
+    def recipe(self) -> dict[str, Float64[np.ndarray, " n"]]:
         """All that is known of how each adapter was made: `labels.recipe`, and every module's rank and scale."""
         columns = {name: np.asarray(column, np.float64) for name, column in self.labels.recipe.items()}
         for number, module in enumerate(self.modules):
