@@ -93,7 +93,8 @@ def test_the_recipe_of_every_adapter_is_the_same(zoo):
         "pictures": {4.0}, "steps": {10.0}, "samples": {40.0}, "learning_rate": {0.01}, "shared_start": {1.0}
     }  # fmt: skip
     recipe = zoo.recipe()
-    assert set(recipe) == {*labels.recipe, *(f"{what} of {m.name}" for m in zoo.modules for what in ("rank", "scale"))}
+    of_modules = {f"{what} of {m.name}" for m in zoo.modules for what in ("rank", "scale", "presence")}
+    assert set(recipe) == {*labels.recipe, *of_modules}
     assert all(len(column) == len(zoo) and np.ptp(column) == 0 for column in recipe.values())
     few = zoo.rows(np.array([3, 1]))
     assert {name: len(column) for name, column in few.recipe().items()} == dict.fromkeys(recipe, 2)

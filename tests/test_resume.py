@@ -23,7 +23,7 @@ WORDS = [
     "experiment=quick", *TINY_ZOO, "top_k=3", "classifier.hidden=[32]", "classifier.max_epochs=12",
 ]  # fmt: skip
 RANKED = 32 * 5  # layers times runs, one a split
-CONTROLS = 5 * 3  # recipe, norm, norm by module; permuted labels are an arm already
+CONTROLS = 5 * 4  # recipe, norm, norm by module, ceiling; permuted labels are an arm already
 MEMBERS = RANKED + 3 * 5 * 7 + CONTROLS  # and representations times runs times arms
 
 
