@@ -57,7 +57,7 @@ def check_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     _compare(compose("config", overrides=groups), cfg, "")
     if cfg.target not in ("category", "leaf"):
         raise LorabenchError(f"target={cfg.target}: allowed are category and leaf")
-    for name in ("num_runs", "splits", "top_k"):
+    for name in ("num_runs", "splits", "folds", "top_k"):
         if cfg[name] < 1:
             raise LorabenchError(f"{name}={cfg[name]}: a whole number from 1 is needed")
     if cfg.num_runs % cfg.splits:

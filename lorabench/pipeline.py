@@ -145,7 +145,7 @@ def _evaluate(
     if "baseline" in cfg.ablation:
         name, one = representation_config(cfg.ablation.baseline, "ablation.baseline")
         baseline = name, functools.partial(make, one)
-    findings = phase.run(Study(evaluator, classifier, classes, makers, baseline, others))
+    findings = phase.run(Study(evaluator, classifier, classes, makers, baseline, others, cfg.folds))
     trained, taken = (sum(getattr(one, name) for one in evaluators) for name in ("trained", "taken"))
     _LOG.info("members: %d trained, %d kept from before", trained, taken)
     if not any(row.test_accuracy.n for row in findings.summary):

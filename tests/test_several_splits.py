@@ -158,7 +158,7 @@ def test_a_run_over_splits_says_so_everywhere(tmp_path):
     assert result.split["splits"] == 2
     assert read_result(tmp_path / "results.json").summary == result.summary
     row = json.loads((tmp_path / "results.json").read_text())["ablation"]["between"][0]
-    assert set(row["corrected"]) == {"low", "high", "p", "splits"}
+    assert set(row["corrected"]) == {"low", "high", "p", "error", "splits"}
     text = " ".join(table_text(result).split())
     assert "mean ± std over 4 members on 2 splits" in text
     assert "intervals and p are the corrected resampled t over 2 splits" in text

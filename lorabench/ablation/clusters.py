@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float64
 
-from lorabench.ablation.study import Findings, Ranking, Study, good_seeds
+from lorabench.ablation.ranking import Ranking
+from lorabench.ablation.study import Findings, Study, good_seeds
 from lorabench.errors import LorabenchError
 
 __all__ = ["Clusters", "disagreement"]

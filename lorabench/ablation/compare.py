@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from lorabench.ablation.controls import control_rows
-from lorabench.ablation.study import Findings, Ranking, Study, with_holm
+from lorabench.ablation.ranking import Ranking
+from lorabench.ablation.study import Findings, Study, with_holm
+from lorabench.ablation.verdict import as_t, verdict
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluation
 from lorabench.results import Run, Summary
@@ -33,7 +35,7 @@ class Compare:
     A fall after the removal says something only beside the controls: k layers at random, the k worst, and labels that
     say nothing. Random layers come from all layers and are the same on every split; the best and the worst are each
     split's own, ranked without its test adapters. A seed's draws are averaged, and intervals hold for the sets that
-    were drawn.
+    were drawn. The verdict on every representation is in words that its tests decide.
 
     Args:
         baseline: name of the representation that ranks.
@@ -43,6 +45,7 @@ class Compare:
         worst: whether to take the k worst away too.
         permuted: whether to learn permuted labels too, which must read chance.
         controls: whether rows of controls and the ceiling are added.
+        margin: a fall shown to be below this share of test accuracy is no fall (an equivalence test's margin).
         name: what results call the phase.
     """
 
@@ -53,12 +56,17 @@ class Compare:
     worst: bool
     permuted: bool
     controls: bool = False
+    margin: float = 0.03
     name: str = "compare"
 
     def run(self, study: Study) -> Findings:
         """A row for every representation and kind of arm, and the differences to all layers."""
         if self.random_draws < 0:
             raise LorabenchError(f"ablation.random_draws={self.random_draws}: a whole number from 0 is needed")
+        if not 0 < self.margin < 1:
+            raise LorabenchError(
+                f"ablation.margin={self.margin}: a share between 0 and 1 is needed, such as 0.03 for three points"
+            )
         ranking = study.rank(self.rank_on, self.top_k)
         kinds = self._kinds(study, ranking)
         runs: list[Run] = []
@@ -66,6 +74,7 @@ class Compare:
         differences: list[dict[str, Any]] = []
         whole: list[Evaluation] = []
         permuted: list[Evaluation] = []
+        drawn: dict[str, list[float]] = {}
         for name, make in study.chosen.items():
             representation = make()
             flat = [arm for arms in kinds.values() for arm in arms]
@@ -76,13 +85,17 @@ class Compare:
             runs += study.runs([one for kind in by_kind.values() for one in kind])
             summary += [study.row(of_kind, representation, kind) for kind, of_kind in by_kind.items()]
             differences += self._differences(study, name, by_kind)
+            drawn[name] = _changes(study, by_kind["none"][0], by_kind.get(f"random-{self.top_k}", []))
+        differences = with_holm(differences, ("ablation", "against"))
         data = {
             "name": self.name,
             **ranking.as_data(),
             "top_k": self.top_k,
             "removed": sorted(ranking.layers_of(ranking.units[: self.top_k]), key=study.evaluator.everything.index),
             "arms": [self._described(study, kind, arms) for kind, arms in kinds.items()],
-            "differences": with_holm(differences, ("ablation", "against")),
+            "differences": differences,
+            "margin": self.margin,
+            "verdicts": self._verdicts(differences, drawn),
         }
         if self.controls:
             data["controls"] = control_rows(study, whole, *permuted[:1])
@@ -117,12 +130,30 @@ class Compare:
                 found.append({"representation": name, "ablation": kind, "against": against, **difference})
         return found
 
+    def _verdicts(self, differences: Sequence[dict[str, Any]], drawn: dict[str, list[float]]) -> list[dict[str, Any]]:
+        """One a representation whose fall is known."""
+        known = {(row["representation"], row["ablation"], row["against"]): row for row in differences}
+        top, random, found = f"top-{self.top_k}", f"random-{self.top_k}", []
+        for name, changes in drawn.items():
+            fall = known.get((name, top, "none"))
+            if fall is not None:
+                beside = as_t(known.get((name, top, random)))
+                said = verdict(as_t(fall), fall["holm"], beside, changes, self.margin)
+                found.append({"representation": name, **said, "draws": len(changes)})
+        return found
+
     def _described(self, study: Study, name: str, arms: Sequence[Sequence[Arm]]) -> dict[str, Any]:
         kind = name.split("-", 1)[0]
         if kind == "random":
             return {"name": name, "kind": kind, "draws": [_gone(study, draw[0]) for draw in arms]}
         by_split = [_gone(study, arm) for arm in arms[0]]
         return {"name": name, "kind": kind, "removed": by_split[0], "by_split": by_split}
+
+
+def _changes(study: Study, everything: Evaluation, draws: Sequence[Evaluation]) -> list[float]:
+    """Test accuracy under every draw minus that of all layers; those that failed are left out."""
+    changes = (study.change([one], [everything]) for one in draws)
+    return [one for one in changes if not math.isnan(one)]
 
 
 def _left(study: Study, ranking: Ranking, units: Sequence[str], name: str) -> Arm:

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from lorabench.ablation.ranking import Ranking
 from lorabench.ablation.statistics import kendall_tau
-from lorabench.ablation.study import Findings, Ranking, Study, good_seeds
+from lorabench.ablation.study import Findings, Study, good_seeds
 from lorabench.adapters.places import by_depth
 
 __all__ = ["Concepts"]

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 
 from lorabench.ablation.study import Study, measured, with_holm
+from lorabench.ablation.verdict import LEVEL
 from lorabench.evaluation import Arm, Evaluation
 from lorabench.representations.controls import Ceiling, Control, DeltaNorm, Recipe
 
-__all__ = ["LEVEL", "control_rows"]
-
-LEVEL = 0.05
-"""Of Holm's p below which a representation is said to read the label above the best control."""
+__all__ = ["control_rows"]
 
 _CONTROLS: dict[str, tuple[str, Control]] = {
     "recipe": ("how they were made: all that the labels know, rank, scale and presence of modules", Recipe()),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from lorabench.ablation.depth import depth_correlations
 from lorabench.ablation.study import Findings, Study
 from lorabench.errors import LorabenchError
 
@@ -27,10 +28,16 @@ class Layers:
     BASELINE_ALONE: ClassVar[bool] = True
 
     def run(self, study: Study) -> Findings:
-        """The ranking; the table has one row, the baseline on all layers."""
+        """The ranking, and how it goes with depth; the table has one row, the baseline on all layers."""
         if self.top_k < 1:
             raise LorabenchError(f"ablation.top_k={self.top_k}: a whole number from 1 is needed")
         ranking = study.rank(self.rank_on)
         top = ranking.units[: self.top_k]
-        data = {"name": self.name, **ranking.as_data(), "top_k": len(top), "top_layers": top}
+        data = {
+            "name": self.name,
+            **ranking.as_data(),
+            "top_k": len(top),
+            "top_layers": top,
+            "depth": depth_correlations(list(ranking.layers), ranking.right),
+        }
         return study.baseline_findings(data)

@@ -1,15 +1,19 @@
 """The order of the layers by what each alone predicts, and how far that order can be trusted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Integer
 
-from lorabench.ablation.statistics import interval, kendall_tau, replicates
+from lorabench.ablation.crossed import Crossed
+from lorabench.ablation.inference import holm
+from lorabench.ablation.statistics import interval, kendall_tau, replicates, two_sided
 from lorabench.errors import LorabenchError
+from lorabench.evaluation import Evaluation
 
-__all__ = ["Ranked", "check_rank_on", "rank_layers", "stability"]
+__all__ = ["Ranked", "Ranking", "check_rank_on", "rank_layers", "stability"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Ranked:
         val_accuracy, test_accuracy: mean over seeds on the two splits.
         per_seed: accuracy of each seed on the split that ranks; over several splits, of each split.
         tied_to: the last rank that the layer cannot be told from; its own where it is told from the next one.
+        p: two-sided bootstrap p of no difference to the best layer on the split that ranks; 1 for the best itself.
+        holm: the same, corrected for all other layers of the ranking.
     """
 
     layer: str
@@ -37,6 +43,55 @@ class Ranked:
     test_accuracy: float
     per_seed: list[float]
     tied_to: int
+    p: float
+    holm: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The layers (or modules, for a baseline of modules) by what each alone predicts.
+
+    Attributes:
+        baseline: name of the representation.
+        rank_on: the part whose accuracy ranks: val, or test for the published protocol.
+        folds: of the cross-validation within training and validation adapters that ranks; 1: validation adapters do.
+        rows: best first, over all splits.
+        by_split: names of the units, best first by each split alone, which is what decides what is taken away there.
+        layers: those of every unit.
+        evaluations: one a unit, in the zoo's order.
+        right: what each unit predicts right on the part that ranks, in the zoo's order.
+        dropped: seeds left out because a member of theirs failed, and why.
+    """
+
+    baseline: str
+    rank_on: str
+    folds: int
+    rows: list[Ranked]
+    by_split: list[list[str]]
+    layers: dict[str, tuple[str, ...]]
+    evaluations: list[Evaluation]
+    right: Crossed
+    dropped: list[str]
+
+    @property
+    def units(self) -> list[str]:
+        """Names of the units, best first."""
+        return [row.layer for row in self.rows]
+
+    def layers_of(self, units: Sequence[str]) -> set[str]:
+        """All layers of some units."""
+        return {layer for unit in units for layer in self.layers[unit]}
+
+    def as_data(self) -> dict[str, Any]:
+        """For results.json."""
+        return {
+            "baseline": self.baseline,
+            "rank_on": self.rank_on,
+            "folds": self.folds,
+            "ranking": [asdict(row) for row in self.rows],
+            "stability": stability(self.rows) | ({"of": "splits"} if len(self.by_split) > 1 else {}),
+            "dropped_seeds": self.dropped,
+        }
 
 
 def check_rank_on(rank_on: str) -> None:
@@ -51,30 +106,31 @@ def check_rank_on(rank_on: str) -> None:
 
 def rank_layers(
     layers: Sequence[str],
-    val_correct: Bool[np.ndarray, "layers seeds val"] | Float[np.ndarray, "layers seeds val"],
-    test_correct: Bool[np.ndarray, "_layers _seeds test"] | Float[np.ndarray, "_layers _seeds test"],
+    val_correct: Bool[np.ndarray, "layers rows val"] | Float[np.ndarray, "layers rows val"],
+    test_correct: Bool[np.ndarray, "_layers seeds test"] | Float[np.ndarray, "_layers seeds test"],
     rank_on: str,
     val_groups: Integer[np.ndarray, " val"] | None = None,
     test_groups: Integer[np.ndarray, " test"] | None = None,
     draws: int = 2000,
-    validated: Bool[np.ndarray, "_seeds val"] | None = None,
+    validated: Bool[np.ndarray, "_rows val"] | None = None,
     tested: Bool[np.ndarray, "_seeds test"] | None = None,
 ) -> list[Ranked]:
     """The layers, best first by mean accuracy over seeds; equal ones keep the order of `layers`.
 
     `tied_to` walks down from a layer's own rank and stops before the first layer whose paired difference to it has a
-    95 % interval without zero. Each comparison stands for itself: no correction is made for their number. Intervals
+    95 % interval without zero, each comparison for itself; `holm` corrects for their number. Intervals
     are those of `lorabench.ablation.statistics.replicates`.
 
     Args:
         layers: their names, in the zoo's order.
-        val_correct: 1 where a layer's member predicts a validation adapter right, [layers, seeds, val].
+        val_correct: 1 where a layer's member predicts a validation adapter right, [layers, rows, val]; rows are seeds,
+            or cross-validations, whose number may be another.
         test_correct: the same of the test adapters, [layers, seeds, test].
         rank_on: "val", or "test" for the published protocol, which picks layers on the split that it reports.
         val_groups: code of the group of each validation adapter, [val]; None: each is its own.
         test_groups: the same of the test adapters, [test].
         draws: number of resamples.
-        validated: which cells of `val_correct` count, [seeds, val]; None: all.
+        validated: which cells of `val_correct` count, [rows, val]; None: all.
         tested: the same of `test_correct`.
 
     Raises:
@@ -83,7 +139,7 @@ def rank_layers(
     """
     check_rank_on(rank_on)
     val, test = val_correct.shape, test_correct.shape
-    if val[:2] != test[:2] or len(layers) != val[0] or 0 in val + test:
+    if not len(layers) == val[0] == test[0] or 0 in val + test:
         raise ValueError(
             f"{len(layers)} layers; val_correct is {val}, test_correct {test}: both are [layers, seeds, n]"
         )
@@ -97,13 +153,17 @@ def rank_layers(
     per_seed = _mean(correct, cells, 2)
     std = per_seed.std(1, ddof=1) if per_seed.shape[1] > 1 else np.full(len(layers), np.nan)
     order = np.argsort(-accuracy, kind="stable")
+    p = [two_sided(values[:, order[0]] - values[:, i]) for i in order]
+    corrected = [p[0], *holm(p[1:])]
     return [
         Ranked(
             layer=layers[i], rank=rank, accuracy=float(accuracy[i]), low=float(low[i]), high=float(high[i]),
             std=float(std[i]), val_accuracy=float(val_accuracy[i]), test_accuracy=float(test_accuracy[i]),
-            per_seed=per_seed[i].tolist(), tied_to=tied_to,
+            per_seed=per_seed[i].tolist(), tied_to=tied_to, p=raw, holm=of_all,
         )
-        for rank, (i, tied_to) in enumerate(zip(order, _tied_to(values[:, order]), strict=True), start=1)
+        for rank, (i, tied_to, raw, of_all) in enumerate(
+            zip(order, _tied_to(values[:, order]), p, corrected, strict=True), start=1
+        )
     ]  # fmt: skip
 
 

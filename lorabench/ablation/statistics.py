@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Integer, UInt8
 
-__all__ = ["Difference", "interval", "kendall_tau", "paired_difference", "replicates"]
+__all__ = ["Difference", "interval", "kendall_tau", "paired_difference", "replicates", "two_sided"]
 
 _NUMBERS = 2_000_000  # float64 values in one intermediate array: 16 MB
 
@@ -148,11 +148,17 @@ def paired_difference(
     gain = first.astype(np.float64) - second  # before resampling, so that equal arms differ by exactly zero
     values = replicates(gain[None], groups, draws, seed, tested)[:, 0]
     low, high = interval(values, level)
-    rounded = values.round(12)  # means of draws are thirds and the like: a difference of nothing is to be zero
-    beyond = 1 + min((rounded <= 0).sum(), (rounded >= 0).sum())
-    p = math.nan if np.isnan(values).any() else min(1.0, 2 * float(beyond) / (draws + 1))
     mean = gain.mean() if tested is None else gain.mean(where=tested)
-    return Difference(float(mean), float(low), float(high), p, *first.shape)
+    return Difference(float(mean), float(low), float(high), two_sided(values), *first.shape)
+
+
+def two_sided(replicas: Float64[np.ndarray, " draws"]) -> float:
+    """P = min(1, 2 · min(#{d* ≤ 0} + 1, #{d* ≥ 0} + 1) / (draws + 1)) of replicates d*; NaN where one is NaN."""
+    if np.isnan(replicas).any():
+        return math.nan
+    rounded = replicas.round(12)  # means of draws are thirds and the like: a difference of nothing is to be zero
+    beyond = 1 + min((rounded <= 0).sum(), (rounded >= 0).sum())
+    return min(1.0, 2 * float(beyond) / (len(replicas) + 1))
 
 
 def kendall_tau(scores: Float[np.ndarray, "seeds units"]) -> Float64[np.ndarray, "seeds seeds"]:

@@ -1,5 +1,6 @@
 """What all ablation phases share: evaluations, the ranking of layers, rows of the table, paired differences."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -8,8 +9,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 
+from lorabench.ablation.crossed import Crossed, crossed
 from lorabench.ablation.inference import corrected_t, holm
-from lorabench.ablation.ranking import Ranked, check_rank_on, rank_layers, stability
+from lorabench.ablation.ranking import Ranking, check_rank_on, rank_layers
 from lorabench.ablation.statistics import interval, paired_difference, replicates
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluation, Evaluator, Probe, held_out, held_out_rows, merged
@@ -18,7 +20,7 @@ from lorabench.results import Run, Summary, summarise
 from lorabench.zoo import Zoo
 from lorabench.zoo.splits import Split
 
-__all__ = ["Ablation", "Findings", "Ranking", "Study", "good_seeds", "measured", "with_holm"]
+__all__ = ["Ablation", "Findings", "Study", "good_seeds", "measured", "with_holm"]
 
 CANNOT_GO_ON = (LorabenchError, MemoryError, torch.OutOfMemoryError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 """What makes one representation fail and lets the others go on."""
@@ -39,48 +41,6 @@ class Findings:
     ablation: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """The layers (or modules, for a baseline of modules) by what each alone predicts.
-
-    Attributes:
-        baseline: name of the representation.
-        rank_on: the part whose accuracy ranks: val, or test for the published protocol.
-        rows: best first, over all splits.
-        by_split: names of the units, best first by each split alone, which is what decides what is taken away there.
-        layers: those of every unit.
-        evaluations: one a unit, in the zoo's order.
-        dropped: seeds left out because a member of theirs failed, and why.
-    """
-
-    baseline: str
-    rank_on: str
-    rows: list[Ranked]
-    by_split: list[list[str]]
-    layers: dict[str, tuple[str, ...]]
-    evaluations: list[Evaluation]
-    dropped: list[str]
-
-    @property
-    def units(self) -> list[str]:
-        """Names of the units, best first."""
-        return [row.layer for row in self.rows]
-
-    def layers_of(self, units: Sequence[str]) -> set[str]:
-        """All layers of some units."""
-        return {layer for unit in units for layer in self.layers[unit]}
-
-    def as_data(self) -> dict[str, Any]:
-        """For results.json."""
-        return {
-            "baseline": self.baseline,
-            "rank_on": self.rank_on,
-            "ranking": [asdict(row) for row in self.rows],
-            "stability": stability(self.rows) | ({"of": "splits"} if len(self.by_split) > 1 else {}),
-            "dropped_seeds": self.dropped,
-        }
-
-
 @dataclass
 class Study:
     """One zoo, the representations that were chosen, and the one that ranks layers.
@@ -93,6 +53,7 @@ class Study:
         baseline: name of the representation that ranks, and what makes it; for a phase that ranks no layer, the
             first of the chosen.
         others: train and test on further splits, with seeds of their own.
+        folds: of the cross-validation by which layers are ranked; 1: the validation adapters alone rank them.
     """
 
     evaluator: Evaluator
@@ -101,6 +62,7 @@ class Study:
     chosen: Mapping[str, Callable[[], Representation]]
     baseline: tuple[str, Callable[[], Representation]]
     others: Sequence[Evaluator] = ()
+    folds: int = 1
 
     @property
     def evaluators(self) -> list[Evaluator]:
@@ -223,17 +185,24 @@ class Study:
         good, dropped = good_seeds(found)
         if len(set(self.split_of[good])) < len(self.splits):
             raise LorabenchError(f"a split has no seed that has trained on every layer. {dropped[0]}")
-        val, validated = self.by_split(np.stack([one.val_correct[good] for one in found]), good, "val")
         test, tested = self.by_split(np.stack([one.test_correct[good] for one in found]), good, "test")
+        folds = self.folds if rank_on == "val" else 1
+        if folds > 1:
+            within = crossed(self.evaluators, name, representation, arms, folds)
+        else:
+            val, validated = self.by_split(np.stack([one.val_correct[good] for one in found]), good, "val")
+            within = Crossed(val, self.val_groups, validated)
+        right = Crossed(test, self.test_groups, tested) if rank_on == "test" else within
         rows = rank_layers(
-            list(layers), val, test, rank_on, self.val_groups, self.test_groups, validated=validated, tested=tested
-        )
+            list(layers), within.correct, test, rank_on, within.groups, self.test_groups,
+            validated=within.cells, tested=tested,
+        )  # fmt: skip
         orders = [[row.layer for row in rows]]
         if self.others:
             rates = {row.layer: row.per_seed for row in rows}
             # as many right answers keep the zoo's order: another split's numbers have seen this one's test adapters
             orders = [sorted(layers, key=lambda unit: -rates[unit][number]) for number in range(len(self.splits))]
-        return Ranking(name, rank_on, rows, orders, layers, found, dropped)
+        return Ranking(name, rank_on, folds, rows, orders, layers, found, right, dropped)
 
     def row(self, evaluations: Sequence[Evaluation], representation: Representation, ablation: str) -> Summary:
         """The row of one representation under arms that differ by the draw alone; a seed's draws are averaged."""
@@ -271,28 +240,40 @@ class Study:
         None where no seed has trained on both. Over several splits `difference` is the mean over splits of the means
         over members, the bootstrap's rows are splits, and `corrected` is the corrected resampled t's interval and p.
         """
-        if not all(one.runs for one in (*first, *second)):
+        paired = _paired(first, second)
+        if paired is None:
             return None
-        good, _ = good_seeds([*first, *second], refuse=False)
-        if not good:
-            return None
-        ours, theirs = (np.mean([one.test_correct[good] for one in side], 0) for side in (first, second))
+        ours, theirs, good = paired
         if len(self.splits) == 1:
             return {**asdict(paired_difference(ours, theirs, self.test_groups)), "corrected": None}
-        return self._over_splits(ours - theirs, good)
-
-    def _over_splits(self, gain: Float[np.ndarray, "members n"], good: Sequence[int]) -> dict[str, Any]:
-        rows, _ = self.by_split(gain, good, "test")
-        tested = held_out(self.splits, "test")[np.unique(self.split_of[list(good)])]
+        rows, _ = self.by_split(ours - theirs, good, "test")
+        gains, tested = self._gains(rows, good)
         found = paired_difference(rows, np.zeros_like(rows), self.test_groups, tested=tested)
-        gains = np.where(tested, rows, 0).sum(1, keepdims=True) / tested.sum(1, keepdims=True)
         ratio = float(np.mean([len(split.test) / len(split.train) for split in self.splits]))
         corrected = corrected_t(gains, ratio)
         low, high = corrected.interval()
         return {
             **asdict(replace(found, difference=corrected.mean, seeds=len(good))),
-            "corrected": {"low": low, "high": high, "p": corrected.p, "splits": len(gains)},
+            "corrected": {"low": low, "high": high, "p": corrected.p, "error": corrected.error, "splits": len(gains)},
         }
+
+    def change(self, first: Sequence[Evaluation], second: Sequence[Evaluation]) -> float:
+        """`difference` without what tells its error; NaN where no seed has trained on both."""
+        paired = _paired(first, second)
+        if paired is None:
+            return math.nan
+        ours, theirs, good = paired
+        if len(self.splits) == 1:
+            return float((ours - theirs).mean())
+        rows, _ = self.by_split(ours - theirs, good, "test")
+        return float(self._gains(rows, good)[0].mean())
+
+    def _gains(
+        self, rows: Float[np.ndarray, "splits n"], good: Sequence[int]
+    ) -> tuple[Float[np.ndarray, "splits 1"], Bool[np.ndarray, "splits n"]]:
+        """The mean of every split's row over the adapters that it tests, and which those are."""
+        tested = held_out(self.splits, "test")[np.unique(self.split_of[list(good)])]
+        return np.where(tested, rows, 0).sum(1, keepdims=True) / tested.sum(1, keepdims=True), tested
 
     def by_split(
         self,
@@ -316,6 +297,19 @@ class Study:
         known = np.unique(of)
         rows = [table[..., of == number, :].mean(-2, dtype=np.float64) for number in known]
         return np.stack(rows, -2), held_out(self.splits, part)[known]
+
+
+def _paired(
+    first: Sequence[Evaluation], second: Sequence[Evaluation]
+) -> tuple[Float[np.ndarray, "members n"], Float[np.ndarray, "members n"], list[int]] | None:
+    """What is right on both sides, a row a member that trained in every arm (draws averaged), and their numbers."""
+    if not all(one.runs for one in (*first, *second)):
+        return None
+    good, _ = good_seeds([*first, *second], refuse=False)
+    if not good:
+        return None
+    ours, theirs = (np.mean([one.test_correct[good] for one in side], 0) for side in (first, second))
+    return ours, theirs, good
 
 
 def _averaged(draws: Sequence[Run]) -> Run:

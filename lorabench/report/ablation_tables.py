@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lorabench.report.arms import Arm, on_test, shown_arms, with_arm
+from lorabench.report.arms import Arm, on_test, ranked_on, shown_arms, with_arm
 from lorabench.report.numbers import (
     claimed,
     counted,
@@ -20,13 +20,13 @@ from lorabench.report.numbers import (
     spread,
 )
 from lorabench.report.sheet import Sheet
+from lorabench.report.verdicts import verdict_lines
 from lorabench.results import Result
 
 __all__ = ["ablation_sheets"]
 
 _BEST = 20
 _STEPS = 24
-_SPLITS = {"val": "validation", "test": "TEST"}
 
 
 def ablation_sheets(result: Result) -> list[Sheet]:
@@ -59,10 +59,17 @@ def _title(result: Result, text: str) -> str:
     return f"{text} – ranked on the TEST split" if on_test(result) else text
 
 
+def _how(result: Result) -> str:
+    """What ranked, as a caption says it."""
+    folds = f" ({result.ablation.get('folds')} folds, no test adapters)"
+    return "TEST" if on_test(result) else ranked_on(result) + (folds if ranked_on(result) == "cross-validated" else "")
+
+
 def _ranking(result: Result) -> Sheet:
     """The best layers, each alone."""
     found = result.ablation
-    ranked, other = ("test", "val") if on_test(result) else ("val", "test")
+    other = "val" if on_test(result) else "test"
+    ranked = {"test": "test", "validation": "val", "cross-validated": "cv"}[ranked_on(result)]
     stable, layers = found.get("stability"), found["ranking"]
     # Beside another question, the ranking is an aside.
     shown = _BEST if found["name"] == "layers" else max(5, min(found.get("top_k") or 0, _BEST))
@@ -77,28 +84,49 @@ def _ranking(result: Result) -> Sheet:
         agreement = "seeds that rate all layers alike: nothing is known of the ranking's stability"
     return Sheet(
         title=_title(result, f"Layers of {result.dataset['name']} by what each alone says about the {result.target}"),
-        columns=("rank", "layer", f"{ranked} acc [95 %]", f"{other} acc", "cannot be\ntold from"),
+        columns=(
+            "rank",
+            "layer",
+            f"{ranked} acc [95 %]",
+            f"{other} acc",
+            "cannot be\ntold from",
+            "p to best",
+            "p, Holm",
+        ),
         rows=[
             (
                 str(row["rank"]),
                 row["layer"],
                 percent(row["accuracy"]) + interval(row),
                 percent(row[f"{other}_accuracy"]),
+                p_value(row.get("p")),
+                p_value(row.get("holm")),
                 f"{row['rank']}–{row['tied_to']}" if row["tied_to"] > row["rank"] else "–",
             )
             for row in layers[:shown]
         ],
         caption=[
-            f"{found['baseline']} of one layer each, ranked on {_SPLITS[ranked]} accuracy{more}",
+            f"{found['baseline']} of one layer each, ranked on {_how(result)} accuracy{more}",
             f"mean over seeds, in %, [bootstrap over seeds and adapters] · chance {percent(result.chance)}",
+            f"p: of no difference to the best layer; Holm: corrected for {len(layers) - 1} of them",
             agreement,
+            *_depth(found.get("depth") or []),
             *(f"left out: {reason}" for reason in found.get("dropped_seeds") or []),
             *_warning(result),
         ],
         text=("layer",),
         names=("layer",),
-        spare=(f"{other} acc", "cannot be\ntold from"),
+        spare=(f"{other} acc", "p", "cannot be\ntold from", "p, Holm"),
     )
+
+
+def _depth(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """How accuracy goes with depth, by what layers have in common."""
+    said = [
+        f"{row['layers']} {number(row['rho']):+.2f} [{number(row['low']):+.2f}, {number(row['high']):+.2f}]"
+        for row in rows
+    ]
+    return ["accuracy with depth, Spearman's ρ [95 %]: " + ", ".join(said)] if said else []
 
 
 def _compared(result: Result) -> Sheet:
@@ -162,8 +190,8 @@ def _compared_caption(result: Result, arms: Sequence[Arm]) -> list[str]:
     failed = [
         reason if len(where) == len(arms) else f"{reason} ({', '.join(where)})" for reason, where in reasons.items()
     ]
-    beside = _beside_random(result, arms)
-    return [counted(result), " · ".join(text for text in said if text), *pairs, *beside, *_warning(result), *failed]
+    lines = [counted(result), " · ".join(text for text in said if text), *pairs, *_beside_random(result, arms)]
+    return [*lines, *verdict_lines(result), *_warning(result), *failed]
 
 
 def _beside_random(result: Result, arms: Sequence[Arm]) -> list[str]:
@@ -250,7 +278,7 @@ def _groups(result: Result) -> Sheet:
         ],
         caption=[
             f"test accuracy, mean ± std over seeds [95 %], in % · chance {percent(result.chance)}",
-            f"best first by {_SPLITS[result.ablation.get('rank_on', 'val')]} accuracy alone",
+            f"best first by {_how(result)} accuracy alone",
             "difference: without it minus all layers, in points, paired",
             *_warning(result),
         ],

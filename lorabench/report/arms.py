@@ -5,7 +5,7 @@ from typing import Any
 
 from lorabench.results import Result, Summary
 
-__all__ = ["Arm", "marked_units", "on_test", "shown_arms", "with_arm"]
+__all__ = ["Arm", "marked_units", "on_test", "ranked_on", "shown_arms", "with_arm"]
 
 _KINDS = ("none", "top", "random", "worst", "permuted")
 
@@ -57,6 +57,13 @@ def with_arm(result: Result, arm: str) -> list[Summary]:
 def on_test(result: Result) -> bool:
     """Whether the test split ranked the layers, which must then be said."""
     return result.ablation.get("rank_on") == "test"
+
+
+def ranked_on(result: Result) -> str:
+    """The accuracy that ranked the layers: "test", "validation" or "cross-validated"."""
+    if on_test(result):
+        return "test"
+    return "cross-validated" if (result.ablation.get("folds") or 1) > 1 else "validation"
 
 
 def marked_units(result: Result) -> tuple[set[str], str]:

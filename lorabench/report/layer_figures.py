@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lorabench.adapters.places import block_labels, groups, place
 from lorabench.pictures import tidy
-from lorabench.report.arms import marked_units, on_test
+from lorabench.report.arms import marked_units, ranked_on
 from lorabench.report.depth_panels import DepthPanel, depth_panels
 from lorabench.report.style import FACTOR_STYLES, draw_chance, errors, legend_below, percents, ring, titled
 from lorabench.results import Result
@@ -23,7 +23,7 @@ def layer_importance(result: Result) -> Figure:
     figure, panels = depth_panels(list(rows))
     for panel in panels:
         _panel(panel, result, [rows[layer] for layer in panel.layers])
-    split = "test" if on_test(result) else "validation"
+    split = ranked_on(result)
     figure.supylabel(f"{split} accuracy of one layer alone, %\n(95 % interval)", fontsize=9)
     name = result.ablation["baseline"]
     figure.suptitle(titled(result, f"{result.dataset['name']}: {name} of each layer, along the depth"), fontsize=10)
@@ -79,7 +79,7 @@ def importance_by_place(result: Result) -> Figure:
             _strip(axes, result, rows, by, found[by])
             drawn.append(axes)
     for axes in (drawn[0], drawn[1] if wide and small else drawn[0]):
-        axes.set_ylabel(f"{'test' if on_test(result) else 'validation'} accuracy, %", fontsize=8)
+        axes.set_ylabel(f"{ranked_on(result)} accuracy, %", fontsize=8)
     name = result.ablation["baseline"]
     figure.suptitle(titled(result, f"{result.dataset['name']}: {name} of each layer, by its place"), fontsize=10)
     legend_below(figure, drawn)

@@ -10,7 +10,7 @@ from lorabench.errors import LorabenchError
 from lorabench.text import counted
 from lorabench.zoo.labels import Labels
 
-__all__ = ["Split", "Target", "split_zoo"]
+__all__ = ["Split", "Target", "fold_splits", "split_zoo"]
 
 Target = Literal["category", "leaf"]
 _PARTS = ("train", "val", "test")
@@ -219,3 +219,41 @@ def _check_classes(
             "classes), since groups or the data set's own split keep it on one side. Choose the other target, or "
             "remove these adapters."
         )
+
+
+def fold_splits(
+    codes: Int64[np.ndarray, " n"], groups: Int64[np.ndarray, " n"] | None, split: Split, count: int, seed: int
+) -> list[Split]:
+    """Cross-validation within the training and validation rows of a split: each of them is tested once.
+
+    Folds are stratified by class and disjoint in groups, as splits are; groups that are the classes themselves cannot
+    be kept apart and are ignored. What a fold leaves is parted into training and validation rows as the split was.
+
+    Args:
+        codes: class of every adapter of the zoo.
+        groups: code of the group of each; None: each is its own.
+        split: whose test rows stay out of it.
+        count: number of folds, 2 or more.
+        seed: of the draw.
+
+    Raises:
+        LorabenchError: fewer adapters (or groups) of a class than folds.
+    """
+    rows = np.sort(np.concatenate([split.train, split.val]))
+    of_rows, units = codes[rows], np.arange(len(rows)) if groups is None else groups[rows]
+    if len(np.unique(np.stack([of_rows, units]), axis=1)[0]) == len(np.unique(of_rows)) == len(np.unique(units)):
+        units = np.arange(len(rows))
+    fewest = int(_units_of_classes(of_rows, units)[np.unique(of_rows)].min())
+    if count < 2 or fewest < count:
+        raise LorabenchError(
+            f"folds={count}: 2 to {max(2, fewest)} are possible; the smallest class has {fewest} adapters (or groups) "
+            "outside the test split. folds=1 ranks on the validation adapters alone"
+        )
+    fold = _draw(of_rows, units, np.full(count, 1 / count), seed)
+    share = len(split.val) / len(rows)
+    found = []
+    for number in range(count):
+        left = np.flatnonzero(fold != number)
+        part = _draw(of_rows[left], units[left], np.array([1 - share, share]), seed)
+        found.append(Split(rows[left[part == 0]], rows[left[part == 1]], rows[fold == number]))
+    return found
