@@ -156,7 +156,12 @@ def _evaluate(
     sizes = {part: len(rows) for part, rows in vars(splits[0]).items()}
     return Result(
         dataset=_describe(zoo, config["dataset"]),
-        split={**sizes, "by_source": zoo.labels.split is not None, "splits": len(splits)},
+        split={
+            **sizes,
+            "by_source": zoo.labels.split is not None,
+            "splits": len(splits),
+            "untested": [classes[code] for code in _untested(labels, splits)],
+        },
         target=cfg.target,
         classes=list(classes),
         chance=float(np.mean([_chance(labels, split) for split in splits])),
@@ -168,6 +173,12 @@ def _evaluate(
         ablation=findings.ablation,
         learned=learned,
     )
+
+
+def _untested(labels: Int64[np.ndarray, " n"], splits: Sequence[Split]) -> list[int]:
+    """Codes of the classes of which no split tests an adapter."""
+    tested = np.concatenate([labels[split.test] for split in splits])
+    return [int(code) for code in np.setdiff1d(labels[labels >= 0], tested)]
 
 
 def _chance(labels: Int64[np.ndarray, " n"], split: Split) -> float:

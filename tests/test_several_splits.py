@@ -23,6 +23,7 @@ from lorabench.representations.pca import PCA
 from lorabench.representations.stats import Stats
 from lorabench.results import Run, Variance, read_result
 from lorabench.zoo.splits import split_zoo
+from tests.ablation_findings import an_ablation
 from tests.conftest import TINY_ZOO
 from tests.small_study import SHARES, SMALL, evaluator_of, run, study_of
 from tests.synthetic_zoo import planted_zoo
@@ -179,3 +180,28 @@ def test_a_run_over_splits_says_so_everywhere(tmp_path):
 def test_splits_that_cannot_be_are_told(words, said, tmp_path):
     with pytest.raises(LorabenchError, match=said):
         run(tmp_path, *TINY_ZOO, *words)
+
+
+def test_a_class_that_nothing_tests_is_told():
+    result = an_ablation("top_k", "glyphs-12")
+    assert "no test adapter" not in table_text(result)
+    untested = {**result.split, "untested": ["Braille", "Hebrew"]}
+    assert "· no test adapter of Braille, Hebrew" in " ".join(table_text(replace(result, split=untested)).split())
+    many = {**result.split, "untested": [f"c{i}" for i in range(9)]}
+    assert "no test adapter of c0, c1, c2, c3, c4 and 4 more" in " ".join(
+        table_text(replace(result, split=many)).split()
+    )
+
+
+def test_the_text_has_every_metric_of_every_arm():
+    result = an_ablation("compare", "glyphs-12", representations=("stats", "flat"))
+    text = table_text(result)
+    table = text[text.index("Every arm") :]
+    header = next(line for line in table.splitlines() if "representation" in line)
+    for title in ("train acc", "val acc", "test acc", "macro-F1"):
+        assert title in header
+    lines = table.splitlines()
+    for row in result.summary:
+        line = next(line for line in lines if line.split()[:2] == [row.representation, row.ablation])
+        assert f"{100 * row.train_accuracy.mean:.1f}" in line
+        assert f"{100 * row.test_macro_f1.mean:.1f}" in line

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lorabench.evaluation.complexity import mean_effective_rank, picture_entropy, rank_complexity
 from lorabench.evaluation.soundness import CLASSIFIERS, Reading, Soundness, judge, measure
 from lorabench.zoo import Stack
 from lorabench.zoo.__main__ import main
@@ -117,3 +118,31 @@ def test_wrong_usage_is_told(words, capsys):
         main(words)
     assert caught.value.code == 2
     assert "usage: " in capsys.readouterr().err
+
+
+def test_effective_ranks_and_entropies_are_those_of_dense_matrices():
+    zoo = planted_zoo({}, count=12, modules=2)
+    expected = []
+    for module in zoo.modules:
+        down, up = zoo.read(module.down).astype(np.float64), zoo.read(module.up).astype(np.float64)
+        share = np.linalg.svd(up @ down, compute_uv=False)[:, : down.shape[1]]
+        share /= share.sum(1, keepdims=True)
+        expected.append(np.exp(-(share * np.log(share)).sum(1)))
+    np.testing.assert_allclose(mean_effective_rank(zoo), np.mean(expected, 0), rtol=1e-5)
+    grey = np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 4, 4)
+    pictures = np.concatenate([grey, np.full_like(grey, 0.3), np.where(grey > 0, 1, -1).astype(np.float32)])
+    np.testing.assert_allclose(picture_entropy(pictures), [4, 0, 1])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_ranks_that_go_with_the_pictures_are_found(sign):
+    zoo = planted_zoo({}, count=80, modules=1)
+    order = np.argsort(np.argsort(sign * mean_effective_rank(zoo)))
+    pictures = np.full((80, 9, 9), -1, np.float32)
+    for one, count in enumerate(order):
+        pictures[one].flat[: count // 2] = 1
+    found = rank_complexity(replace(zoo, ceiling=Stack((pictures,))), draws=200)
+    assert found.rho * sign > 0.9
+    assert -1 <= found.low < found.high <= 1
+    assert found.low * sign > 0.5
+    assert rank_complexity(zoo) is None

@@ -198,3 +198,29 @@ def test_what_cannot_be_split_is_named(knobs, labels, words):
 def test_groups_that_hold_too_much_are_never_torn(group, target):
     with pytest.raises(LorabenchError, match=r"has [12] groups \(\d+ adapters\)"):
         split_zoo(make_labels([0, 1] * 10, leaf=np.tile(np.arange(4), 5), group=group), target)
+
+
+def test_a_sources_own_split_that_tears_a_group_is_refused_unless_allowed():
+    own = np.repeat([0, 1, 2], [40, 20, 20])
+    group = np.arange(80) // 2
+    torn = group.copy()
+    torn[[0, 79]] = 90
+    labels = make_labels(np.tile([0, 1], 40), group=torn, split=own)
+    assert split_zoo(make_labels(np.tile([0, 1], 40), group=group, split=own)).test.tolist() == list(range(60, 80))
+    with pytest.raises(
+        LorabenchError, match=r"^the data set's own split tears 1 group: '.*' \(train\) and '.*' \(test\)"
+    ):
+        split_zoo(labels)
+    assert split_zoo(labels, allow_group_overlap=True).test.tolist() == list(range(60, 80))
+    leaves = np.tile(np.arange(4), 20)
+    by_leaf = make_labels(np.tile([0, 1], 40), leaf=leaves, group=leaves, split=own)
+    assert len(split_zoo(by_leaf, "leaf").test) == 20, "groups that are the classes do not bind"
+
+
+def test_a_torn_group_outside_the_rows_that_are_kept_does_not_matter():
+    category = np.r_[np.tile([0, 1], 39), 2, 2]
+    group = np.r_[np.arange(78), 90, 90]
+    labels = make_labels(category, group=group, split=np.r_[np.repeat([0, 1, 2], [38, 20, 20]), 0, 2])
+    with pytest.raises(LorabenchError, match="tears 1 group"):
+        split_zoo(labels)
+    assert len(split_zoo(labels, min_per_class=3).test) == 20

@@ -14,6 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
 
+from lorabench.evaluation.complexity import RankComplexity, rank_complexity
 from lorabench.representations.delta_pca import DeltaPCA
 from lorabench.zoo import Zoo
 from lorabench.zoo.splits import Split, split_zoo
@@ -59,6 +60,7 @@ class Soundness:
         chance: test accuracy in % of naming the largest category always.
         at_chance: in %, the most that reading nothing reaches: three standard errors above chance.
         readings: one a set of features that the zoo has.
+        complexity: how effective ranks go with the pictures' entropy; None without pictures.
         faults: what makes the zoo unsound, a sentence each.
         unknown: what could not be judged, a sentence each.
     """
@@ -70,6 +72,7 @@ class Soundness:
     chance: float
     at_chance: float
     readings: tuple[Reading, ...]
+    complexity: RankComplexity | None = None
     faults: tuple[str, ...] = field(default=())
     unknown: tuple[str, ...] = field(default=())
 
@@ -114,6 +117,7 @@ def measure(zoo: Zoo, splits: int = 3) -> Soundness:
             chance=level,
             at_chance=level + _DEVIATIONS * math.sqrt(level * (100 - level) / tested),
             readings=tuple(Reading(name, read) for name, read in means.items()),
+            complexity=rank_complexity(zoo),
         ),
         shared_start=_shared_start(zoo),
     )

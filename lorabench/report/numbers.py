@@ -20,6 +20,9 @@ __all__ = [
 ]
 
 
+_NAMED = 5
+
+
 def number(value: float | int | None) -> float:
     """The value; NaN for the null of a JSON file."""
     return math.nan if value is None else float(value)
@@ -85,9 +88,12 @@ def p_value(value: float | int | None) -> str:
 
 
 def counted(result: Result) -> str:
-    """How many adapters, layers and classes there are, and how they are split."""
+    """How many adapters, layers and classes there are, how they are split, and the classes that nothing tests."""
     data, split = result.dataset, result.split
     used = split["train"] + split["val"] + split["test"]
     said = f"{used}" if used == data["adapters"] else f"{used} of {data['adapters']}"
     parts = f"{split['train']} train / {split['val']} val / {split['test']} test"
-    return f"{said} adapters, {data['layers']} layers, {len(result.classes)} classes · {parts}"
+    untested = split.get("untested") or []
+    names = ", ".join(untested[:_NAMED]) + (f" and {len(untested) - _NAMED} more" if len(untested) > _NAMED else "")
+    missing = f" · no test adapter of {names}" if untested else ""
+    return f"{said} adapters, {data['layers']} layers, {len(result.classes)} classes · {parts}{missing}"

@@ -41,7 +41,8 @@ def print_table(result: Result, console: Console | None = None) -> None:
 def table_text(result: Result) -> str:
     """The tables as plain text, as wide as they need."""
     lines: list[str] = []
-    for sheet in _sheets(result):
+    every = [_every_arm(result)] if shown_arms(result) else []
+    for sheet in _sheets(result) + every:
         table, text = fitted(sheet), io.StringIO()
         Console(file=text, width=max(width_of(table), 80), no_color=True).print(table)
         lines += ["", *text.getvalue().splitlines()] if lines else text.getvalue().splitlines()
@@ -74,6 +75,25 @@ def _scores(result: Result) -> Sheet:
         caption=caption,
         text=("representation",),
         spare=("train acc", "features", "val acc", "macro-F1"),
+    )
+
+
+def _every_arm(result: Result) -> Sheet:
+    """Every metric of every representation and kind of arm."""
+    return Sheet(
+        title="Every arm",
+        columns=("representation", "ablation", "features", *(_TITLES[name] for name in METRICS)),
+        rows=[
+            (
+                row.representation,
+                row.ablation,
+                str(row.features or "–"),
+                *(mean_std(getattr(row, name), row) for name in METRICS),
+            )
+            for row in result.summary
+        ],
+        caption=[f"mean ± std over {_over(result)}, in %"],
+        text=("representation", "ablation"),
     )
 
 

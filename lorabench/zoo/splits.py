@@ -40,6 +40,7 @@ def split_zoo(
     test: float = 0.2,
     seed: int = 0,
     min_per_class: int | None = None,
+    allow_group_overlap: bool = False,
 ) -> Split:
     """A seeded split, stratified by label and disjoint in groups.
 
@@ -55,9 +56,11 @@ def split_zoo(
         test: share of the test rows.
         seed: of the draw.
         min_per_class: leave out classes with fewer adapters (or groups, where those bind); None keeps all.
+        allow_group_overlap: take a source's own split although a group of it is in two parts.
 
     Raises:
-        LorabenchError: shares that are no shares, a single class, or a class too small for a part of each kind.
+        LorabenchError: shares that are no shares, a single class, a class too small for a part of each kind, or a
+            source's own split that tears a group.
     """
     shares = _shares(train, val, test)
     codes, names = {
@@ -75,6 +78,8 @@ def split_zoo(
         part[rows] = _draw(codes[rows], units[rows], shares, seed)
     else:
         part[rows] = own[rows]
+        if not allow_group_overlap:
+            _refuse_torn_groups(part, units, labels)
         _complete(part, codes, units, shares, seed)
     _check_classes(part, codes, names, target)
     return Split(*(np.flatnonzero(part == number) for number in range(len(_PARTS))))
@@ -201,6 +206,23 @@ def _complete(
     if len(given) > 1:
         drawn = _draw(codes[rows], units[rows], shares[given] / shares[given].sum(), seed)
         part[rows] = np.array(given)[drawn]
+
+
+def _refuse_torn_groups(part: Int64[np.ndarray, " n"], units: Int64[np.ndarray, " n"], labels: Labels) -> None:
+    """A group on both sides makes the test rows easier than new ones are."""
+    known = np.flatnonzero(part >= 0)
+    pairs = np.unique(np.stack([units[known], part[known]]), axis=1)
+    torn, sides = np.unique(pairs[0], return_counts=True)
+    torn = torn[sides > 1]
+    if len(torn) == 0:
+        return
+    rows = known[units[known] == torn[0]]
+    one, other = rows[0], rows[part[rows] != part[rows[0]]][0]
+    raise LorabenchError(
+        f"the data set's own split tears {counted(len(torn), 'group')}: {labels.adapters[one]!r} "
+        f"({_PARTS[part[one]]}) and {labels.adapters[other]!r} ({_PARTS[part[other]]}) are of one. Mend the split, "
+        "leave it out, or set split.allow_group_overlap=true to take it as it is."
+    )
 
 
 def _check_classes(

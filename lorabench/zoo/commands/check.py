@@ -43,4 +43,14 @@ def _text(zoo: Soundness) -> str:
     )
     why = "; ".join([*zoo.faults, *zoo.unknown])
     verdict = "sound" if zoo.sound else f"{'not sound' if zoo.faults else 'cannot be judged'}: {why}"
-    return "\n".join([head, table(["features", *CLASSIFIERS], rows, CLASSIFIERS), verdict])
+    known = zoo.complexity
+    complexity = (
+        ""
+        if known is None
+        else (
+            f"effective rank of ΔW {known.mean_rank:.2f} (mean over modules); with the pictures' entropy Spearman's ρ "
+            f"{known.rho:+.2f} [{known.low:+.2f}, {known.high:+.2f}]"
+        )
+    )
+    lines = [head, table(["features", *CLASSIFIERS], rows, CLASSIFIERS), complexity, verdict]
+    return "\n".join(line for line in lines if line)
