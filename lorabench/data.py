@@ -11,7 +11,10 @@ from torch import Tensor
 from lorabench.classifiers import Member, Problem
 from lorabench.training import epoch_order
 
-__all__ = ["FeatureData", "IndexBatches", "side_by_side"]
+__all__ = ["CLIP", "FeatureData", "IndexBatches", "side_by_side"]
+
+CLIP = 10.0
+"""Standard deviations from the training mean beyond which a standardised feature does not go."""
 
 
 def side_by_side(
@@ -20,7 +23,8 @@ def side_by_side(
     """Standardised features of all units in one tensor [N, Σf] on the device, and every unit's columns.
 
     Every feature is shifted and scaled by the mean and the (population) standard deviation of the training rows;
-    one that is constant there is only shifted.
+    one that is constant there is only shifted. What is then beyond ±`CLIP` is set to it: a ratio such as a factor's
+    `variation` has no variance, and single adapters would be thousands of deviations away.
     """
     widths = {unit: values.shape[1] for unit, values in features.items()}
     rows = len(next(iter(features.values())))
@@ -39,7 +43,7 @@ def _standardised(values: Float32[Tensor, "n f"], train: Int64[Tensor, " train"]
     mean, std = known.mean(0), known.std(0, correction=0)
     # Below float32's resolution of the mean, what varies is rounding.
     constant = std <= 1e-7 * mean.abs()
-    return ((values.double() - mean) / torch.where(constant, 1.0, std)).float()
+    return ((values.double() - mean) / torch.where(constant, 1.0, std)).clamp(-CLIP, CLIP).float()
 
 
 @dataclass
