@@ -1,0 +1,144 @@
+"""Members whose classifier is chosen on the validation rows, from the same list for every representation."""
+
+import functools
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import SVC
+from torch import Tensor
+from torch.nn import functional as F
+
+from lorabench.classifiers.base import ClassifierFactory
+from lorabench.classifiers.members import Fitted, OnEpoch, as_it_is
+from lorabench.classifiers.mlp import MLP
+from lorabench.classifiers.problem import Member, Problem
+from lorabench.errors import LorabenchError
+
+__all__ = ["CANDIDATES", "Tuned", "fit_tuned"]
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
+
+CANDIDATES: dict[str, Callable[[], Any]] = {
+    **{f"logistic C={c:g}": functools.partial(LogisticRegression, C=c, max_iter=200) for c in (0.001, 0.01, 0.1, 1.0)},
+    **{f"nearest {k}": functools.partial(KNeighborsClassifier, k) for k in (1, 5, 15)},
+    **{f"svm C={c:g}": functools.partial(SVC, C=c, break_ties=True) for c in (1.0, 10.0, 100.0)},
+}
+"""Scikit-learn's, simple ones first; what names them is in the log."""
+
+_ABSENT = -1e4  # the logit of a class that no training row has
+
+
+class Tuned(MLP):
+    """The candidate with the highest validation accuracy, of equal ones the first: `CANDIDATES`, then MLPs.
+
+    By itself it is one of these MLPs; `fit_tuned` trains them all and chooses. The list is the same for every
+    representation and feature set, so that each has the same budget, and test rows choose nothing.
+
+    Args:
+        rates: learning rates of the MLPs.
+        **arguments: those of `MLP`.
+
+    Raises:
+        LorabenchError: an argument is out of range.
+    """
+
+    def __init__(self, rates: Sequence[float | int], **arguments: Any) -> None:
+        if not rates or not all(rate > 0 for rate in rates):
+            raise LorabenchError(
+                f"classifier.rates={list(rates)}: learning rates above 0 are needed, such as [1e-3,3e-4,1e-4]"
+            )
+        super().__init__(**arguments, rates=list(rates))
+
+
+def fit_tuned(
+    fit: Callable[..., list[Fitted]],
+    factory: ClassifierFactory,
+    problem: Problem,
+    members: Sequence[Member],
+    finish: Callable[[int, Fitted], T],
+    on_epoch: OnEpoch | None = None,
+) -> list[T]:
+    """What `finish` makes of every member's best candidate, in order.
+
+    Scikit-learn's candidates have no seed: members that read the same features and labels share them.
+
+    Args:
+        fit: trains members of a factory, as `fit_members` does.
+        factory: of `Tuned`.
+        problem: features, labels and rows.
+        members: all that are wanted.
+        finish: called with a member's number and the best of its candidates, as soon as it is known.
+        on_epoch: called once a member that is finished.
+    """
+    rates: list[float] = factory(in_features=1, n_classes=2, seed=0).hparams["rates"]
+    by_rate = [fit(functools.partial(factory, learning_rate=rate), problem, members, as_it_is) for rate in rates]
+    names = [*CANDIDATES, *(f"mlp lr={rate:g}" for rate in rates)]
+    of_data: dict[tuple[int, int], list[Fitted]] = {}
+    results: list[T] = []
+    chosen: Counter[str] = Counter()
+    for number, member in enumerate(members):
+        data = (member.features, member.labels)
+        if data not in of_data:
+            of_data[data] = [_fitted(make(), problem, member) for make in CANDIDATES.values()]
+        candidates = [*of_data[data], *(fitted[number] for fitted in by_rate)]
+        best = int(np.argmax([_validation(one, problem) for one in candidates]))
+        chosen[names[best]] += 1
+        results.append(finish(number, replace(candidates[best], member=member)))
+        if on_epoch is not None:
+            on_epoch(0, 1)
+    _LOG.info("chosen on validation: %s", ", ".join(f"{name} {count}" for name, count in chosen.most_common()))
+    return results
+
+
+def _fitted(model: Any, problem: Problem, member: Member) -> Fitted:
+    """A classifier of scikit-learn as a member of one epoch."""
+    features, labels = problem.features(member.features).cpu().numpy(), problem.labels[member.labels].cpu()
+    train, val = problem.train.cpu(), problem.val.cpu()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of steps is its budget
+        if isinstance(model, KNeighborsClassifier):
+            model.set_params(n_neighbors=min(model.n_neighbors, len(train)))
+        model.fit(features[train], labels[train].numpy())
+    logits = _logits(model, features, problem.n_classes)
+    losses = {
+        f"{part}_loss": float(F.cross_entropy(logits[rows], labels[rows]))
+        for part, rows in (("train", train), ("val", val))
+    }
+    row = {**losses, "val_accuracy": _accuracy(logits, labels, val), "learning_rate": 0.0}
+    return Fitted(member, {}, logits, 0, [row])
+
+
+def _logits(model: Any, features: Float[np.ndarray, "n f"], n_classes: int) -> Float[Tensor, "n classes"]:
+    """Log-probabilities, or an SVM's decision values; whose largest is the class that the model names."""
+    if isinstance(model, SVC):
+        values = model.decision_function(features)
+    else:
+        values = np.log(np.maximum(model.predict_proba(features), 1e-12))
+    if values.ndim == 1:  # two classes have one decision value
+        values = np.stack([-values, values], 1)
+    logits = torch.full((len(features), n_classes), _ABSENT)
+    logits[:, torch.from_numpy(model.classes_)] = torch.from_numpy(values).float()
+    return logits
+
+
+def _validation(fitted: Fitted, problem: Problem) -> float:
+    """Validation accuracy; −1 of a member that failed."""
+    if fitted.error is not None:
+        return -1.0
+    return _accuracy(fitted.logits, problem.labels[fitted.member.labels].cpu(), problem.val.cpu())
+
+
+def _accuracy(logits: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"], rows: Int64[Tensor, " rows"]) -> float:
+    return float((logits[rows].argmax(-1) == labels[rows]).double().mean())
