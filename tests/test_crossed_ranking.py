@@ -15,9 +15,11 @@ from lorabench.ablation.layers import Layers
 from lorabench.ablation.verdict import as_t, verdict
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm
+from lorabench.report import table_text
 from lorabench.representations.norms import Norms
 from lorabench.representations.stats import Stats
 from lorabench.zoo.splits import fold_splits, split_zoo
+from tests.ablation_findings import an_ablation
 from tests.small_study import SHARES, SMALL, evaluator_of, study_of
 from tests.synthetic_zoo import planted_zoo
 
@@ -222,3 +224,17 @@ def test_depth_is_that_of_blocks_by_factor_and_projection():
         assert found[name]["count"] == len(index)
         assert found[name]["low"] <= found[name]["rho"] + 1e-9
     assert depth_correlations(layers[:8], Crossed(correct[:8], None, None)) == [], "two blocks"
+
+
+def test_the_table_of_layers_says_each_p_under_its_name():
+    result = an_ablation("layers", "glyphs-12")
+    rows = [{**row, "p": 0.123, "holm": 0.456} for row in result.ablation["ranking"]]
+    found = {**result.ablation, "ranking": rows, "folds": 3}
+    text = table_text(replace(result, ablation=found))
+    header = next(line for line in text.splitlines() if line.lstrip().startswith("rank"))
+    line = next(line for line in text.splitlines() if rows[0]["layer"] in line)
+    for name, value in (("cv acc [95 %]", f"{100 * rows[0]['accuracy']:.1f}"), (" p  ", "0.123"), ("p, Holm", "0.456")):
+        start, stop = header.index(name), header.index(name) + len(name)
+        assert line.index(value) < stop
+        assert start < line.index(value) + len(value)
+    assert "ranked on cross-validated (3 folds, no test adapters) accuracy" in " ".join(text.split())

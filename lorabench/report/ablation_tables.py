@@ -89,9 +89,9 @@ def _ranking(result: Result) -> Sheet:
             "layer",
             f"{ranked} acc [95 %]",
             f"{other} acc",
-            "cannot be\ntold from",
-            "p to best",
+            "p",
             "p, Holm",
+            "cannot be\ntold from",
         ),
         rows=[
             (
