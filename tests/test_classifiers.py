@@ -75,7 +75,8 @@ def of_yaml(stem):
     """What a yaml makes, small; a new one needs no line here."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         found = compose(f"classifier/{stem}").classifier
-    return make(found, **({"hidden": [32, 16]} if "hidden" in found else {}))
+    small = {"hidden": [32, 16], "rates": [1e-2]}  # few weights, and one rate where several are tried
+    return make(found, **{key: value for key, value in small.items() if key in found})
 
 
 STEMS = sorted(path.stem for path in (conf_dir() / "classifier").glob("*.yaml"))

@@ -20,9 +20,10 @@ pytestmark = [
 ]
 
 WORDS = [
-    "experiment=quick", *TINY_ZOO, "top_k=3", "classifier.hidden=[32]", "classifier.max_epochs=12",
+    "experiment=quick", *TINY_ZOO, "top_k=3", "ablation.random_draws=3", "classifier.hidden=[32]",
+    "classifier.max_epochs=12",
 ]  # fmt: skip
-RANKED = 32 * 5  # layers times runs, one a split
+RANKED = 32 * 5 * (1 + 2)  # layers times runs, one a split, on the split itself and in its two folds
 CONTROLS = 5 * 4  # recipe, norm, norm by module, ceiling; permuted labels are an arm already
 MEMBERS = RANKED + 3 * 5 * 7 + CONTROLS  # and representations times runs times arms
 
@@ -103,7 +104,15 @@ def test_a_killed_and_interrupted_comparison_resumes_to_the_same_result(tmp_path
 
 
 def test_resume_false_trains_all_again_and_keeps_nothing(tmp_path, cache_dir, caplog):
-    words = [*TINY_ZOO, "ablation=layers", "representation=norms", "num_runs=1", "classifier.max_epochs=1", "top_k=1"]
+    words = [
+        *TINY_ZOO,
+        "ablation=layers",
+        "representation=norms",
+        "num_runs=1",
+        "classifier.max_epochs=1",
+        "top_k=1",
+        "folds=1",
+    ]
     members = 32 + 1  # layers by stats, and all layers
     first = run(tmp_path / "first", *words, "ablation.baseline=norms")
     assert told(caplog.text) == (members, 0)

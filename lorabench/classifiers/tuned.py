@@ -1,20 +1,17 @@
 """Members whose classifier is chosen on the validation rows, from the same list for every representation."""
 
 import functools
+import importlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.svm import SVC
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,12 +27,15 @@ T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 
-CANDIDATES: dict[str, Callable[[], Any]] = {
-    **{f"logistic C={c:g}": functools.partial(LogisticRegression, C=c, max_iter=200) for c in (0.001, 0.01, 0.1, 1.0)},
-    **{f"nearest {k}": functools.partial(KNeighborsClassifier, k) for k in (1, 5, 15)},
-    **{f"svm C={c:g}": functools.partial(SVC, C=c, break_ties=True) for c in (1.0, 10.0, 100.0)},
+CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        f"logistic C={c:g}": ("sklearn.linear_model.LogisticRegression", {"C": c, "max_iter": 200})
+        for c in (0.001, 0.01, 0.1, 1.0)
+    },
+    **{f"nearest {k}": ("sklearn.neighbors.KNeighborsClassifier", {"n_neighbors": k}) for k in (1, 5, 15)},
+    **{f"svm C={c:g}": ("sklearn.svm.SVC", {"C": c, "break_ties": True}) for c in (1.0, 10.0, 100.0)},
 }
-"""Scikit-learn's, simple ones first; what names them is in the log."""
+"""Scikit-learn's, simple ones first: what the log calls them, and class and arguments of each."""
 
 _ABSENT = -1e4  # the logit of a class that no training row has
 
@@ -91,7 +91,7 @@ def fit_tuned(
     for number, member in enumerate(members):
         data = (member.features, member.labels)
         if data not in of_data:
-            of_data[data] = [_fitted(make(), problem, member) for make in CANDIDATES.values()]
+            of_data[data] = [_fitted(*one, problem, member) for one in CANDIDATES.values()]
         candidates = [*of_data[data], *(fitted[number] for fitted in by_rate)]
         best = int(np.argmax([_validation(one, problem) for one in candidates]))
         chosen[names[best]] += 1
@@ -102,14 +102,18 @@ def fit_tuned(
     return results
 
 
-def _fitted(model: Any, problem: Problem, member: Member) -> Fitted:
+def _fitted(path: str, arguments: Mapping[str, Any], problem: Problem, member: Member) -> Fitted:
     """A classifier of scikit-learn as a member of one epoch."""
+    from sklearn.exceptions import ConvergenceWarning
+
     features, labels = problem.features(member.features).cpu().numpy(), problem.labels[member.labels].cpu()
     train, val = problem.train.cpu(), problem.val.cpu()
+    if "n_neighbors" in arguments:
+        arguments = {**arguments, "n_neighbors": min(arguments["n_neighbors"], len(train))}
+    module, name = path.rsplit(".", 1)
+    model = getattr(importlib.import_module(module), name)(**arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of steps is its budget
-        if isinstance(model, KNeighborsClassifier):
-            model.set_params(n_neighbors=min(model.n_neighbors, len(train)))
         model.fit(features[train], labels[train].numpy())
     logits = _logits(model, features, problem.n_classes)
     losses = {
@@ -122,10 +126,10 @@ def _fitted(model: Any, problem: Problem, member: Member) -> Fitted:
 
 def _logits(model: Any, features: Float[np.ndarray, "n f"], n_classes: int) -> Float[Tensor, "n classes"]:
     """Log-probabilities, or an SVM's decision values; whose largest is the class that the model names."""
-    if isinstance(model, SVC):
-        values = model.decision_function(features)
-    else:
+    if hasattr(model, "predict_proba"):
         values = np.log(np.maximum(model.predict_proba(features), 1e-12))
+    else:
+        values = model.decision_function(features)
     if values.ndim == 1:  # two classes have one decision value
         values = np.stack([-values, values], 1)
     logits = torch.full((len(features), n_classes), _ABSENT)

@@ -29,7 +29,7 @@ _TITLES = {
 def print_table(result: Result, console: Console | None = None) -> None:
     """The tables on a terminal; a narrow one is spared the columns that matter least, which results.txt has."""
     console = console or Console()
-    for place, sheet in enumerate(_sheets(result)):
+    for place, sheet in enumerate(_sheets(result) + ([] if console.is_terminal else _every_arm(result))):
         if place:
             console.print()
         table = fitted(sheet, console.width if console.is_terminal else None)
@@ -41,8 +41,7 @@ def print_table(result: Result, console: Console | None = None) -> None:
 def table_text(result: Result) -> str:
     """The tables as plain text, as wide as they need."""
     lines: list[str] = []
-    every = [_every_arm(result)] if shown_arms(result) else []
-    for sheet in _sheets(result) + every:
+    for sheet in _sheets(result) + _every_arm(result):
         table, text = fitted(sheet), io.StringIO()
         Console(file=text, width=max(width_of(table), 80), no_color=True).print(table)
         lines += ["", *text.getvalue().splitlines()] if lines else text.getvalue().splitlines()
@@ -78,9 +77,11 @@ def _scores(result: Result) -> Sheet:
     )
 
 
-def _every_arm(result: Result) -> Sheet:
-    """Every metric of every representation and kind of arm."""
-    return Sheet(
+def _every_arm(result: Result) -> list[Sheet]:
+    """Every metric of every representation and kind of arm, where there are several: beyond a terminal's patience."""
+    if not shown_arms(result):
+        return []
+    sheet = Sheet(
         title="Every arm",
         columns=("representation", "ablation", "features", *(_TITLES[name] for name in METRICS)),
         rows=[
@@ -95,6 +96,7 @@ def _every_arm(result: Result) -> Sheet:
         caption=[f"mean ± std over {_over(result)}, in %"],
         text=("representation", "ablation"),
     )
+    return [sheet]
 
 
 def _over(result: Result) -> str:

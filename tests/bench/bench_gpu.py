@@ -63,7 +63,7 @@ REPRESENTATIONS: dict[str, Callable[[], Representation]] = {
 }
 """Those of conf/ablation/compare.yaml, with the values of their yaml (a test compares)."""
 FACTORY = functools.partial(MLP, hidden=[512, 512, 512], dropout=0.3)
-COMPARE = functools.partial(Compare, baseline="stats", rank_on="val", random_draws=3, worst=True, permuted=True)
+COMPARE = functools.partial(Compare, baseline="stats", rank_on="val", random_draws=20, worst=True, permuted=True)
 FULL = {"adapters": 1000, "runs": 10, "layers": 128, "epochs": 100}
 QUICK = {"adapters": 200, "runs": 2, "layers": 16, "epochs": 3}
 PARTS_OF_ALL = ("classifiers", "learned")
