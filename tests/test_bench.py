@@ -95,7 +95,7 @@ def test_the_gpu_benchmark_runs_to_its_end_on_a_bare_machine(bare, tmp_path):
     rows = {line.split(" | ")[0].removeprefix("| ").split(" (")[0]: line for line in lines if line.startswith("| ")}
     assert set(rows) >= {bench_gpu.ALONE, *bench_gpu.REPRESENTATIONS}
     members = int(rows["flat"].split(" | ")[3])
-    assert members == 2 * 7  # runs × (none, top-5, 3 random, worst, permuted)
+    assert members == 2 * 24  # runs × (none, top-5, 20 random, worst, permuted)
     assert int(rows[bench_gpu.ALONE].split(" | ")[3]) == 2 * 8
     assert "members failed" not in rows["flat"]
     assert "4 of 4 best epochs" in done.stdout

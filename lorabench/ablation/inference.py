@@ -31,10 +31,10 @@ class CorrectedT:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The interval mean ± t · error; NaN for one split."""
-        from scipy.stats import t
-
         if math.isnan(self.error):
             return math.nan, math.nan
+        from scipy.stats import t
+
         reach = float(t.ppf((1 + level) / 2, self.freedom)) * self.error
         return self.mean - reach, self.mean + reach
 
@@ -62,12 +62,12 @@ class CorrectedT:
 
     def _above(self, distance: float) -> float:
         """Probability that t is above `distance` in units of the error."""
-        from scipy.stats import t
-
         if math.isnan(self.error):
             return math.nan
         if self.error == 0:
             return 0.5 if distance == 0 else float(distance < 0)
+        from scipy.stats import t
+
         return float(t.sf(distance / self.error, self.freedom))
 
 

@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 _NAMES = (
-    "Bool", "Complex64", "Float", "Float32", "Float64", "Int", "Int32", "Int64", "Integer", "UInt8",
+    "Bool", "Complex64", "Float", "Float32", "Float64", "Int", "Int32", "Int64", "Integer", "Shaped", "UInt8",
 )  # fmt: skip
 
 
