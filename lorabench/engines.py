@@ -1,6 +1,5 @@
 """How members are trained: all as one stack, or one after another by `pl.Trainer`; the numbers are the same."""
 
-import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from lorabench.classifiers import ClassifierFactory, Fitted, Member, Problem, fit_members
 from lorabench.classifiers.members import OnEpoch, failure
-from lorabench.classifiers.tuned import Tuned, fit_tuned
+from lorabench.classifiers.tuned import tunes
 from lorabench.data import FeatureData
 from lorabench.errors import LorabenchError
 from lorabench.training import lost
@@ -73,6 +72,7 @@ class Stacked:
         if self.memory_gb is not None and self.memory_gb <= 0:
             raise LorabenchError(f"trainer.memory_gb={self.memory_gb}: a number above 0 is needed, or null")
 
+    @tunes
     def fit(
         self,
         factory: ClassifierFactory,
@@ -83,9 +83,7 @@ class Stacked:
     ) -> list[T]:
         """Train the members together."""
         memory = None if self.memory_gb is None else int(self.memory_gb * 1e9)
-        fit = functools.partial(fit_members, memory=memory)
-        train = functools.partial(fit_tuned, fit) if _is_tuned(factory) else fit
-        return train(factory, problem, members, finish, on_epoch)
+        return fit_members(factory, problem, members, finish, on_epoch, memory)
 
 
 class _History(Callback):
@@ -116,6 +114,7 @@ class Lightning:
 
     device: str = "auto"
 
+    @tunes
     def fit(
         self,
         factory: ClassifierFactory,
@@ -125,17 +124,6 @@ class Lightning:
         on_epoch: OnEpoch | None = None,
     ) -> list[T]:
         """Train the members one by one."""
-        train = functools.partial(fit_tuned, self._fit_each) if _is_tuned(factory) else self._fit_each
-        return train(factory, problem, members, finish, on_epoch)
-
-    def _fit_each(
-        self,
-        factory: ClassifierFactory,
-        problem: Problem,
-        members: Sequence[Member],
-        finish: Callable[[int, Fitted], T],
-        on_epoch: OnEpoch | None = None,
-    ) -> list[T]:
         results = []
         for number, member in enumerate(members):
             with tempfile.TemporaryDirectory() as scratch:
@@ -163,10 +151,6 @@ class Lightning:
             logits = model(data.inputs).cpu()
         losses = [row["val_loss"] for row in history.rows]
         return Fitted(member, model.network.state_dict(), logits, losses.index(min(losses)), history.rows)
-
-
-def _is_tuned(factory: ClassifierFactory) -> bool:
-    return isinstance(factory(in_features=1, n_classes=2, seed=0), Tuned)
 
 
 def _trainer(device: torch.device, max_epochs: int, callbacks: list[Callback]) -> pl.Trainer:

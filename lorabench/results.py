@@ -16,6 +16,7 @@ from lorabench.storage import replace_file
 from lorabench.text import to_json
 
 __all__ = [
+    "LEVEL",
     "METRICS",
     "SCHEMA",
     "Result",
@@ -23,12 +24,15 @@ __all__ = [
     "Statistic",
     "Summary",
     "Variance",
+    "claimed",
     "environment",
     "read_result",
     "summarise",
 ]
 
 SCHEMA = 4
+LEVEL = 0.05
+"""Of every p: a claim is made where its p is below."""
 _INDENTED_CLASSES = 50  # beyond it, a line a confusion count would be millions of lines
 METRICS = ("train_accuracy", "val_accuracy", "test_accuracy", "test_macro_f1", "test_auroc")
 
@@ -143,6 +147,12 @@ class Summary:
     test_auroc: Statistic
     failed: list[str] = field(default_factory=list)
     variance: Variance = Variance(math.nan, math.nan)
+
+
+def claimed(difference: dict[str, Any]) -> dict[str, Any]:
+    """What holds the interval and the p of a claim: the corrected t over several splits, the bootstrap on one."""
+    corrected: dict[str, Any] | None = difference.get("corrected")
+    return corrected or difference
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from lorabench.ablation.study import Study, measured, with_holm
-from lorabench.ablation.verdict import LEVEL
 from lorabench.evaluation import Arm, Evaluation
 from lorabench.representations.controls import Ceiling, Control, DeltaNorm, Recipe
+from lorabench.results import LEVEL, claimed
 
 __all__ = ["control_rows"]
 
@@ -79,4 +79,4 @@ def _above(study: Study, evaluated: Sequence[Evaluation], best: str, control: Ev
         for one in evaluated
         if (difference := study.difference([one], [control])) is not None
     ]
-    return [{**row, "above": (row["corrected"] or row)["low"] > 0 and row["holm"] < LEVEL} for row in with_holm(rows)]
+    return [{**row, "above": claimed(row)["low"] > 0 and row["holm"] < LEVEL} for row in with_holm(rows)]

@@ -16,7 +16,7 @@ __all__ = ["Crossed", "crossed"]
 
 @dataclass(frozen=True)
 class Crossed:
-    """Right and wrong of every unit over adapters that its members were not trained on, none of them a test adapter.
+    """Right and wrong of every unit over adapters that its members were not trained on.
 
     Attributes:
         correct: 1 where a unit's member names an adapter right, [units, rows, n]; the rows are members of one split, or

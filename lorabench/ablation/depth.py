@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from lorabench.ablation.crossed import Crossed
-from lorabench.ablation.statistics import interval, replicates
+from lorabench.ablation.statistics import interval, mean_correct, replicates
 from lorabench.adapters.places import groups
 
 __all__ = ["depth_correlations", "spearman"]
@@ -33,7 +33,7 @@ def depth_correlations(layers: Sequence[str], right: Crossed, draws: int = 2000)
     """
     blocks = [found for name, found in groups(layers, "block").items() if name != "other"]
     number = {layer: place for place, members in enumerate(blocks) for layer in members}
-    counts = right.correct.mean((1, 2)) if right.cells is None else right.correct.mean((1, 2), where=right.cells[None])
+    accuracy = mean_correct(right.correct, right.cells, (1, 2))
     values = replicates(right.correct, right.groups, draws, tested=right.cells)
     sets = {"all": tuple(layers), **groups(layers, "factor"), **groups(layers, "projection")}
     found = []
@@ -42,7 +42,7 @@ def depth_correlations(layers: Sequence[str], right: Crossed, draws: int = 2000)
         depth = np.array([number[layers[i]] for i in index], np.int64)
         if len(set(depth.tolist())) < _FEWEST or name == "other":
             continue
-        rho = float(spearman(counts[None, index], depth)[0])
+        rho = float(spearman(accuracy[None, index], depth)[0])
         low, high = interval(spearman(values[:, index], depth))
         found.append({"layers": name, "count": len(index), "rho": rho, "low": float(low), "high": float(high)})
     return found

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float64, Integer
 
 from lorabench.ablation.crossed import Crossed
 from lorabench.ablation.inference import holm
-from lorabench.ablation.statistics import interval, kendall_tau, replicates, two_sided
+from lorabench.ablation.statistics import interval, kendall_tau, mean_correct, replicates, two_sided
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Evaluation
 
@@ -148,9 +148,12 @@ def rank_layers(
     values = replicates(correct, groups, draws, tested=cells)
     low, high = interval(values)
     # over seeds and adapters at once: layers with as many right answers tie exactly, however seeds share them
-    val_accuracy, test_accuracy = _mean(val_correct, validated, (1, 2)), _mean(test_correct, tested, (1, 2))
+    val_accuracy, test_accuracy = (
+        mean_correct(val_correct, validated, (1, 2)),
+        mean_correct(test_correct, tested, (1, 2)),
+    )
     accuracy = val_accuracy if on_val else test_accuracy
-    per_seed = _mean(correct, cells, 2)
+    per_seed = mean_correct(correct, cells, 2)
     std = per_seed.std(1, ddof=1) if per_seed.shape[1] > 1 else np.full(len(layers), np.nan)
     order = np.argsort(-accuracy, kind="stable")
     p = [two_sided(values[:, order[0]] - values[:, i]) for i in order]
@@ -165,14 +168,6 @@ def rank_layers(
             zip(order, _tied_to(values[:, order]), p, corrected, strict=True), start=1
         )
     ]  # fmt: skip
-
-
-def _mean(
-    correct: Bool[np.ndarray, "layers seeds n"] | Float[np.ndarray, "layers seeds n"],
-    cells: Bool[np.ndarray, "_seeds _n"] | None,
-    axes: int | tuple[int, int],
-) -> Float64[np.ndarray, "*left"]:
-    return np.asarray(correct.mean(axes) if cells is None else correct.mean(axes, where=cells[None]))
 
 
 def stability(ranking: Sequence[Ranked]) -> dict[str, float | int | None]:

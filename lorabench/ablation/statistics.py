@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Integer, UInt8
 
-__all__ = ["Difference", "interval", "kendall_tau", "paired_difference", "replicates", "two_sided"]
+__all__ = ["Difference", "interval", "kendall_tau", "mean_correct", "paired_difference", "replicates", "two_sided"]
 
 _NUMBERS = 2_000_000  # float64 values in one intermediate array: 16 MB
 
@@ -100,6 +100,15 @@ def replicates(
             with np.errstate(invalid="ignore"):  # 0 / 0 of a resample that nobody tested is the NaN that is promised
                 accuracy[rows, some] = right / total
     return accuracy
+
+
+def mean_correct(
+    correct: Bool[np.ndarray, "arms rows n"] | Float[np.ndarray, "arms rows n"],
+    tested: Bool[np.ndarray, "_rows _n"] | None,
+    axes: int | tuple[int, int],
+) -> Float64[np.ndarray, "*left"]:
+    """The mean over some axes of the cells that count (`tested`, as in `replicates`)."""
+    return np.asarray(correct.mean(axes) if tested is None else correct.mean(axes, where=tested[None]))
 
 
 def interval(

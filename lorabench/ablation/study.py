@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Float64, Int64
 from lorabench.ablation.crossed import Crossed, crossed
 from lorabench.ablation.inference import corrected_t, holm
 from lorabench.ablation.ranking import Ranking, check_rank_on, rank_layers
-from lorabench.ablation.statistics import interval, paired_difference, replicates
+from lorabench.ablation.statistics import interval, mean_correct, paired_difference, replicates
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluation, Evaluator, Probe, held_out, held_out_rows, merged
 from lorabench.representations import Representation
-from lorabench.results import Run, Summary, summarise
+from lorabench.results import Run, Summary, claimed, summarise
 from lorabench.zoo import Zoo
 from lorabench.zoo.splits import Split
 
@@ -175,11 +175,7 @@ class Study:
                 f"ablation.baseline={name} describes whole adapters: take a representation of layers or modules, "
                 "such as stats"
             )
-        layers = {unit: representation.layers_of(self.zoo, unit) for unit in representation.units(self.zoo)}
-        most = len(layers) - 1
-        if top_k is not None and not 1 <= top_k <= most:
-            allowed = f"1 to {most} can be taken away" if most else "none can be taken away"
-            raise LorabenchError(f"top_k={top_k}: the zoo has {len(layers)} units of {name}; {allowed}")
+        layers = self._layers_by_unit(name, representation, top_k)
         arms = [Arm(unit, tuple(sorted(own, key=self.evaluator.everything.index))) for unit, own in layers.items()]
         found = self._merged(name, representation, [arms] * len(self.splits))
         good, dropped = good_seeds(found)
@@ -187,11 +183,9 @@ class Study:
             raise LorabenchError(f"a split has no seed that has trained on every layer. {dropped[0]}")
         test, tested = self.by_split(np.stack([one.test_correct[good] for one in found]), good, "test")
         folds = self.folds if rank_on == "val" else 1
-        if folds > 1:
-            within = crossed(self.evaluators, name, representation, arms, folds)
-        else:
-            val, validated = self.by_split(np.stack([one.val_correct[good] for one in found]), good, "val")
-            within = Crossed(val, self.val_groups, validated)
+        within = (
+            self._validated(found, good) if folds == 1 else crossed(self.evaluators, name, representation, arms, folds)
+        )
         right = Crossed(test, self.test_groups, tested) if rank_on == "test" else within
         rows = rank_layers(
             list(layers), within.correct, test, rank_on, within.groups, self.test_groups,
@@ -203,6 +197,22 @@ class Study:
             # as many right answers keep the zoo's order: another split's numbers have seen this one's test adapters
             orders = [sorted(layers, key=lambda unit: -rates[unit][number]) for number in range(len(self.splits))]
         return Ranking(name, rank_on, folds, rows, orders, layers, found, right, dropped)
+
+    def _layers_by_unit(
+        self, name: str, representation: Representation, top_k: int | None
+    ) -> dict[str, tuple[str, ...]]:
+        """The layers of every unit, of which `top_k` must leave some."""
+        layers = {unit: representation.layers_of(self.zoo, unit) for unit in representation.units(self.zoo)}
+        most = len(layers) - 1
+        if top_k is not None and not 1 <= top_k <= most:
+            allowed = f"1 to {most} can be taken away" if most else "none can be taken away"
+            raise LorabenchError(f"top_k={top_k}: the zoo has {len(layers)} units of {name}; {allowed}")
+        return layers
+
+    def _validated(self, found: Sequence[Evaluation], good: Sequence[int]) -> Crossed:
+        """What every unit predicts right of the validation adapters alone."""
+        val, validated = self.by_split(np.stack([one.val_correct[good] for one in found]), good, "val")
+        return Crossed(val, self.val_groups, validated)
 
     def row(self, evaluations: Sequence[Evaluation], representation: Representation, ablation: str) -> Summary:
         """The row of one representation under arms that differ by the draw alone; a seed's draws are averaged."""
@@ -246,8 +256,8 @@ class Study:
         ours, theirs, good = paired
         if len(self.splits) == 1:
             return {**asdict(paired_difference(ours, theirs, self.test_groups)), "corrected": None}
-        rows, _ = self.by_split(ours - theirs, good, "test")
-        gains, tested = self._gains(rows, good)
+        rows, tested = self.by_split(ours - theirs, good, "test")
+        gains = mean_correct(rows[None], tested, 2).T
         found = paired_difference(rows, np.zeros_like(rows), self.test_groups, tested=tested)
         ratio = float(np.mean([len(split.test) / len(split.train) for split in self.splits]))
         corrected = corrected_t(gains, ratio)
@@ -263,17 +273,8 @@ class Study:
         if paired is None:
             return math.nan
         ours, theirs, good = paired
-        if len(self.splits) == 1:
-            return float((ours - theirs).mean())
-        rows, _ = self.by_split(ours - theirs, good, "test")
-        return float(self._gains(rows, good)[0].mean())
-
-    def _gains(
-        self, rows: Float[np.ndarray, "splits n"], good: Sequence[int]
-    ) -> tuple[Float[np.ndarray, "splits 1"], Bool[np.ndarray, "splits n"]]:
-        """The mean of every split's row over the adapters that it tests, and which those are."""
-        tested = held_out(self.splits, "test")[np.unique(self.split_of[list(good)])]
-        return np.where(tested, rows, 0).sum(1, keepdims=True) / tested.sum(1, keepdims=True), tested
+        rows, tested = self.by_split(ours - theirs, good, "test")
+        return float(mean_correct(rows[None], tested, 2).mean())
 
     def by_split(
         self,
@@ -364,7 +365,7 @@ def with_holm(rows: Sequence[dict[str, Any]], family: Sequence[str] = ()) -> lis
         families.setdefault(tuple(row[key] for key in family), []).append(number)
     adjusted: dict[int, float] = {}
     for numbers in families.values():
-        p = [(rows[number]["corrected"] or rows[number])["p"] for number in numbers]
+        p = [claimed(rows[number])["p"] for number in numbers]
         adjusted |= dict(zip(numbers, holm(p), strict=True))
     return [{**row, "holm": adjusted[number]} for number, row in enumerate(rows)]
 

@@ -5,13 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorabench.ablation.inference import CorrectedT, permutation_p
+from lorabench.results import LEVEL
 
-__all__ = ["LEVEL", "Verdict", "as_t", "verdict"]
-
-LEVEL = 0.05
-"""Of every p: a claim is made where its p is below."""
-
-Verdict = dict[str, Any]
+__all__ = ["as_t", "verdict"]
 
 
 def as_t(row: Mapping[str, Any] | None) -> CorrectedT:
@@ -24,7 +20,9 @@ def as_t(row: Mapping[str, Any] | None) -> CorrectedT:
     return CorrectedT(row["difference"], corrected["error"], corrected["splits"] - 1)
 
 
-def verdict(fall: CorrectedT, fall_p: float, beside: CorrectedT, drawn: Sequence[float], margin: float) -> Verdict:
+def verdict(
+    fall: CorrectedT, fall_p: float, beside: CorrectedT, drawn: Sequence[float], margin: float
+) -> dict[str, Any]:
     """What becomes of a representation without its best layers.
 
     - *redundant*: what it loses is shown to be less than the margin, so the other layers say it too;

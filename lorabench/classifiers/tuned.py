@@ -7,23 +7,25 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from lorabench.classifiers.base import ClassifierFactory
 from lorabench.classifiers.members import Fitted, OnEpoch, as_it_is
+from lorabench.classifiers.metrics import accuracy
 from lorabench.classifiers.mlp import MLP
 from lorabench.classifiers.problem import Member, Problem
 from lorabench.errors import LorabenchError
 
-__all__ = ["CANDIDATES", "Tuned", "fit_tuned"]
+__all__ = ["CANDIDATES", "Tuned", "fit_tuned", "tunes"]
 
 T = TypeVar("T")
+_Fit = TypeVar("_Fit", bound=Callable[..., Any])
 
 _LOG = logging.getLogger(__name__)
 
@@ -102,6 +104,18 @@ def fit_tuned(
     return results
 
 
+def tunes(fit: _Fit) -> _Fit:
+    """An engine's `fit`, which for a factory of `Tuned` trains the candidates and chooses (`fit_tuned`)."""
+
+    @functools.wraps(fit)
+    def chooses(engine: Any, factory: ClassifierFactory, *arguments: Any, **named: Any) -> Any:
+        train = functools.partial(fit, engine)
+        tuned = isinstance(factory(in_features=1, n_classes=2, seed=0), Tuned)
+        return fit_tuned(train, factory, *arguments, **named) if tuned else train(factory, *arguments, **named)
+
+    return cast("_Fit", chooses)
+
+
 def _fitted(path: str, arguments: Mapping[str, Any], problem: Problem, member: Member) -> Fitted:
     """A classifier of scikit-learn as a member of one epoch."""
     from sklearn.exceptions import ConvergenceWarning
@@ -120,8 +134,8 @@ def _fitted(path: str, arguments: Mapping[str, Any], problem: Problem, member: M
         f"{part}_loss": float(F.cross_entropy(logits[rows], labels[rows]))
         for part, rows in (("train", train), ("val", val))
     }
-    row = {**losses, "val_accuracy": _accuracy(logits, labels, val), "learning_rate": 0.0}
-    return Fitted(member, {}, logits, 0, [row])
+    fitted = Fitted(member, {}, logits, 0)
+    return replace(fitted, history=[{**losses, "val_accuracy": _validation(fitted, problem), "learning_rate": 0.0}])
 
 
 def _logits(model: Any, features: Float[np.ndarray, "n f"], n_classes: int) -> Float[Tensor, "n classes"]:
@@ -141,8 +155,5 @@ def _validation(fitted: Fitted, problem: Problem) -> float:
     """Validation accuracy; −1 of a member that failed."""
     if fitted.error is not None:
         return -1.0
-    return _accuracy(fitted.logits, problem.labels[fitted.member.labels].cpu(), problem.val.cpu())
-
-
-def _accuracy(logits: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"], rows: Int64[Tensor, " rows"]) -> float:
-    return float((logits[rows].argmax(-1) == labels[rows]).double().mean())
+    rows, labels = problem.val.cpu(), problem.labels[fitted.member.labels].cpu()
+    return float(accuracy(fitted.logits[rows], labels[rows], problem.n_classes))

@@ -7,7 +7,6 @@ import numpy as np
 
 from lorabench.report.arms import Arm, on_test, ranked_on, shown_arms, with_arm
 from lorabench.report.numbers import (
-    claimed,
     counted,
     difference,
     interval,
@@ -21,7 +20,7 @@ from lorabench.report.numbers import (
 )
 from lorabench.report.sheet import Sheet
 from lorabench.report.verdicts import verdict_lines
-from lorabench.results import Result
+from lorabench.results import Result, claimed
 
 __all__ = ["ablation_sheets"]
 

@@ -3,9 +3,9 @@
 from matplotlib.axes import Axes
 
 from lorabench.pictures import GREEN, GREY
-from lorabench.report.numbers import claimed, difference, interval, method, p_value, percent, spread
+from lorabench.report.numbers import difference, interval, method, p_value, percent, spread
 from lorabench.report.sheet import Sheet
-from lorabench.results import Result
+from lorabench.results import Result, claimed
 
 __all__ = ["controls_sheet", "draw_controls"]
 

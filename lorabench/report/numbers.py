@@ -6,7 +6,6 @@ from typing import Any
 from lorabench.results import Result, Statistic, Summary
 
 __all__ = [
-    "claimed",
     "counted",
     "difference",
     "interval",
@@ -18,7 +17,6 @@ __all__ = [
     "percent",
     "spread",
 ]
-
 
 _NAMED = 5
 
@@ -60,12 +58,6 @@ def difference(value: float | int | None, found: dict[str, Any]) -> str:
     return "–" if math.isnan(value) else f"{100 * value:+.1f}{interval(found, signed=True)}"
 
 
-def claimed(found: dict[str, Any]) -> dict[str, Any]:
-    """What holds the interval and the p of a claim: the corrected t over several splits, the bootstrap on one."""
-    corrected: dict[str, Any] | None = found.get("corrected")
-    return corrected or found
-
-
 def over(result: Result, count: int) -> str:
     """How many members a mean runs over: "3 seeds", or "10 members on 5 splits"."""
     splits = result.split.get("splits", 1)
@@ -73,7 +65,7 @@ def over(result: Result, count: int) -> str:
 
 
 def method(found: dict[str, Any]) -> str:
-    """Where the interval and the p of `claimed` come from."""
+    """Where the interval and the p of a claim (`lorabench.results.claimed`) come from."""
     if found.get("corrected"):
         return f"the corrected resampled t over {found['corrected']['splits']} splits"
     return f"a bootstrap over {found['seeds']} seeds and {found['adapters']} test adapters"

@@ -10,13 +10,12 @@ from lorabench.report.ablation_tables import ablation_sheets
 from lorabench.report.arms import shown_arms, with_arm
 from lorabench.report.controls import controls_sheet
 from lorabench.report.learned_tables import learned_sheets
-from lorabench.report.numbers import claimed, counted, difference, interval, mean_std, method, number, over, p_value
+from lorabench.report.numbers import counted, difference, interval, mean_std, method, number, over, p_value
 from lorabench.report.sheet import Sheet, fitted, width_of
-from lorabench.results import METRICS, Result
+from lorabench.results import LEVEL, METRICS, Result, claimed
 
 __all__ = ["print_table", "table_text"]
 
-_LEVEL = 0.05  # of what a table calls better
 _TITLES = {
     "train_accuracy": "train acc",
     "val_accuracy": "val acc",
@@ -146,7 +145,7 @@ def _compared(row: dict[str, Any] | None, several: bool) -> tuple[str, ...]:
 def _told(rows: Sequence[dict[str, Any]], other: str) -> str:
     """Which are better and worse than `other`: by the corrected interval, and Holm's p over the table below 0.05."""
     told = [
-        row for row in rows if row["against"] == other and number(row["holm"]) < _LEVEL and _without_zero(claimed(row))
+        row for row in rows if row["against"] == other and number(row["holm"]) < LEVEL and _without_zero(claimed(row))
     ]
     sides = {
         "better": [row["representation"] for row in told if row["difference"] > 0],

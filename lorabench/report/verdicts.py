@@ -1,5 +1,6 @@
 """The verdict of a comparison with and without layers, a sentence a word."""
 
+import math
 from typing import Any
 
 from lorabench.report.numbers import number, p_value
@@ -30,7 +31,7 @@ def _why(row: dict[str, Any]) -> str:
     """The test that decides, or about how much data would."""
     if row["verdict"] == "undecided":
         more = number(row["more"])
-        if more != more:
+        if math.isnan(more):
             return "one split decides nothing: splits=5"
         return f"about {more:.1f} times the test adapters would" if more > 1 else "it falls by about the margin"
     by = {"localised": "random_p", "distributed": "random_equivalence_p", "redundant": "equivalence_p"}
