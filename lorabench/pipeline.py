@@ -28,6 +28,7 @@ from lorabench.engines import Engine, resolve_device
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.evaluation import Clock, Evaluator
 from lorabench.evaluation.latent import latent_summary
+from lorabench.findings import RankedFinding
 from lorabench.progress import bar
 from lorabench.report import table_text, write_figures
 from lorabench.representations.fitted import save_fitted
@@ -322,10 +323,11 @@ def _write(result: Result, folder: Path) -> None:
             shutil.rmtree(one)  # of an earlier run: its split was another
     result.write(folder / "results.json")
     replace_file(folder / "results.txt", table_text(result))
-    ranking = result.ablation.get("ranking")
-    if ranking is not None:
-        how = {key: result.ablation[key] for key in ("baseline", "rank_on")}
-        rows = [{**row, **how} for row in ranking]
+    found = result.ablation
+    if isinstance(found, RankedFinding):
+        rows = [
+            {**dataclasses.asdict(row), "baseline": found.baseline, "rank_on": found.rank_on} for row in found.ranking
+        ]
         replace_file(folder / "layers.json", to_json(rows, 1))
         replace_file(folder / "top_layers.json", to_json(rows[: result.config["top_k"]], 1))
     started = time.perf_counter()

@@ -12,11 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from lorabench.findings import Finding, Number, read_finding, written_finding
 from lorabench.storage import replace_file
 from lorabench.text import to_json
 
 __all__ = [
-    "LEVEL",
     "METRICS",
     "SCHEMA",
     "Result",
@@ -24,15 +26,12 @@ __all__ = [
     "Statistic",
     "Summary",
     "Variance",
-    "claimed",
     "environment",
     "read_result",
     "summarise",
 ]
 
-SCHEMA = 4
-LEVEL = 0.05
-"""Of every p: a claim is made where its p is below."""
+SCHEMA = 5
 _INDENTED_CLASSES = 50  # beyond it, a line a confusion count would be millions of lines
 METRICS = ("train_accuracy", "val_accuracy", "test_accuracy", "test_macro_f1", "test_auroc")
 
@@ -59,9 +58,9 @@ class Run:
     seed: int
     best_epoch: int = -1
     epochs: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Number] = field(default_factory=dict)
     confusion: list[list[int]] = field(default_factory=list)
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, Number]] = field(default_factory=list)
     error: str | None = None
     split: int = 0
 
@@ -70,8 +69,8 @@ class Run:
 class Statistic:
     """Mean and sample standard deviation over n runs; std is NaN for one run."""
 
-    mean: float
-    std: float
+    mean: Number
+    std: Number
     n: int
 
     @classmethod
@@ -93,8 +92,8 @@ class Variance:
         member: pooled over splits; NaN for one member.
     """
 
-    split: float
-    member: float
+    split: Number
+    member: Number
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> "Variance":
@@ -149,12 +148,6 @@ class Summary:
     variance: Variance = Variance(math.nan, math.nan)
 
 
-def claimed(difference: dict[str, Any]) -> dict[str, Any]:
-    """What holds the interval and the p of a claim: the corrected t over several splits, the bootstrap on one."""
-    corrected: dict[str, Any] | None = difference.get("corrected")
-    return corrected or difference
-
-
 @dataclass(frozen=True)
 class Result:
     """Everything that one run of lorabench found; `results.json` is this.
@@ -171,7 +164,7 @@ class Result:
         summary: one row a representation and ablation.
         seconds: wall time of every phase.
         environment: versions, machine and git commit.
-        ablation: what the ablation phase found, by its own keys (docs/ablation.md); its name alone without one.
+        ablation: what the ablation phase found (docs/ablation.md).
         learned: how the training of every learned representation went, by unit, and a map of its latent space
             (`lorabench.evaluation.latent`).
         schema: version of this layout.
@@ -187,13 +180,14 @@ class Result:
     summary: list[Summary]
     seconds: dict[str, float]
     environment: dict[str, Any]
-    ablation: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
+    ablation: Finding
     learned: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:
         """Write as JSON; NaN and infinity become null."""
-        replace_file(path, to_json(asdict(self), 1 if len(self.classes) <= _INDENTED_CLASSES else None))
+        data = {**asdict(self), "ablation": written_finding(self.ablation)}
+        replace_file(path, to_json(data, 1 if len(self.classes) <= _INDENTED_CLASSES else None))
 
 
 def summarise(runs: Sequence[Run], classifier: str, units: int, features: int, gauge_invariant: bool | None) -> Summary:
@@ -216,26 +210,13 @@ def read_result(path: Path) -> Result:
     """The result in a `results.json`; null metrics come back as NaN.
 
     Raises:
-        ValueError: the file has another schema version.
+        ValueError: the file has another schema version, or is damaged.
     """
     data = json.loads(path.read_text())
     if data.get("schema") != SCHEMA:
         raise ValueError(f"{path}: schema {data.get('schema')}, this version of lorabench reads {SCHEMA}")
-    runs = [Run(**{**run, "metrics": {k: _number(v) for k, v in run["metrics"].items()}}) for run in data["runs"]]
-    summary = [
-        Summary(
-            **{
-                **row,
-                **{
-                    name: Statistic(_number(row[name]["mean"]), _number(row[name]["std"]), row[name]["n"])
-                    for name in METRICS
-                },
-                "variance": Variance(**{part: _number(value) for part, value in row["variance"].items()}),
-            }
-        )
-        for row in data["summary"]
-    ]
-    return Result(**{**data, "runs": runs, "summary": summary})
+    found: Result = TypeAdapter(Result).validate_python({**data, "ablation": read_finding(data["ablation"])})
+    return found
 
 
 def environment() -> dict[str, Any]:
@@ -264,7 +245,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -1,6 +1,8 @@
 """Findings of ablation phases, made up: what `Result.ablation` holds, without a training."""
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
@@ -8,7 +10,9 @@ from scipy.spatial.distance import pdist, squareform
 
 from lorabench.adapters.places import by_depth, groups
 from lorabench.adapters.reading.naming import layer_names
+from lorabench.findings import read_finding, written_finding
 from lorabench.results import METRICS, Result, Run, summarise
+from lorabench.text import to_json
 from tests.hub_schema import stable_diffusion_modules
 
 CHANCE = 0.1
@@ -17,6 +21,16 @@ REPRESENTATIONS = (
     "stats", "norms", "distribution", "spectral", "frequency", "information", "matrices", "coupling", "ensemble",
     "flat", "pca", "delta_pca", "delta_spectral", "delta_information", "components", "contrastive_unet",
 )  # fmt: skip
+
+
+def as_json(found):
+    """A finding as results.json has it."""
+    return json.loads(to_json(written_finding(found)))
+
+
+def with_changes(result, **changes):
+    """The result with other values in its finding, as results.json would have them."""
+    return replace(result, ablation=read_finding({**as_json(result.ablation), **changes}))
 
 
 def zoo_layers(kind):
@@ -59,7 +73,7 @@ def ranking(layers, seeds=3, unknown=False, rng=None):
         rows.append({
             "layer": layer, "accuracy": mean, "low": None if unknown else mean - 0.03,
             "high": None if unknown else mean + 0.035, "std": None if seeds == 1 else float(np.std(per_seed, ddof=1)),
-            "val_accuracy": mean, "test_accuracy": mean - 0.01, "per_seed": per_seed,
+            "val_accuracy": mean, "test_accuracy": mean - 0.01, "per_seed": per_seed, "p": None, "holm": None,
         })  # fmt: skip
     rows.sort(key=lambda row: -row["accuracy"])
     return [{**row, "rank": i + 1, "tied_to": min(i + 1 + i % 5, len(rows))} for i, row in enumerate(rows)]
@@ -110,8 +124,10 @@ def found_groups(layers, by, unknown):
         rows.append({
             "group": group, "layers": len(members), "alone": statistic,
             "without": None if number == 0 else {**statistic, "mean": mean + 0.2, "low": None, "high": None},
-            "difference": None if number == 0 else lost, "low": None if unknown else lost - 0.02,
-            "high": None if unknown else lost + 0.02, "p": 0.04,
+            "val_accuracy": mean, "lost": None if number == 0 else {
+                "difference": lost, "low": None if unknown else lost - 0.02, "high": None if unknown else lost + 0.02,
+                "p": 0.04, "seeds": 3, "adapters": 198,
+            },
         })  # fmt: skip
     return {"by": by, "representation": "stats", "rows": rows}
 
@@ -217,11 +233,14 @@ def an_ablation(
     if seeds > 1:
         stability = {"kendall_tau": 0.61, "lowest": 0.52, "seeds": seeds}
     found = {"name": phase, "rank_on": rank_on}
+    module = "compare" if phase == "top_k" else phase
     if phase != "grouping":
-        found |= {"baseline": "stats", "ranking": rows, "stability": stability, "dropped_seeds": []}
+        found |= {"baseline": "stats", "ranking": rows, "stability": stability, "dropped_seeds": [], "folds": 1}
     if phase in ("layers", "top_k", "compare"):
         key = "top_layers" if phase == "layers" else "removed"
-        found |= {"top_k": 5, key: ranked[:5]}
+        found |= {"top_k": 5, key: ranked[:5]} | (
+            {"depth": []} if phase == "layers" else {"margin": 0.03, "verdicts": []}
+        )
     levels = {"none": 0.55}
     if phase in ("top_k", "compare"):
         levels |= add_arms(found, ranked, representations, controls, seeds, failed, unknown)
@@ -248,5 +267,6 @@ def an_ablation(
     return Result(
         dataset={"name": kind, "adapters": 990, "layers": len(layers), "modules": len(layers) // 2},
         split={"train": 693, "val": 99, "test": 198, "by_source": False}, target="category", classes=list(classes),
-        chance=CHANCE, config={"seed": 0}, runs=runs, summary=summary, seconds={}, environment={}, ablation=found,
+        chance=CHANCE, config={"seed": 0}, runs=runs, summary=summary, seconds={}, environment={},
+        ablation=read_finding({"phase": module, **found}),
     )  # fmt: skip

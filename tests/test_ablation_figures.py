@@ -15,7 +15,7 @@ from lorabench.report import table_text, write_figures
 from lorabench.report.figures import drawings
 from lorabench.report.labels import layer_labels
 from lorabench.results import Run, read_result, summarise
-from tests.ablation_findings import PHASES, PICTURES, REPRESENTATIONS, an_ablation, zoo_layers
+from tests.ablation_findings import PHASES, PICTURES, REPRESENTATIONS, an_ablation, as_json, with_changes, zoo_layers
 
 
 def drawn(figure):
@@ -126,7 +126,7 @@ def test_layer_labels_are_different_whatever_the_network():
 
 def test_the_dendrogram_is_scipys():
     result = an_ablation("clusters", "glyphs-32")
-    found = result.ablation["clusters"]
+    found = as_json(result.ablation)["clusters"]
     from scipy.cluster.hierarchy import dendrogram
 
     expected = dendrogram(np.array(found["linkage"]), no_plot=True)
@@ -144,7 +144,7 @@ def test_the_dendrogram_is_scipys():
 
 def test_the_rows_of_the_heat_map_are_in_the_trees_order():
     result = an_ablation("clusters", "glyphs-12")
-    found = result.ablation["clusters"]
+    found = as_json(result.ablation)["clusters"]
     heat = drawings(result)["clusters"]().axes[2]
     image = np.asarray(heat.get_images()[0].get_array())
     assert np.allclose(image, np.array(found["distance"])[found["order"]][:, found["order"]])
@@ -158,7 +158,7 @@ def test_layer_importance_shows_every_accuracy_and_interval():
     panels = [axes for axes in figure.axes if axes.axison]
     assert [axes.get_title(loc="left") for axes in panels] == ["attn1 · q", "attn1 · v", "attn2 · q", "attn2 · v"]
     shown = np.concatenate([c.lines[0].get_ydata() for axes in panels for c in axes.containers])
-    rows = result.ablation["ranking"]
+    rows = as_json(result.ablation)["ranking"]
     assert np.allclose(np.sort(shown), np.sort([100 * row["accuracy"] for row in rows]))
     segments = [s[:, 1] for axes in panels for c in axes.containers for s in c.lines[2][0].get_segments()]
     ends = [(100 * row["low"], 100 * row["high"]) for row in rows]
@@ -219,10 +219,10 @@ def test_one_failed_arm_is_no_point():
 
 def test_modules_are_a_series_of_their_own():
     result = an_ablation("compare", "glyphs-12")
-    found = result.ablation
+    found = as_json(result.ablation)
     modules = [row["layer"].removesuffix(".lora.up.weight") for row in found["ranking"] if ".up." in row["layer"]]
     found["ranking"] = [{**row, "layer": name} for name, row in zip(modules, found["ranking"], strict=False)]
-    figure = drawings(result)["layer_importance"]()
+    figure = drawings(with_changes(result, ranking=found["ranking"]))["layer_importance"]()
     assert faults(figure) == []
     assert {name for name, _ in drawn(figure)} >= {"module", "taken away (best 5)"}
     rings = [line for axes in figure.axes for line in axes.get_lines() if "taken away" in str(line.get_label())]
@@ -231,7 +231,9 @@ def test_modules_are_a_series_of_their_own():
 
 def test_a_layer_without_an_accuracy_alone_is_no_point():
     result = an_ablation("attribution", "glyphs-12")
-    result.ablation["attribution"]["rows"][0]["accuracy"] = None
+    found = as_json(result.ablation)["attribution"]
+    found["rows"][0]["accuracy"] = None
+    result = with_changes(result, attribution=found)
     axes = drawings(result)["attribution"]().axes[0]
     shown = np.concatenate([c.lines[0].get_ydata() for c in axes.containers])
     assert np.isnan(shown).sum() == 1

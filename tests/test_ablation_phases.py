@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -13,6 +12,7 @@ from lorabench.configs import make
 from lorabench.errors import LorabenchError
 from lorabench.report.figures import drawings
 from lorabench.results import read_result
+from tests.ablation_findings import as_json
 from tests.conftest import TINY_ZOO
 from tests.small_study import run
 
@@ -61,7 +61,7 @@ def test_the_phases_that_were_asked_for_are_there():
 @pytest.mark.parametrize("name", PHASES)
 def test_a_phase_writes_what_it_found(name, done):
     result, folder = done(name)
-    assert result.ablation["name"] == name
+    assert as_json(result.ablation)["name"] == name
     stored = read_result(folder / "results.json")
     assert stored.summary == result.summary
     assert stored.config == result.config
@@ -69,7 +69,8 @@ def test_a_phase_writes_what_it_found(name, done):
     text = (folder / "results.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
-    assert_same(stored.ablation, result.ablation)
+    assert type(stored.ablation) is type(result.ablation)
+    assert as_json(stored.ablation) == as_json(result.ablation) == json.loads(text)["ablation"]
     table = (folder / "results.txt").read_text()
     assert all(row.representation in table for row in result.summary)
     none = [row for row in result.summary if row.ablation == "none"]
@@ -77,26 +78,10 @@ def test_a_phase_writes_what_it_found(name, done):
     assert all(row.test_accuracy.n == 2 and not row.failed for row in result.summary if "random" not in row.ablation)
 
 
-def assert_same(stored, found):
-    """JSON's null stands for NaN, its lists for tuples."""
-    if isinstance(found, dict):
-        assert stored.keys() == found.keys()
-        for key in found:
-            assert_same(stored[key], found[key])
-    elif isinstance(found, list | tuple):
-        assert len(stored) == len(found)
-        for ours, theirs in zip(stored, found, strict=True):
-            assert_same(ours, theirs)
-    elif isinstance(found, float) and math.isnan(found):
-        assert stored is None
-    else:
-        assert stored == found
-
-
 @pytest.mark.parametrize("name", PHASES)
 def test_a_phase_with_a_ranking_writes_it_best_first(name, done):
     result, folder = done(name)
-    ranking = result.ablation.get("ranking")
+    ranking = as_json(result.ablation).get("ranking")
     assert (ranking is not None) == ("baseline" in settings(name)), "who names what ranks has a ranking"
     if ranking is None:
         assert not (folder / "layers.json").exists()
@@ -112,7 +97,7 @@ def test_a_phase_with_a_ranking_writes_it_best_first(name, done):
     assert top == layers[:2]
     assert {(row["baseline"], row["rank_on"]) for row in layers} == {("stats", "val")}
     assert all(len(row["per_seed"]) == 2 for row in layers)
-    assert result.ablation["stability"]["seeds"] == 2
+    assert as_json(result.ablation)["stability"]["seeds"] == 2
 
 
 @pytest.mark.parametrize("name", PHASES)
@@ -121,7 +106,7 @@ def test_the_pictures_of_a_phase_are_there(name, done):
     pictures = {path.stem for path in folder.glob("*.png")}
     expected = {"accuracy", "learning_curves"} | {f"confusion_{one}" for one in result.config["representations"]}
     expected |= PICTURES.get(name, set())
-    if "ranking" in result.ablation:
+    if "ranking" in as_json(result.ablation):
         expected |= {"layer_importance", "importance_by_place"}
     assert pictures == expected == set(drawings(result))
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
@@ -142,9 +127,9 @@ def test_a_comparison_has_a_row_for_every_representation_and_arm(done):
     ]
     assert [row.test_accuracy.n for row in result.summary] == [2] * 10, "seeds: draws are averaged"
     pairs = [("top-2", "none"), ("random-2", "none"), ("worst-2", "none"), ("top-2", "random-2")]
-    assert [(row["representation"], row["ablation"], row["against"]) for row in result.ablation["differences"]] == [
-        (name, *pair) for name in ("stats", "delta_pca") for pair in pairs
-    ]
+    assert [
+        (row["representation"], row["ablation"], row["against"]) for row in as_json(result.ablation)["differences"]
+    ] == [(name, *pair) for name in ("stats", "delta_pca") for pair in pairs]
     (none, top) = (row for row in result.summary[:2])
     assert (none.features, top.features) == (7 * LAYERS, 7 * (LAYERS - 2))
     assert len(result.runs) == 2 * 2 * 7
@@ -152,18 +137,18 @@ def test_a_comparison_has_a_row_for_every_representation_and_arm(done):
 
 def test_top_k_of_one_representation_is_the_comparison_of_it(done):
     compared, alone = done("compare")[0], done("top_k")[0]
-    assert alone.ablation["removed"] == compared.ablation["removed"]
+    assert as_json(alone.ablation)["removed"] == as_json(compared.ablation)["removed"]
     assert alone.summary == compared.summary[:5]
-    ours, theirs = (one.ablation["differences"][:4] for one in (alone, compared))
+    ours, theirs = (as_json(one.ablation)["differences"][:4] for one in (alone, compared))
     assert [{**row, "holm": None} for row in ours] == [{**row, "holm": None} for row in theirs]
     assert all(few["holm"] <= many["holm"] for few, many in zip(ours, theirs, strict=True)), "more are corrected for"
 
 
 def test_the_published_protocol_is_marked(tmp_path):
     result = run(tmp_path / "run", *SMALL, "ablation=top_k", "representation=stats", "ablation.rank_on=test")
-    ranking = result.ablation["ranking"]
+    ranking = as_json(result.ablation)["ranking"]
     assert [row["accuracy"] for row in ranking] == [row["test_accuracy"] for row in ranking]
-    assert result.ablation["rank_on"] == "test"
+    assert as_json(result.ablation)["rank_on"] == "test"
     assert {row["rank_on"] for row in json.loads((tmp_path / "run" / "layers.json").read_text())} == {"test"}
     assert "TEST" in (tmp_path / "run" / "results.txt").read_text()
 
@@ -171,15 +156,15 @@ def test_the_published_protocol_is_marked(tmp_path):
 def test_a_baseline_of_modules_with_options_ranks_modules(tmp_path):
     words = ["ablation=layers", "representation=stats", "ablation.baseline={spectral: {on: delta}}"]
     result = run(tmp_path / "run", *SMALL, *words)
-    assert result.ablation["baseline"] == "spectral-on-delta"
-    assert len(result.ablation["ranking"]) == LAYERS // 2
-    assert len(result.ablation["top_layers"]) == 2, "modules"
+    assert as_json(result.ablation)["baseline"] == "spectral-on-delta"
+    assert len(as_json(result.ablation)["ranking"]) == LAYERS // 2
+    assert len(as_json(result.ablation)["top_layers"]) == 2, "modules"
 
 
 def test_one_run_is_enough(tmp_path):
     result = run(tmp_path / "run", *SMALL, "ablation=compare", "representations=[stats]", "num_runs=1")
-    assert result.ablation["stability"] == {"kendall_tau": None, "lowest": None, "seeds": 1}
-    assert read_result(tmp_path / "run" / "results.json").ablation["ranking"][0]["std"] is None
+    assert as_json(result.ablation)["stability"] == {"kendall_tau": None, "lowest": None, "seeds": 1, "of": "seeds"}
+    assert as_json(read_result(tmp_path / "run" / "results.json").ablation)["ranking"][0]["std"] is None
 
 
 def test_a_representation_of_which_nothing_is_left_has_its_row(tmp_path):
@@ -193,7 +178,7 @@ def test_a_representation_of_which_nothing_is_left_has_its_row(tmp_path):
     ]
     assert gone.test_accuracy.n == 0
     assert rows["stats", f"top-{LAYERS - 1}"].test_accuracy.n == 2
-    assert {row["representation"] for row in result.ablation["differences"]} == {"stats"}
+    assert {row["representation"] for row in as_json(result.ablation)["differences"]} == {"stats"}
     read_result(tmp_path / "run" / "results.json")
 
 

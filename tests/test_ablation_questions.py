@@ -32,6 +32,7 @@ from lorabench.representations.delta_spectral import DeltaSpectral
 from lorabench.representations.flat import Flat
 from lorabench.representations.norms import Norms
 from lorabench.representations.stats import Stats
+from tests.ablation_findings import as_json
 from tests.small_study import SMALL, evaluator_of, study_of
 from tests.synthetic_zoo import planted_zoo
 
@@ -84,7 +85,9 @@ def planted_names(study):
 
 def difference(findings, ablation, against="none"):
     (row,) = (
-        row for row in findings.ablation["differences"] if (row["ablation"], row["against"]) == (ablation, against)
+        row
+        for row in as_json(findings.ablation)["differences"]
+        if (row["ablation"], row["against"]) == (ablation, against)
     )
     return row
 
@@ -99,7 +102,7 @@ def mean_of(findings, ablation):
 
 @pytest.mark.parametrize("rank_on", ["val", "test"])
 def test_exactly_the_planted_layers_are_on_top_and_told_from_the_rest(planted, rank_on):
-    found = Layers("stats", rank_on, top_k=3).run(planted).ablation
+    found = as_json(Layers("stats", rank_on, top_k=3).run(planted).ablation)
     assert {row["layer"] for row in found["ranking"][:3]} == planted_names(planted)
     assert set(found["top_layers"]) == planted_names(planted)
     assert [row["tied_to"] <= 3 for row in found["ranking"]] == [True] * 3 + [False] * 9
@@ -109,7 +112,7 @@ def test_exactly_the_planted_layers_are_on_top_and_told_from_the_rest(planted, r
 
 
 def test_accuracy_falls_to_chance_when_they_go_and_stays_when_others_go(planted, compared):
-    assert set(compared.ablation["removed"]) == planted_names(planted)
+    assert set(as_json(compared.ablation)["removed"]) == planted_names(planted)
     everything = mean_of(compared, "none")
     assert everything > 0.75
     by_arm = {}
@@ -119,7 +122,7 @@ def test_accuracy_falls_to_chance_when_they_go_and_stays_when_others_go(planted,
         "none": 3, "top-3": 3, "worst-3": 3, "permuted": 3, **{f"random-3/{draw}": 3 for draw in range(1, 5)},
     }  # fmt: skip
     assert all_chance(by_arm["top-3"], 120)
-    (random,) = (arm for arm in compared.ablation["arms"] if arm["kind"] == "random")
+    (random,) = (arm for arm in as_json(compared.ablation)["arms"] if arm["kind"] == "random")
     for number, gone in enumerate(random["draws"], start=1):
         fall = everything - np.mean(by_arm[f"random-3/{number}"])
         assert fall > -0.06
@@ -145,8 +148,8 @@ def test_only_the_loss_of_the_planted_layers_is_told_from_nothing(compared):
 
 
 def test_arms_of_a_comparison_are_what_they_are_called(planted, compared):
-    arms = {arm["name"]: arm for arm in compared.ablation["arms"]}
-    order = [row["layer"] for row in compared.ablation["ranking"]]
+    arms = {arm["name"]: arm for arm in as_json(compared.ablation)["arms"]}
+    order = [row["layer"] for row in as_json(compared.ablation)["ranking"]]
     assert [arm["kind"] for arm in arms.values()] == ["none", "top", "random", "worst", "permuted"]
     assert arms["none"]["removed"] == arms["permuted"]["removed"] == []
     assert set(arms["top-3"]["removed"]) == set(order[:3])
@@ -168,7 +171,7 @@ def test_a_representation_that_cannot_see_the_signal_is_not_hurt(cache):
 
 def test_noise_reads_chance_everywhere(noise):
     found = Compare("stats", "val", 3, 3, worst=True, permuted=True).run(noise)
-    ranking = found.ablation["ranking"]
+    ranking = as_json(found.ablation)["ranking"]
     accuracies = [run.metrics["test_accuracy"] for run in found.runs]
     assert len(accuracies) == 2 * 3 * 7
     assert all_chance(accuracies, 120)
@@ -176,12 +179,14 @@ def test_noise_reads_chance_everywhere(noise):
     assert all_chance([row["val_accuracy"] for row in ranking], 120)
     # Twelve pairs of an interval of 95 % each would leave out zero now and then: the boundaries are what is shown.
     assert all(row["tied_to"] > row["rank"] for row in ranking[:-1])
-    assert min(row["p"] for row in found.ablation["differences"]) > 0.01 / len(found.ablation["differences"])
+    assert min(row["p"] for row in as_json(found.ablation)["differences"]) > 0.01 / len(
+        as_json(found.ablation)["differences"]
+    )
 
 
 def test_noise_ranks_by_luck_alone(noise):
     """What the validation split put on top is no better than the rest on the test split."""
-    found = Layers("stats", "val", 3).run(noise).ablation["ranking"]
+    found = as_json(Layers("stats", "val", 3).run(noise).ablation)["ranking"]
     val, test = ([row[f"{part}_accuracy"] for row in found] for part in ("val", "test"))
     assert kendalltau(val, test).pvalue > 0.01
     assert all_chance([float(np.mean(test[:3]))], 120)
@@ -192,8 +197,8 @@ def test_noise_ranks_by_luck_alone(noise):
 
 def test_the_curve_begins_with_all_layers_and_ends_with_one(planted):
     found = Progressive("stats", "val", points=1000, random_points=3, random_draws=2).run(planted)
-    order = [row["layer"] for row in found.ablation["ranking"]]
-    curve, evaluator = found.ablation["curve"], planted.evaluator
+    order = [row["layer"] for row in as_json(found.ablation)["ranking"]]
+    curve, evaluator = as_json(found.ablation)["curve"], planted.evaluator
     assert [point["layers"] for point in curve["remove"]] == list(range(12))
     assert [point["unit"] for point in curve["remove"]] == [None, *order[:11]]
     assert [point["layers"] for point in curve["keep"]] == list(range(1, 12))
@@ -206,7 +211,7 @@ def test_the_curve_begins_with_all_layers_and_ends_with_one(planted):
     for k in (1, 3, 11):
         assert curve["keep"][k - 1]["accuracy"] == pytest.approx(alone(order[:k]))
         assert curve["remove"][k]["accuracy"] == pytest.approx(alone(order[k:]))
-    assert curve["keep"][0]["accuracy"] == pytest.approx(found.ablation["ranking"][0]["test_accuracy"])
+    assert curve["keep"][0]["accuracy"] == pytest.approx(as_json(found.ablation)["ranking"][0]["test_accuracy"])
     assert all_chance([point["accuracy"] for point in curve["remove"][3:]], 120)
     assert min(point["accuracy"] for point in curve["keep"][2:]) > 0.8
     assert curve["remove"][0]["accuracy"] > curve["remove"][1]["accuracy"] > curve["remove"][2]["accuracy"]
@@ -220,14 +225,14 @@ def test_the_curve_begins_with_all_layers_and_ends_with_one(planted):
     ("points", "at"), [(2, [0, 11]), (3, [0, 6, 11]), (12, list(range(12))), (5, [0, 3, 6, 8, 11])]
 )
 def test_points_of_a_curve_are_evenly_spaced_with_both_ends(planted, points, at):
-    found = Progressive("stats", "val", points, random_points=0, random_draws=3).run(planted).ablation["curve"]
+    found = as_json(Progressive("stats", "val", points, random_points=0, random_draws=3).run(planted).ablation)["curve"]
     assert [point["layers"] for point in found["remove"]] == at
     assert found["random"] == []
 
 
 def test_a_curve_of_modules_stops_where_no_module_is_left(planted):
     study = study_of(planted.evaluator, {"delta": DeltaSpectral})
-    found = Progressive("stats", "val", 1000, 0, 0).run(study).ablation
+    found = as_json(Progressive("stats", "val", 1000, 0, 0).run(study).ablation)
     order = [row["layer"] for row in found["ranking"]]
     gone = [point["layers"] for point in found["curve"]["remove"]]
     whole = [
@@ -251,7 +256,7 @@ def test_groups_alone_and_without_them_are_all_layers(planted, by, monkeypatch):
         return evaluate(self, name, representation, arms, probe)
 
     monkeypatch.setattr(Evaluator, "evaluate", heard)
-    found = Grouping(by, "val").run(planted).ablation["groups"]
+    found = as_json(Grouping(by, "val").run(planted).ablation)["groups"]
     arms = {arm.name: set(arm.layers) for arm in asked}
     named = groups(planted.evaluator.everything, by)
     assert {row["group"]: row["layers"] for row in found["rows"]} == {name: len(own) for name, own in named.items()}
@@ -266,29 +271,29 @@ def test_groups_alone_and_without_them_are_all_layers(planted, by, monkeypatch):
 def test_differences_of_groups_are_those_of_the_arms(planted):
     found = Grouping("factor", "test").run(planted)
     everything = mean_of(found, "none")
-    rows = found.ablation["groups"]["rows"]
+    rows = as_json(found.ablation)["groups"]["rows"]
     assert {row["group"] for row in rows} == {"down", "up"}
     for row in rows:
-        assert row["without"]["mean"] - everything == pytest.approx(row["difference"])
-        assert row["low"] <= row["difference"] <= row["high"]
+        assert row["without"]["mean"] - everything == pytest.approx(row["lost"]["difference"])
+        assert row["lost"]["low"] <= row["lost"]["difference"] <= row["lost"]["high"]
         other = next(entry for entry in rows if entry is not row)
         assert row["without"]["mean"] == pytest.approx(other["alone"]["mean"])
     assert rows[0]["alone"]["mean"] >= rows[1]["alone"]["mean"]
-    assert (rows[0]["group"], rows[0]["high"] < 0) == ("up", True)  # two of the three planted layers
+    assert (rows[0]["group"], rows[0]["lost"]["high"] < 0) == ("up", True)  # two of the three planted layers
 
 
 def test_a_group_that_is_everything_has_no_without(cache):
     study = study_of(evaluator_of(planted_zoo({0: [0.0, 1.0, 2.0]}, 60, modules=2), cache))
-    (row,) = Grouping("block", "val").run(study).ablation["groups"]["rows"]
+    (row,) = as_json(Grouping("block", "val").run(study).ablation)["groups"]["rows"]
     assert row["layers"] == 4
-    assert row["without"] is row["difference"] is row["low"] is row["high"] is row["p"] is None
+    assert row["without"] is row["lost"] is None
 
 
 # Redundancy.
 
 
 def test_the_drop_is_the_difference_of_two_evaluated_arms(planted):
-    found = Redundancy("stats", "val").run(planted).ablation
+    found = as_json(Redundancy("stats", "val").run(planted).ablation)
     rows, evaluator = found["redundancy"]["rows"], planted.evaluator
     assert [row["layer"] for row in rows] == [row["layer"] for row in found["ranking"]]
     whole = evaluator.evaluate("stats", Stats(), [Arm("none", evaluator.everything)])[0].test_correct
@@ -308,7 +313,7 @@ def test_the_drop_is_the_difference_of_two_evaluated_arms(planted):
 def test_a_copy_reads_well_alone_and_is_not_missed(cache):
     zoo = planted_zoo({1: [0.0, 0.8, 1.6]}, 300, modules=2, copies={3: 1}, seed=5)
     study = study_of(evaluator_of(zoo, cache))
-    found = Redundancy("stats", "val").run(study).ablation
+    found = as_json(Redundancy("stats", "val").run(study).ablation)
     twins = {list(zoo.layers)[1], list(zoo.layers)[3]}
     assert {row["layer"] for row in found["ranking"][:2]} == twins
     arms = [study.all_layers(), study.without(twins, "neither")]
@@ -345,7 +350,7 @@ def test_layers_of_one_content_are_one_cluster_and_cluster_data_agree(cache):
     zoo = planted_zoo({1: [0.0, 0.8, 1.6], 4: [1.6, 0.0, 0.8]}, 300, copies={7: 1}, seed=6)
     names = list(zoo.layers)
     study = study_of(evaluator_of(zoo, cache, 3))
-    found = Clusters("stats", "val", threshold=None).run(study).ablation["clusters"]
+    found = as_json(Clusters("stats", "val", threshold=None).run(study).ablation)["clusters"]
     cluster = dict(zip(found["layers"], found["cluster"], strict=True))
     assert found["layers"] == names
     assert cluster[names[1]] == cluster[names[7]]
@@ -366,7 +371,7 @@ def test_layers_of_one_content_are_one_cluster_and_cluster_data_agree(cache):
 
 @pytest.mark.parametrize(("threshold", "clusters"), [(0, 12), (1, 1)])
 def test_a_threshold_of_ones_own(planted, threshold, clusters):
-    found = Clusters("stats", "val", threshold).run(planted).ablation["clusters"]
+    found = as_json(Clusters("stats", "val", threshold).run(planted).ablation)["clusters"]
     assert found["threshold"] == threshold
     assert len(set(found["cluster"])) == clusters
 
@@ -382,7 +387,7 @@ def test_one_seed_has_no_disagreement_with_itself_to_cut_at(planted):
     alone = study_of(replace(planted.evaluator, seeds=(0,)))
     with pytest.raises(LorabenchError, match="num_runs=2"):
         Clusters("stats", "val", None).run(alone)
-    assert Clusters("stats", "val", 0.5).run(alone).ablation["clusters"]["between_seeds"] is None
+    assert as_json(Clusters("stats", "val", 0.5).run(alone).ablation)["clusters"]["between_seeds"] is None
 
 
 def test_a_seed_that_failed_on_one_layer_is_left_out_of_the_tree(planted):
@@ -393,7 +398,7 @@ def test_a_seed_that_failed_on_one_layer_is_left_out_of_the_tree(planted):
     )
     tree = Clusters("stats", "val", None)._tree(ranking, CLASSES)
     said = [np.concatenate([one.val[:2], one.test[:2]], 1) for one in ranking.evaluations]
-    assert tree["between_seeds"] == pytest.approx(disagreement(said, CLASSES).diagonal().mean())
+    assert tree.between_seeds == pytest.approx(disagreement(said, CLASSES).diagonal().mean())
 
 
 def test_random_sets_differ_and_are_no_more_than_there_are():
@@ -413,7 +418,7 @@ def test_concepts_live_where_they_were_planted(cache):
     """Class 0 shifts layer 1 alone, class 1 shifts layer 2 alone, class 2 nothing."""
     zoo = planted_zoo({1: [1.5, 0.0, 0.0], 2: [0.0, 1.5, 0.0]}, 300, modules=3, seed=7)
     study = study_of(evaluator_of(zoo, cache, 2))
-    found = Concepts("stats", "val").run(study).ablation["concepts"]
+    found = as_json(Concepts("stats", "val").run(study).ablation)["concepts"]
     names = list(zoo.layers)
     assert found["classes"] == ["c0", "c1", "c2"]
     assert (found["best"]["c0"]["layer"], found["best"]["c1"]["layer"]) == (names[1], names[2])
@@ -434,9 +439,9 @@ def test_a_class_without_a_test_adapter_has_no_recall_and_no_best(cache):
     evaluator = evaluator_of(planted_zoo({1: [1.5, 0.0, 0.0]}, 90, modules=2), cache)
     rows = evaluator.split.test
     evaluator = replace(evaluator, split=replace(evaluator.split, test=rows[evaluator.labels[rows] != 2]))
-    found = Concepts("stats", "val").run(study_of(evaluator)).ablation["concepts"]
-    assert all(math.isnan(row[2]) and not math.isnan(row[0]) for row in found["recall"])
-    assert found["tau_within_classes"] is not None
+    found = Concepts("stats", "val").run(study_of(evaluator)).ablation.concepts
+    assert all(math.isnan(row[2]) and not math.isnan(row[0]) for row in found.recall)
+    assert found.tau_within_classes is not None
 
 
 def test_halves_of_classes_agree_as_much_as_halves_of_one_where_all_live_in_the_same_layers():
@@ -495,7 +500,7 @@ def test_shares_of_a_linear_model_by_hand():
 
 
 def test_planted_layers_get_the_largest_shares(planted):
-    found = Attribution("stats", "val", steps=16).run(planted).ablation["attribution"]
+    found = as_json(Attribution("stats", "val", steps=16).run(planted).ablation)["attribution"]
     rows = found["rows"]
     assert [row["layer"] for row in rows] == list(planted.zoo.layers)
     assert {row["layer"] for row in sorted(rows, key=lambda row: -row["share"])[:3]} == planted_names(planted)
@@ -506,7 +511,7 @@ def test_planted_layers_get_the_largest_shares(planted):
 
 def test_modules_have_shares_and_no_accuracy_beside_a_baseline_of_layers(planted):
     study = study_of(planted.evaluator, {"delta": DeltaSpectral})
-    found = Attribution("stats", "val", 4).run(study).ablation["attribution"]
+    found = as_json(Attribution("stats", "val", 4).run(study).ablation)["attribution"]
     assert [row["layer"] for row in found["rows"]] == [module.name for module in planted.zoo.modules]
     assert all(row["accuracy"] is None for row in found["rows"])
     assert found["kendall_tau"] is None

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from lorabench.ablation.ranking import Ranked, rank_layers, stability
+from lorabench.ablation.ranking import rank_layers, stability
 from lorabench.ablation.statistics import paired_difference, replicates
 from lorabench.errors import LorabenchError
+from lorabench.findings import Ranked, Stability
 
 
 def tables_of(rates, seeds=4, adapters=150, seed=0):
@@ -106,7 +107,7 @@ def test_ranking_of_one_seed_and_one_adapter():
     found = rank_layers(["a", "b"], val, tables_of([0.5, 0.5], seeds=1), "val")
     assert [(row.layer, row.accuracy, row.tied_to) for row in found] == [("b", 1, 2), ("a", 0, 2)]
     assert all(math.isnan(value) for row in found for value in (row.low, row.high, row.std))
-    assert stability(found) == {"kendall_tau": None, "lowest": None, "seeds": 1}
+    assert stability(found) == Stability(None, None, 1)
 
 
 def test_ranking_is_the_same_every_time():
@@ -132,21 +133,17 @@ def test_stability_against_scipy_over_the_pairs_of_seeds():
     val = tables_of(np.linspace(0.3, 0.6, 12), seeds=4, adapters=40)
     found = stability(rank_layers([str(i) for i in range(12)], val, val, "val", draws=50))
     pairs = [kendalltau(val[:, a].mean(1), val[:, b].mean(1)).statistic for a in range(4) for b in range(a)]
-    assert found == {
-        "kendall_tau": pytest.approx(np.mean(pairs)), "lowest": pytest.approx(np.min(pairs)), "seeds": 4,
-    }  # fmt: skip
-    assert found["lowest"] < found["kendall_tau"] < 1
+    assert found.kendall_tau == pytest.approx(np.mean(pairs))
+    assert found.lowest == pytest.approx(np.min(pairs))
+    assert found.seeds == 4
+    assert found.lowest < found.kendall_tau < 1
 
 
 def test_stability_of_a_single_layer_and_of_seeds_that_rate_all_the_same():
-    none = {"kendall_tau": None, "lowest": None, "seeds": 4}
+    none = Stability(None, None, 4)
     one = tables_of([0.5])
     assert stability(rank_layers(["a"], one, one, "val", draws=50)) == none
     flat = np.ones((3, 4, 5), bool)
     assert stability(rank_layers(list("abc"), flat, flat, "val", draws=50)) == none
     flat[:2, :2, 0] = False  # two of the four seeds have an order, the same one
-    assert stability(rank_layers(list("abc"), flat, flat, "val", draws=50)) == {
-        "kendall_tau": 1,
-        "lowest": 1,
-        "seeds": 4,
-    }
+    assert stability(rank_layers(list("abc"), flat, flat, "val", draws=50)) == Stability(1.0, 1.0, 4)

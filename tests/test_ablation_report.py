@@ -11,7 +11,7 @@ from rich.console import Console
 from lorabench.report import print_table, table_text, write_figures
 from lorabench.report.figures import drawings
 from lorabench.results import Run, read_result, summarise
-from tests.ablation_findings import CLASSES, PHASES, REPRESENTATIONS, an_ablation
+from tests.ablation_findings import CLASSES, PHASES, REPRESENTATIONS, an_ablation, as_json, with_changes
 
 
 def line_of(text, start):
@@ -58,7 +58,7 @@ def test_a_ranking_on_the_test_split_is_said(phase):
 
 def test_the_ranking_table_holds_the_best_twenty_whole():
     result = an_ablation("layers", "sd-128")
-    text, rows = table_text(result), result.ablation["ranking"]
+    text, rows = table_text(result), as_json(result.ablation)["ranking"]
     for row in rows[:20]:
         cells = line_of(text, str(row["rank"]))
         assert f" {row['layer']} " in cells
@@ -154,7 +154,7 @@ def test_off_a_terminal_nothing_is_spared():
 
 def test_the_curves_table_is_short_and_has_both_ends():
     result = an_ablation("progressive", "sd-128")
-    curve = result.ablation["curve"]
+    curve = as_json(result.ablation)["curve"]
     text = table_text(result)
     lines = text[text.index("without the k best") :].splitlines()[2:]
     rows = {int(line.split()[0]): line for line in itertools.takewhile(str.strip, lines)}
@@ -172,28 +172,28 @@ def test_the_curves_table_is_short_and_has_both_ends():
 
 def test_the_other_findings_have_their_numbers():
     result = an_ablation("grouping", "glyphs-32", by="projection")
-    for row in result.ablation["groups"]["rows"]:
+    for row in as_json(result.ablation)["groups"]["rows"]:
         cells = line_of(table_text(result), row["group"])
         assert f"{100 * row['alone']['mean']:.1f} ± 2.0 [" in cells
         assert ("–" in cells) == (row["without"] is None)
     result = an_ablation("redundancy", "glyphs-32")
-    for row in sorted(result.ablation["redundancy"]["rows"], key=lambda row: -row["drop"])[:20]:
+    for row in sorted(as_json(result.ablation)["redundancy"]["rows"], key=lambda row: -row["drop"])[:20]:
         ends = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
         assert f"{100 * row['drop']:+.1f} {ends}  0.200" in line_of(table_text(result), row["layer"])
     result = an_ablation("attribution", "glyphs-32")
-    best = max(result.ablation["attribution"]["rows"], key=lambda row: row["share"])
+    best = max(as_json(result.ablation)["attribution"]["rows"], key=lambda row: row["share"])
     assert f"{100 * best['share']:.1f} ± 0.2" in line_of(table_text(result), best["layer"])
     assert "Kendall's τ with the accuracy alone 0.31" in table_text(result)
     result = an_ablation("concepts", "glyphs-32")
-    for name, found in result.ablation["concepts"]["best"].items():
+    for name, found in as_json(result.ablation)["concepts"]["best"].items():
         assert line_of(table_text(result), name).split() == [name, f"{100 * found['recall']:.1f}", found["layer"]]
     assert line_of(table_text(result), CLASSES[-1]).split()[1:] == ["–", "–"]
     assert "0.21 between halves of two classes, 0.43 between those of one" in " ".join(table_text(result).split())
     result = an_ablation("clusters", "glyphs-32")
     text = table_text(result)
     shown = text[text.index("answer alike") :]
-    assert all(shown.count(layer) == 1 for layer in result.ablation["clusters"]["layers"])
-    ids = result.ablation["clusters"]["cluster"]
+    assert all(shown.count(layer) == 1 for layer in as_json(result.ablation)["clusters"]["layers"])
+    ids = as_json(result.ablation)["clusters"]["cluster"]
     for cluster in set(ids):
         assert line_of(shown, str(cluster)).split()[1] == str(ids.count(cluster))
 
@@ -214,17 +214,17 @@ def test_groups_are_said_to_be_ranked_on_the_test_split():
 
 def test_seeds_left_out_of_the_ranking_are_said():
     result = an_ablation("layers", "glyphs-12")
-    result.ablation["dropped_seeds"] = ["seed 2: [out] of memory"]
+    result = with_changes(result, dropped_seeds=["seed 2: [out] of memory"])
     assert "left out: seed 2: [out] of memory" in table_text(result)
 
 
 def test_modules_can_be_ranked_and_taken_away():
     result = an_ablation("compare", "glyphs-12")
-    found = result.ablation
+    found = as_json(result.ablation)
     modules = [row["layer"].removesuffix(".lora.up.weight") for row in found["ranking"] if ".up." in row["layer"]]
     found["ranking"] = [{**row, "layer": name} for name, row in zip(modules, found["ranking"], strict=False)]
     found["arms"][1]["removed"] = [f"{name}.lora.{side}.weight" for name in modules[:5] for side in ("down", "up")]
-    text = table_text(result)
+    text = table_text(with_changes(result, ranking=found["ranking"], arms=found["arms"]))
     assert f"  {modules[0]} " in line_of(text, "1")
     assert "10 of 12 layers taken away" in " ".join(text.split())
     assert "top 5" in text

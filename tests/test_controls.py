@@ -13,6 +13,7 @@ from lorabench.report import table_text
 from lorabench.report.figures import drawings
 from lorabench.representations.controls import Ceiling, DeltaNorm, Recipe
 from lorabench.zoo import Stack
+from tests.ablation_findings import as_json
 from tests.conftest import TINY_ZOO
 from tests.small_study import evaluator_of, run, study_of
 from tests.synthetic_zoo import deltas, make_zoo, planted_zoo, regauged
@@ -62,7 +63,8 @@ def test_the_ceiling_is_the_zoos_own():
 @pytest.mark.parametrize("signal", [{0: [0.7, -0.7]}, {}], ids=["signal", "noise"])
 def test_a_representation_is_above_the_best_control_only_where_there_is_something(signal, tmp_path):
     zoo = with_ceiling(planted_zoo(signal, 240, classes=2, modules=2))  # as large an update in either class
-    found = NoAblation(controls=True).run(study_of(evaluator_of(zoo, tmp_path, 3))).ablation["controls"]
+    found = NoAblation(controls=True).run(study_of(evaluator_of(zoo, tmp_path, 3))).ablation
+    found = as_json(found)["controls"]
     rows = {row["name"]: row for row in found["rows"]}
     assert set(rows) == {"recipe", "norm", "norm by module", "permuted labels", "chance", "ceiling"}
     assert [name for name, row in rows.items() if row["kind"] == "ceiling"] == ["ceiling"]
@@ -89,5 +91,5 @@ def test_a_comparison_shows_its_controls(tmp_path):
     axes = drawings(result)["accuracy"]().axes[0]
     assert any("best control" in str(line.get_label()) for line in axes.get_lines())
     without = run(tmp_path / "without", *words, "ablation.controls=false")
-    assert "controls" not in without.ablation
+    assert without.ablation.controls is None
     assert without.summary == result.summary

@@ -20,7 +20,7 @@ from lorabench.report import table_text
 from lorabench.representations.norms import Norms
 from lorabench.representations.stats import Stats
 from lorabench.zoo.splits import fold_splits, split_zoo
-from tests.ablation_findings import an_ablation
+from tests.ablation_findings import an_ablation, as_json, with_changes
 from tests.small_study import SHARES, SMALL, evaluator_of, study_of
 from tests.synthetic_zoo import planted_zoo
 
@@ -108,7 +108,7 @@ def test_the_ranking_by_folds_never_sees_a_test_label(parts):
 
 def test_planted_layers_are_on_top_and_folds_are_told(parts):
     study = replace(study_of(parts[0]), others=parts[1:], folds=2)
-    found = Layers("stats", "val", top_k=2).run(study).ablation
+    found = as_json(Layers("stats", "val", top_k=2).run(study).ablation)
     planted = {study.evaluator.everything[i] for i in PLANTED}
     assert set(found["top_layers"]) == planted
     assert found["folds"] == 2
@@ -120,9 +120,9 @@ def test_planted_layers_are_on_top_and_folds_are_told(parts):
 
 def test_folds_do_not_touch_the_published_protocol(parts):
     study = study_of(parts[0])
-    plain, folded = (replace(study, folds=folds).rank("test").as_data() for folds in (1, 3))
+    plain, folded = (replace(study, folds=folds).rank("test").found("layers") for folds in (1, 3))
     assert plain == folded
-    assert folded["folds"] == 1
+    assert folded.folds == 1
 
 
 SURE, NONE, WIDE = CorrectedT(-0.2, 0.01, 4), CorrectedT(0.0, 0.005, 4), CorrectedT(-0.04, 0.03, 4)
@@ -147,18 +147,18 @@ CALM = [-0.01] * 20
     ],
 )
 def test_a_verdict_follows_from_its_tests(fall, fall_p, beside, drawn, expected):
-    found = verdict(fall, fall_p, beside, drawn, 0.03)
-    assert found["verdict"] == expected
+    found = verdict("stats", fall, fall_p, beside, drawn, 0.03)
+    assert found.verdict == expected
     if expected == "redundant":
         low, high = fall.interval(0.9)
         assert -0.03 < low < high < 0.03
-    assert (found["more"] is None) == (expected != "undecided")
+    assert (found.more is None) == (expected != "undecided")
 
 
 def test_how_much_more_data_goes_by_the_square_of_the_interval():
     low, high = WIDE.interval(0.9)
-    assert verdict(WIDE, 0.2, WIDE, CALM, 0.03)["more"] == pytest.approx(((high - low) / 0.06) ** 2)
-    assert np.isnan(verdict(ONE_SPLIT, 0.2, ONE_SPLIT, CALM, 0.03)["more"])
+    assert verdict("stats", WIDE, 0.2, WIDE, CALM, 0.03).more == pytest.approx(((high - low) / 0.06) ** 2)
+    assert np.isnan(verdict("stats", ONE_SPLIT, 0.2, ONE_SPLIT, CALM, 0.03).more)
     assert as_t(None).interval()[0] != as_t(None).interval()[0]
 
 
@@ -166,7 +166,7 @@ def comparison(zoo, cache, representations, **options):
     parts = splits_of(zoo, cache, 4)
     study = replace(study_of(parts[0], representations), others=parts[1:], folds=2)
     options = {"top_k": 2, "random_draws": 20, "worst": False, "permuted": False, "margin": 0.1} | options
-    found = Compare("stats", "val", **options).run(study).ablation
+    found = as_json(Compare("stats", "val", **options).run(study).ablation)
     return {row["representation"]: row for row in found["verdicts"]}, found
 
 
@@ -209,11 +209,11 @@ def test_depth_is_that_of_blocks_by_factor_and_projection():
     rng = np.random.default_rng(1)
     rates = np.array([0.1 + 0.13 * (i // 4) if i % 2 else 0.8 - 0.13 * (i // 4) for i in range(24)])
     correct = rng.random((24, 3, 300)) < rates[:, None, None]
-    found = {row["layers"]: row for row in depth_correlations(layers, Crossed(correct, None, None))}
+    found = {row.layers: row for row in depth_correlations(layers, Crossed(correct, None, None))}
     assert set(found) == {"all", "down", "up", "q", "k"}
-    assert found["up"]["rho"] > 0.9
-    assert found["down"]["rho"] < -0.9
-    assert found["all"]["low"] < 0 < found["all"]["high"]
+    assert found["up"].rho > 0.9
+    assert found["down"].rho < -0.9
+    assert found["all"].low < 0 < found["all"].high
     depth = np.repeat(np.arange(6), 4)
     for name, index in (
         ("all", np.arange(24)),
@@ -221,17 +221,16 @@ def test_depth_is_that_of_blocks_by_factor_and_projection():
         ("q", np.flatnonzero(np.arange(24) % 4 < 2)),
     ):
         expected = spearmanr(correct.mean((1, 2))[index], depth[index]).statistic
-        assert found[name]["rho"] == pytest.approx(expected)
-        assert found[name]["count"] == len(index)
-        assert found[name]["low"] <= found[name]["rho"] + 1e-9
+        assert found[name].rho == pytest.approx(expected)
+        assert found[name].count == len(index)
+        assert found[name].low <= found[name].rho + 1e-9
     assert depth_correlations(layers[:8], Crossed(correct[:8], None, None)) == [], "two blocks"
 
 
 def test_the_table_of_layers_says_each_p_under_its_name():
     result = an_ablation("layers", "glyphs-12")
-    rows = [{**row, "p": 0.123, "holm": 0.456} for row in result.ablation["ranking"]]
-    found = {**result.ablation, "ranking": rows, "folds": 3}
-    text = table_text(replace(result, ablation=found))
+    rows = [{**row, "p": 0.123, "holm": 0.456} for row in as_json(result.ablation)["ranking"]]
+    text = table_text(with_changes(result, ranking=rows, folds=3))
     header = next(line for line in text.splitlines() if line.lstrip().startswith("rank"))
     line = next(line for line in text.splitlines() if rows[0]["layer"] in line)
     assert "cv acc [95 %]" in header

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from lorabench.ablation.none import NoneFinding
 from lorabench.adapters import load as load_adapter
 from lorabench.errors import LorabenchError
 from lorabench.interpolation import interpolate, line_between
@@ -55,7 +56,7 @@ def _result(zoo: Zoo, place: Path) -> Result:
         dataset={"name": zoo.name, "config": dataset, "fingerprint": zoo.fingerprint},
         split={}, target="category", classes=["c0", "c1", "c2"], chance=0.3,
         config={"dataset": dataset, "target": "category", "seed": 0, "split": SHARES},
-        runs=[], summary=[], seconds={}, environment={},
+        runs=[], summary=[], seconds={}, environment={}, ablation=NoneFinding("none", [], []),
     )  # fmt: skip
 
 

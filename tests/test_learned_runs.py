@@ -16,6 +16,7 @@ from lorabench.report import table_text
 from lorabench.representations.norms import Norms
 from lorabench.representations.stats import Stats
 from lorabench.results import read_result
+from tests.ablation_findings import as_json
 from tests.conftest import TINY_ZOO
 from tests.small_study import evaluator_of, run, study_of
 from tests.synthetic_zoo import planted_zoo
@@ -126,7 +127,7 @@ def test_the_strategies_compare_with_and_without_the_best_layers(name, represent
     result = run(
         tmp_path / "run", *SMALL, "splits=1", f"experiment={name}", f"representations={text}", "ablation.random_draws=1"
     )
-    assert result.ablation["name"] == "compare"
+    assert as_json(result.ablation)["name"] == "compare"
     assert {row.representation.split("-")[0] for row in result.summary} == representations
     assert all(row.test_accuracy.n == 2 for row in result.summary)
     assert {label.split("-")[0] for label in result.learned} == representations & set(THREE)
@@ -136,14 +137,14 @@ def test_differences_between_representations_are_paired(tmp_path):
     zoo = planted_zoo({0: (0.0, 1.0, 2.0)})
     study = study_of(evaluator_of(zoo, tmp_path), {"stats": Stats, "norms": Norms})
     found = NoAblation(against=["norms"]).run(study)
-    (row,) = found.ablation["between"]
+    (row,) = as_json(found.ablation)["between"]
     first, second = (study.evaluate(name, make(), [study.all_layers()])[0] for name, make in study.chosen.items())
     truth = paired_difference(first.test_correct, second.test_correct, study.test_groups)
     assert (row["representation"], row["against"]) == ("stats", "norms")
     assert (row["difference"], row["low"], row["high"], row["p"]) == (truth.difference, truth.low, truth.high, truth.p)
     accuracy = {one.representation: one.test_accuracy.mean for one in found.summary}
     assert row["difference"] == pytest.approx(accuracy["stats"] - accuracy["norms"])
-    assert [one["against"] for one in NoAblation().run(study).ablation["between"]] == ["stats"], "the first by default"
+    assert [one.against for one in NoAblation().run(study).ablation.between] == ["stats"], "the first by default"
     with pytest.raises(LorabenchError, match=r"^ablation\.against=pca is none of the representations: stats, norms"):
         NoAblation(against=["pca"]).run(study)
 

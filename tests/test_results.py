@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from lorabench.ablation.none import NoneFinding
 from lorabench.report import print_table, table_text, write_figures
 from lorabench.results import METRICS, SCHEMA, Result, Run, Statistic, environment, read_result, summarise
 
@@ -39,6 +40,7 @@ def a_result(representations=("stats", "flat"), classes=3, seeds=3, failed=None)
         split={"train": 42, "val": 6, "test": 12, "by_source": False},
         target="category", classes=[f"class {i}" for i in range(classes)], chance=1 / classes,
         config={"seed": 0}, runs=runs, summary=summary, seconds={"zoo": 1.5}, environment=environment(),
+        ablation=NoneFinding("none", [], []),
     )  # fmt: skip
 
 

@@ -17,13 +17,14 @@ from lorabench.ablation.progressive import Progressive
 from lorabench.ablation.study import with_holm
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, held_out, held_out_rows, merged
+from lorabench.findings import Compared, Corrected
 from lorabench.report import table_text
 from lorabench.representations.flat import Flat
 from lorabench.representations.pca import PCA
 from lorabench.representations.stats import Stats
 from lorabench.results import Run, Variance, read_result
 from lorabench.zoo.splits import split_zoo
-from tests.ablation_findings import an_ablation
+from tests.ablation_findings import an_ablation, as_json, with_changes
 from tests.conftest import TINY_ZOO
 from tests.small_study import SHARES, SMALL, evaluator_of, run, study_of
 from tests.synthetic_zoo import planted_zoo
@@ -73,7 +74,7 @@ def test_differences_are_the_corrected_t_of_the_splits_own(parts, study):
         for name, make in CHOSEN.items():
             (own,) = one.evaluate(name, make(), [Arm("none", one.everything)])
             means[name].append(own.test_correct.mean(1))
-    between = found.ablation["between"]
+    between = as_json(found.ablation)["between"]
     assert [row["representation"] for row in between] == ["flat", "pca"]
     ratio = np.mean([len(one.split.test) / len(one.split.train) for one in parts])
     for row in between:
@@ -89,14 +90,14 @@ def test_differences_are_the_corrected_t_of_the_splits_own(parts, study):
 def test_what_a_split_takes_away_is_ranked_by_its_own_validation_adapters(parts, study):
     phase = Compare("stats", "val", top_k=2, random_draws=2, worst=True, permuted=True)
     found = phase.run(replace(study, chosen={"stats": Stats}))
-    arms = {arm["name"]: arm for arm in found.ablation["arms"]}
+    arms = {arm["name"]: arm for arm in as_json(found.ablation)["arms"]}
     for number, one in enumerate(parts):
         alone = study_of(one).rank("val")
         assert set(arms["top-2"]["by_split"][number]) == set(alone.units[:2])
         assert set(arms["worst-2"]["by_split"][number]) == set(alone.units[-2:])
-    stable = found.ablation["stability"]
+    stable = as_json(found.ablation)["stability"]
     assert (stable["seeds"], stable["of"]) == (3, "splits")
-    assert all(len(row["per_seed"]) == 3 for row in found.ablation["ranking"])
+    assert all(len(row["per_seed"]) == 3 for row in as_json(found.ablation)["ranking"])
     permuted = next(row for row in found.summary if row.ablation == "permuted")
     assert permuted.test_accuracy.n == 6
     assert permuted.test_accuracy.mean < 0.55
@@ -104,7 +105,7 @@ def test_what_a_split_takes_away_is_ranked_by_its_own_validation_adapters(parts,
 
 def test_random_layers_come_from_all_and_are_the_same_on_every_split(study):
     found = Compare("stats", "val", 2, 15, worst=False, permuted=False).run(replace(study, chosen={"stats": Stats}))
-    (random,) = (arm for arm in found.ablation["arms"] if arm["kind"] == "random")
+    (random,) = (arm for arm in as_json(found.ablation)["arms"] if arm["kind"] == "random")
     assert len(random["draws"]) == 15, "every pair of six layers"
     assert {layer for draw in random["draws"] for layer in draw} == set(study.zoo.layers)
 
@@ -112,16 +113,19 @@ def test_random_layers_come_from_all_and_are_the_same_on_every_split(study):
 def test_one_split_is_what_it_was(parts):
     alone = study_of(parts[0], CHOSEN)
     found = NoAblation(["stats"]).run(alone)
-    assert all(row["corrected"] is None for row in found.ablation["between"])
+    assert all(row["corrected"] is None for row in as_json(found.ablation)["between"])
     assert {run.split for run in found.runs} == {0}
     assert math.isnan(found.summary[0].variance.split)
-    assert "of" not in alone.rank("val").as_data()["stability"]
+    assert alone.rank("val").found("layers").stability.of == "seeds"
 
 
 def test_families_are_corrected_each_by_itself():
-    rows = [{"kind": kind, "corrected": {"p": p}, "p": 0.9} for kind, p in (("a", 0.01), ("b", 0.02), ("a", 0.04))]
-    assert [row["holm"] for row in with_holm(rows, ("kind",))] == pytest.approx([0.02, 0.02, 0.04])
-    assert [row["holm"] for row in with_holm(rows)] == pytest.approx([0.03, 0.04, 0.04])
+    rows = [
+        Compared(0.1, 0.0, 0.2, 0.9, 3, 9, Corrected(0.0, 0.2, p, 0.1, 3), representation=kind)
+        for kind, p in (("a", 0.01), ("b", 0.02), ("a", 0.04))
+    ]
+    assert [row.holm for row in with_holm(rows, lambda row: row.representation)] == pytest.approx([0.02, 0.02, 0.04])
+    assert [row.holm for row in with_holm(rows)] == pytest.approx([0.03, 0.04, 0.04])
 
 
 def test_variance_components_are_those_that_made_the_numbers():
@@ -165,7 +169,7 @@ def test_a_run_over_splits_says_so_everywhere(tmp_path):
     assert "intervals and p are the corrected resampled t over 2 splits" in text
     assert "stats: better are none; worse are none" in text
     row["corrected"] |= {"low": 0.01, "high": 0.2}
-    sure = replace(result, ablation={**result.ablation, "between": [{**row, "difference": 0.1, "holm": 0.01}]})
+    sure = with_changes(result, between=[{**row, "difference": 0.1, "holm": 0.01}])
     assert "stats: better are norms; worse are none" in " ".join(table_text(sure).split())
 
 

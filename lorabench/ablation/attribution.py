@@ -15,9 +15,36 @@ from lorabench.ablation.study import Findings, Study
 from lorabench.classifiers import ClassifierFactory, Fitted, Problem
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Probe
+from lorabench.findings import Number, RankedFinding
 from lorabench.storage import files_hash
 
-__all__ = ["Attribution", "integrated_gradients"]
+__all__ = ["Attribution", "AttributionFinding", "Share", "Shares", "integrated_gradients"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A unit's share of the attribution, its deviation over seeds, and its test accuracy alone where it is ranked."""
+
+    layer: str
+    share: Number
+    std: Number
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Shares:
+    """A row a unit, and Kendall's τ of share and accuracy."""
+
+    representation: str
+    rows: list[Share]
+    kendall_tau: float | None
+
+
+@dataclass(frozen=True)
+class AttributionFinding(RankedFinding):
+    """Where the classifier of all layers looks."""
+
+    attribution: Shares
 
 
 def integrated_gradients(
@@ -77,20 +104,16 @@ class Attribution:
         found = study.evaluate(name, representation, [study.all_layers()], probe)
         alone = {row.layer: row.test_accuracy for row in ranking.rows}
         known = [shares for shares in found[0].probes if shares]
-        rows: list[dict[str, Any]] = []
+        rows = []
         for unit in found[0].units if known else ():
             shares = [one[unit] for one in known]
             std = float(np.std(shares, ddof=1)) if len(shares) > 1 else float("nan")
             # A unit of another kind than the baseline's (a module beside layers) has no accuracy alone.
-            rows.append({"layer": unit, "share": float(np.mean(shares)), "std": std, "accuracy": alone.get(unit)})
-        pairs = [(row["share"], row["accuracy"]) for row in rows if row["accuracy"] is not None]
+            rows.append(Share(unit, float(np.mean(shares)), std, alone.get(unit)))
+        pairs = [(row.share, row.accuracy) for row in rows if row.accuracy is not None]
         tau = agreement([p[0] for p in pairs], [p[1] for p in pairs]) if pairs else None
-        data = {
-            "name": self.name,
-            **ranking.as_data(),
-            "attribution": {"representation": name, "rows": rows, "kendall_tau": tau},
-        }
-        return study.findings(found[0], representation, data)
+        said = AttributionFinding(**vars(ranking.found(self.name)), attribution=Shares(name, rows, tau))
+        return study.findings(found[0], representation, said)
 
 
 def _shares(

@@ -10,8 +10,39 @@ from jaxtyping import Float64
 from lorabench.ablation.ranking import Ranking
 from lorabench.ablation.study import Findings, Study, good_seeds
 from lorabench.errors import LorabenchError
+from lorabench.findings import RankedFinding
 
-__all__ = ["Clusters", "disagreement"]
+__all__ = ["Clusters", "ClustersFinding", "Tree", "disagreement"]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Layers that answer alike.
+
+    Attributes:
+        layers: their names.
+        order: numbers of the layers, as leaves stand in the tree.
+        linkage: scipy's, [layers - 1, 4].
+        cluster: of each layer.
+        distance: between any two, [layers, layers].
+        threshold: at which clusters are cut.
+        between_seeds: mean distance between two seeds of one layer; None with one seed.
+    """
+
+    layers: list[str]
+    order: list[int]
+    linkage: list[list[float]]
+    cluster: list[int]
+    distance: list[list[float]]
+    threshold: float
+    between_seeds: float | None
+
+
+@dataclass(frozen=True)
+class ClustersFinding(RankedFinding):
+    """The tree of the layers."""
+
+    clusters: Tree
 
 
 def disagreement(predicted: Sequence[np.ndarray], n_classes: int) -> Float64[np.ndarray, "layers layers"]:
@@ -71,10 +102,10 @@ class Clusters:
         if len(study.zoo.layers) < 2:
             raise LorabenchError(f"ablation={self.name} needs at least two layers, and {study.zoo.name} has one")
         ranking = study.rank(self.rank_on)
-        data = {"name": self.name, **ranking.as_data(), "clusters": self._tree(ranking, study.evaluator.n_classes)}
-        return study.baseline_findings(data)
+        tree = self._tree(ranking, study.evaluator.n_classes)
+        return study.baseline_findings(ClustersFinding(**vars(ranking.found(self.name)), clusters=tree))
 
-    def _tree(self, ranking: Ranking, n_classes: int) -> dict[str, Any]:
+    def _tree(self, ranking: Ranking, n_classes: int) -> Tree:
         from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
         from scipy.spatial.distance import squareform
 
@@ -87,12 +118,12 @@ class Clusters:
             raise LorabenchError("ablation.threshold=null: one seed alone has trained on every layer; give a threshold")
         np.fill_diagonal(distance, 0.0)
         tree = linkage(squareform(distance, checks=False), "average")
-        return {
-            "layers": [one.arm.name for one in ranking.evaluations],
-            "order": leaves_list(tree).tolist(),
-            "linkage": tree.tolist(),
-            "cluster": fcluster(tree, threshold, "distance").tolist(),
-            "distance": distance.tolist(),
-            "threshold": threshold,
-            "between_seeds": own,
-        }
+        return Tree(
+            layers=[one.arm.name for one in ranking.evaluations],
+            order=leaves_list(tree).tolist(),
+            linkage=tree.tolist(),
+            cluster=fcluster(tree, threshold, "distance").tolist(),
+            distance=distance.tolist(),
+            threshold=threshold,
+            between_seeds=own,
+        )

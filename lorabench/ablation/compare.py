@@ -2,20 +2,76 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from lorabench.ablation.controls import control_rows
+from lorabench.ablation.controls import Controls, control_rows
 from lorabench.ablation.ranking import Ranking
 from lorabench.ablation.study import Findings, Study, with_holm
-from lorabench.ablation.verdict import as_t, verdict
+from lorabench.ablation.verdict import Verdict, as_t, verdict
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluation
+from lorabench.findings import Compared, RankedFinding
 from lorabench.results import Run, Summary
 
-__all__ = ["Compare", "random_units"]
+__all__ = ["Compare", "CompareFinding", "Fall", "Taken", "random_units"]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The layers that an arm takes away.
+
+    Attributes:
+        name: the `ablation` of its rows.
+        kind: "none", "top", "random", "worst" or "permuted".
+        removed: names of the layers, on the first split.
+        by_split: the same on each.
+        draws: the same of each set of random ones, instead.
+    """
+
+    name: str
+    kind: str
+    removed: list[str] = field(default_factory=list)
+    by_split: list[list[str]] = field(default_factory=list)
+    draws: list[list[str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fall(Compared):
+    """The difference that an ablation makes: to `against`, "none" or another ablation."""
+
+    ablation: str
+    against: str
+
+
+@dataclass(frozen=True)
+class CompareFinding(RankedFinding):
+    """Representations with and without the best layers.
+
+    Attributes:
+        top_k: how many units are taken away.
+        removed: their layers.
+        arms: what every arm takes away.
+        differences: between arms, of every representation.
+        margin: of equivalence.
+        verdicts: a row a representation whose fall is known.
+        controls: where they are asked for.
+    """
+
+    top_k: int
+    removed: list[str]
+    arms: list[Taken]
+    differences: list[Fall]
+    margin: float
+    verdicts: list[Verdict]
+    controls: Controls | None = None
+
+    @property
+    def marked(self) -> int:
+        """What is taken away."""
+        return self.top_k
 
 
 def random_units(units: Sequence[str], k: int, draws: int, seed: int) -> list[list[str]]:
@@ -71,35 +127,34 @@ class Compare:
         kinds = self._kinds(study, ranking)
         runs: list[Run] = []
         summary: list[Summary] = []
-        differences: list[dict[str, Any]] = []
+        differences: list[Fall] = []
         whole: list[Evaluation] = []
         permuted: list[Evaluation] = []
         drawn: dict[str, list[float]] = {}
         for name, make in study.chosen.items():
             representation = make()
             flat = [arm for arms in kinds.values() for arm in arms]
-            found = iter(study.evaluate(name, representation, flat))
-            by_kind = {kind: [next(found) for _ in arms] for kind, arms in kinds.items()}
+            evaluated = iter(study.evaluate(name, representation, flat))
+            by_kind = {kind: [next(evaluated) for _ in arms] for kind, arms in kinds.items()}
             whole += by_kind["none"]
             permuted += by_kind.get("permuted", [])
             runs += study.runs([one for kind in by_kind.values() for one in kind])
             summary += [study.row(of_kind, representation, kind) for kind, of_kind in by_kind.items()]
             differences += self._differences(study, name, by_kind)
             drawn[name] = _changes(study, by_kind["none"][0], by_kind.get(f"random-{self.top_k}", []))
-        differences = with_holm(differences, ("ablation", "against"))
-        data = {
-            "name": self.name,
-            **ranking.as_data(),
-            "top_k": self.top_k,
-            "removed": sorted(ranking.layers_of(ranking.units[: self.top_k]), key=study.evaluator.everything.index),
-            "arms": [self._described(study, kind, arms) for kind, arms in kinds.items()],
-            "differences": differences,
-            "margin": self.margin,
-            "verdicts": self._verdicts(differences, drawn),
-        }
-        if self.controls:
-            data["controls"] = control_rows(study, whole, *permuted[:1])
-        return Findings(runs, summary, data)
+        differences = with_holm(differences, lambda row: (row.ablation, row.against))
+        gone = sorted(ranking.layers_of(ranking.units[: self.top_k]), key=study.evaluator.everything.index)
+        found = CompareFinding(
+            **vars(ranking.found(self.name)),
+            top_k=self.top_k,
+            removed=gone,
+            arms=[self._described(study, kind, arms) for kind, arms in kinds.items()],
+            differences=differences,
+            margin=self.margin,
+            verdicts=self._verdicts(differences, drawn),
+            controls=control_rows(study, whole, *permuted[:1]) if self.controls else None,
+        )
+        return Findings(runs, summary, found)
 
     def _kinds(self, study: Study, ranking: Ranking) -> dict[str, list[list[Arm]]]:
         """The arms, one a split, by what the table calls them."""
@@ -118,7 +173,7 @@ class Compare:
             kinds["permuted"] = [[Arm("permuted", study.evaluator.everything, permuted=True)] * splits]
         return kinds
 
-    def _differences(self, study: Study, name: str, by_kind: dict[str, list[Evaluation]]) -> list[dict[str, Any]]:
+    def _differences(self, study: Study, name: str, by_kind: dict[str, list[Evaluation]]) -> list[Fall]:
         """Every removal against none, and the top k against as many random ones."""
         top, random = f"top-{self.top_k}", f"random-{self.top_k}"
         pairs = [(kind, "none") for kind in by_kind if kind not in ("none", "permuted")]
@@ -127,27 +182,26 @@ class Compare:
         for kind, against in pairs:
             difference = study.difference(by_kind[kind], by_kind[against])
             if difference is not None:
-                found.append({"representation": name, "ablation": kind, "against": against, **difference})
+                found.append(Fall(**vars(difference), representation=name, ablation=kind, against=against))
         return found
 
-    def _verdicts(self, differences: Sequence[dict[str, Any]], drawn: dict[str, list[float]]) -> list[dict[str, Any]]:
+    def _verdicts(self, differences: Sequence[Fall], drawn: dict[str, list[float]]) -> list[Verdict]:
         """One a representation whose fall is known."""
-        known = {(row["representation"], row["ablation"], row["against"]): row for row in differences}
+        known = {(row.representation, row.ablation, row.against): row for row in differences}
         top, random, found = f"top-{self.top_k}", f"random-{self.top_k}", []
         for name, changes in drawn.items():
             fall = known.get((name, top, "none"))
             if fall is not None:
                 beside = as_t(known.get((name, top, random)))
-                said = verdict(as_t(fall), fall["holm"], beside, changes, self.margin)
-                found.append({"representation": name, **said, "draws": len(changes)})
+                found.append(verdict(name, as_t(fall), fall.holm, beside, changes, self.margin))
         return found
 
-    def _described(self, study: Study, name: str, arms: Sequence[Sequence[Arm]]) -> dict[str, Any]:
+    def _described(self, study: Study, name: str, arms: Sequence[Sequence[Arm]]) -> Taken:
         kind = name.split("-", 1)[0]
         if kind == "random":
-            return {"name": name, "kind": kind, "draws": [_gone(study, draw[0]) for draw in arms]}
+            return Taken(name, kind, draws=[_gone(study, draw[0]) for draw in arms])
         by_split = [_gone(study, arm) for arm in arms[0]]
-        return {"name": name, "kind": kind, "removed": by_split[0], "by_split": by_split}
+        return Taken(name, kind, by_split[0], by_split)
 
 
 def _changes(study: Study, everything: Evaluation, draws: Sequence[Evaluation]) -> list[float]:

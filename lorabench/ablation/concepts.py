@@ -10,8 +10,44 @@ from lorabench.ablation.ranking import Ranking
 from lorabench.ablation.statistics import kendall_tau
 from lorabench.ablation.study import Findings, Study, good_seeds
 from lorabench.adapters.places import by_depth
+from lorabench.findings import Number, RankedFinding
 
-__all__ = ["Concepts"]
+__all__ = ["Best", "ByClass", "Concepts", "ConceptsFinding"]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The layer with the best validation recall of a class, that recall, and the layer's test recall."""
+
+    layer: str
+    val_recall: Number
+    recall: Number
+
+
+@dataclass(frozen=True)
+class ByClass:
+    """What each layer alone finds of each class.
+
+    Attributes:
+        classes, layers: names.
+        recall: test recall of each class by each layer, [layers, classes]; NaN of a class without test adapters.
+        best: class -> its best layer.
+        tau_between_classes, tau_within_classes: agreement of the layers' order between halves (`halves_agreement`).
+    """
+
+    classes: list[str]
+    layers: list[str]
+    recall: list[list[Number]]
+    best: dict[str, Best]
+    tau_between_classes: float | None
+    tau_within_classes: float | None
+
+
+@dataclass(frozen=True)
+class ConceptsFinding(RankedFinding):
+    """The classes by layer."""
+
+    concepts: ByClass
 
 
 @dataclass
@@ -41,11 +77,11 @@ class Concepts:
         """One row for all layers, and the classes by layer."""
         study.check_one_split(self.name)
         ranking = study.rank(self.rank_on)
-        data = {"name": self.name, **ranking.as_data(), "concepts": _by_class(study, ranking)}
-        return study.baseline_findings(data)
+        by_class = _by_class(study, ranking)
+        return study.baseline_findings(ConceptsFinding(**vars(ranking.found(self.name)), concepts=by_class))
 
 
-def _by_class(study: Study, ranking: Ranking) -> dict[str, Any]:
+def _by_class(study: Study, ranking: Ranking) -> ByClass:
     order = by_depth([one.arm.name for one in ranking.evaluations])
     by_name = {one.arm.name: one for one in ranking.evaluations}
     labels, split, n_classes = study.evaluator.labels, study.evaluator.split, len(study.classes)
@@ -57,19 +93,12 @@ def _by_class(study: Study, ranking: Ranking) -> dict[str, Any]:
     recall, chosen_by = _recall(test, labels[split.test], n_classes), _recall(val, labels[split.val], n_classes)
     between, within = halves_agreement(test, labels[split.test], n_classes)
     best = {
-        study.classes[c]: {"layer": order[at], "val_recall": float(chosen_by[at, c]), "recall": float(recall[at, c])}
+        study.classes[c]: Best(order[at], float(chosen_by[at, c]), float(recall[at, c]))
         for c in range(n_classes)
         if not np.isnan(chosen_by[:, c]).any()
         for at in [int(chosen_by[:, c].argmax())]
     }
-    return {
-        "classes": list(study.classes),
-        "layers": list(order),
-        "recall": recall.tolist(),
-        "best": best,
-        "tau_between_classes": between,
-        "tau_within_classes": within,
-    }
+    return ByClass(list(study.classes), list(order), recall.tolist(), best, between, within)
 
 
 def halves_agreement(

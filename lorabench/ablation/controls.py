@@ -1,17 +1,52 @@
 """Rows that a representation must be above, and the one that it cannot be: controls and the ceiling of a table."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lorabench.ablation.study import Study, measured, with_holm
 from lorabench.evaluation import Arm, Evaluation
+from lorabench.findings import LEVEL, Compared, Measured
 from lorabench.representations.controls import Ceiling, Control, DeltaNorm, Recipe
-from lorabench.results import LEVEL, claimed
 
-__all__ = ["control_rows"]
+__all__ = ["Above", "ControlRow", "Controls", "best_control", "control_rows"]
+
+
+@dataclass(frozen=True)
+class ControlRow:
+    """A control or the ceiling.
+
+    Attributes:
+        name: what the table calls it.
+        text: what it reads.
+        kind: "control" or "ceiling".
+        accuracy: on the test adapters; None where it failed.
+        error: why it failed.
+    """
+
+    name: str
+    text: str
+    kind: str
+    accuracy: Measured | None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Above(Compared):
+    """The difference of a representation to the `best` control, and whether it is `above` it."""
+
+    best: str
+    above: bool = False
+
+
+@dataclass(frozen=True)
+class Controls:
+    """All rows, and every representation beside the best of them."""
+
+    rows: list[ControlRow]
+    above: list[Above]
+
 
 _CONTROLS: dict[str, tuple[str, Control]] = {
     "recipe": ("how they were made: all that the labels know, rank, scale and presence of modules", Recipe()),
@@ -21,7 +56,7 @@ _CONTROLS: dict[str, tuple[str, Control]] = {
 _CEILING = ("what the adapters were trained on", Ceiling())
 
 
-def control_rows(study: Study, evaluated: Sequence[Evaluation], permuted: Evaluation | None = None) -> dict[str, Any]:
+def control_rows(study: Study, evaluated: Sequence[Evaluation], permuted: Evaluation | None = None) -> Controls:
     """The controls of a comparison by the same classifier, and whether each representation is above the best of them.
 
     The best control is the one with the highest test accuracy, which makes the claim harder, not easier. Differences
@@ -31,10 +66,6 @@ def control_rows(study: Study, evaluated: Sequence[Evaluation], permuted: Evalua
         study: of the comparison.
         evaluated: every representation with all layers.
         permuted: the first of them with permuted labels, where that is known already.
-
-    Returns:
-        `rows`: {name, text, kind, accuracy} of each control, chance and the ceiling; `above`: of each representation
-        the difference to the `best` one, and whether it is `above` it.
     """
     (first, make), zoo = next(iter(study.chosen.items())), study.zoo
     found = {
@@ -52,14 +83,18 @@ def control_rows(study: Study, evaluated: Sequence[Evaluation], permuted: Evalua
     if _CEILING[1].known(zoo):
         ceiling = study.evaluate("ceiling", _CEILING[1], [study.all_layers()])[0]
         rows.append(_row(study, "ceiling", _CEILING[0], "ceiling", ceiling))
-    known = [row for row in rows if row["kind"] == "control" and row["accuracy"]]
-    best = max(known, key=lambda row: float(row["accuracy"]["mean"]), default=None)
-    above = [] if best is None else _above(study, evaluated, best["name"], found[best["name"]][1])
-    return {"rows": rows, "above": above}
+    best = best_control(rows)
+    return Controls(rows, [] if best is None else _above(study, evaluated, best.name, found[best.name][1]))
 
 
-def _row(study: Study, name: str, text: str, kind: str, one: Evaluation) -> dict[str, Any]:
-    return {"name": name, "text": text, "kind": kind, "accuracy": measured([one], study)[0], "error": one.error}
+def best_control(rows: Sequence[ControlRow]) -> ControlRow | None:
+    """The control with the highest accuracy; None where none is known."""
+    known = [(row.accuracy.mean, row) for row in rows if row.kind == "control" and row.accuracy]
+    return max(known, key=lambda pair: pair[0])[1] if known else None
+
+
+def _row(study: Study, name: str, text: str, kind: str, one: Evaluation) -> ControlRow:
+    return ControlRow(name, text, kind, measured([one], study)[0], one.error)
 
 
 def _majority(study: Study, one: Evaluation) -> Evaluation:
@@ -73,10 +108,10 @@ def _majority(study: Study, one: Evaluation) -> Evaluation:
     return replace(one, representation="chance", runs=runs, test=predicted, test_correct=truth == said)
 
 
-def _above(study: Study, evaluated: Sequence[Evaluation], best: str, control: Evaluation) -> list[dict[str, Any]]:
+def _above(study: Study, evaluated: Sequence[Evaluation], best: str, control: Evaluation) -> list[Above]:
     rows = [
-        {"representation": one.representation, "best": best, **difference}
+        Above(**vars(difference), representation=one.representation, best=best)
         for one in evaluated
         if (difference := study.difference([one], [control])) is not None
     ]
-    return [{**row, "above": claimed(row)["low"] > 0 and row["holm"] < LEVEL} for row in with_holm(rows)]
+    return [replace(row, above=row.claimed.low > 0 and row.holm < LEVEL) for row in with_holm(rows)]

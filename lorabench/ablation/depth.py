@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -10,13 +10,25 @@ from jaxtyping import Float, Int64
 from lorabench.ablation.crossed import Crossed
 from lorabench.ablation.statistics import interval, mean_correct, replicates
 from lorabench.adapters.places import groups
+from lorabench.findings import Number
 
-__all__ = ["depth_correlations", "spearman"]
+__all__ = ["DepthCorrelation", "depth_correlations", "spearman"]
 
 _FEWEST = 3
 
 
-def depth_correlations(layers: Sequence[str], right: Crossed, draws: int = 2000) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class DepthCorrelation:
+    """Spearman's ρ of accuracy with depth, and its interval, over `count` layers; `layers` says which."""
+
+    layers: str
+    count: int
+    rho: Number
+    low: Number
+    high: Number
+
+
+def depth_correlations(layers: Sequence[str], right: Crossed, draws: int = 2000) -> list[DepthCorrelation]:
     """Spearman's ρ between a layer's accuracy and the number of its block, of all layers, by factor and by projection.
 
     The interval is that of `replicates`, the accuracies of whose draws are correlated as the accuracies themselves
@@ -29,7 +41,7 @@ def depth_correlations(layers: Sequence[str], right: Crossed, draws: int = 2000)
         draws: number of resamples.
 
     Returns:
-        `{layers, count, rho, low, high}` of every set; ρ is NaN where all accuracies are the same.
+        One of every set; ρ is NaN where all accuracies are the same.
     """
     blocks = [found for name, found in groups(layers, "block").items() if name != "other"]
     number = {layer: place for place, members in enumerate(blocks) for layer in members}
@@ -44,7 +56,7 @@ def depth_correlations(layers: Sequence[str], right: Crossed, draws: int = 2000)
             continue
         rho = float(spearman(accuracy[None, index], depth)[0])
         low, high = interval(spearman(values[:, index], depth))
-        found.append({"layers": name, "count": len(index), "rho": rho, "low": float(low), "high": float(high)})
+        found.append(DepthCorrelation(name, len(index), rho, float(low), float(high)))
     return found
 
 

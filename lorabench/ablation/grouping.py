@@ -1,13 +1,50 @@
 """Whole groups of layers: blocks, attention kinds, projections, factors, thirds of the depth."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from lorabench.ablation.ranking import check_rank_on
 from lorabench.ablation.study import Findings, Study, measured
 from lorabench.adapters.places import groups
+from lorabench.findings import Difference, Measured, Number, OrderedFinding
 
-__all__ = ["Grouping"]
+__all__ = ["Group", "Grouping", "GroupingFinding", "Groups"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some layers.
+
+    Attributes:
+        group: their name.
+        layers: their number.
+        val_accuracy: of them alone.
+        alone: their test accuracy; None where no member has trained.
+        without: that of all others; None where there are none.
+        lost: `without` minus all layers.
+    """
+
+    group: str
+    layers: int
+    val_accuracy: Number
+    alone: Measured | None
+    without: Measured | None
+    lost: Difference | None
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A row a group, the best alone first."""
+
+    by: str
+    representation: str
+    rows: list[Group]
+
+
+@dataclass(frozen=True)
+class GroupingFinding(OrderedFinding):
+    """Groups of layers, alone and taken away."""
+
+    groups: Groups
 
 
 @dataclass
@@ -37,27 +74,17 @@ class Grouping:
         everything = evaluations[0]
         alone = dict(zip(found, evaluations[1:], strict=False))
         left = dict(zip(some, evaluations[1 + len(found) :], strict=True))
-        rows: list[dict[str, Any]] = []
+        rows = []
         for group, layers in found.items():
             own, rest = alone[group], left.get(group)
-            difference = study.difference([rest], [everything]) if rest else None
-            rows.append(
-                {
-                    "group": group,
-                    "layers": len(layers),
-                    "val_accuracy": study.row([own], representation, group).val_accuracy.mean,
-                    "alone": measured([own], study)[0],
-                    "without": measured([rest], study)[0] if rest else None,
-                    **(difference or dict.fromkeys(("difference", "low", "high", "p"))),
-                }
-            )
+            val_accuracy = study.row([own], representation, group).val_accuracy.mean
+            (by_itself,) = measured([own], study)
+            without = measured([rest], study)[0] if rest else None
+            lost = study.difference([rest], [everything]) if rest else None
+            rows.append(Group(group, len(layers), val_accuracy, by_itself, without, lost))
         if self.rank_on == "test":
-            rows.sort(key=lambda row: -(row["alone"] or {"mean": -1.0})["mean"])
+            rows.sort(key=lambda row: -(row.alone.mean if row.alone else -1.0))
         else:
-            rows.sort(key=lambda row: -row["val_accuracy"] if row["alone"] else 1.0)
-        data = {
-            "name": self.name,
-            "rank_on": self.rank_on,
-            "groups": {"by": self.by, "representation": name, "rows": rows},
-        }
-        return study.findings(everything, representation, data)
+            rows.sort(key=lambda row: -row.val_accuracy if row.alone else 1.0)
+        said = GroupingFinding(self.name, self.rank_on, Groups(self.by, name, rows))
+        return study.findings(everything, representation, said)

@@ -3,11 +3,32 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lorabench.ablation.depth import depth_correlations
+from lorabench.ablation.depth import DepthCorrelation, depth_correlations
 from lorabench.ablation.study import Findings, Study
 from lorabench.errors import LorabenchError
+from lorabench.findings import RankedFinding
 
-__all__ = ["Layers"]
+__all__ = ["Layers", "LayersFinding"]
+
+
+@dataclass(frozen=True)
+class LayersFinding(RankedFinding):
+    """The ranking.
+
+    Attributes:
+        top_k: how many are named as the top.
+        top_layers: their names, best first.
+        depth: how accuracy goes with depth.
+    """
+
+    top_k: int
+    top_layers: list[str]
+    depth: list[DepthCorrelation]
+
+    @property
+    def marked(self) -> int:
+        """The top."""
+        return self.top_k
 
 
 @dataclass
@@ -33,11 +54,6 @@ class Layers:
             raise LorabenchError(f"ablation.top_k={self.top_k}: a whole number from 1 is needed")
         ranking = study.rank(self.rank_on)
         top = ranking.units[: self.top_k]
-        data = {
-            "name": self.name,
-            **ranking.as_data(),
-            "top_k": len(top),
-            "top_layers": top,
-            "depth": depth_correlations(list(ranking.layers), ranking.right),
-        }
-        return study.baseline_findings(data)
+        depth = depth_correlations(list(ranking.layers), ranking.right)
+        found = LayersFinding(**vars(ranking.found(self.name)), top_k=len(top), top_layers=top, depth=depth)
+        return study.baseline_findings(found)

@@ -1,15 +1,37 @@
 """All layers stand."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from lorabench.ablation.controls import control_rows
+from lorabench.ablation.controls import Controls, control_rows
 from lorabench.ablation.study import Findings, Study, with_holm
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Evaluation
+from lorabench.findings import Compared, Finding
 from lorabench.results import Run, Summary
 
-__all__ = ["NoAblation"]
+__all__ = ["Between", "NoAblation", "NoneFinding"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Between(Compared):
+    """The difference of a representation to the one that it is compared with."""
+
+    against: str
+
+
+@dataclass(frozen=True)
+class NoneFinding(Finding):
+    """Representations on all layers.
+
+    Attributes:
+        against: names of those that the others are compared with.
+        between: a row a pair.
+        controls: where they are asked for.
+    """
+
+    against: list[str]
+    between: list[Between]
+    controls: Controls | None = None
 
 
 @dataclass
@@ -47,15 +69,12 @@ class NoAblation:
             evaluated[name] = study.evaluate(name, representation, [study.all_layers()])
             runs += study.runs(evaluated[name])
             summary.append(study.row(evaluated[name], representation, "none"))
-        data: dict[str, Any] = {"name": self.name}
         pairs = [(name, other) for name in names for other in against if name != other]
         between = [
-            {"representation": name, "against": other, **found}
+            Between(**vars(found), representation=name, against=other)
             for name, other in pairs
             if (found := study.difference(evaluated[name], evaluated[other])) is not None
         ]
-        if between:
-            data |= {"against": against, "between": with_holm(between)}
-        if self.controls:
-            data["controls"] = control_rows(study, [one for found in evaluated.values() for one in found])
-        return Findings(runs, summary, data)
+        whole = [one for found in evaluated.values() for one in found]
+        controls = control_rows(study, whole) if self.controls else None
+        return Findings(runs, summary, NoneFinding(self.name, against, with_holm(between), controls))

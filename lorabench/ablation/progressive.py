@@ -10,8 +10,48 @@ from lorabench.ablation.compare import random_units
 from lorabench.ablation.study import Findings, Study, measured
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Evaluation
+from lorabench.findings import Number, RankedFinding
 
-__all__ = ["Progressive"]
+__all__ = ["Curve", "Drawn", "Progressive", "ProgressiveFinding", "Step"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Test accuracy with `layers` taken away, or kept; `unit` is the last of them, None with none."""
+
+    layers: int
+    unit: str | None
+    accuracy: Number
+    std: Number
+    low: Number
+    high: Number
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Mean test accuracy of the draws of `layers` random ones, and of the lowest and the highest draw."""
+
+    layers: int
+    accuracy: Number
+    low: Number
+    high: Number
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The best taken away, the best kept, and random ones taken away."""
+
+    representation: str
+    remove: list[Step]
+    keep: list[Step]
+    random: list[Drawn]
+
+
+@dataclass(frozen=True)
+class ProgressiveFinding(RankedFinding):
+    """What is left as layers go."""
+
+    curve: Curve
 
 
 @dataclass
@@ -60,17 +100,14 @@ class Progressive:
         found = study.evaluate(name, representation, [*removing, *keeping, *random])
         removed, kept = found[: len(at)], found[len(at) : len(at) + len(keeping)]
         units = [None, *ranking.units]
-        data = {
-            "name": self.name,
-            **ranking.as_data(),
-            "curve": {
-                "representation": name,
-                "remove": _curve(study, at, [units[k] for k in at], removed),
-                "keep": _curve(study, at[1:], [units[k] for k in at[1:]], kept),
-                "random": _band(study, drawn, found[len(at) + len(keeping) :]),
-            },
-        }
-        return study.findings(removed[0], representation, data)
+        curve = Curve(
+            name,
+            _curve(study, at, [units[k] for k in at], removed),
+            _curve(study, at[1:], [units[k] for k in at[1:]], kept),
+            _band(study, drawn, found[len(at) + len(keeping) :]),
+        )
+        said = ProgressiveFinding(**vars(ranking.found(self.name)), curve=curve)
+        return study.findings(removed[0], representation, said)
 
 
 def _spaced(count: int, points: int) -> list[int]:
@@ -82,21 +119,21 @@ def _spaced(count: int, points: int) -> list[int]:
 
 def _curve(
     study: Study, at: Sequence[int], units: Sequence[str | None], evaluations: Sequence[Evaluation]
-) -> list[dict[str, Any]]:
+) -> list[Step]:
     """A point a number of layers; where no unit of the representation is left there is none."""
     return [
-        {"layers": k, "unit": unit, "accuracy": found["mean"], **{key: found[key] for key in ("std", "low", "high")}}
+        Step(k, unit, found.mean, found.std, found.low, found.high)
         for k, unit, found in zip(at, units, measured(evaluations, study), strict=True)
         if found is not None
     ]
 
 
-def _band(study: Study, at: Sequence[int], evaluations: Sequence[Evaluation]) -> list[dict[str, float | int]]:
+def _band(study: Study, at: Sequence[int], evaluations: Sequence[Evaluation]) -> list[Drawn]:
     """Mean, lowest and highest of the draws' mean test accuracies."""
-    band: list[dict[str, float | int]] = []
+    band = []
     for k in at:
         own = [one for one in evaluations if one.arm.name.startswith(f"random-{k}/")]
-        means = [found["mean"] for found in measured(own, study) if found is not None]
+        means = [found.mean for found in measured(own, study) if found is not None]
         if means:
-            band.append({"layers": k, "accuracy": float(np.mean(means)), "low": min(means), "high": max(means)})
+            band.append(Drawn(k, float(np.mean(means)), min(means), max(means)))
     return band

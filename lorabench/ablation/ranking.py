@@ -1,8 +1,7 @@
 """The order of the layers by what each alone predicts, and how far that order can be trusted."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Integer
@@ -12,39 +11,9 @@ from lorabench.ablation.inference import holm
 from lorabench.ablation.statistics import interval, kendall_tau, mean_correct, replicates, two_sided
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Evaluation
+from lorabench.findings import Ranked, RankedFinding, Stability
 
-__all__ = ["Ranked", "Ranking", "check_rank_on", "rank_layers", "stability"]
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """A layer's place in the ranking. Accuracies are fractions.
-
-    Attributes:
-        layer: its name.
-        rank: from 1, the best.
-        accuracy: mean over seeds on the split that ranks.
-        low, high: its 95 % interval over seeds and groups of adapters; NaN for one seed and one group.
-        std: sample standard deviation over seeds on that split; NaN for one seed.
-        val_accuracy, test_accuracy: mean over seeds on the two splits.
-        per_seed: accuracy of each seed on the split that ranks; over several splits, of each split.
-        tied_to: the last rank that the layer cannot be told from; its own where it is told from the next one.
-        p: two-sided bootstrap p of no difference to the best layer on the split that ranks; 1 for the best itself.
-        holm: the same, corrected for all other layers of the ranking.
-    """
-
-    layer: str
-    rank: int
-    accuracy: float
-    low: float
-    high: float
-    std: float
-    val_accuracy: float
-    test_accuracy: float
-    per_seed: list[float]
-    tied_to: int
-    p: float
-    holm: float
+__all__ = ["Ranking", "check_rank_on", "rank_layers", "stability"]
 
 
 @dataclass(frozen=True)
@@ -82,16 +51,14 @@ class Ranking:
         """All layers of some units."""
         return {layer for unit in units for layer in self.layers[unit]}
 
-    def as_data(self) -> dict[str, Any]:
-        """For results.json."""
-        return {
-            "baseline": self.baseline,
-            "rank_on": self.rank_on,
-            "folds": self.folds,
-            "ranking": [asdict(row) for row in self.rows],
-            "stability": stability(self.rows) | ({"of": "splits"} if len(self.by_split) > 1 else {}),
-            "dropped_seeds": self.dropped,
-        }
+    def found(self, name: str) -> RankedFinding:
+        """As the finding of a phase has it.
+
+        Args:
+            name: of the ablation.
+        """
+        stable = stability(self.rows, "splits" if len(self.by_split) > 1 else "seeds")
+        return RankedFinding(name, self.rank_on, self.baseline, self.folds, self.rows, stable, self.dropped)
 
 
 def check_rank_on(rank_on: str) -> None:
@@ -170,23 +137,13 @@ def rank_layers(
     ]  # fmt: skip
 
 
-def stability(ranking: Sequence[Ranked]) -> dict[str, float | int | None]:
-    """How far the seeds agree on the order: mean and lowest Kendall's τ-b over the pairs of seeds.
-
-    Both are None where no pair has one: a single seed or layer, or seeds that rate all layers the same. A pair
-    with such a seed counts in neither.
-
-    Returns:
-        "kendall_tau", "lowest" and "seeds", the number of seeds.
-    """
+def stability(ranking: Sequence[Ranked], of: str = "seeds") -> Stability:
+    """How far the seeds, or splits, that `per_seed` has a value of agree on the order."""
     scores = np.array([row.per_seed for row in ranking]).T
     pairs = kendall_tau(scores)[np.triu_indices(len(scores), 1)]
     defined = pairs[~np.isnan(pairs)]
-    return {
-        "kendall_tau": float(defined.mean()) if defined.size else None,
-        "lowest": float(defined.min()) if defined.size else None,
-        "seeds": len(scores),
-    }
+    mean, lowest = (float(defined.mean()), float(defined.min())) if defined.size else (None, None)
+    return Stability(mean, lowest, len(scores), of)
 
 
 def _tied_to(values: Float64[np.ndarray, "draws ranks"]) -> list[int]:

@@ -7,8 +7,37 @@ import numpy as np
 
 from lorabench.ablation.statistics import kendall_tau
 from lorabench.ablation.study import Findings, Study
+from lorabench.findings import Number, RankedFinding
 
-__all__ = ["Redundancy", "agreement"]
+__all__ = ["Missed", "Redundancies", "Redundancy", "RedundancyFinding", "agreement"]
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A layer's test accuracy alone, and what all others lose without it: drop, interval and p."""
+
+    layer: str
+    accuracy: Number
+    drop: Number
+    low: Number
+    high: Number
+    p: Number
+
+
+@dataclass(frozen=True)
+class Redundancies:
+    """A row a layer, and Kendall's τ of accuracy and drop."""
+
+    representation: str
+    rows: list[Missed]
+    kendall_tau: float | None
+
+
+@dataclass(frozen=True)
+class RedundancyFinding(RankedFinding):
+    """What is lost without each layer."""
+
+    redundancy: Redundancies
 
 
 def agreement(first: list[float], second: list[float]) -> float | None:
@@ -40,16 +69,15 @@ class Redundancy:
         arms = [study.all_layers()]
         arms += [study.without(set(ranking.layers[row.layer]), f"without {row.layer}") for row in ranking.rows]
         everything, *rest = study.evaluate(name, representation, arms)
-        rows: list[dict[str, Any]] = []
-        for row, one in zip(ranking.rows, rest, strict=True):
-            lost = study.difference([everything], [one])
-            if lost is not None:
-                kept = {key: lost[key] for key in ("low", "high", "p")}
-                rows.append({"layer": row.layer, "accuracy": row.test_accuracy, "drop": lost["difference"], **kept})
-        tau = agreement([row["accuracy"] for row in rows], [row["drop"] for row in rows]) if rows else None
-        data = {
-            "name": self.name,
-            **ranking.as_data(),
-            "redundancy": {"representation": name, "rows": rows, "kendall_tau": tau},
-        }
-        return study.findings(everything, representation, data)
+        lost = [
+            (row, change)
+            for row, one in zip(ranking.rows, rest, strict=True)
+            if (change := study.difference([everything], [one])) is not None
+        ]
+        rows = [
+            Missed(row.layer, row.test_accuracy, change.difference, change.low, change.high, change.p)
+            for row, change in lost
+        ]
+        tau = agreement([row.accuracy for row in rows], [row.drop for row in rows]) if rows else None
+        found = RedundancyFinding(**vars(ranking.found(self.name)), redundancy=Redundancies(name, rows, tau))
+        return study.findings(everything, representation, found)

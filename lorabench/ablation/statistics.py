@@ -13,33 +13,15 @@ test: `tested` says which. The corrected t of `lorabench.ablation.inference` sta
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Integer, UInt8
 
-__all__ = ["Difference", "interval", "kendall_tau", "mean_correct", "paired_difference", "replicates", "two_sided"]
+from lorabench.findings import Difference
+
+__all__ = ["interval", "kendall_tau", "mean_correct", "paired_difference", "replicates", "two_sided"]
 
 _NUMBERS = 2_000_000  # float64 values in one intermediate array: 16 MB
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far one arm is ahead of another.
-
-    Attributes:
-        difference: mean accuracy of the first minus that of the second.
-        low, high: its interval; NaN where nothing could be resampled (one seed and one group).
-        p: two-sided bootstrap p-value of no difference; NaN likewise.
-        seeds, adapters: what the means run over.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    seeds: int
-    adapters: int
 
 
 def replicates(
@@ -138,7 +120,7 @@ def paired_difference(
 
     >>> right, wrong = np.ones((2, 9), bool), np.zeros((2, 9), bool)
     >>> paired_difference(right, wrong, draws=1999)
-    Difference(difference=1.0, low=1.0, high=1.0, p=0.001, seeds=2, adapters=9)
+    Difference(difference=1.0, low=1.0, high=1.0, p=0.001, seeds=2, adapters=9, corrected=None)
 
     Args:
         first: 1 where the prediction is right, [seeds, adapters]; a mean where one seed has several draws.

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,13 +15,15 @@ from lorabench.ablation.ranking import Ranking, check_rank_on, rank_layers
 from lorabench.ablation.statistics import interval, mean_correct, paired_difference, replicates
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluation, Evaluator, Probe, held_out, held_out_rows, merged
+from lorabench.findings import Compared, Corrected, Difference, Finding, Measured
 from lorabench.representations import Representation
-from lorabench.results import Run, Summary, claimed, summarise
+from lorabench.results import Run, Summary, summarise
 from lorabench.zoo import Zoo
 from lorabench.zoo.splits import Split
 
 __all__ = ["Ablation", "Findings", "Study", "good_seeds", "measured", "with_holm"]
 
+Row = TypeVar("Row", bound=Compared)
 CANNOT_GO_ON = (LorabenchError, MemoryError, torch.OutOfMemoryError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 """What makes one representation fail and lets the others go on."""
 
@@ -33,12 +35,12 @@ class Findings:
     Attributes:
         runs: of the members that read several layers.
         summary: a row a representation and set of arms.
-        ablation: everything else, as plain data (docs/ablation.md).
+        ablation: everything else.
     """
 
     runs: list[Run]
     summary: list[Summary]
-    ablation: dict[str, Any]
+    ablation: Finding
 
 
 @dataclass
@@ -233,18 +235,18 @@ class Study:
             or [Run(one.representation, one.arm.name, self.evaluator.seeds[0], error=one.error)]
         ]
 
-    def findings(self, everything: Evaluation, representation: Representation, data: dict[str, Any]) -> Findings:
+    def findings(self, everything: Evaluation, representation: Representation, found: Finding) -> Findings:
         """What was found, with one row for the table: the representation on all layers, already evaluated."""
-        return Findings(self.runs([everything]), [self.row([everything], representation, "none")], data)
+        return Findings(self.runs([everything]), [self.row([everything], representation, "none")], found)
 
-    def baseline_findings(self, data: dict[str, Any]) -> Findings:
+    def baseline_findings(self, found: Finding) -> Findings:
         """The same with the row of the representation that ranks."""
         name, make = self.baseline
         representation = make()
         (everything,) = self.evaluate(name, representation, [self.all_layers()])
-        return self.findings(everything, representation, data)
+        return self.findings(everything, representation, found)
 
-    def difference(self, first: Sequence[Evaluation], second: Sequence[Evaluation]) -> dict[str, Any] | None:
+    def difference(self, first: Sequence[Evaluation], second: Sequence[Evaluation]) -> Difference | None:
         """Test accuracy of `first` minus that of `second`, paired by seed and adapter; draws are averaged first.
 
         None where no seed has trained on both. Over several splits `difference` is the mean over splits of the means
@@ -255,17 +257,15 @@ class Study:
             return None
         ours, theirs, good = paired
         if len(self.splits) == 1:
-            return {**asdict(paired_difference(ours, theirs, self.test_groups)), "corrected": None}
+            return paired_difference(ours, theirs, self.test_groups)
         rows, tested = self.by_split(ours - theirs, good, "test")
         gains = mean_correct(rows[None], tested, 2).T
         found = paired_difference(rows, np.zeros_like(rows), self.test_groups, tested=tested)
         ratio = float(np.mean([len(split.test) / len(split.train) for split in self.splits]))
         corrected = corrected_t(gains, ratio)
         low, high = corrected.interval()
-        return {
-            **asdict(replace(found, difference=corrected.mean, seeds=len(good))),
-            "corrected": {"low": low, "high": high, "p": corrected.p, "error": corrected.error, "splits": len(gains)},
-        }
+        beside = Corrected(low, high, corrected.p, corrected.error, len(gains))
+        return replace(found, difference=corrected.mean, seeds=len(good), corrected=beside)
 
     def change(self, first: Sequence[Evaluation], second: Sequence[Evaluation]) -> float:
         """`difference` without what tells its error; NaN where no seed has trained on both."""
@@ -322,9 +322,9 @@ def _averaged(draws: Sequence[Run]) -> Run:
     return replace(draws[0], metrics=metrics)
 
 
-def measured(evaluations: Sequence[Evaluation], study: Study) -> list[dict[str, float] | None]:
-    """Test accuracy of every arm: mean, std, n over seeds, and its 95 % interval; None where no member has trained."""
-    found: list[dict[str, float] | None] = []
+def measured(evaluations: Sequence[Evaluation], study: Study) -> list[Measured | None]:
+    """Test accuracy of every arm; None where no member has trained."""
+    found: list[Measured | None] = []
     for one in evaluations:
         good = [seed for seed, run in enumerate(one.runs) if run.error is None]
         if not good:
@@ -336,7 +336,7 @@ def measured(evaluations: Sequence[Evaluation], study: Study) -> list[dict[str, 
         low, high = interval(replicates(rows[None], study.test_groups, tested=cells))
         std = float(per_seed.std(ddof=1)) if len(good) > 1 else float("nan")
         mean = float(correct.mean() if len(study.splits) == 1 else per_seed.mean())
-        found.append({"mean": mean, "std": std, "n": len(good), "low": float(low[0]), "high": float(high[0])})
+        found.append(Measured(mean, std, len(good), float(low[0]), float(high[0])))
     return found
 
 
@@ -353,21 +353,20 @@ def good_seeds(evaluations: Sequence[Evaluation], refuse: bool = True) -> tuple[
     return good, list(errors.values())
 
 
-def with_holm(rows: Sequence[dict[str, Any]], family: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Differences with `holm`: their p (of the corrected t over several splits) corrected for all of their family.
+def with_holm(rows: Sequence[Row], family: Callable[[Row], object] = lambda _: None) -> list[Row]:
+    """Differences with `holm`: the p of their claims corrected for all of their family.
 
     Args:
-        rows: of `Study.difference`.
-        family: keys whose values rows of one family have in common.
+        rows: of any families.
+        family: what those of one family have in common.
     """
-    families: dict[tuple[Any, ...], list[int]] = {}
+    families: dict[object, list[int]] = {}
     for number, row in enumerate(rows):
-        families.setdefault(tuple(row[key] for key in family), []).append(number)
+        families.setdefault(family(row), []).append(number)
     adjusted: dict[int, float] = {}
     for numbers in families.values():
-        p = [claimed(rows[number])["p"] for number in numbers]
-        adjusted |= dict(zip(numbers, holm(p), strict=True))
-    return [{**row, "holm": adjusted[number]} for number, row in enumerate(rows)]
+        adjusted |= dict(zip(numbers, holm([rows[number].claimed.p for number in numbers]), strict=True))
+    return [replace(row, holm=adjusted[number]) for number, row in enumerate(rows)]
 
 
 @runtime_checkable

@@ -7,30 +7,19 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from lorabench.findings import RankedFinding
 from lorabench.pictures import house_style, save_picture
-from lorabench.report.arm_figures import degradation, groups_figure, with_without
-from lorabench.report.arms import shown_arms, with_arm
+from lorabench.report.arms import with_arm
 from lorabench.report.latent_figures import latent_figure
 from lorabench.report.layer_figures import importance_by_place, layer_importance
 from lorabench.report.learned_figures import fitting_figure, reconstruction_figure
-from lorabench.report.map_figures import clusters_figure, concepts_figure
-from lorabench.report.scatter_figures import attribution_figure, redundancy_figure
+from lorabench.report.phases import phase_report
 from lorabench.report.training_figures import accuracy_figure, confusion_figure, curves_figure
 from lorabench.results import Result
 
 __all__ = ["drawings", "write_figures"]
 
 _LONGEST = 100  # letters of a picture's file name, each four bytes at most
-
-_OF_ABLATION: dict[str, dict[str, Callable[[Result], Figure]]] = {
-    "ranking": {"layer_importance": layer_importance, "importance_by_place": importance_by_place},
-    "curve": {"degradation": degradation},
-    "groups": {"groups": groups_figure},
-    "clusters": {"clusters": clusters_figure},
-    "concepts": {"concepts": concepts_figure},
-    "attribution": {"attribution": attribution_figure},
-    "redundancy": {"redundancy": redundancy_figure},
-}
 
 
 def write_figures(result: Result, folder: Path, on_figure: Callable[[], None] = lambda: None) -> list[Path]:
@@ -78,11 +67,10 @@ def drawings(result: Result) -> dict[str, Callable[[], Figure]]:
         found["learning_curves"] = functools.partial(curves_figure, runs)
     for name, members in runs.items():
         found[f"confusion_{name}"] = functools.partial(confusion_figure, name, members, result.classes)
-    if shown_arms(result) and any(row.test_accuracy.n for row in result.summary):
-        found["with_without"] = functools.partial(with_without, result)
-    for key, makers in _OF_ABLATION.items():
-        if result.ablation.get(key):
-            found |= {name: functools.partial(draw, result) for name, draw in makers.items()}
+    if isinstance(result.ablation, RankedFinding):
+        found["layer_importance"] = functools.partial(layer_importance, result, result.ablation)
+        found["importance_by_place"] = functools.partial(importance_by_place, result, result.ablation)
+    found |= phase_report(result.ablation).figures(result, result.ablation)
     if result.learned:
         found |= {f"latent_{name}": functools.partial(latent_figure, result, name) for name in result.learned}
         found["reconstruction"] = functools.partial(reconstruction_figure, result)

@@ -1,51 +1,52 @@
 """Pictures of what each layer alone predicts: along the network's depth, and by place."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lorabench.adapters.places import block_labels, groups, place
+from lorabench.findings import Ranked, RankedFinding
 from lorabench.pictures import tidy
-from lorabench.report.arms import marked_units, ranked_on
 from lorabench.report.depth_panels import DepthPanel, depth_panels
+from lorabench.report.ranked import marked_units, ranked_on
 from lorabench.report.style import FACTOR_STYLES, draw_chance, errors, legend_below, percents, ring, titled
 from lorabench.results import Result
 
 __all__ = ["importance_by_place", "layer_importance"]
 
 
-def layer_importance(result: Result) -> Figure:
+def layer_importance(result: Result, found: RankedFinding) -> Figure:
     """Accuracy of each layer alone along the depth: a panel an attention kind and projection, a colour a factor."""
-    rows = {row["layer"]: row for row in result.ablation["ranking"]}
+    rows = {row.layer: row for row in found.ranking}
     figure, panels = depth_panels(list(rows))
     for panel in panels:
-        _panel(panel, result, [rows[layer] for layer in panel.layers])
+        _panel(panel, result, found, [rows[layer] for layer in panel.layers])
     split = ranked_on(result)
     figure.supylabel(f"{split} accuracy of one layer alone, %\n(95 % interval)", fontsize=9)
-    name = result.ablation["baseline"]
-    figure.suptitle(titled(result, f"{result.dataset['name']}: {name} of each layer, along the depth"), fontsize=10)
+    figure.suptitle(
+        titled(result, f"{result.dataset['name']}: {found.baseline} of each layer, along the depth"), fontsize=10
+    )
     legend_below(figure, [panel.axes for panel in panels])
     return figure
 
 
-def _panel(panel: DepthPanel, result: Result, rows: Sequence[Mapping[str, Any]]) -> None:
+def _panel(panel: DepthPanel, result: Result, found: RankedFinding, rows: Sequence[Ranked]) -> None:
     axes = panel.axes
     draw_chance(axes, result)
-    best, best_label = marked_units(result)
-    factors = [factor for factor in FACTOR_STYLES if any(place(row["layer"]).factor == factor for row in rows)]
+    best, best_label = marked_units(found)
+    factors = [factor for factor in FACTOR_STYLES if any(place(row.layer).factor == factor for row in rows)]
     marked: list[tuple[float, float]] = []
     for number, factor in enumerate(factors):
         colour, marker = FACTOR_STYLES[factor]
-        chosen = [row for row in rows if place(row["layer"]).factor == factor]
-        layers = [row["layer"] for row in chosen]
+        chosen = [row for row in rows if place(row.layer).factor == factor]
+        layers = [row.layer for row in chosen]
         shift = 0.0 if len(factors) == 1 else 0.3 * (number / (len(factors) - 1) - 0.5)
         x = panel.places(layers) + shift
-        y = percents([row["accuracy"] for row in chosen])
+        y = percents([row.accuracy for row in chosen])
         axes.errorbar(
-            x, y, yerr=errors(y, [row["low"] for row in chosen], [row["high"] for row in chosen]),
+            x, y, yerr=errors(y, [row.low for row in chosen], [row.high for row in chosen]),
             fmt=marker, color=colour, markersize=4, elinewidth=0.8, label=factor or "module", zorder=3,
         )  # fmt: skip
         if panel.is_line(layers):
@@ -55,43 +56,44 @@ def _panel(panel: DepthPanel, result: Result, rows: Sequence[Mapping[str, Any]])
         ring(axes, [x for x, _ in marked], [y for _, y in marked], best_label)
 
 
-def importance_by_place(result: Result) -> Figure:
+def importance_by_place(result: Result, found: RankedFinding) -> Figure:
     """Accuracy of each layer alone by block, attention kind, projection and factor: a point a layer, and the mean."""
-    rows = {row["layer"]: row for row in result.ablation["ranking"]}
-    found = {by: groups(list(rows), by) for by in ("block", "attention", "projection", "factor")}
-    found = {by: members for by, members in found.items() if len(members) > 1} or {"block": found["block"]}
-    wide = "block" in found
-    small = [by for by in found if by != "block"]
-    longest = max([len(name) for by in small for name in found[by]], default=0)
-    width = min(max(7.5, 0.22 * len(found.get("block", ())) + 1.5, 0.3 * sum(len(found[by]) for by in small) + 2), 16)
+    rows = {row.layer: row for row in found.ranking}
+    places = {by: groups(list(rows), by) for by in ("block", "attention", "projection", "factor")}
+    places = {by: members for by, members in places.items() if len(members) > 1} or {"block": places["block"]}
+    wide = "block" in places
+    small = [by for by in places if by != "block"]
+    longest = max([len(name) for by in small for name in places[by]], default=0)
+    width = min(max(7.5, 0.22 * len(places.get("block", ())) + 1.5, 0.3 * sum(len(places[by]) for by in small) + 2), 16)
     height = (2.9 if wide else 0) + (2.5 + 0.05 * longest if small else 0) + 0.7
     figure = Figure(figsize=(width, height), layout="constrained")
     parts = figure.subfigures(int(wide) + bool(small), 1, squeeze=False).ravel()
     drawn: list[Axes] = []
     if wide:
         axes = parts[0].subplots()
-        _strip(axes, result, rows, "block", found["block"])
+        _strip(axes, result, rows, "block", places["block"])
         drawn.append(axes)
     if small:
-        shares = [max(len(found[by]), 2) for by in small]
+        shares = [max(len(places[by]), 2) for by in small]
         panels = parts[-1].subplots(1, len(small), squeeze=False, sharey=True, width_ratios=shares).ravel()
         for axes, by in zip(panels, small, strict=True):
-            _strip(axes, result, rows, by, found[by])
+            _strip(axes, result, rows, by, places[by])
             drawn.append(axes)
     for axes in (drawn[0], drawn[1] if wide and small else drawn[0]):
         axes.set_ylabel(f"{ranked_on(result)} accuracy, %", fontsize=8)
-    name = result.ablation["baseline"]
-    figure.suptitle(titled(result, f"{result.dataset['name']}: {name} of each layer, by its place"), fontsize=10)
+    figure.suptitle(
+        titled(result, f"{result.dataset['name']}: {found.baseline} of each layer, by its place"), fontsize=10
+    )
     legend_below(figure, drawn)
     return figure
 
 
 def _strip(
-    axes: Axes, result: Result, rows: Mapping[str, Mapping[str, Any]], by: str, members: Mapping[str, Sequence[str]]
+    axes: Axes, result: Result, rows: Mapping[str, Ranked], by: str, members: Mapping[str, Sequence[str]]
 ) -> None:
     draw_chance(axes, result)
     for number, layers in enumerate(members.values()):
-        y = percents([rows[layer]["accuracy"] for layer in layers])
+        y = percents([rows[layer].accuracy for layer in layers])
         # Golden-ratio steps: neighbours in the order never stand at the same place.
         x = number + 0.5 * ((np.arange(len(y)) * 0.618) % 1 - 0.5) * (len(y) > 1)
         factors = [place(layer).factor for layer in layers]

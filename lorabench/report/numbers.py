@@ -1,8 +1,8 @@
 """How numbers are written: fractions as percent, what is not known as a dash or not at all."""
 
 import math
-from typing import Any
 
+from lorabench.findings import Difference, Interval
 from lorabench.results import Result, Statistic, Summary
 
 __all__ = [
@@ -45,16 +45,15 @@ def mean_std(statistic: Statistic, row: Summary) -> str:
     return percent(statistic.mean) + spread(statistic.std)
 
 
-def interval(found: dict[str, Any], signed: bool = False) -> str:
+def interval(found: Interval, signed: bool = False) -> str:
     """The interval, as in " [33.0, 49.0]", or nothing where it is not known."""
-    low, high = number(found.get("low")), number(found.get("high"))
+    low, high = found.low, found.high
     sign = "+" if signed else ""
     return "" if math.isnan(low) or math.isnan(high) else f" [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
-def difference(value: float | int | None, found: dict[str, Any]) -> str:
+def difference(value: float, found: Interval) -> str:
     """A difference in points of percent, with its sign and its interval."""
-    value = number(value)
     return "–" if math.isnan(value) else f"{100 * value:+.1f}{interval(found, signed=True)}"
 
 
@@ -64,11 +63,11 @@ def over(result: Result, count: int) -> str:
     return f"{count} seeds" if splits == 1 else f"{count} members on {splits} splits"
 
 
-def method(found: dict[str, Any]) -> str:
-    """Where the interval and the p of a claim (`lorabench.results.claimed`) come from."""
-    if found.get("corrected"):
-        return f"the corrected resampled t over {found['corrected']['splits']} splits"
-    return f"a bootstrap over {found['seeds']} seeds and {found['adapters']} test adapters"
+def method(found: Difference) -> str:
+    """Where the interval and the p of its claim come from."""
+    if found.corrected:
+        return f"the corrected resampled t over {found.corrected.splits} splits"
+    return f"a bootstrap over {found.seeds} seeds and {found.adapters} test adapters"
 
 
 def p_value(value: float | int | None) -> str:

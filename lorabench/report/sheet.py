@@ -27,6 +27,7 @@ class Sheet:
         text: columns that are aligned left.
         names: columns of layers, which may be folded: "<module> up" over several lines.
         spare: columns that a narrow terminal is spared, in this order.
+        long: whether a terminal is spared it all.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Sheet:
     text: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     spare: tuple[str, ...] = ()
+    long: bool = False
 
     def without(self, column: str) -> "Sheet":
         """The table with one column less."""

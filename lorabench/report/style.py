@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lorabench.pictures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE
-from lorabench.report.arms import on_test
 from lorabench.report.numbers import number
+from lorabench.report.ranked import on_test
 from lorabench.results import Result
 
 __all__ = [

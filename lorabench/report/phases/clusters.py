@@ -1,36 +1,72 @@
-"""Pictures with a line a layer: clusters of layers, and what each layer knows of each class."""
+"""Layers that answer alike: their clusters, and the tree beside their distances."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lorabench.ablation.clusters import ClustersFinding, Tree
 from lorabench.pictures import BLUE, GREY, ORANGE
 from lorabench.report.labels import layer_labels
-from lorabench.report.numbers import number
+from lorabench.report.ranked import sheet_title
+from lorabench.report.sheet import Sheet
 from lorabench.results import Result
 
-__all__ = ["clusters_figure", "concepts_figure"]
+__all__ = ["figures", "sheets"]
 
 _LINE = 0.125  # inches a layer, room for a label of 6.5 points
 _MOST_LINES = 320
-_MOST_COLUMNS = 90
 
 
-def clusters_figure(result: Result) -> Figure:
+def sheets(result: Result, found: ClustersFinding) -> list[Sheet]:
+    """The clusters."""
+    return [_table(result, found.clusters)]
+
+
+def figures(result: Result, found: ClustersFinding) -> dict[str, Callable[[], Figure]]:
+    """The tree."""
+    return {"clusters": functools.partial(_figure, result, found.clusters)}
+
+
+def _table(result: Result, found: Tree) -> Sheet:
+    """Layers that answer alike."""
+    ids, own = found.cluster, found.between_seeds
+    rows: list[tuple[str, ...]] = []
+    for cluster in dict.fromkeys(ids[leaf] for leaf in found.order):
+        members = [found.layers[leaf] for leaf in found.order if ids[leaf] == cluster]
+        rows += [
+            (str(cluster) if first else "", str(len(members)) if first else "", layer)
+            for first, layer in ((i == 0, layer) for i, layer in enumerate(members))
+        ]
+    return Sheet(
+        title=sheet_title(result, f"Layers of {result.dataset['name']} whose members answer alike"),
+        columns=("cluster", "layers", "layer"),
+        rows=rows,
+        caption=[
+            "distance: how often two layers name different classes; neighbours here are neighbours in the tree",
+            *(["no two layers answer alike at this cut"] if len(set(ids)) == len(ids) else []),
+            f"cut at {found.threshold:.2f}" + ("" if own is None else f" · two seeds of one layer: {own:.2f}"),
+        ],
+        text=("layer",),
+        names=("layer",),
+        spare=("layers",),
+    )
+
+
+def _figure(result: Result, found: Tree) -> Figure:
     """The tree of layers that answer alike, beside their distances in the tree's order."""
-    found = result.ablation["clusters"]
-    order, count = list(found["order"]), len(found["layers"])
-    labels = layer_labels(found["layers"])
+    order, count = list(found.order), len(found.layers)
+    labels = layer_labels(found.layers)
     height = max(_LINE * min(count, _MOST_LINES), 2.6) + 1.2
     side = min(max(_LINE * count, 2.6), 13.0)
     label_width = 0.075 * max(map(len, labels))
     figure = Figure(figsize=(2.6 + side + label_width + 1.0, height), layout="constrained")
     tree, strip, heat = figure.subplots(1, 3, sharey=True, width_ratios=(2.2, 0.35, side))
-    _tree(tree, found["linkage"], order, found["threshold"])
-    _strip(strip, [found["cluster"][leaf] for leaf in order])
-    distances = np.array([[number(value) for value in row] for row in found["distance"]])[np.ix_(order, order)]
+    _tree(tree, found.linkage, order, found.threshold)
+    _strip(strip, [found.cluster[leaf] for leaf in order])
+    distances = np.array(found.distance)[np.ix_(order, order)]
     image = heat.imshow(distances, cmap="viridis_r", aspect="auto", vmin=0, interpolation="nearest")
     step = -(-count // _MOST_LINES)
     heat.set_yticks(range(0, count, step), [labels[leaf] for leaf in order[::step]], fontsize=6.5)
@@ -81,31 +117,3 @@ def _strip(axes: Axes, clusters: Sequence[int]) -> None:
     axes.tick_params(axis="y", left=False, labelleft=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-
-
-def concepts_figure(result: Result) -> Figure:
-    """How much of each class each layer alone finds, along the depth; a dot at the best layer of a class."""
-    found = result.ablation["concepts"]
-    layers, classes = found["layers"], found["classes"]
-    recall = 100 * np.array([[number(value) for value in row] for row in found["recall"]])
-    labels = layer_labels(layers)
-    height = max(_LINE * min(len(layers), _MOST_LINES), 2.4) + 1.6 + 0.06 * max(map(len, classes))
-    width = 0.075 * max(map(len, labels)) + min(max(0.24 * len(classes), 3.4), 16.0) + 1.2
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.set_facecolor("0.85")  # seen where a class has no test adapter
-    image = axes.imshow(recall, cmap="viridis", aspect="auto", vmin=0, vmax=100, interpolation="nearest")
-    at = {layer: place for place, layer in enumerate(layers)}
-    best = [(i, at[found["best"][name]["layer"]]) for i, name in enumerate(classes) if found["best"].get(name)]
-    axes.plot(
-        [i for i, _ in best], [place for _, place in best], "o",
-        markersize=4, markerfacecolor=ORANGE, markeredgecolor="white", markeredgewidth=0.8,
-    )  # fmt: skip
-    rows, columns = -(-len(layers) // _MOST_LINES), -(-len(classes) // _MOST_COLUMNS)
-    axes.set_yticks(range(0, len(layers), rows), labels[::rows], fontsize=6.5)
-    axes.set_xticks(range(0, len(classes), columns), classes[::columns], rotation=90, fontsize=8)
-    axes.set_title(f"{result.dataset['name']}: which layer alone knows which {result.target}", fontsize=10)
-    bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.8, aspect=40, pad=0.01)
-    bar.set_label("test recall, % (dot: best on validation; grey: no test adapter)", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    return figure

@@ -1,0 +1,54 @@
+"""Tables of every metric: over all layers, and of every arm."""
+
+from lorabench.report.arms import with_arm
+from lorabench.report.numbers import counted, mean_std, over
+from lorabench.report.sheet import Sheet
+from lorabench.results import METRICS, Result, Summary
+
+__all__ = ["every_arm", "scores"]
+
+_TITLES = {
+    "train_accuracy": "train acc",
+    "val_accuracy": "val acc",
+    "test_accuracy": "test acc",
+    "test_macro_f1": "macro-F1",
+    "test_auroc": "AUROC",
+}
+
+
+def scores(result: Result) -> Sheet:
+    """Every representation over all layers."""
+    rows = with_arm(result, "none")
+    return Sheet(
+        title=f"What the weights of {result.dataset['name']} say about the {result.target}",
+        columns=("representation", "features", *_TITLES.values()),
+        rows=[(row.representation, *_cells(row)) for row in rows],
+        caption=[
+            counted(result),
+            f"mean ± std over {_over(result)}, in % · chance {100 * result.chance:.1f}",
+            *(f"{row.representation} failed: {error}" for row in rows for error in row.failed),
+        ],
+        text=("representation",),
+        spare=("train acc", "features", "val acc", "macro-F1"),
+    )
+
+
+def every_arm(result: Result) -> Sheet:
+    """Every metric of every representation and kind of arm: beyond a terminal's patience."""
+    return Sheet(
+        title="Every arm",
+        columns=("representation", "ablation", "features", *_TITLES.values()),
+        rows=[(row.representation, row.ablation, *_cells(row)) for row in result.summary],
+        caption=[f"mean ± std over {_over(result)}, in %"],
+        text=("representation", "ablation"),
+        long=True,
+    )
+
+
+def _cells(row: Summary) -> tuple[str, ...]:
+    return (str(row.features or "–"), *(mean_std(getattr(row, name), row) for name in METRICS))
+
+
+def _over(result: Result) -> str:
+    count = max((row.test_accuracy.n for row in with_arm(result, "none")), default=0)
+    return "seeds" if result.split.get("splits", 1) == 1 else over(result, count)
