@@ -11,8 +11,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError
+from lorabench.representations.load_from import Loaded
 
-__all__ = ["baseline_alone", "check_values", "make", "representation_config", "representation_configs"]
+__all__ = [
+    "baseline_alone",
+    "check_values",
+    "make",
+    "make_representation",
+    "representation_config",
+    "representation_configs",
+]
 
 _NULLABLE = ("dataset", "logger")  # null means something there: no such column, your own account
 _OF_ITS_OWN = ("representations", "ablation.baseline")  # names, or mappings with options: `representation_config`
@@ -41,6 +49,14 @@ def make(config: DictConfig, **arguments: Any) -> Any:
         if isinstance(error.__cause__, LorabenchError):
             raise error.__cause__ from None
         raise
+
+
+def make_representation(config: DictConfig) -> Any:
+    """A representation; where `load_from` names a run, by that run's autoencoders."""
+    options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    load_from = options.pop("load_from", None)
+    found = make(OmegaConf.create(options))
+    return found if load_from is None else Loaded(found, str(load_from))
 
 
 def check_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:

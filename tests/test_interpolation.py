@@ -20,6 +20,7 @@ from lorabench.interpolation import interpolate, line_between
 from lorabench.interpolation.__main__ import main
 from lorabench.representations.denoising import Denoising
 from lorabench.representations.fitted import save_fitted
+from lorabench.representations.load_from import Loaded
 from lorabench.representations.vae import VAE
 from lorabench.results import Result
 from lorabench.zoo import Zoo, export, folder
@@ -233,7 +234,7 @@ def test_notes_name_what_the_autoencoder_saw(study: Study, tmp_path: Path) -> No
 )
 def test_the_way_back_is_the_way_there_reversed(study: Study, rows: list[int], steps: int, scope: str) -> None:
     pair = study.zoo.rows(np.array(rows))
-    vae = VAE(scope=scope, load_from=str(study.runs[scope]))
+    vae = Loaded(VAE(scope=scope), str(study.runs[scope]))
     vae.fit(pair, CPU)
     there, back = line_between(vae, pair, steps), line_between(vae, pair.rows(np.array([1, 0])), steps)
     for layer in pair.layers:
@@ -250,7 +251,7 @@ def test_an_adapter_without_an_update_has_no_ratios(study: Study) -> None:
     for values in untrained.values():
         values[1] = 0
     pair = with_layers(study.zoo, untrained).rows(np.array([0, 1]))
-    vae = VAE(load_from=str(study.runs["layer"]))
+    vae = Loaded(VAE(), str(study.runs["layer"]))
     vae.fit(pair, CPU)
     line = line_between(vae, pair, 3)
     assert not pair.read(module.up)[1].any()
@@ -287,7 +288,7 @@ def _command(*arguments: object) -> int:
 
 def _copied(study: Study, place: Path, scope: str = "layer") -> Path:
     """A run like the study's, to be spoiled."""
-    vae = VAE(scope=scope, load_from=str(study.runs[scope]))
+    vae = Loaded(VAE(scope=scope), str(study.runs[scope]))
     vae.fit(study.zoo, CPU)
     save_fitted(vae.fitted_, vae.config(), place / "run" / "fitted" / "vae")
     _result(study.zoo, study.place).write(place / "run" / "results.json")
@@ -367,7 +368,7 @@ def test_a_run_without_a_vae_or_with_several_is_refused(
     save_fitted(other.fitted_, other.config(), run / "fitted" / "denoising")
     assert "has no fitted VAE (it has denoising, which is none)" in _refused(capsys, run, *rest)
     for scope in ("layer", "all"):
-        vae = VAE(scope=scope, load_from=str(study.runs[scope]))
+        vae = Loaded(VAE(scope=scope), str(study.runs[scope]))
         vae.fit(study.zoo, CPU)
         save_fitted(vae.fitted_, vae.config(), run / "fitted" / f"vae-{scope}")
     assert "several VAEs; give --representation NAME, one of vae-all, vae-layer" in _refused(capsys, run, *rest)

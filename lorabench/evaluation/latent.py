@@ -9,6 +9,7 @@ from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from lorabench.representations.learned import Learned
+from lorabench.representations.load_from import Loaded
 
 __all__ = ["latent_summary"]
 
@@ -16,7 +17,9 @@ _SHOWN = 2000  # adapters in a map; more are a blot
 
 
 def latent_summary(
-    representation: Learned, features: Mapping[str, Float32[Tensor, "n _f"]], labels: Int64[np.ndarray, " n"]
+    representation: Learned | Loaded,
+    features: Mapping[str, Float32[Tensor, "n _f"]],
+    labels: Int64[np.ndarray, " n"],
 ) -> dict[str, Any]:
     """What `Result.learned` says of one representation.
 
@@ -49,7 +52,7 @@ def latent_summary(
     if len(features) > 1:
         maps.append(_map(best, _standardised(features[best][rows])))
     found = {"units": units, "maps": maps, "classes": labels[known].tolist()}
-    return found if representation.load_from is None else {**found, "taken_from": representation.load_from}
+    return {**found, "taken_from": representation.load_from} if isinstance(representation, Loaded) else found
 
 
 def _standardised(values: Float32[Tensor, "n f"]) -> Float64[Tensor, "n f"]:
