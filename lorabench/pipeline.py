@@ -34,6 +34,7 @@ from lorabench.configs import (
 from lorabench.engines import Engine, resolve_device
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.evaluation import Clock, Evaluator
+from lorabench.evaluation.chance import chance
 from lorabench.evaluation.latent import latent_summary
 from lorabench.progress import bar
 from lorabench.report import table_text, write_figures
@@ -172,7 +173,7 @@ def _evaluate(
         },
         target=cfg.target,
         classes=list(classes),
-        chance=float(np.mean([_chance(labels, split) for split in splits])),
+        chance=float(np.mean([chance(labels, split) for split in splits])),
         config=config,
         runs=findings.runs,
         summary=findings.summary,
@@ -187,10 +188,6 @@ def _untested(labels: Int64[np.ndarray, " n"], splits: Sequence[Split]) -> list[
     """Codes of the classes of which no split tests an adapter."""
     tested = np.concatenate([labels[split.test] for split in splits])
     return [int(code) for code in np.setdiff1d(labels[labels >= 0], tested)]
-
-
-def _chance(labels: Int64[np.ndarray, " n"], split: Split) -> float:
-    return float(np.mean(labels[split.test] == np.bincount(labels[split.train]).argmax()))
 
 
 def _evaluators(cfg: DictConfig, logger: Logger) -> tuple[list[Evaluator], tuple[str, ...]]:

@@ -14,6 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
 
+from lorabench.evaluation.chance import chance
 from lorabench.evaluation.complexity import RankComplexity, rank_complexity
 from lorabench.representations.delta_pca import DeltaPCA
 from lorabench.zoo import Zoo
@@ -97,16 +98,15 @@ def measure(zoo: Zoo, splits: int = 3) -> Soundness:
     """
     category = zoo.labels.category
     accuracy: dict[str, dict[str, list[float]]] = {}
-    chance, tested = [], 0
+    levels, tested = [], 0
     for seed in range(splits):
         split = split_zoo(zoo.labels, seed=seed)
-        known, wanted = category[split.train], category[split.test]
-        chance.append(100 * float(np.mean(wanted == np.bincount(known).argmax())))
-        tested = len(wanted)
+        levels.append(100 * chance(category, split))
+        tested = len(split.test)
         for name, features in _features(zoo, split).items():
             for classifier, right in _read(features, category, split, seed).items():
                 accuracy.setdefault(name, {}).setdefault(classifier, []).append(right)
-    level = float(np.mean(chance))
+    level = float(np.mean(levels))
     means = {name: {key: float(np.mean(values)) for key, values in read.items()} for name, read in accuracy.items()}
     return judge(
         Soundness(
