@@ -8,9 +8,8 @@ from collections.abc import Sequence
 __all__ = ["PROGRAMS", "main"]
 
 PROGRAMS = {
-    "adapters": "one LoRA adapter file, from any trainer: look at it, resize, merge, compare, convert, draw",
+    "adapters": "one LoRA adapter file, any trainer's: look at it, resize, merge, compare, convert, interpolate, draw",
     "zoo": "a zoo of adapters: is it sound, and its adapters as files",
-    "interpolation": "adapter files between two adapters of a run",
 }
 """First words, each a package with a `__main__` whose `main(argv, name)` returns an exit code; what each is for."""
 

@@ -1,7 +1,7 @@
 """Configurations: composed, held to the types of their yaml, and made into objects."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose
 from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
@@ -11,8 +11,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError
+from lorabench.representations import Representation
+from lorabench.representations.learned import Learned
+from lorabench.representations.load_from import Loaded
 
-__all__ = ["baseline_alone", "check_values", "make", "representation_config", "representation_configs"]
+__all__ = [
+    "baseline_alone", "check_values", "make", "make_representation", "representation_config", "representation_configs",
+]  # fmt: skip
 
 _NULLABLE = ("dataset", "logger")  # null means something there: no such column, your own account
 _OF_ITS_OWN = ("representations", "ablation.baseline")  # names, or mappings with options: `representation_config`
@@ -41,6 +46,14 @@ def make(config: DictConfig, **arguments: Any) -> Any:
         if isinstance(error.__cause__, LorabenchError):
             raise error.__cause__ from None
         raise
+
+
+def make_representation(config: DictConfig) -> Representation:
+    """A representation; where `load_from` names a run, by that run's autoencoders."""
+    options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    load_from = options.pop("load_from", None)
+    found: Representation = make(OmegaConf.create(options))
+    return found if load_from is None else Loaded(cast("Learned", found), str(load_from))
 
 
 def check_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:

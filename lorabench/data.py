@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from lorabench.classifiers import Member, Problem
-from lorabench.training import epoch_order
+from lorabench.training import epoch_order, standardised
 
 __all__ = ["CLIP", "FeatureData", "IndexBatches", "side_by_side"]
 
@@ -33,17 +33,10 @@ def side_by_side(
     start = 0
     for unit, width in widths.items():
         columns[unit] = slice(start, start + width)
-        inputs[:, start : start + width] = _standardised(features[unit], train).to(device)
+        values = standardised(features[unit], features[unit][train]).clamp(-CLIP, CLIP)
+        inputs[:, start : start + width] = values.float().to(device)
         start += width
     return inputs, columns
-
-
-def _standardised(values: Float32[Tensor, "n f"], train: Int64[Tensor, " train"]) -> Float32[Tensor, "n f"]:
-    known = values[train].double()
-    mean, std = known.mean(0), known.std(0, correction=0)
-    # Below float32's resolution of the mean, what varies is rounding.
-    constant = std <= 1e-7 * mean.abs()
-    return ((values.double() - mean) / torch.where(constant, 1.0, std)).clamp(-CLIP, CLIP).float()
 
 
 @dataclass

@@ -23,16 +23,25 @@ from torch import Tensor
 
 from lorabench.ablation import Ablation, Study
 from lorabench.classifiers import ClassifierFactory
-from lorabench.configs import baseline_alone, check_values, make, representation_config, representation_configs
+from lorabench.configs import (
+    baseline_alone,
+    check_values,
+    make,
+    make_representation,
+    representation_config,
+    representation_configs,
+)
 from lorabench.engines import Engine, resolve_device
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.evaluation import Clock, Evaluator
+from lorabench.evaluation.chance import chance
 from lorabench.evaluation.latent import latent_summary
 from lorabench.findings import RankedFinding
 from lorabench.progress import bar
 from lorabench.report import table_text, write_figures
 from lorabench.representations.fitted import save_fitted
 from lorabench.representations.learned import Learned
+from lorabench.representations.load_from import Loaded
 from lorabench.results import METRICS, Result, Run, environment
 from lorabench.storage import replace_file
 from lorabench.text import to_json
@@ -99,10 +108,10 @@ def _as_used(config: DictConfig) -> dict[str, Any]:
         LorabenchError: nothing can be made with them, which is told before the data set is read.
     """
     found: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    representation = make(config)
-    if isinstance(representation, Learned):
+    representation = make_representation(config)
+    if isinstance(representation, Learned | Loaded):
         representation.check()
-        used = representation.settings()
+        used = representation.config()
         found |= {name: used[name] for name in found if name in used}
     return found
 
@@ -141,11 +150,11 @@ def _evaluate(
     evaluator, others = evaluators[0], evaluators[1:]
     learned: dict[str, Any] = {}
     evaluator.on_fitted = functools.partial(_keep_fitted, evaluator, logger, folder / "fitted", learned)
-    makers = {name: functools.partial(make, one) for name, one in chosen.items()}
+    makers = {name: functools.partial(make_representation, one) for name, one in chosen.items()}
     baseline = next(iter(makers.items()))
     if "baseline" in cfg.ablation:
         name, one = representation_config(cfg.ablation.baseline, "ablation.baseline")
-        baseline = name, functools.partial(make, one)
+        baseline = name, functools.partial(make_representation, one)
     findings = phase.run(Study(evaluator, classifier, classes, makers, baseline, others, cfg.folds))
     trained, taken = (sum(getattr(one, name) for one in evaluators) for name in ("trained", "taken"))
     _LOG.info("members: %d trained, %d kept from before", trained, taken)
@@ -165,7 +174,7 @@ def _evaluate(
         },
         target=cfg.target,
         classes=list(classes),
-        chance=float(np.mean([_chance(labels, split) for split in splits])),
+        chance=float(np.mean([chance(labels, split) for split in splits])),
         config=config,
         runs=findings.runs,
         summary=findings.summary,
@@ -180,10 +189,6 @@ def _untested(labels: Int64[np.ndarray, " n"], splits: Sequence[Split]) -> list[
     """Codes of the classes of which no split tests an adapter."""
     tested = np.concatenate([labels[split.test] for split in splits])
     return [int(code) for code in np.setdiff1d(labels[labels >= 0], tested)]
-
-
-def _chance(labels: Int64[np.ndarray, " n"], split: Split) -> float:
-    return float(np.mean(labels[split.test] == np.bincount(labels[split.train]).argmax()))
 
 
 def _evaluators(cfg: DictConfig, logger: Logger) -> tuple[list[Evaluator], tuple[str, ...]]:
@@ -255,7 +260,7 @@ def _keep_fitted(
     folder: Path,
     learned: dict[str, Any],
     name: str,
-    representation: Learned,
+    representation: Learned | Loaded,
     features: Mapping[str, Tensor],
 ) -> None:
     """Write a learned representation's autoencoders into the run's folder, and log and keep how they went."""
@@ -263,7 +268,7 @@ def _keep_fitted(
         return
     fitted = {unit: representation.fitted_[unit] for unit in features}
     with explain_disk_errors(folder, ROOM):
-        save_fitted(fitted, representation.settings(), folder / _folder_name(name))
+        save_fitted(fitted, representation.config(), folder / _folder_name(name))
     learned[name] = latent_summary(representation, features, evaluator.labels)
     curves = [one.notes["history"] for one in fitted.values()]
     for epoch in range(max(map(len, curves))):

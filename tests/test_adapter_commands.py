@@ -19,7 +19,9 @@ from lorabench.commands.options import any_number, natural, path_name, positive_
 from lorabench.errors import LorabenchError
 from lorabench.storage import refuse_overwriting
 from lorabench.text import plain, table
+from tests.fitted_runs import make_study
 
+ENDS = ("c0/000000-leaf0.safetensors", "c1/000001-leaf1.safetensors")
 HEAVY = ("torch", "numpy", "sklearn", "matplotlib", "pyarrow", "safetensors")
 
 
@@ -44,6 +46,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_adapter(folder / f"{name}.safetensors", modules, "kohya")
         save_adapter(folder / f"peft_{name}", modules, "peft")
     (folder / "broken.safetensors").write_bytes(b"\x10" * 40)
+    make_study(folder / "study", ["layer"])
     return folder
 
 
@@ -94,6 +97,7 @@ def outputs(files: Path, tmp_path: Path) -> dict[str, list[str]]:
         "merge": [a, b, "-o", f"{out}.safetensors"],
         "compare": [a, b],
         "convert": [a, "--to", "peft", "-o", out],
+        "interpolate": [str(files / "study" / "layer"), *ENDS, "-o", out],
         "plot": [a, "--kind", "ranks", "-o", f"{out}.png"],
     }
 
@@ -112,6 +116,8 @@ def test_every_command_runs_and_says_it_for_machines(
         assert main(words) == 1  # what lies there stays
         assert "--force" in capsys.readouterr().err
         words.append("--force")
+    elif name == "interpolate":  # its folder must be empty, whoever wants it
+        words[-1] += "_again"
     assert main(words) == 0
     assert capsys.readouterr().out.strip()
     assert {path: path.read_bytes() for path in files.rglob("*") if path.is_file()} == before

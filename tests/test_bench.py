@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from packaging.requirements import Requirement
 
 from lorabench.conf_dir import conf_dir
+from lorabench.configs import make_representation
 from lorabench.zoo.splits import split_zoo
 from tests.bench import bench_gpu, bench_learned, learned_gpu
 from tests.bench.hub_zoo import CLASSES, hub_zoo
@@ -145,7 +146,7 @@ def test_what_the_gpu_benchmark_measures_is_what_conf_says():
         single = {name: compose("config", [f"representation={name}"]).representation for name in config.representations}
     assert list(bench_gpu.REPRESENTATIONS) == list(single)
     for name, make in bench_gpu.REPRESENTATIONS.items():
-        assert make() == instantiate(single[name], _convert_="all"), name
+        assert make() == make_representation(single[name]), name
     by_conf = instantiate(config.ablation, _convert_="all")
     alone = dataclasses.replace(by_conf, controls=False)  # what is timed is the representations
     assert dataclasses.asdict(bench_gpu.COMPARE(top_k=bench_gpu.TOP_K)) == dataclasses.asdict(alone)
@@ -153,7 +154,7 @@ def test_what_the_gpu_benchmark_measures_is_what_conf_says():
     for name, make in learned_gpu.LEARNED.items():
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             given = compose("config", [f"representation={name}"]).representation
-        assert make() == instantiate(given, _convert_="all"), name
+        assert make() == make_representation(given), name
         assert make().epochs == bench_gpu.FULL["epochs"]
     ours = bench_gpu.FACTORY(in_features=1, n_classes=2, seed=0).hparams
     assert dict(ours) == dict(

@@ -6,13 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.dummy import DummyClassifier
 
 from lorabench.ablation.none import NoAblation
 from lorabench.errors import LorabenchError
+from lorabench.evaluation.chance import chance, majority
 from lorabench.report import table_text
 from lorabench.report.figures import drawings
 from lorabench.representations.controls import Ceiling, DeltaNorm, Recipe
 from lorabench.zoo import Stack
+from lorabench.zoo.splits import Split
 from tests.ablation_findings import as_json
 from tests.conftest import TINY_ZOO
 from tests.small_study import evaluator_of, run, study_of
@@ -30,6 +33,14 @@ def test_norms_are_those_of_dense_updates_and_no_gauge_changes_them():
         total = DeltaNorm().transform(one, CPU)["all"]
         np.testing.assert_allclose(total[:, 0], np.linalg.norm(by_hand, axis=1), rtol=1e-5)
     assert len(DeltaNorm(by_module=True).feature_names(zoo, "all")) == len(zoo.modules)
+
+
+def test_chance_is_the_accuracy_of_naming_the_most_frequent_training_class():
+    labels = np.random.default_rng(0).integers(0, 4, 60)
+    split = Split(np.arange(30), np.arange(30, 40), np.arange(40, 60))
+    dummy = DummyClassifier(strategy="most_frequent").fit(labels[split.train], labels[split.train])
+    assert majority(labels, split) == dummy.predict([0])[0]
+    assert chance(labels, split) == dummy.score(labels[split.test], labels[split.test])
 
 
 def test_the_recipe_is_rank_scale_and_presence():

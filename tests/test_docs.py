@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
+from lorabench.configs import make_representation
 from lorabench.results import SCHEMA
 from tests.conftest import ROOT
 from tests.synthetic_zoo import make_zoo
@@ -27,7 +27,7 @@ def test_every_representation_has_a_row():
 @pytest.mark.parametrize("stem", STEMS)
 def test_unit_dimension_and_gauge_are_the_codes(stem):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        representation = instantiate(compose("config", [f"representation={stem}"]).representation, _convert_="all")
+        representation = make_representation(compose("config", [f"representation={stem}"]).representation)
     zoo = make_zoo()
     _, unit, dimension, time, gauge, *_ = ROWS[stem]
     assert float(time) >= 0, "a measured time"

@@ -3,7 +3,7 @@
 import errno
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,72 +14,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from lorabench.ablation.none import NoneFinding
 from lorabench.adapters import load as load_adapter
+from lorabench.adapters.__main__ import main
 from lorabench.errors import LorabenchError
 from lorabench.interpolation import interpolate, line_between
-from lorabench.interpolation.__main__ import main
 from lorabench.representations.denoising import Denoising
 from lorabench.representations.fitted import save_fitted
+from lorabench.representations.load_from import Loaded
 from lorabench.representations.vae import VAE
-from lorabench.results import Result
-from lorabench.zoo import Zoo, export, folder
+from lorabench.zoo import export, folder
 from lorabench.zoo.splits import split_zoo
 from tests.conftest import lorabench
+from tests.fitted_runs import SHARES, Study, fitted_on, make_study, result_of
 from tests.small_study import run as whole_run
 from tests.synthetic_zoo import deltas, make_zoo, with_layers
 
-SHARES = {"train": 0.5, "val": 0.25, "test": 0.25, "min_per_class": None}
 SCOPES = ("layer", "module", "all")
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class Study:
-    """A zoo in files, and a run with a VAE of every scope."""
-
-    place: Path
-    zoo: Zoo
-    runs: dict[str, Path]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.zoo.labels.adapters
-
-
-def _result(zoo: Zoo, place: Path) -> Result:
-    dataset = {
-        "_target_": "lorabench.zoo.folder.load", "name": zoo.name, "path": str(place / "adapters"),
-        "missing": "error", "cache_dir": str(place / "cache"),
-    }  # fmt: skip
-    return Result(
-        dataset={"name": zoo.name, "config": dataset, "fingerprint": zoo.fingerprint},
-        split={}, target="category", classes=["c0", "c1", "c2"], chance=0.3,
-        config={"dataset": dataset, "target": "category", "seed": 0, "split": SHARES},
-        runs=[], summary=[], seconds={}, environment={}, ablation=NoneFinding("none", [], []),
-    )  # fmt: skip
-
-
-def _fitted(zoo: Zoo, scope: str) -> VAE:
-    vae = VAE(scope=scope, epochs=4, hidden=[16, 8], latent_dim=3, batch_size=4, beta=0.01, learning_rate=1e-2)
-    vae.fit(zoo.rows(split_zoo(zoo.labels, **SHARES).train), CPU)
-    return vae
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    place = tmp_path_factory.mktemp("study")
-    made = make_zoo()
-    # kohya's files keep the scale.
-    export.export(made, place / "adapters", "kohya")
-    zoo = folder.load(place / "adapters", "mine", place / "cache")
-    runs = {}
-    for scope in SCOPES:
-        vae = _fitted(zoo, scope)
-        save_fitted(vae.fitted_, vae.config(), place / scope / "fitted" / "vae")
-        _result(zoo, place).write(place / scope / "results.json")
-        runs[scope] = place / scope
-    return Study(place, zoo, runs)
+    return make_study(tmp_path_factory.mktemp("study"), SCOPES)
 
 
 def _linear(x: np.ndarray, state: dict[str, np.ndarray], key: str) -> np.ndarray:
@@ -234,7 +190,7 @@ def test_notes_name_what_the_autoencoder_saw(study: Study, tmp_path: Path) -> No
 )
 def test_the_way_back_is_the_way_there_reversed(study: Study, rows: list[int], steps: int, scope: str) -> None:
     pair = study.zoo.rows(np.array(rows))
-    vae = VAE(scope=scope, load_from=str(study.runs[scope]))
+    vae = Loaded(VAE(scope=scope), str(study.runs[scope]))
     vae.fit(pair, CPU)
     there, back = line_between(vae, pair, steps), line_between(vae, pair.rows(np.array([1, 0])), steps)
     for layer in pair.layers:
@@ -251,7 +207,7 @@ def test_an_adapter_without_an_update_has_no_ratios(study: Study) -> None:
     for values in untrained.values():
         values[1] = 0
     pair = with_layers(study.zoo, untrained).rows(np.array([0, 1]))
-    vae = VAE(load_from=str(study.runs["layer"]))
+    vae = Loaded(VAE(), str(study.runs["layer"]))
     vae.fit(pair, CPU)
     line = line_between(vae, pair, 3)
     assert not pair.read(module.up)[1].any()
@@ -267,7 +223,7 @@ def test_an_adapter_without_an_update_has_no_ratios(study: Study) -> None:
 def test_an_adapter_of_a_perfect_decoder_is_itself(study: Study) -> None:
     """A decoder that names one adapter by its bias: its reconstruction has no error, cosine 1 and norm 1."""
     pair = study.zoo.rows(np.array([2, 2]))
-    vae = _fitted(study.zoo, "all")
+    vae = fitted_on(study.zoo, "all")
     module: Any = vae.fitted_["all"].on(vae.kind(), CPU)
     raw = torch.cat([torch.from_numpy(np.array(pair.read(layer))).flatten(1) for layer in pair.layers], 1)
     with torch.no_grad():
@@ -283,15 +239,15 @@ def test_an_adapter_of_a_perfect_decoder_is_itself(study: Study) -> None:
 
 
 def _command(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
+    return main(["interpolate", *map(str, arguments)])
 
 
 def _copied(study: Study, place: Path, scope: str = "layer") -> Path:
     """A run like the study's, to be spoiled."""
-    vae = VAE(scope=scope, load_from=str(study.runs[scope]))
+    vae = Loaded(VAE(scope=scope), str(study.runs[scope]))
     vae.fit(study.zoo, CPU)
     save_fitted(vae.fitted_, vae.config(), place / "run" / "fitted" / "vae")
-    _result(study.zoo, study.place).write(place / "run" / "results.json")
+    result_of(study.zoo, study.place).write(place / "run" / "results.json")
     return place / "run"
 
 
@@ -359,7 +315,7 @@ def test_a_run_without_a_vae_or_with_several_is_refused(
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    _result(study.zoo, study.place).write(run / "results.json")
+    result_of(study.zoo, study.place).write(run / "results.json")
     rest = (*study.names[:2], "--out", tmp_path / "out")
     assert "has no fitted VAE; run python -m lorabench representation=vae" in _refused(capsys, run, *rest)
     other = Denoising(epochs=1, hidden=[8], latent_dim=2, batch_size=4)
@@ -368,7 +324,7 @@ def test_a_run_without_a_vae_or_with_several_is_refused(
     save_fitted(other.fitted_, other.config(), run / "fitted" / "denoising")
     assert "has no fitted VAE (it has denoising, which is none)" in _refused(capsys, run, *rest)
     for scope in ("layer", "all"):
-        vae = VAE(scope=scope, load_from=str(study.runs[scope]))
+        vae = Loaded(VAE(scope=scope), str(study.runs[scope]))
         vae.fit(study.zoo, CPU)
         save_fitted(vae.fitted_, vae.config(), run / "fitted" / f"vae-{scope}")
     assert "several VAEs; give --representation NAME, one of vae-all, vae-layer" in _refused(capsys, run, *rest)
@@ -403,7 +359,7 @@ def test_another_zoo_than_the_run_saw_is_refused(study: Study, tmp_path: Path) -
 
 def test_a_results_file_cannot_have_anything_called(study: Study, tmp_path: Path) -> None:
     run = _copied(study, tmp_path)
-    result = _result(study.zoo, study.place)
+    result = result_of(study.zoo, study.place)
     evil = {"_target_": "os.mkdir", "path": str(tmp_path / "pwned")}
     replace(result, config={**result.config, "dataset": evil}).write(run / "results.json")
     with pytest.raises(
@@ -469,14 +425,13 @@ def test_a_folder_that_fills_meanwhile_is_left_as_it_is(
 @pytest.mark.slow
 def test_the_command_as_a_user_calls_it(study: Study, tmp_path: Path) -> None:
     run, (a, b) = study.runs["module"], study.names[:2]
-    done = lorabench(str(run), a, b, "--steps", "2", "--out", "out", cwd=tmp_path, module="lorabench.interpolation")
+    words = ["adapters", "interpolate", str(run), a]
+    done = lorabench(*words, b, "--steps", "2", "--out", "out", cwd=tmp_path)
     assert done.stderr == ""
     assert len(_files(tmp_path / "out")) == 2
-    again = lorabench(
-        str(run), a, b, "--steps", "2", "--out", "out", cwd=tmp_path, code=1, module="lorabench.interpolation"
-    )
-    assert again.stderr == "python -m lorabench.interpolation: --out out: is not empty. Name a new or empty folder\n"
-    lost = lorabench(str(run), a, b[:-14], "--out", "new", cwd=tmp_path, code=1, module="lorabench.interpolation")
+    again = lorabench(*words, b, "--steps", "2", "--out", "out", cwd=tmp_path, code=1)
+    assert again.stderr == "lorabench adapters interpolate: --out out: is not empty. Name a new or empty folder\n"
+    lost = lorabench(*words, b[:-14], "--out", "new", cwd=tmp_path, code=1)
     assert f"did you mean {b}" in lost.stderr
     assert lost.stderr.count("\n") == 1
     assert "Traceback" not in lost.stderr
@@ -484,7 +439,7 @@ def test_the_command_as_a_user_calls_it(study: Study, tmp_path: Path) -> None:
 
 def test_help_says_what_the_files_are_not(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["--help"])
+        main(["interpolate", "--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
     for words in ("not A and B", "trained adapters; nothing promises", "by itself", "reconstruction_error", "gauges"):

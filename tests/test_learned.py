@@ -19,6 +19,7 @@ from lorabench.representations.contrastive import Contrastive
 from lorabench.representations.denoising import Denoising
 from lorabench.representations.fitted import save_fitted
 from lorabench.representations.learned import Learned
+from lorabench.representations.load_from import Loaded
 from lorabench.representations.vae import VAE
 from lorabench.zoo import Labels, Zoo
 from tests.synthetic_zoo import make_zoo, planted_zoo, with_layers
@@ -111,7 +112,7 @@ def test_the_spread_of_a_vaes_posterior_is_a_feature_too(zoo: Zoo, tmp_path: Pat
         assert both[unit][:, latent:].std(0).min() > 0
         assert wide.feature_names(zoo, unit)[latent:] == tuple(f"log_var{i + 1}" for i in range(latent))
     save_fitted(wide.fitted_, wide.config(), tmp_path / "run")
-    taken = VAE(load_from=str(tmp_path / "run")).fit(zoo, CPU)
+    taken = Loaded(VAE(), str(tmp_path / "run")).fit(zoo, CPU)
     assert_same(taken.transform(zoo, CPU), both)
     assert all(len(taken.feature_names(zoo, unit)) == both[unit].shape[1] for unit in both)
     with pytest.raises(LorabenchError, match=r"representation\.posterior=spread: allowed are mean and mean_and_spread"):

@@ -22,6 +22,7 @@ from lorabench.representations.contrastive import Contrastive
 from lorabench.representations.denoising import Denoising
 from lorabench.representations.fitted import FittedUnit, read_index, save_fitted
 from lorabench.representations.learned import Learned
+from lorabench.representations.load_from import Loaded
 from lorabench.representations.vae import VAE
 from lorabench.zoo import Zoo
 from tests.small_study import evaluator_of
@@ -207,7 +208,7 @@ def test_a_flipped_bit_among_the_weights_is_never_used(zoo: Zoo, tmp_path: Path)
     with pytest.raises(LorabenchError, match=message):
         VAE(**quick()).restore(unit, path)
     with pytest.raises(LorabenchError, match=message):
-        save_fitted(fitted.fitted_, fitted.settings(), tmp_path / "run")
+        save_fitted(fitted.fitted_, fitted.config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert [p for p in tmp_path.iterdir() if p.name != "features"] == []
     again = VAE(**quick())
@@ -224,7 +225,7 @@ def test_a_disk_that_takes_no_more_leaves_all_in_memory(zoo: Zoo, tmp_path: Path
     assert "stay in memory" in caplog.text
     assert_same(representation.transform(zoo, CPU), found)
     save_fitted(representation.fitted_, representation.config(), tmp_path / "run")
-    assert_same(VAE(load_from=str(tmp_path / "run")).fit(zoo, CPU).transform(zoo, CPU), found)
+    assert_same(Loaded(VAE(), str(tmp_path / "run")).fit(zoo, CPU).transform(zoo, CPU), found)
 
 
 # In a run's folder
@@ -247,7 +248,7 @@ def test_load_from_gives_the_same_features_on_adapters_never_seen(
     strangers = make_zoo(11, seed=8, fingerprint="strangers")
     expected = fitted.transform(strangers, CPU)
     for place in (folder, folder / "fitted" / "it"):
-        loaded = type(fitted)(load_from=str(place), scope=fitted.scope)
+        loaded = Loaded(type(fitted)(scope=fitted.scope), str(place))
         assert_same(loaded.fit(strangers.rows(np.arange(3)), CPU).transform(strangers, CPU), expected)
         for _ in range(2):
             cached = cached_features(loaded, strangers, np.arange(3), tmp_path / "other", CPU)
@@ -261,7 +262,7 @@ def test_load_from_gives_the_same_features_on_adapters_never_seen(
 def test_a_run_says_what_it_keeps(saved: tuple[Learned, Path], zoo: Zoo) -> None:
     fitted, folder = saved
     index = read_index(folder / "fitted" / "it")
-    assert index["config"] == json.loads(json.dumps(fitted.settings()))
+    assert index["config"] == json.loads(json.dumps(fitted.config()))
     assert index["units"].keys() == set(fitted.units(zoo))
     for unit, known in index["units"].items():
         assert known["layers"] == list(fitted.layers_of(zoo, unit))
@@ -272,10 +273,10 @@ def test_a_run_says_what_it_keeps(saved: tuple[Learned, Path], zoo: Zoo) -> None
 def test_saving_anew_over_the_files_that_are_in_use_keeps_them(zoo: Zoo, tmp_path: Path) -> None:
     """A run that loads from its own folder; before, what was linked was taken away first."""
     first = VAE(**quick()).fit(zoo.rows(TRAIN), CPU)
-    save_fitted(first.fitted_, first.settings(), tmp_path / "fitted" / "vae")
-    again = VAE(load_from=str(tmp_path)).fit(zoo, CPU)
+    save_fitted(first.fitted_, first.config(), tmp_path / "fitted" / "vae")
+    again = Loaded(VAE(), str(tmp_path)).fit(zoo, CPU)
     save_fitted(again.fitted_, again.config(), tmp_path / "fitted" / "vae")
-    third = VAE(load_from=str(tmp_path)).fit(zoo, CPU)
+    third = Loaded(VAE(), str(tmp_path)).fit(zoo, CPU)
     assert_same(third.transform(zoo, CPU), first.transform(zoo, CPU))
     assert [path.name for path in (tmp_path / "fitted").iterdir()] == ["vae"]
 
@@ -283,7 +284,7 @@ def test_saving_anew_over_the_files_that_are_in_use_keeps_them(zoo: Zoo, tmp_pat
 def test_a_save_that_fails_leaves_what_was_there(zoo: Zoo, tmp_path: Path, monkeypatch: Any) -> None:
     first = VAE(**quick()).fit(zoo.rows(TRAIN), CPU)
     folder = tmp_path / "fitted" / "vae"
-    save_fitted(first.fitted_, first.settings(), folder)
+    save_fitted(first.fitted_, first.config(), folder)
     before = {path: path.read_bytes() for path in files(tmp_path)}
     genuine = FittedUnit.to_bytes
 
@@ -294,7 +295,7 @@ def test_a_save_that_fails_leaves_what_was_there(zoo: Zoo, tmp_path: Path, monke
 
     monkeypatch.setattr(FittedUnit, "to_bytes", fail)
     with pytest.raises(OSError, match="No space"):
-        save_fitted(first.fitted_, first.settings(), folder)
+        save_fitted(first.fitted_, first.config(), folder)
     assert {path: path.read_bytes() for path in files(tmp_path)} == before
 
 
@@ -302,7 +303,7 @@ def test_a_setting_that_load_from_would_leave_without_effect_is_refused(
     kind: type[Learned], zoo: Zoo, tmp_path: Path
 ) -> None:
     fitted = kind(**quick()).fit(zoo.rows(TRAIN), CPU)
-    save_fitted(fitted.fitted_, fitted.settings(), tmp_path / "fitted" / "it")
+    save_fitted(fitted.fitted_, fitted.config(), tmp_path / "fitted" / "it")
     for options, message in (
         (
             {"on": "delta"},
@@ -312,20 +313,20 @@ def test_a_setting_that_load_from_would_leave_without_effect_is_refused(
         ({"epochs": 7}, r"representation\.epochs=7: .* with epochs=2"),
     ):
         with pytest.raises(LorabenchError, match=message):
-            kind(load_from=str(tmp_path), **options).fit(zoo, CPU)
+            Loaded(kind(**options), str(tmp_path)).fit(zoo, CPU)
     # What the training had may be said again, and memory is no setting of it.
-    again = kind(load_from=str(tmp_path), hidden=[16, 8], epochs=2, memory_gb=1.0).fit(zoo, CPU)
-    assert again.settings() == {**fitted.settings(), "fitted": again.config()["fitted"]}
+    again = Loaded(kind(hidden=[16, 8], epochs=2, memory_gb=1.0), str(tmp_path)).fit(zoo, CPU)
+    assert again.config() == {**fitted.config(), "fitted": again.config()["fitted"]}
     assert_same(again.transform(zoo, CPU), fitted.transform(zoo, CPU))
 
 
 def test_an_autoencoder_of_all_layers_is_an_error_of_the_arms_that_lack_one(zoo: Zoo, tmp_path: Path) -> None:
     evaluator = evaluator_of(zoo, tmp_path)
     fitted = VAE(**quick(), scope="all").fit(zoo.rows(evaluator.split.train), CPU)
-    save_fitted(fitted.fitted_, fitted.settings(), tmp_path / "run" / "fitted" / "it")
+    save_fitted(fitted.fitted_, fitted.config(), tmp_path / "run" / "fitted" / "it")
     layers = tuple(zoo.layers)
     whole, less = evaluator.evaluate(
-        "vae", VAE(load_from=str(tmp_path / "run")), [Arm("none", layers), Arm("one less", layers[1:])]
+        "vae", Loaded(VAE(), str(tmp_path / "run")), [Arm("none", layers), Arm("one less", layers[1:])]
     )
     assert whole.error is None
     assert len(whole.runs) == len(evaluator.seeds)
@@ -337,7 +338,7 @@ def test_load_from_of_what_does_not_fit_is_refused(kind: type[Learned], zoo: Zoo
     """Other layers, other shapes, no run, another class, two runs in one, damage; nothing is written."""
     fitted = kind(**quick()).fit(zoo.rows(TRAIN), CPU)
     place = tmp_path / "run" / "fitted" / "it"
-    save_fitted(fitted.fitted_, fitted.settings(), place)
+    save_fitted(fitted.fitted_, fitted.config(), place)
     other = next(one for one in KINDS if one is not kind)
     (tmp_path / "none").mkdir()
     shutil.copytree(place, tmp_path / "two" / "fitted" / "a")
@@ -360,14 +361,14 @@ def test_load_from_of_what_does_not_fit_is_refused(kind: type[Learned], zoo: Zoo
     for number, (which, folder, given, message) in enumerate(cases):
         with pytest.raises(LorabenchError, match=message):
             cached_features(
-                which(load_from=str(tmp_path / folder)), given, np.arange(6), tmp_path / f"cache{number}", CPU
+                Loaded(which(), str(tmp_path / folder)), given, np.arange(6), tmp_path / f"cache{number}", CPU
             )
         assert files(tmp_path / f"cache{number}") == []
 
 
 def test_a_files_weights_are_held_against_its_checksum_when_loaded(zoo: Zoo, tmp_path: Path) -> None:
     fitted = VAE(**quick()).fit(zoo.rows(TRAIN), CPU)
-    save_fitted(fitted.fitted_, fitted.settings(), tmp_path / "fitted" / "vae")
+    save_fitted(fitted.fitted_, fitted.config(), tmp_path / "fitted" / "vae")
     path = tmp_path / "fitted" / "vae" / "0002.safetensors"
     whole = path.read_bytes()
     length = 8 + int.from_bytes(whole[:8], "little")
@@ -379,7 +380,7 @@ def test_a_files_weights_are_held_against_its_checksum_when_loaded(zoo: Zoo, tmp
         data[position] ^= 1 << int(rng.integers(0, 8))
         path.write_bytes(bytes(data))
         try:
-            loaded = VAE(load_from=str(tmp_path)).fit(zoo.only(units[2:3]), CPU)
+            loaded = Loaded(VAE(), str(tmp_path)).fit(zoo.only(units[2:3]), CPU)
             found = loaded.features(zoo, units[2], CPU)
         except LorabenchError as error:
             refused += "0002.safetensors holds no autoencoder that can be read" in str(error)

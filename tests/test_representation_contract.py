@@ -37,11 +37,13 @@ def settings(choice: str) -> dict[str, Any]:
 
 def composed(stem: str, changes: list[str]) -> dict[str, Any]:
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        found = compose(f"representation/{stem}", [f"representation.{change}" for change in changes])
-    plain = OmegaConf.to_container(found, resolve=True)
+        config = compose(f"representation/{stem}", [f"representation.{change}" for change in changes])
+    plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     # Hydra puts the file under its package; `# @package` and a defaults list may lift it out.
-    return dict(plain.get("representation", plain))
+    found = dict(plain.get("representation", plain))
+    found.pop("load_from", None)  # whose autoencoders, says the configuration; `make_representation` looks at it
+    return found
 
 
 def choices() -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from lorabench.ablation.study import Study, measured, with_holm
 from lorabench.evaluation import Arm, Evaluation
+from lorabench.evaluation.chance import majority
 from lorabench.findings import LEVEL, Compared, Measured
 from lorabench.representations.controls import Ceiling, Control, DeltaNorm, Recipe
 
@@ -100,7 +101,7 @@ def _row(study: Study, name: str, text: str, kind: str, one: Evaluation) -> Cont
 def _majority(study: Study, one: Evaluation) -> Evaluation:
     """The members of an evaluation, as if each named the most frequent class of its training adapters."""
     labels = study.evaluator.labels
-    classes = np.array([np.bincount(labels[split.train]).argmax() for split in study.splits])
+    classes = np.array([majority(labels, split) for split in study.splits])
     said = classes[study.split_of][:, None]
     truth = one.test_labels
     runs = tuple(replace(run, error=None) for run in one.runs)

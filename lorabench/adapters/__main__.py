@@ -14,6 +14,7 @@ COMMANDS = {
     "merge": "several adapters into one, exactly or by TIES, DARE and others",
     "compare": "two adapters module by module, or the duplicates in a folder",
     "convert": "the layouts of PEFT, diffusers, kohya and ComfyUI into one another",
+    "interpolate": "files between two adapters of a run, by its variational autoencoder",
     "plot": "pictures of weights, spectra, ranks and depth",
 }
 """Every command, a module of `commands` each, and what it is for."""

@@ -25,6 +25,7 @@ from lorabench.progress import bar
 from lorabench.representations import Representation
 from lorabench.representations.cache import cached_features
 from lorabench.representations.learned import Learned
+from lorabench.representations.load_from import Loaded
 from lorabench.results import Run
 from lorabench.zoo import Zoo
 from lorabench.zoo.splits import Split
@@ -69,7 +70,7 @@ class Evaluator:
     cache_dir: Path
     resume: bool = True
     clock: Clock = field(default_factory=Clock)
-    on_fitted: Callable[[str, Learned, Mapping[str, Tensor]], None] = lambda name, fitted, features: None  # noqa: ARG005
+    on_fitted: Callable[[str, Learned | Loaded, Mapping[str, Tensor]], None] = lambda name, fitted, features: None  # noqa: ARG005
     on_curves: Callable[[str, Sequence[Run]], None] = lambda name, runs: None  # noqa: ARG005
     trained: int = 0
     taken: int = 0
@@ -184,7 +185,7 @@ class Evaluator:
     def _tell_of(
         self, name: str, representation: Representation, own: Mapping[str, Tensor], layers: Collection[str]
     ) -> None:
-        if not isinstance(representation, Learned) or set(own) != set(representation.units(self.zoo)):
+        if not isinstance(representation, Learned | Loaded) or set(own) != set(representation.units(self.zoo)):
             return
         if {layer for unit in own for layer in representation.layers_of(self.zoo, unit)} <= set(layers):
             self.on_fitted(name, representation, own)

@@ -9,6 +9,8 @@ from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from lorabench.representations.learned import Learned
+from lorabench.representations.load_from import Loaded
+from lorabench.training import standardised
 
 __all__ = ["latent_summary"]
 
@@ -16,7 +18,9 @@ _SHOWN = 2000  # adapters in a map; more are a blot
 
 
 def latent_summary(
-    representation: Learned, features: Mapping[str, Float32[Tensor, "n _f"]], labels: Int64[np.ndarray, " n"]
+    representation: Learned | Loaded,
+    features: Mapping[str, Float32[Tensor, "n _f"]],
+    labels: Int64[np.ndarray, " n"],
 ) -> dict[str, Any]:
     """What `Result.learned` says of one representation.
 
@@ -45,17 +49,11 @@ def latent_summary(
         known = np.sort(np.random.default_rng(0).choice(known, _SHOWN, replace=False))
     rows = torch.from_numpy(known)
     best = min(units, key=lambda unit: float(units[unit]["reconstruction_error"]))
-    maps = [_map("all units", torch.cat([_standardised(one[rows]) for one in features.values()], 1))]
+    maps = [_map("all units", torch.cat([standardised(one[rows], one[rows]) for one in features.values()], 1))]
     if len(features) > 1:
-        maps.append(_map(best, _standardised(features[best][rows])))
+        maps.append(_map(best, standardised(features[best][rows], features[best][rows])))
     found = {"units": units, "maps": maps, "classes": labels[known].tolist()}
-    return found if representation.load_from is None else {**found, "taken_from": representation.load_from}
-
-
-def _standardised(values: Float32[Tensor, "n f"]) -> Float64[Tensor, "n f"]:
-    wide = values.double()
-    std = wide.std(0, correction=0)
-    return (wide - wide.mean(0)) / torch.where(std > 0, std, 1.0)
+    return {**found, "taken_from": representation.load_from} if isinstance(representation, Loaded) else found
 
 
 def _map(unit: str, values: Float64[Tensor, "n f"]) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
 
+from lorabench.evaluation.chance import chance
 from lorabench.evaluation.complexity import RankComplexity, rank_complexity
 from lorabench.representations.delta_pca import DeltaPCA
+from lorabench.training import standardised
 from lorabench.zoo import Zoo
 from lorabench.zoo.splits import Split, split_zoo
 
@@ -97,16 +99,15 @@ def measure(zoo: Zoo, splits: int = 3) -> Soundness:
     """
     category = zoo.labels.category
     accuracy: dict[str, dict[str, list[float]]] = {}
-    chance, tested = [], 0
+    levels, tested = [], 0
     for seed in range(splits):
         split = split_zoo(zoo.labels, seed=seed)
-        known, wanted = category[split.train], category[split.test]
-        chance.append(100 * float(np.mean(wanted == np.bincount(known).argmax())))
-        tested = len(wanted)
+        levels.append(100 * chance(category, split))
+        tested = len(split.test)
         for name, features in _features(zoo, split).items():
             for classifier, right in _read(features, category, split, seed).items():
                 accuracy.setdefault(name, {}).setdefault(classifier, []).append(right)
-    level = float(np.mean(chance))
+    level = float(np.mean(levels))
     means = {name: {key: float(np.mean(values)) for key, values in read.items()} for name, read in accuracy.items()}
     return judge(
         Soundness(
@@ -177,13 +178,15 @@ def _features(zoo: Zoo, split: Split) -> dict[str, Float[np.ndarray, "n _f"]]:
     """All that is read, centred and scaled by the training rows; pixels have one scale, all else one a feature."""
     found = {}
     if zoo.ceiling is not None:
-        found["pictures"] = _scaled(zoo.ceiling.read(0, len(zoo)).reshape(len(zoo), -1), split, together=True)
+        pixels = zoo.ceiling.read(0, len(zoo)).reshape(len(zoo), -1)
+        pixels = pixels - pixels[split.train].mean(0)
+        found["pictures"] = pixels / max(pixels[split.train].std(), 1e-7)
     cpu = torch.device("cpu")
     if zoo.modules:
         scores = DeltaPCA().fit(zoo.rows(split.train), cpu).transform(zoo, cpu)
         found["delta_pca"] = _scaled(np.concatenate([values.numpy() for values in scores.values()], 1), split)
     layers = [zoo.read(one).reshape(len(zoo), -1) for one in zoo.layers]
-    found["flat"] = _scaled(np.concatenate(layers, 1), split)
+    found["flat"] = np.concatenate([_scaled(layer, split) for layer in layers], 1)
     found["lengths"] = _scaled(np.stack([np.linalg.norm(layer, axis=1) for layer in layers], 1), split)
     recipe = zoo.recipe()
     if recipe:
@@ -191,11 +194,9 @@ def _features(zoo: Zoo, split: Split) -> dict[str, Float[np.ndarray, "n _f"]]:
     return found
 
 
-def _scaled(values: Float[np.ndarray, "n f"], split: Split, together: bool = False) -> Float[np.ndarray, "n f"]:
-    centred = values - values[split.train].mean(0)
-    spread = centred[split.train].std(None if together else 0)
-    scaled: Float[np.ndarray, "n f"] = centred / np.where(spread > 1e-7, spread, 1.0)
-    return scaled
+def _scaled(values: Float[np.ndarray, "n f"], split: Split) -> Float[np.ndarray, "n f"]:
+    wide = torch.from_numpy(values.astype(np.float64))  # a copy: a memory map cannot be written to
+    return standardised(wide, wide[torch.from_numpy(split.train)]).numpy().astype(values.dtype)
 
 
 def _read(features: Float[np.ndarray, "n f"], category: np.ndarray, split: Split, seed: int) -> dict[str, float]:

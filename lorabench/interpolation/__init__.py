@@ -1,6 +1,6 @@
 """Adapter files on the straight line between two adapters, in the latent space of a VAE that a run fitted.
 
-Such a file is decoder((1 - t)·μ_A + t·μ_B), and no trained adapter; `python -m lorabench.interpolation --help` says
+Such a file is decoder((1 - t)·μ_A + t·μ_B), and no trained adapter; `lorabench adapters interpolate --help` says
 more.
 """
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lorabench.lowrank import frobenius_norm, inner_product
 from lorabench.representations.autoencoder import relative_error
+from lorabench.representations.load_from import Loaded
 from lorabench.representations.vae import VAE, VAEModule
 from lorabench.zoo import Labels, Stack, Zoo
 
@@ -75,7 +76,7 @@ class Line:
     note: str = ""
 
 
-def line_between(vae: VAE, pair: Zoo, steps: int) -> Line:
+def line_between(vae: VAE | Loaded, pair: Zoo, steps: int) -> Line:
     """Decode z(t) = (1 - t)·μ_A + t·μ_B for t = 0, 1/(steps - 1), ..., 1, in every unit of a fitted VAE.
 
     What is decoded is un-standardised, x̂·scale + mean, and split into its layers. A module has the larger of its two

@@ -15,6 +15,7 @@ from lorabench.adapters import LAYOUTS
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.interpolation.line import Line, line_between
 from lorabench.interpolation.run import FittedRun, find_zoo, parts_of, read_run
+from lorabench.representations.load_from import Loaded
 from lorabench.representations.vae import VAE
 from lorabench.storage import new_folder
 from lorabench.text import to_json
@@ -68,9 +69,8 @@ def interpolate(
     zoo = find_zoo(found, moved or {})
     rows = np.array([_row_of(zoo, a), _row_of(zoo, b)], np.int64)
     _check_layers(found, zoo)
-    vae, pair = VAE(scope=found.index["config"]["scope"], load_from=str(found.fitted)), zoo.rows(rows)
-    vae.fit(pair, torch.device("cpu"))
-    line = line_between(vae, pair, steps)
+    pair, vae = zoo.rows(rows), Loaded(VAE(), str(found.fitted))
+    line = line_between(vae.fit(pair, torch.device("cpu")), pair, steps)
     first, second = (replace(end, part=part) for end, part in zip(line.ends, parts_of(found, zoo, rows), strict=True))
     line = replace(line, ends=(first, second), note=_note(found.index))
     with _new_folder(out) as partial:
@@ -114,7 +114,7 @@ def _note(index: Mapping[str, Any]) -> str:
     )
 
 
-def _metadata(line: Line, zoo: Zoo, vae: VAE) -> list[dict[str, str]]:
+def _metadata(line: Line, zoo: Zoo, vae: Loaded) -> list[dict[str, str]]:
     """What every file says of itself; no path of this machine is in it."""
     shared = {
         "between": [asdict(end) for end in line.ends],
@@ -123,7 +123,7 @@ def _metadata(line: Line, zoo: Zoo, vae: VAE) -> list[dict[str, str]]:
         "dataset": zoo.name,
         "fingerprint": zoo.fingerprint,
         "autoencoders": vae.config()["fitted"],
-        "scope": vae.scope,
+        "scope": vae.run.config["scope"],
         "rank": "the larger of the two adapters' in every module; what was decoded beyond it is cut",
     }
     return [

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lorabench.training import SeededDropout, seeded, set_keys
+from lorabench.training import SeededDropout, mean_and_scale, seeded, set_keys
 
 __all__ = ["JUDGED", "AutoEncoder", "block", "relative_error"]
 
@@ -85,11 +85,9 @@ class AutoEncoder(pl.LightningModule):
 
     def calibrate(self, raw: Float[Tensor, "n d"]) -> None:
         """Take mean and (population) standard deviation of training weights; a constant weight is only shifted."""
-        wide = raw.double()
-        mean, std = wide.mean(0), wide.std(0, correction=0)
-        # Below float32's resolution of the mean, what varies is rounding.
+        mean, scale = mean_and_scale(raw)
         self.mean.copy_(mean)
-        self.scale.copy_(torch.where(std <= 1e-7 * mean.abs(), 1.0, std))
+        self.scale.copy_(scale)
 
     def standardised(self, raw: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """Weights as the layers take them."""

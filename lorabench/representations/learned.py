@@ -1,5 +1,6 @@
 """The contract of representations that train an autoencoder of every unit."""
 
+import functools
 import logging
 import threading
 from abc import abstractmethod
@@ -21,7 +22,6 @@ from lorabench.representations.checks import check_arguments
 from lorabench.representations.components import unit_seed
 from lorabench.representations.fitted import FittedUnit
 from lorabench.representations.fitting import Course, Schooling, fit_together, held_rows, split_rows
-from lorabench.representations.load_from import LoadedRun
 from lorabench.representations.reading import flat_rows, shapes_of, sketch_of, sketch_shapes, sketched_rows
 from lorabench.representations.training_memory import member_bytes
 from lorabench.training import set_keys
@@ -58,8 +58,6 @@ class Learned(Representation):
         val_share: share of the training rows that decide when to stop.
         seed: of initial weights, order of the rows, noise and that share.
         memory_gb: what a stack on a GPU, or all lanes of a CPU, may take; null for 60 % of what is free.
-        load_from: folder of a run whose autoencoders are taken as they are, with its settings (`on` and `scope` too; an
-            argument that differs from both them and the default is refused); null to train.
     """
 
     learns: ClassVar[bool] = True
@@ -86,7 +84,6 @@ class Learned(Representation):
     val_share: float | int = 0.1
     seed: int = 0
     memory_gb: float | int | None = None
-    load_from: str | None = None
 
     @property
     def unit(self) -> Unit:
@@ -95,26 +92,26 @@ class Learned(Representation):
         Raises:
             LorabenchError: scope or on is something else.
         """
-        said = self._setting("scope")
         for scope in ("layer", "module", "all"):
-            if said == scope:
+            if self.scope == scope:
                 return "module" if scope == "layer" and self._delta else scope
-        raise LorabenchError(f"representation.scope={said}: allowed are layer, module and all")
+        raise LorabenchError(f"representation.scope={self.scope}: allowed are layer, module and all")
 
     @property
     def _delta(self) -> bool:
-        on = self._setting("on")
-        if on not in ("factors", "delta"):
-            raise LorabenchError(f"representation.on={on}: allowed are factors and delta")
-        return bool(on == "delta")
+        if self.on not in ("factors", "delta"):
+            raise LorabenchError(f"representation.on={self.on}: allowed are factors and delta")
+        return self.on == "delta"
 
-    def _setting(self, name: str, before: Any = None) -> Any:
-        """An argument, or what it was in the run that autoencoders are taken from; `before` there was such a one."""
-        return getattr(self, name) if self.load_from is None else self._taken.config.get(name, before)
+    @functools.cached_property
+    def fitted_(self) -> dict[str, FittedUnit]:
+        """The autoencoder of every unit that was learned or restored."""
+        return {}
 
-    @property
-    def _taken(self) -> LoadedRun:
-        return LoadedRun.of(str(self.load_from), f"{type(self).__module__}.{type(self).__qualname__}")
+    @functools.cached_property
+    def warned_(self) -> set[tuple[str, tuple[str, ...]]]:
+        """Units, with their layers, of which the user was told what to know."""
+        return set()
 
     @property
     def gauge_invariant(self) -> bool:
@@ -145,21 +142,18 @@ class Learned(Representation):
 
     def feature_names(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
         """What the columns are called: `names_of` the latent vector."""
-        if self.load_from is None:
-            return self.names_of(self._latent(self._inputs(zoo, unit)))
-        layers = self.layers_of(zoo, unit)
-        return self.names_of(self._taken.length(unit, layers, shapes_of(zoo, layers), zoo.name))
+        return self.names_of(self._latent(self._inputs(zoo, unit)))
 
     def names_of(self, latent: int) -> tuple[str, ...]:
         """`z1`, `z2` and so on, for a latent vector of this length."""
         return tuple(f"z{i + 1}" for i in range(latent))
 
     def fit(self, zoo: Zoo, device: torch.device) -> "Learned":
-        """Train the autoencoder of every unit on these rows, or take those of `load_from`.
+        """Train the autoencoder of every unit on these rows.
 
         Raises:
             LorabenchError: an argument is not allowed; a unit has fewer than 4 weights, or no two rows of it differ;
-                there are fewer than 4 rows; a loss is not finite; `load_from` has other layers or shapes.
+                there are fewer than 4 rows; a loss is not finite.
         """
         for _ in self.learn(zoo, device):
             pass
@@ -169,14 +163,6 @@ class Learned(Representation):
         """`fit`, unit after unit as they finish."""
         self.check()
         units = self.units(zoo)
-        self.fitted_: dict[str, FittedUnit] = getattr(self, "fitted_", {})
-        if self.load_from is not None:
-            for unit in units:  # all are looked at before the first is used
-                layers = self.layers_of(zoo, unit)
-                self.fitted_[unit] = self._taken.unit(unit, layers, shapes_of(zoo, layers), zoo.name)
-                self._warn(unit, self.fitted_[unit])
-            yield from units
-            return
         self._check(zoo, units)
         recycle_freed_blocks()
         lanes = self._lanes(zoo, units, device)
@@ -187,9 +173,16 @@ class Learned(Representation):
         with closing(in_lanes(self._chunks(zoo, units, device), work, lanes)) as finished:
             for found in finished:
                 for unit, fitted in found.items():
-                    self.fitted_[unit] = fitted
-                    self._warn(unit, fitted)
+                    self.take(unit, fitted)
                     yield unit
+
+    def take(self, unit: str, fitted: FittedUnit) -> None:
+        """Encode a unit by this autoencoder from now on, and say once what the user should know of it."""
+        self.fitted_[unit] = fitted
+        if (unit, fitted.layers) not in self.warned_:
+            self.warned_.add((unit, fitted.layers))
+            for concern in self.concerns(unit, fitted):
+                _LOG.warning("%s, unit %s: %s", self.name, unit, concern)
 
     def layers_of(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
         """The layers of a unit; on delta, those that have a partner."""
@@ -220,7 +213,7 @@ class Learned(Representation):
         Raises:
             LorabenchError: `fit` has not seen this unit, or saw other layers or shapes.
         """
-        fitted: FittedUnit | None = getattr(self, "fitted_", {}).get(unit)
+        fitted = self.fitted_.get(unit)
         layers = self.layers_of(zoo, unit)
         if fitted is None:
             raise LorabenchError(f"{self.name} was not fitted on unit {unit!r} of {zoo.name}; call fit first")
@@ -240,8 +233,7 @@ class Learned(Representation):
         """Take a unit's autoencoder from a file that `state` gave."""
         fitted = FittedUnit.of(path)
         fitted.verify()
-        self.fitted_ = {**getattr(self, "fitted_", {}), unit: fitted}
-        self._warn(unit, fitted)
+        self.take(unit, fitted)
 
     @property
     def name(self) -> str:
@@ -249,31 +241,19 @@ class Learned(Representation):
         return type(self).__name__.lower()
 
     def config(self) -> dict[str, Any]:
-        """Class and arguments; what `load_from` holds, in place of where it lies."""
-        found = self.settings()
-        if self.load_from is not None:
-            found = {key: found[key] for key in ("class", "scope", "on", "fitted")}
-        return found
-
-    def settings(self) -> dict[str, Any]:
-        """Class and arguments of the training, be it another run's; then `fitted` says which autoencoders those are."""
-        if self.load_from is not None:
-            return {**self._taken.config, "fitted": self._taken.digest()}
+        """Class and arguments of the training."""
         found = super().config()
-        del found["memory_gb"], found["load_from"]  # they say nothing about the features
+        del found["memory_gb"]  # it says nothing about the features
         return found
 
     def check(self) -> None:
         """Refuse arguments that nothing can be trained with, before anything is read.
 
         Raises:
-            LorabenchError: one is not allowed, or contradicts `load_from`.
+            LorabenchError: one is not allowed.
         """
         check_arguments(self)
         _ = self.unit  # scope and on
-        if self.load_from is not None:
-            fresh = asdict(type(self)())
-            self._taken.refuse_others({k: v for k, v in asdict(self).items() if v != fresh[k]})
 
     def _latent(self, inputs: int) -> int:
         if self.latent_dim is None:
@@ -317,14 +297,6 @@ class Learned(Representation):
         if module.sketches:
             return sketched_rows(zoo, self._modules(zoo, unit), module.sketches, module.device, start, stop)
         return flat_rows(zoo, self.layers_of(zoo, unit), module.device, start, stop)
-
-    def _warn(self, unit: str, fitted: FittedUnit) -> None:
-        """Say once what the user should know of a unit, whether it was just trained or was kept."""
-        self.warned_: set[tuple[str, tuple[str, ...]]] = getattr(self, "warned_", set())
-        if (unit, fitted.layers) not in self.warned_:
-            self.warned_.add((unit, fitted.layers))
-            for concern in self.concerns(unit, fitted):
-                _LOG.warning("%s, unit %s: %s", self.name, unit, concern)
 
     def _check(self, zoo: Zoo, units: Sequence[str]) -> None:
         held = held_rows(len(zoo), self.val_share)

@@ -3,17 +3,130 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
 
 from lorabench.errors import LorabenchError
+from lorabench.representations.base import Representation, Unit
 from lorabench.representations.fitted import INDEX, FittedUnit, check_layers, read_index
+from lorabench.representations.learned import Learned
+from lorabench.representations.reading import shapes_of
 from lorabench.text import some
+from lorabench.zoo import Zoo
 
-__all__ = ["LoadedRun"]
+__all__ = ["Loaded", "LoadedRun"]
 
 Shapes = tuple[tuple[int, int], ...]
+
+
+@dataclass
+class Loaded(Representation):
+    """Latent vectors of the autoencoders that another run has fitted, taken as they are, with that run's settings.
+
+    Args:
+        given: of the class whose autoencoders are taken; an argument that is neither that run's nor the default would
+            change nothing, and is refused.
+        load_from: the run's folder, or its sub-folder of one representation.
+    """
+
+    learns: ClassVar[bool] = True
+    keeps: ClassVar[bool] = True
+
+    given: Learned
+    load_from: str
+
+    @cached_property
+    def run(self) -> "LoadedRun":
+        """The folder of the autoencoders.
+
+        Raises:
+            LorabenchError: there is none of this class, or more than one.
+        """
+        return LoadedRun.of(self.load_from, f"{type(self.given).__module__}.{type(self.given).__qualname__}")
+
+    @cached_property
+    def trained(self) -> Learned:
+        """The representation as it was in that run; defaults stand for settings that it did not know yet."""
+        return type(self.given)(**{k: v for k, v in self.run.config.items() if k in asdict(self.given)})
+
+    @property
+    def fitted_(self) -> dict[str, FittedUnit]:
+        """The autoencoder of every unit that was taken."""
+        return self.trained.fitted_
+
+    @property
+    def unit(self) -> Unit:
+        """As in that run."""
+        return self.trained.unit
+
+    @property
+    def gauge_invariant(self) -> bool:
+        """As in that run."""
+        return self.trained.gauge_invariant
+
+    def units(self, zoo: Zoo) -> tuple[str, ...]:
+        """As in that run."""
+        return self.trained.units(zoo)
+
+    def layers_of(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
+        """As in that run."""
+        return self.trained.layers_of(zoo, unit)
+
+    def feature_names(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
+        """As in that run.
+
+        Raises:
+            LorabenchError: it has no such unit, or fitted it on other layers or shapes.
+        """
+        return self.trained.names_of(self.run.length(unit, *self._layers(zoo, unit), zoo.name))
+
+    def fit(self, zoo: Zoo, device: torch.device) -> "Loaded":
+        """Take the autoencoder of every unit.
+
+        Raises:
+            LorabenchError: `check` refuses; a unit is missing, damaged, or was fitted on other layers or shapes.
+        """
+        del device
+        self.check()
+        for unit in self.units(zoo):
+            self.trained.take(unit, self.run.unit(unit, *self._layers(zoo, unit), zoo.name))
+        return self
+
+    def features(self, zoo: Zoo, unit: str, device: torch.device) -> Float32[Tensor, "n f"]:
+        """Features of every adapter, [N, f]; see `Learned.features`."""
+        return self.trained.features(zoo, unit, device)
+
+    def state(self, unit: str) -> bytes:
+        """The file that `restore` reads."""
+        return self.trained.state(unit)
+
+    def restore(self, unit: str, path: Path) -> None:
+        """Take a unit's autoencoder from a file that `state` gave."""
+        self.trained.restore(unit, path)
+
+    def config(self) -> dict[str, Any]:
+        """Class and arguments of the training; `fitted` says which autoencoders these are, wherever they lie."""
+        return {**self.run.config, "fitted": self.run.digest()}
+
+    def check(self) -> None:
+        """Refuse arguments that cannot be, or that contradict the run's.
+
+        Raises:
+            LorabenchError: there is such an argument, or no such run.
+        """
+        self.given.check()
+        default = asdict(type(self.given)())
+        self.run.refuse_others({name: v for name, v in asdict(self.given).items() if v != default[name]})
+
+    def _layers(self, zoo: Zoo, unit: str) -> tuple[tuple[str, ...], Shapes]:
+        layers = self.layers_of(zoo, unit)
+        return layers, shapes_of(zoo, layers)
 
 
 @dataclass(frozen=True)

@@ -124,8 +124,7 @@ class VAE(Learned):
 
     def names_of(self, latent: int) -> tuple[str, ...]:
         """`z1`, `z2` and so on, then `log_var1` and so on where these are features."""
-        said = self._setting("posterior", _MEAN)
-        spread = tuple(f"log_var{i + 1}" for i in range(latent)) if said == _BOTH else ()
+        spread = tuple(f"log_var{i + 1}" for i in range(latent)) if self.posterior == _BOTH else ()
         return (*super().names_of(latent), *spread)
 
     @classmethod

@@ -7,6 +7,7 @@ from lorabench.training.randomness import draw_keys, epoch_order, keep_mask, nor
 from lorabench.training.schedule import Schedule
 from lorabench.training.scripted import Step, traced_step, without_python
 from lorabench.training.stack import Course, Stack, lost, train
+from lorabench.training.standardising import mean_and_scale, standardised
 
 __all__ = [
     "ONEDNN",
@@ -23,9 +24,11 @@ __all__ = [
     "epoch_order",
     "keep_mask",
     "lost",
+    "mean_and_scale",
     "normal",
     "seeded",
     "set_keys",
+    "standardised",
     "traced_step",
     "train",
     "without_python",

@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from lorabench.conf_dir import conf_dir
+from lorabench.configs import make_representation
 from lorabench.representations.autoencoder import AutoEncoder
 from lorabench.representations.fitting import batches, split_rows
 from lorabench.representations.learned import Learned
@@ -80,7 +81,7 @@ def _zoo_and(name: str, overrides: tuple[str, ...]) -> tuple[Zoo, Learned]:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", overrides=[f"representation={name}", *overrides])
     config.cache_dir = str(Path(config.cache_dir).expanduser())
-    return instantiate(config.dataset, _convert_="all"), instantiate(config.representation, _convert_="all")
+    return instantiate(config.dataset, _convert_="all"), make_representation(config.representation)
 
 
 def _training_rows(zoo: Zoo) -> Zoo:

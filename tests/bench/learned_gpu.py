@@ -105,7 +105,7 @@ def measure(title: str, representation: Learned, zoo: Zoo, device: torch.device)
     if error is None:
         representation.transform(zoo, device)
     after = time.perf_counter()
-    fitted = getattr(representation, "fitted_", {})
+    fitted = representation.fitted_
     return Trained(
         name=title,
         training=between - start,

@@ -1,19 +1,21 @@
-"""The command of `python -m lorabench.interpolation`."""
+"""`interpolate`: adapter files between two adapters of a run, in the latent space of its VAE."""
 
 import math
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from lorabench.adapters import LAYOUTS
+from lorabench.adapters.layouts import written_layouts
 from lorabench.commands.frame import Outcome
 from lorabench.commands.options import path_name
-from lorabench.interpolation.line import Line
-from lorabench.interpolation.writing import interpolate
 from lorabench.text import table
+
+if TYPE_CHECKING:
+    from lorabench.interpolation import Line
 
 __all__ = ["EXAMPLE", "INTERRUPTED", "add_arguments", "run"]
 
-EXAMPLE = "python -m lorabench.interpolation outputs/DATE/TIME braille/U+2801 geometric_shapes/U+25A0 --out between"
+EXAMPLE = "lorabench-adapter interpolate outputs/DATE/TIME braille/U+2801 geometric_shapes/U+25A0 --out between"
 INTERRUPTED = "nothing was written"
 
 _NOTE = """\
@@ -36,9 +38,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=path_name, help="the folder of a run of representation=vae")
     parser.add_argument("a", metavar="ADAPTER_A", help="name of an adapter of its data set")
     parser.add_argument("b", metavar="ADAPTER_B", help="name of another")
-    parser.add_argument("--out", metavar="DIR", type=path_name, required=True, help="a new or empty folder")
+    parser.add_argument("-o", "--out", metavar="DIR", type=path_name, required=True, help="a new or empty folder")
     parser.add_argument("--steps", metavar="N", type=int, default=5, help="files, both ends included")
-    parser.add_argument("--format", choices=LAYOUTS, default="diffusers", help="layout of the files")
+    parser.add_argument("--format", choices=list(written_layouts()), default="diffusers", help="layout of the files")
     parser.add_argument("--representation", metavar="NAME", help="which VAE of the run, where it has several")
     parser.add_argument("--path", type=path_name, help="where the data set lies now (dataset.path)")
     parser.add_argument("--cache-dir", metavar="DIR", type=path_name, help="where the cache lies now (cache_dir)")
@@ -46,6 +48,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> Outcome:
     """Write the files, and say how they lie to both ends."""
+    from lorabench.interpolation import interpolate
+
     moved = {"path": args.path, "cache_dir": args.cache_dir}
     line = interpolate(
         run=args.run,
@@ -68,7 +72,7 @@ def run(args: Namespace) -> Outcome:
     return Outcome(data, f"{_table(line)}\nWritten to {args.out}")
 
 
-def _table(line: Line) -> str:
+def _table(line: "Line") -> str:
     """What a person wants to know of the files."""
     columns = ("t", "cos to A", "cos to B", "|dW|/|A|", "|dW|/|B|", "cut")
     values = [(step.t, *step.cosine, *step.norm, step.cut) for step in line.steps]
