@@ -45,7 +45,7 @@ class Run:
         representation: its name.
         ablation: the ablation's name.
         seed: the member's seed.
-        best_epoch: epoch with the lowest validation loss, from 0.
+        best_epoch: epoch with the lowest validation loss, or the highest accuracy with `stop_on=accuracy`, from 0.
         epochs: epochs trained.
         metrics: `METRICS` -> value; NaN where a metric is undefined. Empty where the member failed.
         confusion: test counts of (true, predicted) class.
