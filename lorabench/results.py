@@ -18,6 +18,7 @@ from lorabench.text import to_json
 __all__ = [
     "LEVEL",
     "METRICS",
+    "PUBLISHED",
     "SCHEMA",
     "Result",
     "Run",
@@ -34,6 +35,8 @@ SCHEMA = 4
 LEVEL = 0.05
 """Of every p: a claim is made where its p is below."""
 _INDENTED_CLASSES = 50  # beyond it, a line a confusion count would be millions of lines
+PUBLISHED = ("protocol", "top_k_ablated", "num_runs", "top_layers", "ablation_results", "baseline_results")
+"""Keys of `results.json` with `published_keys=true`: all of the origin's but `dataset`, which is lorabench's own."""
 METRICS = ("train_accuracy", "val_accuracy", "test_accuracy", "test_macro_f1", "test_auroc")
 
 
@@ -47,7 +50,7 @@ class Run:
         seed: the member's seed.
         best_epoch: epoch with the lowest validation loss, or the highest accuracy with `stop_on=accuracy`, from 0.
         epochs: epochs trained.
-        metrics: `METRICS` -> value; NaN where a metric is undefined. Empty where the member failed.
+        metrics: `METRICS` and val_macro_f1 -> value; NaN where a metric is undefined. Empty where the member failed.
         confusion: test counts of (true, predicted) class.
         history: a row an epoch: train_loss, val_loss, val_accuracy, learning_rate.
         error: why it failed, or None.
@@ -174,6 +177,8 @@ class Result:
         ablation: what the ablation phase found, by its own keys (docs/ablation.md); its name alone without one.
         learned: how the training of every learned representation went, by unit, and a map of its latent space
             (`lorabench.evaluation.latent`).
+        published: what stands under the published keys, beside all these, with `published_keys=true`
+            (`lorabench.published`).
         schema: version of this layout.
     """
 
@@ -189,11 +194,14 @@ class Result:
     environment: dict[str, Any]
     ablation: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
     learned: dict[str, Any] = field(default_factory=dict)
+    published: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:
         """Write as JSON; NaN and infinity become null."""
-        replace_file(path, to_json(asdict(self), 1 if len(self.classes) <= _INDENTED_CLASSES else None))
+        data = asdict(self)
+        published = data.pop("published")
+        replace_file(path, to_json({**data, **published}, 1 if len(self.classes) <= _INDENTED_CLASSES else None))
 
 
 def summarise(runs: Sequence[Run], classifier: str, units: int, features: int, gauge_invariant: bool | None) -> Summary:
@@ -235,7 +243,8 @@ def read_result(path: Path) -> Result:
         )
         for row in data["summary"]
     ]
-    return Result(**{**data, "runs": runs, "summary": summary})
+    published = {key: data.pop(key) for key in PUBLISHED if key in data}
+    return Result(**{**data, "runs": runs, "summary": summary, "published": published})
 
 
 def environment() -> dict[str, Any]:

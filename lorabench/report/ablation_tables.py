@@ -46,11 +46,13 @@ def ablation_sheets(result: Result) -> list[Sheet]:
 
 
 def _warning(result: Result) -> list[str]:
+    mark = [result.published["protocol"]] if result.published else []
     if not on_test(result):
-        return []
+        return mark
     return [
         "RANKED ON THE TEST SPLIT (the published protocol): these layers were chosen by the labels they are tested on,",
         "so their test accuracy is too high, and the fall without them may be too large.",
+        *mark,
     ]
 
 
