@@ -1,6 +1,6 @@
 """Configurations: composed, held to the types of their yaml, and made into objects."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, cast
 
 from hydra import compose
@@ -16,7 +16,8 @@ from lorabench.representations.learned import Learned
 from lorabench.representations.load_from import Loaded
 
 __all__ = [
-    "baseline_alone", "check_values", "make", "make_representation", "representation_config", "representation_configs",
+    "baseline_alone", "check_values", "deviations", "make", "make_representation", "representation_config",
+    "representation_configs",
 ]  # fmt: skip
 
 _NULLABLE = ("dataset", "logger")  # null means something there: no such column, your own account
@@ -78,6 +79,10 @@ def check_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
             f"num_runs={cfg.num_runs}: members are shared out evenly over splits={cfg.splits}; take "
             f"num_runs={cfg.splits * -(-cfg.num_runs // cfg.splits)}, or splits=1"
         )
+    if cfg.published_keys and choices.get("ablation") not in ("compare", "top_k"):
+        raise LorabenchError(
+            "published_keys=true writes results with and without the best layers: give ablation=compare or top_k"
+        )
     if not 0 <= cfg.seed < 2**32:
         raise LorabenchError(f"seed={cfg.seed}: a whole number from 0 to 4294967295 is needed")
 
@@ -112,6 +117,26 @@ def _pairs(known: Any, given: Any, prefix: str) -> Iterator[tuple[tuple[str, Any
             yield from _pairs(known[key], given[key], f"{path}.")
         else:
             yield (path, default), (path, value)
+
+
+def deviations(cfg: DictConfig, names: Collection[str], experiment: str) -> list[str]:
+    """In what a configuration is not the protocol of an experiment: splits, classifier, ranking, representations.
+
+    Args:
+        cfg: the configuration.
+        names: what its representations are called.
+        experiment: the experiment's name.
+    """
+    wanted = compose("config", overrides=[f"experiment={experiment}"])
+    paths = ["seed", "splits", "ablation.baseline", "ablation.rank_on"]
+    paths += [f"{group}.{key}" for group in ("split", "classifier") for key in {**wanted[group], **cfg[group]}]
+    found = []
+    for path in paths:
+        ours, theirs = (OmegaConf.select(config, path) for config in (cfg, wanted))
+        if ours != theirs:
+            found.append(f"{path}={ours}")
+    known = representation_configs(wanted, "")
+    return found + [f"representation {name}" for name in names if name not in known]
 
 
 def baseline_alone(cfg: DictConfig) -> bool:
@@ -151,8 +176,17 @@ def representation_config(entry: Any, key: str) -> tuple[str, DictConfig]:
     if not isinstance(named, dict) or len(named) != 1 or not all(isinstance(value, dict) for value in named.values()):
         raise LorabenchError(f"{key}: {said!r} came; a name, or {{name: {{option: value}}}}, is needed")
     name, options = next(iter(named.items()))
-    label = "-".join([str(name), *(f"{option}-{value}" for option, value in options.items())])
+    label = "-".join([str(name), *_words(options)])
     return label, _with(str(name), options, key)
+
+
+def _words(options: Mapping[str, Any]) -> Iterator[str]:
+    for option, value in options.items():
+        yield str(option)
+        if isinstance(value, Mapping):
+            yield from _words(value)
+        else:
+            yield str(value)
 
 
 def _with(name: str, options: dict[str, Any], key: str) -> DictConfig:

@@ -137,10 +137,12 @@ class Lightning:
         width = problem.width(member.features)
         model = factory(in_features=width, n_classes=problem.n_classes, seed=member.seed).to(problem.inputs.dtype)
         data = FeatureData(problem, member, model.batch_size)
-        best = ModelCheckpoint(folder, filename="best", monitor="val_loss")
-        stop = EarlyStopping("val_loss", patience=model.patience)
+        best = ModelCheckpoint(folder, filename="best", monitor=model.monitor, mode=model.better)
+        stop = [EarlyStopping(model.monitor, patience=model.patience, mode=model.better)]
+        if model.monitor != "val_loss":  # a loss that is not finite stops at once here too
+            stop.append(EarlyStopping("val_loss", patience=model.max_epochs))
         history = _History()
-        trainer = _trainer(problem.inputs.device, model.max_epochs, [best, stop, history])
+        trainer = _trainer(problem.inputs.device, model.max_epochs, [best, *stop, history])
         trainer.fit(model, data)
         failed = failure(member.seed, lost(history.rows))
         if failed is not None:
@@ -149,8 +151,9 @@ class Lightning:
         model = model.to(problem.inputs.device).eval()
         with torch.no_grad():
             logits = model(data.inputs).cpu()
-        losses = [row["val_loss"] for row in history.rows]
-        return Fitted(member, model.network.state_dict(), logits, losses.index(min(losses)), history.rows)
+        judged = [row[model.monitor] for row in history.rows]
+        first = judged.index(min(judged) if model.better == "min" else max(judged))
+        return Fitted(member, model.network.state_dict(), logits, first, history.rows)
 
 
 def _trainer(device: torch.device, max_epochs: int, callbacks: list[Callback]) -> pl.Trainer:

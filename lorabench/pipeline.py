@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
-from lorabench.ablation import Ablation, Study
+from lorabench.ablation import Ablation, Findings, Study
+from lorabench.ablation.compare import CompareFinding
 from lorabench.classifiers import ClassifierFactory
 from lorabench.configs import (
     baseline_alone,
     check_values,
+    deviations,
     make,
     make_representation,
     representation_config,
@@ -38,6 +40,7 @@ from lorabench.evaluation.chance import chance
 from lorabench.evaluation.latent import latent_summary
 from lorabench.findings import RankedFinding
 from lorabench.progress import bar
+from lorabench.published import published_results
 from lorabench.report import table_text, write_figures
 from lorabench.representations.fitted import save_fitted
 from lorabench.representations.learned import Learned
@@ -182,6 +185,18 @@ def _evaluate(
         environment={**machine, "device": str(evaluator.device)},
         ablation=findings.ablation,
         learned=learned,
+        published=_published(cfg, findings, chosen, len(zoo.layers)) if cfg.published_keys else {},
+    )
+
+
+def _published(cfg: DictConfig, findings: Findings, chosen: Collection[str], layers: int) -> dict[str, Any]:
+    """The published keys of a comparison with and without the best layers."""
+    found = findings.ablation
+    if not isinstance(found, CompareFinding):
+        return {}
+    top = [row.layer for row in found.ranking[: cfg.top_k]]
+    return published_results(
+        findings.runs, layers, len(found.removed), top, deviations(cfg, chosen, experiment="published")
     )
 
 

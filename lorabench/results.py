@@ -20,6 +20,7 @@ from lorabench.text import to_json
 
 __all__ = [
     "METRICS",
+    "PUBLISHED",
     "SCHEMA",
     "Result",
     "Run",
@@ -33,6 +34,8 @@ __all__ = [
 
 SCHEMA = 5
 _INDENTED_CLASSES = 50  # beyond it, a line a confusion count would be millions of lines
+PUBLISHED = ("protocol", "top_k_ablated", "num_runs", "top_layers", "ablation_results", "baseline_results")
+"""Keys of `results.json` with `published_keys=true`: all of the origin's but `dataset`, which is lorabench's own."""
 METRICS = ("train_accuracy", "val_accuracy", "test_accuracy", "test_macro_f1", "test_auroc")
 
 
@@ -44,9 +47,9 @@ class Run:
         representation: its name.
         ablation: the ablation's name.
         seed: the member's seed.
-        best_epoch: epoch with the lowest validation loss, from 0.
+        best_epoch: epoch with the lowest validation loss, or the highest accuracy with `stop_on=accuracy`, from 0.
         epochs: epochs trained.
-        metrics: `METRICS` -> value; NaN where a metric is undefined. Empty where the member failed.
+        metrics: `METRICS` and val_macro_f1 -> value; NaN where a metric is undefined. Empty where the member failed.
         confusion: test counts of (true, predicted) class.
         history: a row an epoch: train_loss, val_loss, val_accuracy, learning_rate.
         error: why it failed, or None.
@@ -167,6 +170,8 @@ class Result:
         ablation: what the ablation phase found (docs/ablation.md).
         learned: how the training of every learned representation went, by unit, and a map of its latent space
             (`lorabench.evaluation.latent`).
+        published: what stands under the published keys, beside all these, with `published_keys=true`
+            (`lorabench.published`).
         schema: version of this layout.
     """
 
@@ -182,12 +187,14 @@ class Result:
     environment: dict[str, Any]
     ablation: Finding
     learned: dict[str, Any] = field(default_factory=dict)
+    published: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:
         """Write as JSON; NaN and infinity become null."""
         data = {**asdict(self), "ablation": written_finding(self.ablation)}
-        replace_file(path, to_json(data, 1 if len(self.classes) <= _INDENTED_CLASSES else None))
+        published = data.pop("published")
+        replace_file(path, to_json({**data, **published}, 1 if len(self.classes) <= _INDENTED_CLASSES else None))
 
 
 def summarise(runs: Sequence[Run], classifier: str, units: int, features: int, gauge_invariant: bool | None) -> Summary:
@@ -215,6 +222,7 @@ def read_result(path: Path) -> Result:
     data = json.loads(path.read_text())
     if data.get("schema") != SCHEMA:
         raise ValueError(f"{path}: schema {data.get('schema')}, this version of lorabench reads {SCHEMA}")
+    data["published"] = {key: data.pop(key) for key in PUBLISHED if key in data}
     found: Result = TypeAdapter(Result).validate_python({**data, "ablation": read_finding(data["ablation"])})
     return found
 

@@ -91,12 +91,13 @@ def test_yaml_and_module_share_a_stem(stem):
     assert found.__doc__
 
 
+@pytest.mark.parametrize("stop_on", ["loss", "accuracy"])
 @pytest.mark.parametrize("kind", MEMBERS)
-def test_a_stack_gives_what_the_trainer_gives_one_by_one(kind):
+def test_a_stack_gives_what_the_trainer_gives_one_by_one(kind, stop_on):
     """In float64, over the whole run (plateaus, early stops, best weights included), to 1e-9."""
     problem = planted(strength=1.0, dtype=torch.float64).problem
     settings = {"max_epochs": 60, "patience": 8, "plateau_patience": 2, "learning_rate": 2e-2}
-    factory = functools.partial(MEMBERS[kind], **settings)
+    factory = functools.partial(MEMBERS[kind], **settings, stop_on=stop_on)
     # Several seeds, feature sets of one and of other lengths, and other labels.
     members = [Member(3), Member(11), Member(4, 1), Member(4, 2), Member(4, 3, 1)]
     together = Stacked("cpu").fit(factory, problem, members, as_it_is)
@@ -200,6 +201,28 @@ def test_best_weights_are_copies_of_the_best_epoch():
         loss = torch.nn.functional.cross_entropy(logits[problem.val], problem.labels[0, problem.val])
     torch.testing.assert_close(logits, fitted.logits, rtol=1e-5, atol=1e-5)
     assert float(loss) == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_on_accuracy_a_member_keeps_the_first_epoch_of_the_best_and_waits_for_a_better_one():
+    problem = planted(strength=1.0).problem
+    settings = {"max_epochs": 200, "patience": 6, "learning_rate": 2e-2}
+    fitted = fit(Stacked("cpu"), functools.partial(MEMBERS["mlp"], **settings, stop_on="accuracy"), problem, range(4))
+    by_loss = fit(Stacked("cpu"), functools.partial(MEMBERS["mlp"], **settings), problem, range(4))
+    for one in fitted:
+        best, kept, waited = -1.0, -1, 0
+        for epoch, row in enumerate(one.history):  # a plain loop, as it would be written by hand
+            better = row["val_accuracy"] > best
+            best, kept, waited = (row["val_accuracy"], epoch, 0) if better else (best, kept, waited + 1)
+            assert (waited == 6) == (epoch + 1 == len(one.history))
+        assert one.best_epoch == kept
+        predicted = one.logits.argmax(-1)[problem.val]
+        assert accuracy_score(problem.labels[0, problem.val], predicted) == pytest.approx(best)
+    assert [one.best_epoch for one in fitted] != [one.best_epoch for one in by_loss]
+
+
+def test_what_epochs_are_judged_by_is_loss_or_accuracy():
+    with pytest.raises(LorabenchError, match=r"classifier\.stop_on=f1: allowed are loss and accuracy"):
+        MEMBERS["linear"](in_features=1, n_classes=2, seed=0, stop_on="f1")
 
 
 def test_a_diverged_member_is_reported_and_the_others_go_on():
@@ -327,13 +350,15 @@ def test_networks_with_buffers_of_their_own_keep_them():
         assert stacked.state.keys() == single.state.keys()
 
 
-def test_both_engines_report_divergence_alike():
+@pytest.mark.parametrize("stop_on", ["loss", "accuracy"])
+def test_both_engines_report_divergence_alike(stop_on):
     problem = planted().problem
     problem.inputs[:] = float("nan")
-    factory = functools.partial(MEMBERS["linear"], max_epochs=3)
+    factory = functools.partial(MEMBERS["linear"], max_epochs=3, stop_on=stop_on)
     for engine in (Stacked("cpu"), Lightning("cpu")):
         (fitted,) = fit(engine, factory, problem, [5])
         assert "seed 5: the validation loss became nan in epoch 0" in fitted.error
+        assert len(fitted.history) == 1
 
 
 def test_confident_scores_do_not_tie():
@@ -342,15 +367,18 @@ def test_confident_scores_do_not_tie():
     assert float(scores(logits, torch.tensor([1, 1, 0, 0]), 2)["auroc"]) == 1.0
 
 
-def test_schedule_is_torchs_plateau_and_lightnings_early_stop():
+@pytest.mark.parametrize(("on", "mode"), [("loss", "min"), ("accuracy", "max")])
+def test_schedule_is_torchs_plateau_and_lightnings_early_stop(on, mode):
     rng = np.random.default_rng(0)
-    losses = np.abs(rng.normal(1, 0.3, size=(80, 4))).cumsum(0)[::-1].copy() / 40 + rng.normal(0, 0.05, (80, 4))
-    schedule = Schedule(torch.full((4,), 0.1, dtype=torch.float64), 0.5, 2, 5)
+    judged = np.abs(rng.normal(1, 0.3, size=(80, 4))).cumsum(0)[::-1].copy() / 40 + rng.normal(0, 0.05, (80, 4))
+    if on == "accuracy":  # of twenty rows: many are equal, and some are none
+        judged = np.round(20 * np.clip(1 - judged, 0, 1)) / 20
+    schedule = Schedule(torch.full((4,), 0.1, dtype=torch.float64), 0.5, 2, 5, on)
     optimizers = [torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1) for _ in range(4)]
-    plateaus = [torch.optim.lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=2) for o in optimizers]
-    stops = [pl.callbacks.EarlyStopping("val_loss", patience=5) for _ in range(4)]
+    plateaus = [torch.optim.lr_scheduler.ReduceLROnPlateau(o, mode=mode, factor=0.5, patience=2) for o in optimizers]
+    stops = [pl.callbacks.EarlyStopping(f"val_{on}", patience=5, mode=mode) for _ in range(4)]
     stopped = set()
-    for row in losses:
+    for row in judged:
         _, stop = schedule.update(torch.from_numpy(row))
         for k in range(4):
             plateaus[k].step(row[k])

@@ -141,6 +141,7 @@ def test_numbers_of_a_run_are_those_of_its_predictions(zoo, tmp_path):
             assert np.array_equal(one.test_correct[seed], true == said)
             val = labels[evaluator.split.val]
             assert run.metrics["val_accuracy"] == pytest.approx(accuracy_score(val, one.val[seed]))
+            assert run.metrics["val_macro_f1"] == pytest.approx(f1_score(val, one.val[seed], average="macro"))
             assert np.array_equal(one.val_correct[seed], val == one.val[seed])
             best = min(range(run.epochs), key=lambda epoch: run.history[epoch]["val_loss"])
             assert run.best_epoch == best

@@ -359,9 +359,9 @@ def composed(name: str) -> dict:
 def test_the_yaml_of_every_hub_set_loads_a_folder(name, tmp_path):
     values = composed(name) | {"path": str(write_hub(tmp_path / "set", 60, small_modules(), categories=3))}
     assert values.pop("_target_") == "lorabench.zoo.hub.load"
-    assert values["repository"] == f"jacekduszenko/lora-ws-{'10k' if name == 'small' else name}"
+    assert values["repository"] == f"jacekduszenko/{'weights-dataset-small' if name == 'small' else f'lora-ws-{name}'}"
     assert (CONF / f"{name}.yaml").read_text().startswith(f"# python -m lorabench dataset={name}\n")
     zoo = hub.load(**values | {"cache_dir": tmp_path / "cache"})
     assert zoo.name == name
-    assert len(zoo) == (30 if name == "small" else 60)
+    assert len(zoo) == 60
     assert len(zoo.layers) == 4

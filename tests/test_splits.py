@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -224,3 +225,49 @@ def test_a_torn_group_outside_the_rows_that_are_kept_does_not_matter():
     with pytest.raises(LorabenchError, match="tears 1 group"):
         split_zoo(labels)
     assert len(split_zoo(labels, min_per_class=3).test) == 20
+
+
+def test_without_groups_a_group_may_be_on_several_sides_and_classes_still_have_their_shares():
+    category = np.repeat(np.arange(4), 50)
+    labels = make_labels(category, group=np.repeat(np.arange(20), 10))
+    split = split_zoo(labels, train=0.7, val=0.1, test=0.2, seed=42, grouped=False)
+    assert [np.bincount(category[part]).tolist() for part in parts(split)] == [[35] * 4, [5] * 4, [10] * 4]
+    assert labels.group is not None
+    assert len(np.intersect1d(labels.group[split.train], labels.group[split.test])) > 10
+
+
+def test_without_groups_a_sources_own_split_that_tears_one_is_taken():
+    labels = make_labels([0, 0, 0, 1, 1, 1], group=[0, 0, 0, 1, 1, 1], split=[0, 1, 2, 0, 1, 2])
+    assert split_zoo(labels, grouped=False).test.tolist() == [2, 5]
+
+
+@settings(deadline=None, max_examples=40)
+@given(count=st.integers(40, 3000), seed=st.integers(0, 100))
+def test_without_strata_the_rows_are_those_of_datasets_train_test_split_twice(count, seed):
+    labels = make_labels([0, 1] * (count // 2))
+    split = split_zoo(labels, "category", 0.7, 0.099, 0.201, seed, grouped=False, stratified=False)
+    rows = datasets.Dataset.from_dict({"row": list(range(count // 2 * 2))})
+    outer = rows.train_test_split(test_size=0.3, seed=seed)
+    inner = outer["test"].train_test_split(test_size=0.67, seed=seed)
+    for found, theirs in zip(parts(split), (outer["train"], inner["train"], inner["test"]), strict=True):
+        assert found.tolist() == sorted(theirs["row"])
+
+
+def test_without_strata_what_the_source_lacks_is_cut_from_its_training_rows():
+    labels = make_labels([0, 1] * 50, split=[0] * 80 + [2] * 20)
+    split = split_zoo(labels, "category", 0.75, 0.15, 0.1, 3, grouped=False, stratified=False)
+    assert split.test.tolist() == list(range(80, 100))
+    assert is_partition(split, np.arange(100))
+    assert len(split.val) == 14  # ⌈80 · 0.15 / 0.9⌉
+
+
+def test_strata_cannot_go_while_groups_bind():
+    with pytest.raises(LorabenchError, match=r"split\.stratified=false .* set split\.grouped=false too"):
+        split_zoo(make_labels([0, 1] * 20), stratified=False)
+
+
+def test_without_strata_a_class_that_is_not_trained_on_is_named():
+    held_out = np.random.default_rng(0).permutation(40)[0]
+    labels = make_labels([int(row == held_out) for row in range(40)])
+    with pytest.raises(LorabenchError, match=r"class 'c001' has no adapter to train on .* a draw without strata"):
+        split_zoo(labels, seed=0, grouped=False, stratified=False)

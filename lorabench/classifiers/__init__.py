@@ -2,7 +2,7 @@
 
 from lorabench.classifiers.base import Classifier, ClassifierFactory
 from lorabench.classifiers.members import Fitted, as_it_is, fit_members
-from lorabench.classifiers.metrics import accuracy, confusion, scores
+from lorabench.classifiers.metrics import accuracy, confusion, macro_f1, scores
 from lorabench.classifiers.problem import Columns, Member, Problem
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "as_it_is",
     "confusion",
     "fit_members",
+    "macro_f1",
     "scores",
 ]

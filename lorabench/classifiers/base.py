@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
@@ -26,7 +26,7 @@ def _require(least: int = 0, **arguments: float | int) -> None:
 
 
 class Classifier(pl.LightningModule):
-    """One member: cross-entropy, Adam, ReduceLROnPlateau on the validation loss.
+    """One member: cross-entropy, Adam, ReduceLROnPlateau on the validation loss or accuracy.
 
     A subclass says only what its network is, in `build`. Everything random (initial weights, shuffling, dropout)
     follows from `seed` alone, so that a member comes out the same whether a `pl.Trainer` fits it by itself or
@@ -39,12 +39,14 @@ class Classifier(pl.LightningModule):
         learning_rate: of Adam.
         batch_size: adapters a step.
         max_epochs: epochs at most.
-        patience: epochs without a lower validation loss before training stops.
+        patience: epochs without a better one before training stops.
         plateau_factor: the learning rate is multiplied by this ...
-        plateau_patience: ... after more than this many epochs without a lower validation loss.
+        plateau_patience: ... after more than this many epochs without a better one.
+        stop_on: by what of the validation rows epochs are judged (the stop, the plateau and the weights that are kept):
+            "loss", where lower is better, or "accuracy", where higher is and the first of equal ones is the best.
 
     Raises:
-        LorabenchError: an argument that must be positive is not.
+        LorabenchError: an argument that must be positive is not, or `stop_on` is neither.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Classifier(pl.LightningModule):
         patience: int = 20,
         plateau_factor: float | int = 0.5,
         plateau_patience: int = 10,
+        stop_on: str = "loss",
         **_architecture: Any,
     ) -> None:
         super().__init__()
@@ -65,12 +68,15 @@ class Classifier(pl.LightningModule):
         _require(1, batch_size=batch_size, max_epochs=max_epochs, patience=patience, plateau_patience=plateau_patience)
         if plateau_factor >= 1:
             raise LorabenchError(f"classifier.plateau_factor={plateau_factor}: a number below 1 is needed")
+        if stop_on not in ("loss", "accuracy"):
+            raise LorabenchError(f"classifier.stop_on={stop_on}: allowed are loss and accuracy")
         # The subclass's arguments are stored too; all are primitives, so checkpoints load weights-only.
         self.save_hyperparameters()
         self.in_features, self.n_classes, self.seed = in_features, n_classes, seed
         self.learning_rate, self.batch_size = learning_rate, batch_size
         self.max_epochs, self.patience = max_epochs, patience
         self.plateau_factor, self.plateau_patience = plateau_factor, plateau_patience
+        self.stop_on = cast("Literal['loss', 'accuracy']", stop_on)
         with seeded(seed):
             self.network = self.build()
 
@@ -111,9 +117,19 @@ class Classifier(pl.LightningModule):
         """Adam under ReduceLROnPlateau."""
         optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=self.plateau_factor, patience=self.plateau_patience
+            optimizer, mode=self.better, factor=self.plateau_factor, patience=self.plateau_patience
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": self.monitor}}
+
+    @property
+    def monitor(self) -> str:
+        """What epochs are judged by, as it is logged."""
+        return f"val_{self.stop_on}"
+
+    @property
+    def better(self) -> Literal["min", "max"]:
+        """Whether a lower or a higher one is better."""
+        return "min" if self.stop_on == "loss" else "max"
 
 
 ClassifierFactory = Callable[..., Classifier]

@@ -32,7 +32,7 @@ class Fitted:
 
     Attributes:
         member: which one.
-        state: weights of the epoch with the lowest validation loss, as a `Classifier.network` state dict.
+        state: weights of the best epoch by `Classifier.stop_on`, as a `Classifier.network` state dict.
         logits: of every adapter under these weights, [N, classes], on the CPU.
         best_epoch: that epoch, from 0.
         history: a row an epoch: train_loss, val_loss, val_accuracy, learning_rate.

@@ -10,12 +10,20 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
-__all__ = ["accuracy", "confusion", "scores"]
+__all__ = ["accuracy", "confusion", "macro_f1", "scores"]
 
 
 def accuracy(logits: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"], n_classes: int) -> Tensor:
     """Share of the rows whose class is named, a scalar."""
     found: Tensor = multiclass_accuracy(logits.argmax(-1), labels, n_classes, average="micro")
+    return found
+
+
+def macro_f1(predicted: Int64[Tensor, " n"], labels: Int64[Tensor, " n"], n_classes: int) -> Tensor:
+    """F1 averaged over the classes that occur in `labels` or in the predictions, a scalar."""
+    f1 = multiclass_f1_score(predicted, labels, n_classes, average="none")
+    seen = torch.bincount(torch.cat([labels, predicted]), minlength=n_classes) > 0
+    found: Tensor = f1[seen].mean()
     return found
 
 
@@ -26,15 +34,13 @@ def scores(logits: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"], n_cl
     `labels` and do not fill them (it is undefined for the others, and NaN where no class is left).
     """
     predicted = logits.argmax(-1)
-    f1 = multiclass_f1_score(predicted, labels, n_classes, average="none")
-    seen = torch.bincount(torch.cat([labels, predicted]), minlength=n_classes) > 0
     count = torch.bincount(labels, minlength=n_classes)
     defined = torch.nonzero((count > 0) & (count < len(labels))).flatten()
     probabilities = logits.double().softmax(-1)  # confident ones do not tie
     areas = [binary_auroc(probabilities[:, c], (labels == c).long()) for c in defined.tolist()]
     return {
         "accuracy": accuracy(logits, labels, n_classes),
-        "macro_f1": f1[seen].mean(),
+        "macro_f1": macro_f1(predicted, labels, n_classes),
         "auroc": torch.stack(areas).mean() if areas else torch.tensor(float("nan")),
     }
 

@@ -38,7 +38,7 @@ class MemberStack(Stack):
         self.network: nn.Module = networks[0]
         stacked, buffers = stack_module_state(networks)
         rates = torch.full((len(models),), first.learning_rate, dtype=torch.float64)
-        schedule = Schedule(rates, first.plateau_factor, first.plateau_patience, first.patience)
+        schedule = Schedule(rates, first.plateau_factor, first.plateau_patience, first.patience, first.stop_on)
         super().__init__(self.network, {name: p.detach() for name, p in stacked.items()}, buffers, schedule)
         self.batch_size, self.max_epochs = first.batch_size, first.max_epochs
         self._dense = DenseNetwork.of(self.network)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from lorabench.classifiers import Fitted, Member, Problem, accuracy, scores
+from lorabench.classifiers import Fitted, Member, Problem, accuracy, macro_f1, scores
 from lorabench.evaluation.arm import Arm, Probe
 from lorabench.evaluation.journal import digest
 from lorabench.progress import bar
@@ -133,6 +133,7 @@ def _metrics(fitted: Fitted, split: Split, labels: torch.Tensor, n_classes: int)
     found = {
         "train_accuracy": measure(fitted.logits[train], labels[train]),
         "val_accuracy": measure(fitted.logits[val], labels[val]),
+        "val_macro_f1": macro_f1(fitted.logits[val].argmax(-1), labels[val], n_classes),
         **{f"test_{key}": value for key, value in scores(fitted.logits[test], labels[test], n_classes).items()},
     }
     return {key: float(value) for key, value in found.items()}

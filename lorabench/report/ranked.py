@@ -36,12 +36,14 @@ def how_ranked(result: Result) -> str:
 
 
 def warning(result: Result) -> list[str]:
-    """What must be said where the test split ranked."""
+    """What must be said where the test split ranked, and of the published protocol."""
+    mark = [result.published["protocol"]] if result.published else []
     if not on_test(result):
-        return []
+        return mark
     return [
         "RANKED ON THE TEST SPLIT (the published protocol): these layers were chosen by the labels they are tested on,",
         "so their test accuracy is too high, and the fall without them may be too large.",
+        *mark,
     ]
 
 

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
+from torch.nn import functional as F
 
 from lorabench import lowrank
+from lorabench.errors import LorabenchError
 from lorabench.representations.base import Representation, Unit
 from lorabench.representations.handcrafted import in_batches, to_float32
 from lorabench.representations.matrices import ratio
@@ -20,11 +22,23 @@ class Coupling(Representation):
     """Correlation and cosine of the factors, norm of ΔW, correlation of their spectra: 4 features a module.
 
     See `coupling` for the definitions. All but the norm change with the gauge.
+
+    Args:
+        lengths: what is done with flattened factors of two lengths: `cut` to the shorter's, or `pad` with zeros to the
+            longer's.
     """
+
+    lengths: str = "cut"
 
     @property
     def unit(self) -> Unit:
-        """A module: both factors are needed."""
+        """A module: both factors are needed.
+
+        Raises:
+            LorabenchError: `lengths` is neither cut nor pad.
+        """
+        if self.lengths not in ("cut", "pad"):
+            raise LorabenchError(f"representation.lengths is {self.lengths!r}; it can be 'cut' or 'pad'")
         return "module"
 
     @property
@@ -50,17 +64,20 @@ class Coupling(Representation):
         scale = torch.from_numpy(zoo.scale[:, zoo.module_index(unit)])
         out = torch.empty(len(zoo), len(self.names))
         for rows, (down_values, up_values) in in_batches(zoo, (down, up), size, device):
-            out[rows] = to_float32(coupling(down_values, up_values, scale[rows].to(device)))
+            out[rows] = to_float32(coupling(down_values, up_values, scale[rows].to(device), self.lengths))
         return out
 
 
 def coupling(
-    down: Float32[Tensor, "n r d_in"], up: Float32[Tensor, "n d_out r"], scale: Float32[Tensor, " n"]
+    down: Float32[Tensor, "n r d_in"],
+    up: Float32[Tensor, "n d_out r"],
+    scale: Float32[Tensor, " n"],
+    lengths: str = "cut",
 ) -> Float64[Tensor, "n 4"]:
     """The coupling of the factors of n adapters, [n, 4].
 
     - Pearson correlation and cosine of both factors, each flattened row by row and cut to the shorter's
-      length;
+      length, or padded with zeros to the longer's where `lengths` is "pad";
     - ‖ΔW‖_F with ΔW = scale · up @ down;
     - Pearson correlation of the factors' singular values over their common number of values. At rank 1 there
       is one value, of which no correlation exists: it is 0.0 there.
@@ -68,8 +85,8 @@ def coupling(
     A correlation with a constant vector and a cosine with an all-zero one are 0.0 too.
     """
     a, b = down.double().flatten(1), up.double().flatten(1)
-    length = min(a.shape[1], b.shape[1])
-    a, b = a[:, :length], b[:, :length]
+    length = (min if lengths == "cut" else max)(a.shape[1], b.shape[1])
+    a, b = (F.pad(one[:, :length], (0, max(0, length - one.shape[1]))) for one in (a, b))
     sigma_a, sigma_b = lowrank.matrix_singular_values(down), lowrank.matrix_singular_values(up)
     values = min(sigma_a.shape[1], sigma_b.shape[1])
     columns = [

@@ -116,10 +116,14 @@ class Matrices(ABC):
         return ratio(self._moments[1], self._moments[0].pow(1.5))
 
     @cached_property
+    def raw_kurtosis(self) -> Float64[Tensor, " n"]:
+        """Kurtosis m₄ / m₂², 3 for a normal distribution; 0 for a constant matrix."""
+        return ratio(self._moments[2], self._moments[0].square())
+
+    @cached_property
     def kurtosis(self) -> Float64[Tensor, " n"]:
         """Excess kurtosis m₄ / m₂² − 3; 0 for a constant matrix."""
-        square = self._moments[0].square()
-        return torch.where(square == 0, 0.0, self._moments[2] / square - 3.0)
+        return torch.where(self._moments[0].square() == 0, 0.0, self.raw_kurtosis - 3.0)
 
 
 class FactorMatrices(Matrices):

@@ -6,18 +6,19 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from lorabench.representations.handcrafted import HandCrafted
 from lorabench.representations.matrices import Matrices
+from lorabench.representations.moments import Moments
 
 __all__ = ["Stats"]
 
 
 @dataclass
-class Stats(HandCrafted):
+class Stats(Moments):
     """Mean, standard deviation, median, minimum, maximum, skewness and kurtosis of the entries: 7 features.
 
     Of the population: std = √m₂, skewness = m₃/m₂^1.5, kurtosis = m₄/m₂² − 3 (excess), with mₖ the mean k-th
-    power of the centred entries. Skewness and kurtosis of a constant matrix are 0.
+    power of the centred entries; `kurtosis` and `std` say otherwise (`Moments`). Skewness and kurtosis of a constant
+    matrix are 0.
     """
 
     @property
@@ -28,5 +29,5 @@ class Stats(HandCrafted):
     def compute(self, matrices: Matrices) -> Float64[Tensor, "n 7"]:
         """The 7 statistics, [n, 7]."""
         median = matrices.quantiles((0.5,))[:, 0]
-        columns = [matrices.mean, matrices.std, median, matrices.minimum, matrices.maximum]
-        return torch.stack([*columns, matrices.skewness, matrices.kurtosis], dim=1)
+        columns = [matrices.mean, self.std_of(matrices), median, matrices.minimum, matrices.maximum]
+        return torch.stack([*columns, *self.shape_of(matrices)], dim=1)

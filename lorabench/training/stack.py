@@ -21,7 +21,7 @@ class Course(Protocol):
 
     Attributes:
         history: a row an epoch: every loss, and the learning rate.
-        best_epoch: the one with the lowest validation loss, from 0; -1 for none.
+        best_epoch: the one with the lowest validation loss (or what else the schedule judges by), from 0; -1 for none.
         error: why it failed, or None.
     """
 
@@ -58,7 +58,7 @@ class Stack(ABC):
 
     @abstractmethod
     def validate(self) -> dict[str, Float[Tensor, " members"]]:
-        """What every member is judged by, `val_loss` among it."""
+        """What every member is judged by: `val_loss`, and `val_accuracy` where the schedule is on it."""
 
     def remember(self, improved: Bool[Tensor, " members"]) -> None:
         """Copy the weights of the members that improved."""
@@ -107,7 +107,8 @@ def train(
             return
         rates = stack.schedule.rates.clone()
         found = {name: value.double().cpu() for name, value in {**stack.epoch(epoch), **stack.validate()}.items()}
-        improved, stop = stack.schedule.update(found["val_loss"])
+        improved, stop = stack.schedule.update(found[f"val_{stack.schedule.on}"])
+        stop |= ~torch.isfinite(found["val_loss"])
         stack.remember(improved)
         _record(standing, {**found, "learning_rate": rates}, improved, epoch)
         if epoch + 1 == epochs:

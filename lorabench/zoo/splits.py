@@ -1,5 +1,6 @@
 """Which adapters are trained on, chosen by, and tested on."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,12 +42,17 @@ def split_zoo(
     seed: int = 0,
     min_per_class: int | None = None,
     allow_group_overlap: bool = False,
+    grouped: bool = True,
+    stratified: bool = True,
 ) -> Split:
     """A seeded split, stratified by label and disjoint in groups.
 
     The source's own split wins; what it lacks (validation, say) is cut from its training rows. With
     `target="leaf"`, groups that are the leaves themselves cannot be kept apart and are ignored. Where groups bind,
     shares hold to within one group a class; without groups to within one adapter.
+
+    With neither `grouped` nor `stratified`, rows are drawn as `datasets.Dataset.train_test_split` draws them, twice:
+    what is not to train on first, then the test rows of these.
 
     Args:
         labels: of the adapters.
@@ -57,30 +63,37 @@ def split_zoo(
         seed: of the draw.
         min_per_class: leave out classes with fewer adapters (or groups, where those bind); None keeps all.
         allow_group_overlap: take a source's own split although a group of it is in two parts.
+        grouped: False lets adapters of one group be on several sides.
+        stratified: False draws adapters whatever their class, which needs `grouped=False`.
 
     Raises:
-        LorabenchError: shares that are no shares, a single class, a class too small for a part of each kind, or a
-            source's own split that tears a group.
+        LorabenchError: shares that are no shares, a single class, a class too small for a part of each kind, a
+            source's own split that tears a group, or groups without strata.
     """
     shares = _shares(train, val, test)
+    if grouped and not stratified:
+        raise LorabenchError(
+            "split.stratified=false draws adapter by adapter and keeps no group together: set split.grouped=false too"
+        )
     codes, names = {
         "category": (labels.category, labels.category_names),
         "leaf": (labels.leaf, labels.leaf_names),
     }[target]
-    units = _units(labels, target)
+    units = _units(labels, target) if grouped else np.arange(len(codes))
     rows = _rows_of_large_classes(codes, units, min_per_class)
     if len(np.unique(codes[rows])) < 2:
         _refuse_single_class(codes, names, rows, target, min_per_class)
     part = np.full(len(codes), -1, np.int64)
     own = labels.split
     if own is None or len(np.unique(own[rows])) == 1:
-        _check_size(codes[rows], units[rows], names, target)
-        part[rows] = _draw(codes[rows], units[rows], shares, seed)
+        if stratified:
+            _check_size(codes[rows], units[rows], names, target)
+        part[rows] = _draw(codes[rows], units[rows], shares, seed) if stratified else _shuffled(len(rows), shares, seed)
     else:
         part[rows] = own[rows]
         if not allow_group_overlap:
             _refuse_torn_groups(part, units, labels)
-        _complete(part, codes, units, shares, seed)
+        _complete(part, codes, units, shares, seed, stratified)
     _check_classes(part, codes, names, target)
     return Split(*(np.flatnonzero(part == number) for number in range(len(_PARTS))))
 
@@ -191,12 +204,26 @@ def _draw(
     return chosen[members]
 
 
+def _shuffled(count: int, shares: Float64[np.ndarray, " parts"], seed: int) -> Int64[np.ndarray, " n"]:
+    """The part of each of `count` rows, by one `train_test_split` of `datasets` a part, the training rows first.
+
+    It takes the first ⌈share · n⌉ places of `np.random.default_rng(seed).permutation(n)` for what is to be split again.
+    """
+    part, rows = np.zeros(count, np.int64), np.arange(count)
+    for number in range(1, len(shares)):
+        share = round(float(shares[number:].sum() / shares[number - 1 :].sum()), 9)  # 0.3, not 0.30000000000000004
+        rows = rows[np.random.default_rng(seed).permutation(len(rows))[: math.ceil(share * len(rows))]]
+        part[rows] = number
+    return part
+
+
 def _complete(
     part: Int64[np.ndarray, " n"],
     codes: Int64[np.ndarray, " n"],
     units: Int64[np.ndarray, " n"],
     shares: Float64[np.ndarray, " parts"],
     seed: int,
+    stratified: bool,
 ) -> None:
     """Cut what the source's own split lacks from its training rows, in place."""
     rows = np.flatnonzero(part == 0)
@@ -204,7 +231,8 @@ def _complete(
         raise LorabenchError("the data set's own split has no training rows; add them, or remove its split")
     given = [0, *(number for number in range(1, len(shares)) if not (part == number).any())]
     if len(given) > 1:
-        drawn = _draw(codes[rows], units[rows], shares[given] / shares[given].sum(), seed)
+        own = shares[given] / shares[given].sum()
+        drawn = _draw(codes[rows], units[rows], own, seed) if stratified else _shuffled(len(rows), own, seed)
         part[rows] = np.array(given)[drawn]
 
 
@@ -238,8 +266,8 @@ def _check_classes(
     if len(absent):
         raise LorabenchError(
             f"target={target}: class {names[absent[0]]!r} has no adapter to train on (of {len(absent)} such "
-            "classes), since groups or the data set's own split keep it on one side. Choose the other target, or "
-            "remove these adapters."
+            "classes), since groups, the data set's own split or a draw without strata keep it on one side. Choose the "
+            "other target, or remove these adapters."
         )
 
 
