@@ -10,6 +10,7 @@ from lorabench.ablation import Ablation
 from lorabench.conf_dir import conf_dir
 from lorabench.configs import make
 from lorabench.errors import LorabenchError
+from lorabench.report import phases as report_phases
 from lorabench.report.figures import drawings
 from lorabench.results import read_result
 from tests.ablation_findings import as_json
@@ -56,6 +57,12 @@ def test_the_phases_that_were_asked_for_are_there():
         "none", "layers", "top_k", "compare", "progressive", "grouping", "clusters", "concepts", "attribution",
         "redundancy",
     }  # fmt: skip
+
+
+def test_every_phase_has_a_report_and_every_report_a_phase():
+    phases = {settings(name)["_target_"].split(".")[-2] for name in PHASES}
+    reports = {path.stem for path in Path(report_phases.__file__).parent.glob("*.py")} - {"__init__"}
+    assert reports == phases
 
 
 @pytest.mark.parametrize("name", PHASES)
