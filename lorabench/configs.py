@@ -1,6 +1,6 @@
 """Configurations: composed, held to the types of their yaml, and made into objects."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from hydra import compose
@@ -119,12 +119,12 @@ def _pairs(known: Any, given: Any, prefix: str) -> Iterator[tuple[tuple[str, Any
             yield (path, default), (path, value)
 
 
-def deviations(cfg: DictConfig, names: Collection[str], experiment: str) -> list[str]:
+def deviations(cfg: DictConfig, chosen: Mapping[str, DictConfig], experiment: str) -> list[str]:
     """In what a configuration is not the protocol of an experiment: splits, classifier, ranking, representations.
 
     Args:
         cfg: the configuration.
-        names: what its representations are called.
+        chosen: its representations by what they are called, which need not be as in the experiment.
         experiment: the experiment's name.
     """
     wanted = compose("config", overrides=[f"experiment={experiment}"])
@@ -135,8 +135,12 @@ def deviations(cfg: DictConfig, names: Collection[str], experiment: str) -> list
         ours, theirs = (OmegaConf.select(config, path) for config in (cfg, wanted))
         if ours != theirs:
             found.append(f"{path}={ours}")
-    known = representation_configs(wanted, "")
-    return found + [f"representation {name}" for name in names if name not in known]
+    known = [_plain(one) for one in representation_configs(wanted, "").values()]
+    return found + [f"representation {name}" for name, one in chosen.items() if _plain(one) not in known]
+
+
+def _plain(config: DictConfig) -> Any:
+    return OmegaConf.to_container(config, resolve=True)
 
 
 def baseline_alone(cfg: DictConfig) -> bool:

@@ -239,7 +239,9 @@ def read_finding(data: dict[str, Any]) -> Finding:
     path = f"lorabench.ablation.{phase}"
     if not phase.isidentifier() or importlib.util.find_spec(path) is None:
         raise ValueError(f"ablation: there is no phase {phase!r}")
-    known = vars(importlib.import_module(path)).values()
-    (own,) = [one for one in known if isinstance(one, type) and issubclass(one, Finding) and one.__module__ == path]
-    found: Finding = TypeAdapter(own).validate_python(fields)
+    known = [one for one in vars(importlib.import_module(path)).values() if isinstance(one, type)]
+    own = [one for one in known if issubclass(one, Finding) and one.__module__ == path]
+    if not own:
+        raise ValueError(f"ablation: there is no phase {phase!r}")
+    found: Finding = TypeAdapter(own[0]).validate_python(fields)
     return found

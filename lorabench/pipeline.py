@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -166,12 +166,13 @@ def _evaluate(
         raise LorabenchError(f"nothing could be evaluated. {errors}")
     labels, zoo = evaluator.labels, evaluator.zoo
     splits = [one.split for one in evaluators]
+    by_source = zoo.labels.split is not None
     sizes = {part: len(rows) for part, rows in vars(splits[0]).items()}
     return Result(
         dataset=_describe(zoo, config["dataset"]),
         split={
             **sizes,
-            "by_source": zoo.labels.split is not None,
+            "by_source": by_source,
             "splits": len(splits),
             "untested": [classes[code] for code in _untested(labels, splits)],
         },
@@ -185,19 +186,20 @@ def _evaluate(
         environment={**machine, "device": str(evaluator.device)},
         ablation=findings.ablation,
         learned=learned,
-        published=_published(cfg, findings, chosen, len(zoo.layers)) if cfg.published_keys else {},
+        published=_published(cfg, findings, chosen, len(zoo.layers), by_source) if cfg.published_keys else {},
     )
 
 
-def _published(cfg: DictConfig, findings: Findings, chosen: Collection[str], layers: int) -> dict[str, Any]:
+def _published(
+    cfg: DictConfig, findings: Findings, chosen: Mapping[str, DictConfig], layers: int, by_source: bool
+) -> dict[str, Any]:
     """The published keys of a comparison with and without the best layers."""
     found = findings.ablation
     if not isinstance(found, CompareFinding):
         return {}
-    top = [row.layer for row in found.ranking[: cfg.top_k]]
-    return published_results(
-        findings.runs, layers, len(found.removed), top, deviations(cfg, chosen, experiment="published")
-    )
+    top = [row.layer for row in found.ranking[: found.top_k]]
+    others = deviations(cfg, chosen, experiment="published") + (["the data set's own split"] if by_source else [])
+    return published_results(findings.runs, layers, len(found.removed), top, others)
 
 
 def _untested(labels: Int64[np.ndarray, " n"], splits: Sequence[Split]) -> list[int]:
@@ -349,7 +351,7 @@ def _write(result: Result, folder: Path) -> None:
             {**dataclasses.asdict(row), "baseline": found.baseline, "rank_on": found.rank_on} for row in found.ranking
         ]
         replace_file(folder / "layers.json", to_json(rows, 1))
-        replace_file(folder / "top_layers.json", to_json(rows[: result.config["top_k"]], 1))
+        replace_file(folder / "top_layers.json", to_json(rows[: found.marked or result.config["top_k"]], 1))
     started = time.perf_counter()
     with bar("Pictures") as shown:
         write_figures(result, folder, shown.advance)

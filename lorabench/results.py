@@ -220,8 +220,11 @@ def read_result(path: Path) -> Result:
         ValueError: the file has another schema version, or is damaged.
     """
     data = json.loads(path.read_text())
-    if data.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: schema {data.get('schema')}, this version of lorabench reads {SCHEMA}")
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"{path}: schema {schema}, this version of lorabench reads {SCHEMA}")
+    if "ablation" not in data:
+        raise ValueError(f"{path}: damaged, there is no ablation in it")
     data["published"] = {key: data.pop(key) for key in PUBLISHED if key in data}
     found: Result = TypeAdapter(Result).validate_python({**data, "ablation": read_finding(data["ablation"])})
     return found

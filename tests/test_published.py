@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from lorabench.conf_dir import conf_dir
-from lorabench.configs import deviations
+from lorabench.configs import deviations, representation_configs
 from lorabench.errors import LorabenchError
 from lorabench.published import protocol_mark, published_results
 from lorabench.report import table_text
@@ -139,8 +139,11 @@ def test_keys_of_a_comparison_need_one(copy_of_a_set, tmp_path):
 def test_what_is_not_the_protocol_is_found(words: list[str], said: list[str]):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", ["experiment=published", *words])
-        found = deviations(config, ["flat", "spectral"], "published")
-        assert deviations(config, ["stats"], "published") == [*found, "representation stats"]
+        found = deviations(config, representation_configs(config, ""), "published")
+        plain = compose("config", ["representation=stats"]).representation
+        assert deviations(config, {"stats": plain}, "published") == [*found, "representation stats"]
+        other = compose("config", ["representation=stats", "representation.std=sample", "representation.kurtosis=raw"])
+        assert deviations(config, {"stats": other.representation}, "published") == found, "options, not names"
     assert found == said
 
 

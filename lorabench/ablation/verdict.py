@@ -21,9 +21,9 @@ class Verdict:
         equivalence_p: of a fall as large as the margin.
         random_p: of a fall as large by random layers, a permutation p.
         random_equivalence_p: of a difference to random layers as large as the margin.
-        more: None where something is decided; else about how many times as many test adapters would show a fall of
-            nothing to be below the margin, since 90 % intervals shrink with their root; NaN for one split, which can
-            decide nothing.
+        more: None where something is decided (as NaN, null in a file); else about how many times as many test
+            adapters would show a fall of nothing to be below the margin, since 90 % intervals shrink with their root;
+            NaN for one split, which can decide nothing.
         draws: sets of random layers.
     """
 

@@ -49,9 +49,9 @@ def scatter(
     axes: Axes,
     found: RankedFinding,
     rows: Sequence[_Alone],
-    values: Sequence[float | int | None],
-    low: Sequence[float | int | None],
-    high: Sequence[float | int | None],
+    values: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
 ) -> None:
     """A point a layer, a colour a factor; rings round the best of the ranking."""
     factors = [place(row.layer).factor for row in rows]

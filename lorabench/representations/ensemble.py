@@ -44,6 +44,7 @@ class Ensemble(HandCrafted):
                     f"representation.parts.{name}.on is {part.on!r} and representation.on {self.on!r}: "
                     "set representation.on alone, it holds for all parts"
                 )
+            _ = part.unit  # its other options
         return super().unit
 
     @property
