@@ -3,10 +3,9 @@
 import importlib
 import importlib.util
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Protocol, runtime_checkable
-
-from pydantic import BeforeValidator, TypeAdapter
 
 __all__ = [
     "LEVEL",
@@ -34,7 +33,16 @@ def _known(value: object) -> object:
     return math.nan if value is None else value
 
 
-Number = Annotated[float, BeforeValidator(_known)]
+class _NullIsNaN:
+    """Tells pydantic to read null as NaN; it is imported where something is read alone."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(_known, handler(source))
+
+
+Number = Annotated[float, _NullIsNaN()]
 """A float whose NaN is null in a file."""
 
 
@@ -234,6 +242,8 @@ def read_finding(data: dict[str, Any]) -> Finding:
     Raises:
         ValueError: there is no such phase, or the fields are another phase's (pydantic's `ValidationError`).
     """
+    from pydantic import TypeAdapter
+
     fields = dict(data)
     phase = str(fields.pop("phase", ""))
     path = f"lorabench.ablation.{phase}"

@@ -12,8 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from lorabench.findings import Finding, Number, read_finding, written_finding
 from lorabench.storage import replace_file
 from lorabench.text import to_json
@@ -219,6 +217,8 @@ def read_result(path: Path) -> Result:
     Raises:
         ValueError: the file has another schema version, or is damaged.
     """
+    from pydantic import TypeAdapter
+
     data = json.loads(path.read_text())
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
