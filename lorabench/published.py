@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lorabench.results import PUBLISHED, Run
+from lorabench.results import Run
 from lorabench.text import some
 
 __all__ = ["protocol_mark", "published_results"]
@@ -47,15 +47,14 @@ def published_results(
         deviations: settings in which the run is not the published protocol.
     """
     top_k = len(top_layers)
-    values = (
-        protocol_mark(deviations),
-        top_k,
-        len({(run.seed, run.split) for run in runs}),
-        list(top_layers),
-        _rows(runs, f"top-{top_k}", "", layers, removed),
-        _rows(runs, "none", "_baseline", layers, 0),
-    )
-    return dict(zip(PUBLISHED, values, strict=True))
+    return {
+        "protocol": protocol_mark(deviations),
+        "top_k_ablated": top_k,
+        "num_runs": len({(run.seed, run.split) for run in runs}),
+        "top_layers": list(top_layers),
+        "ablation_results": _rows(runs, f"top-{top_k}", "", layers, removed),
+        "baseline_results": _rows(runs, "none", "_baseline", layers, 0),
+    }
 
 
 def _rows(runs: Sequence[Run], ablation: str, suffix: str, layers: int, removed: int) -> list[dict[str, Any]]:

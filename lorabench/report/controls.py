@@ -6,7 +6,7 @@ from lorabench.ablation.compare import CompareFinding
 from lorabench.ablation.controls import Controls, best_control
 from lorabench.ablation.none import NoneFinding
 from lorabench.pictures import GREEN, GREY
-from lorabench.report.numbers import difference, interval, method, p_value, percent, spread
+from lorabench.report.numbers import difference, measured, method, p_value
 from lorabench.report.sheet import Sheet
 from lorabench.results import Result
 
@@ -23,10 +23,7 @@ def controls_sheets(result: Result) -> list[Sheet]:
     found = _controls(result)
     if found is None:
         return []
-    rows = []
-    for row in found.rows:
-        known = row.accuracy and percent(row.accuracy.mean) + spread(row.accuracy.std) + interval(row.accuracy)
-        rows.append((row.name, known or "failed", row.text))
+    rows = [(row.name, measured(row.accuracy) if row.accuracy else "failed", row.text) for row in found.rows]
     said = [
         f"{row.representation} {'reads' if row.above else 'is not shown to read'} the {result.target} above the "
         f"best control ({row.best}): {difference(row.difference, row.claimed)}, p {p_value(row.holm)} (Holm)"

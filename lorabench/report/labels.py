@@ -5,7 +5,13 @@ from collections.abc import Sequence
 
 from lorabench.adapters.places import Place, block_labels, place
 
-__all__ = ["layer_labels", "unit_label"]
+__all__ = ["LINE", "MOST_LINES", "layer_labels", "unit_label"]
+
+LINE = 0.125
+"""Inches a layer in a picture with a line each: room for a label of 6.5 points."""
+
+MOST_LINES = 320
+"""Labels in such a picture; of more layers some go without."""
 
 
 def layer_labels(layers: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 
-from lorabench.findings import Difference, Interval
+from lorabench.findings import Difference, Interval, Measured
 from lorabench.results import Result, Statistic, Summary
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "difference",
     "interval",
     "mean_std",
+    "measured",
     "method",
     "number",
     "over",
@@ -50,6 +51,11 @@ def interval(found: Interval, signed: bool = False) -> str:
     low, high = found.low, found.high
     sign = "+" if signed else ""
     return "" if math.isnan(low) or math.isnan(high) else f" [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def measured(found: Measured) -> str:
+    """Mean, deviation and interval of an arm's accuracy, as in "41.0 ±  2.0 [33.0, 49.0]"."""
+    return percent(found.mean) + spread(found.std) + interval(found)
 
 
 def difference(value: float, found: Interval) -> str:

@@ -22,17 +22,19 @@ def ranked_on(result: Result) -> str:
     """The accuracy that ranked the layers: "test", "validation" or "cross-validated"."""
     if on_test(result):
         return "test"
-    folded = isinstance(result.ablation, RankedFinding) and result.ablation.folds > 1
-    return "cross-validated" if folded else "validation"
+    return "cross-validated" if _folds(result) > 1 else "validation"
 
 
 def how_ranked(result: Result) -> str:
     """The same, as a caption says it."""
     if on_test(result):
         return "TEST"
-    folded = isinstance(result.ablation, RankedFinding) and result.ablation.folds > 1
-    folds = f" ({result.ablation.folds} folds, no test adapters)" if folded else ""  # type: ignore[attr-defined]
-    return ranked_on(result) + folds
+    folds = _folds(result)
+    return ranked_on(result) + (f" ({folds} folds, no test adapters)" if folds > 1 else "")
+
+
+def _folds(result: Result) -> int:
+    return result.ablation.folds if isinstance(result.ablation, RankedFinding) else 1
 
 
 def warning(result: Result) -> list[str]:

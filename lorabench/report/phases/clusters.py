@@ -9,15 +9,12 @@ from matplotlib.figure import Figure
 
 from lorabench.ablation.clusters import ClustersFinding, Tree
 from lorabench.pictures import BLUE, GREY, ORANGE
-from lorabench.report.labels import layer_labels
+from lorabench.report.labels import LINE, MOST_LINES, layer_labels
 from lorabench.report.ranked import sheet_title
 from lorabench.report.sheet import Sheet
 from lorabench.results import Result
 
 __all__ = ["figures", "sheets"]
-
-_LINE = 0.125  # inches a layer, room for a label of 6.5 points
-_MOST_LINES = 320
 
 
 def sheets(result: Result, found: ClustersFinding) -> list[Sheet]:
@@ -59,8 +56,8 @@ def _figure(result: Result, found: Tree) -> Figure:
     """The tree of layers that answer alike, beside their distances in the tree's order."""
     order, count = list(found.order), len(found.layers)
     labels = layer_labels(found.layers)
-    height = max(_LINE * min(count, _MOST_LINES), 2.6) + 1.2
-    side = min(max(_LINE * count, 2.6), 13.0)
+    height = max(LINE * min(count, MOST_LINES), 2.6) + 1.2
+    side = min(max(LINE * count, 2.6), 13.0)
     label_width = 0.075 * max(map(len, labels))
     figure = Figure(figsize=(2.6 + side + label_width + 1.0, height), layout="constrained")
     tree, strip, heat = figure.subplots(1, 3, sharey=True, width_ratios=(2.2, 0.35, side))
@@ -68,7 +65,7 @@ def _figure(result: Result, found: Tree) -> Figure:
     _strip(strip, [found.cluster[leaf] for leaf in order])
     distances = np.array(found.distance)[np.ix_(order, order)]
     image = heat.imshow(distances, cmap="viridis_r", aspect="auto", vmin=0, interpolation="nearest")
-    step = -(-count // _MOST_LINES)
+    step = -(-count // MOST_LINES)
     heat.set_yticks(range(0, count, step), [labels[leaf] for leaf in order[::step]], fontsize=6.5)
     heat.yaxis.tick_right()
     heat.tick_params(axis="y", labelleft=False, labelright=True)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from lorabench.ablation.concepts import ByClass, ConceptsFinding
 from lorabench.pictures import ORANGE
-from lorabench.report.labels import layer_labels
+from lorabench.report.labels import LINE, MOST_LINES, layer_labels
 from lorabench.report.numbers import percent
 from lorabench.report.ranked import sheet_title
 from lorabench.report.sheet import Sheet
@@ -16,8 +16,6 @@ from lorabench.results import Result
 
 __all__ = ["figures", "sheets"]
 
-_LINE = 0.125  # inches a layer, room for a label of 6.5 points
-_MOST_LINES = 320
 _MOST_COLUMNS = 90
 
 
@@ -64,7 +62,7 @@ def _figure(result: Result, found: ByClass) -> Figure:
     layers, classes = found.layers, found.classes
     recall = 100 * np.array(found.recall)
     labels = layer_labels(layers)
-    height = max(_LINE * min(len(layers), _MOST_LINES), 2.4) + 1.6 + 0.06 * max(map(len, classes))
+    height = max(LINE * min(len(layers), MOST_LINES), 2.4) + 1.6 + 0.06 * max(map(len, classes))
     width = 0.075 * max(map(len, labels)) + min(max(0.24 * len(classes), 3.4), 16.0) + 1.2
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
@@ -76,7 +74,7 @@ def _figure(result: Result, found: ByClass) -> Figure:
         [i for i, _ in best], [place for _, place in best], "o",
         markersize=4, markerfacecolor=ORANGE, markeredgecolor="white", markeredgewidth=0.8,
     )  # fmt: skip
-    rows, columns = -(-len(layers) // _MOST_LINES), -(-len(classes) // _MOST_COLUMNS)
+    rows, columns = -(-len(layers) // MOST_LINES), -(-len(classes) // _MOST_COLUMNS)
     axes.set_yticks(range(0, len(layers), rows), labels[::rows], fontsize=6.5)
     axes.set_xticks(range(0, len(classes), columns), classes[::columns], rotation=90, fontsize=8)
     axes.set_title(f"{result.dataset['name']}: which layer alone knows which {result.target}", fontsize=10)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lorabench.ablation.grouping import Group, GroupingFinding, Groups
 from lorabench.findings import Measured
 from lorabench.pictures import GREEN, tidy
-from lorabench.report.numbers import difference, interval, p_value, percent, spread
+from lorabench.report.numbers import difference, measured, p_value, percent
 from lorabench.report.ranked import how_ranked, sheet_title, warning
 from lorabench.report.sheet import Sheet
 from lorabench.report.style import ARM_STYLES, draw_chance, ended, errors, legend_below, percents
@@ -37,7 +37,7 @@ def _table(result: Result, found: Groups) -> Sheet:
             (
                 row.group,
                 str(row.layers),
-                *(_statistic(side) for side in (row.alone, row.without)),
+                *("–" if side is None else measured(side) for side in (row.alone, row.without)),
                 *((difference(row.lost.difference, row.lost), p_value(row.lost.p)) if row.lost else ("–", "–")),
             )
             for row in found.rows
@@ -52,10 +52,6 @@ def _table(result: Result, found: Groups) -> Sheet:
         names=("group",),
         spare=("layers", "p", "alone"),
     )
-
-
-def _statistic(found: Measured | None) -> str:
-    return "–" if found is None else percent(found.mean) + spread(found.std) + interval(found)
 
 
 def _groups_figure(result: Result, found: Groups) -> Figure:
