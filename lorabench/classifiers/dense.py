@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lorabench.training import ONEDNN, SeededDropout, by_onednn, keep_mask
+from lorabench.training import SeededDropout, keep_mask
 
 __all__ = ["DenseNetwork"]
 
@@ -125,13 +125,7 @@ class DenseNetwork:
 def _product(
     a: Float[Tensor, "*members n k"], b: Float[Tensor, "*members m k"], bias: Float[Tensor, "*members m"] | None = None
 ) -> Float[Tensor, "*members n m"]:
-    """A @ bᵀ (+ bias).
-
-    One member's goes to oneDNN where that pays (`by_onednn`).
-    """
-    if a.dim() == 2:
-        if by_onednn(a, a.shape[0] * b.numel()):
-            found: Tensor = ONEDNN(a, b, bias, "none", [], "")
-            return found
-        return a @ b.mT if bias is None else torch.addmm(bias, a, b.mT)
-    return a @ b.mT if bias is None else torch.baddbmm(bias.unsqueeze(-2), a, b.mT)
+    """A @ bᵀ (+ bias)."""
+    if bias is None:
+        return a @ b.mT
+    return torch.addmm(bias, a, b.mT) if a.dim() == 2 else torch.baddbmm(bias.unsqueeze(-2), a, b.mT)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.steps import take_steps
-from lorabench.training import Adam, by_onednn
+from lorabench.training import Adam
 
 __all__ = ["Solo"]
 
@@ -42,10 +42,6 @@ class Solo:
     y: Int64[Tensor, " n"]
     n_classes: int
     batch_size: int
-
-    def __post_init__(self) -> None:
-        self._turned = [weight.t() for weight in self.weights]
-        self._big = [by_onednn(self.x, self.batch_size * weight.numel()) for weight in self.weights]
 
     @classmethod
     def of(
@@ -82,8 +78,8 @@ class Solo:
             masks = self._masks(keys[first : first + _DRAWN])
             found.append(
                 take_steps(
-                    self.x[rows[start:stop]], target[start:stop], masks, self.weights, self._turned, self.biases,
-                    self.means, self.squares, self._big, rate, counts[first : first + _DRAWN], size,
+                    self.x[rows[start:stop]], target[start:stop], masks, self.weights, self.biases,
+                    self.means, self.squares, rate, counts[first : first + _DRAWN], size,
                 )
             )  # fmt: skip
         return F.cross_entropy(torch.cat(found), y)

@@ -1,7 +1,6 @@
 """Autoencoders of many units trained together, each as it would be alone."""
 
 import copy
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from lorabench.representations.autoencoder import JUDGED, AutoEncoder
-from lorabench.training import Adam, Keyed, Schedule, Stack, Step, draw_keys, epoch_order, traced_step, train
+from lorabench.training import Keyed, Schedule, Stack, draw_keys, epoch_order, train
 
 __all__ = ["Course", "Schooling", "batches", "fit_together", "held_rows", "split_rows"]
 
@@ -92,22 +91,6 @@ def fit_together(
     return courses
 
 
-_MAKING = threading.Lock()
-_MADE: dict[str, Step] = {}
-_KEPT = 16  # scope=all is another architecture in every arm
-_PAYS = 20_000  # steps times inputs from which on half a second of tracing is paid back
-_WIDE = 20_000  # inputs beyond which products are all
-
-
-def _step_of(architecture: str, losses: nn.Module, x: Float[Tensor, "b d"]) -> Step:
-    with _MAKING:
-        if architecture not in _MADE:
-            if len(_MADE) >= _KEPT:
-                del _MADE[next(iter(_MADE))]
-            _MADE[architecture] = traced_step(losses, x)
-        return _MADE[architecture]
-
-
 class _Losses(nn.Module):
     """A module whose `forward` is the other's losses: `functional_call` knows `forward` alone."""
 
@@ -145,11 +128,6 @@ class _UnitStack(Stack):
         parts = [split_rows(module.seed, inputs.shape[1], schooling.val_share) for module in modules]
         self._train, val = (torch.stack([part[i] for part in parts]).to(self.device) for i in (0, 1))
         self._units = torch.arange(len(modules), device=self.device)[:, None]
-        self._steps = schooling.epochs * len(batches(self._train.shape[1], schooling.batch_size))
-        self._by_rows: dict[int, Step] = {}
-        if self._alone:  # as lists, without the leading axis
-            found = (self.params, self.buffers, self.adam.mean, self.adam.square)
-            self._own = [[tensor[0] for tensor in one.values()] for one in found]
         self._held = self._rows(val)
 
     def _rows(self, rows: Int64[Tensor, "members b"]) -> Float[Tensor, "members b d"]:
@@ -174,16 +152,6 @@ class _UnitStack(Stack):
 
     def _step(self, x: Float[Tensor, "members b d"], keys: Int[Tensor, "draws members"]) -> dict[str, Tensor]:
         """One step of Adam on a batch; its losses."""
-        scripted = self._scripted(x) if self._alone else None
-        if scripted is not None:
-            self._set_keys(keys)
-            params, moving, mean, square = self._own
-            known, steep = scripted(params, moving, x[0])
-            self.adam.steps += 1
-            count = torch.tensor(float(self.adam.steps))
-            grads = [grad.contiguous() for grad in steep]
-            Adam.of_one(params, grads, mean, square, float(self.schedule.rates[0]), count)
-            return {name: loss[None] for name, loss in known.items()}
         with torch.enable_grad():
             if self._alone:
                 leaves: dict[str, Tensor] = dict(self._call.named_parameters())
@@ -219,17 +187,6 @@ class _UnitStack(Stack):
     def _set_keys(self, keys: Int[Tensor, "draws members"]) -> None:
         if self._keyed:  # in one call: a unit of many modules has hundreds
             torch._foreach_copy_([self.buffers[f"{name}.key"] for name in self._keyed], list(keys.unbind()))
-
-    def _scripted(self, x: Float[Tensor, "members b d"]) -> Step | None:
-        """The step without Python that all units of one architecture share; None where making it does not pay."""
-        rows = x.shape[1]
-        if self.device.type != "cpu" or self._steps * x.shape[2] < _PAYS or x.shape[2] > _WIDE:
-            return None
-        if rows not in self._by_rows:
-            module = self.modules[0]
-            what = {**module.hparams, "seed": None, "rows": rows, "dtype": x.dtype, "class": type(module)}
-            self._by_rows[rows] = _step_of(str(what), self._call, x[0])
-        return self._by_rows[rows]
 
     @torch.no_grad()
     def validate(self) -> dict[str, Float[Tensor, " members"]]:

