@@ -1,42 +1,45 @@
 """Configurations: composed, held to the types of their yaml, and made into objects."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
 
 from hydra import compose
 from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError
+from lorabench.options import AtLeast, AtMost, OneOf, check_arguments
 from lorabench.representations import Representation
 from lorabench.representations.learned import Learned
 from lorabench.representations.load_from import Loaded
+from lorabench.zoo.splits import split_zoo
 
 __all__ = [
     "baseline_alone", "check_values", "deviations", "make", "make_representation", "representation_config",
     "representation_configs",
 ]  # fmt: skip
 
-_NULLABLE = ("dataset", "logger")  # null means something there: no such column, your own account
-_OF_ITS_OWN = ("representations", "ablation.baseline")  # names, or mappings with options: `representation_config`
-_WHERE_NOT_NULL: dict[str, type] = {
-    "ablation.against": list,
-    "ablation.threshold": float,
-    "output_dir": str,
-    "split.min_per_class": int,
-    "trainer.memory_gb": float,
-}
-_KINDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    list: "a list",
-    dict: "a mapping",
-}
+_MISSING = "???"
+
+
+@dataclass(frozen=True)
+class _Root:
+    """What stands at the root of the configuration."""
+
+    seed: Annotated[int, AtLeast(0), AtMost(2**32 - 1)]
+    num_runs: Annotated[int, AtLeast(1)]
+    splits: Annotated[int, AtLeast(1)]
+    folds: Annotated[int, AtLeast(1)]
+    top_k: Annotated[int, AtLeast(1)]
+    target: Annotated[str, OneOf(["category", "leaf"])]
+    resume: bool
+    published_keys: bool
+    cache_dir: str
+    output_dir: str | None
 
 
 def make(config: DictConfig, **arguments: Any) -> Any:
@@ -58,22 +61,21 @@ def make_representation(config: DictConfig) -> Representation:
 
 
 def check_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
-    """Hold every value to the type that its yaml gives it.
+    """Hold every value to the annotation of what takes it.
 
     Args:
         cfg: the configuration to check.
         choices: what was chosen of every config group.
 
     Raises:
-        LorabenchError: a value of another type, or null where the yaml has a value.
+        LorabenchError: a value that is not allowed.
     """
-    groups = [f"{group}={choice}" for group, choice in choices.items() if choice and "/" not in group and group in cfg]
-    _compare(compose("config", overrides=groups), cfg, "")
-    if cfg.target not in ("category", "leaf"):
-        raise LorabenchError(f"target={cfg.target}: allowed are category and leaf")
-    for name in ("num_runs", "splits", "folds", "top_k"):
-        if cfg[name] < 1:
-            raise LorabenchError(f"{name}={cfg[name]}: a whole number from 1 is needed")
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    check_arguments(_Root, values, "")
+    check_arguments(split_zoo, values["split"], "split.")
+    for group, given in values.items():
+        if isinstance(given, dict) and "_target_" in given:
+            _check_target(given, f"{group}.")
     if cfg.num_runs % cfg.splits:
         raise LorabenchError(
             f"num_runs={cfg.num_runs}: members are shared out evenly over splits={cfg.splits}; take "
@@ -83,40 +85,15 @@ def check_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
         raise LorabenchError(
             "published_keys=true writes results with and without the best layers: give ablation=compare or top_k"
         )
-    if not 0 <= cfg.seed < 2**32:
-        raise LorabenchError(f"seed={cfg.seed}: a whole number from 0 to 4294967295 is needed")
 
 
-def _compare(known: DictConfig, given: DictConfig, prefix: str) -> None:
-    for (path, default), (_, value) in _pairs(known, given, prefix):
-        wanted = _WHERE_NOT_NULL.get(path) if default is None else type(default)
-        if path in _OF_ITS_OWN or wanted is None or (value is None and (default is None or path.startswith(_NULLABLE))):
-            continue
-        came = type(value)
-        if came is wanted or (wanted is float and came is int):
-            same = {type(entry) for entry in default} if isinstance(default, list) else set()
-            if len(same) == 1 and not {type(entry) for entry in value} <= same:
-                raise LorabenchError(f"{path}={value}: every entry must be {_KINDS[same.pop()]}, as in {default}")
-            continue
-        example = "" if default is None else f", such as {default}"
-        raise LorabenchError(f"{path}={value}: {_KINDS.get(wanted, wanted.__name__)} is needed{example}")
-
-
-def _pairs(known: Any, given: Any, prefix: str) -> Iterator[tuple[tuple[str, Any], tuple[str, Any]]]:
-    """Leaves that both have; what refers elsewhere in the given one is checked there."""
-    for key in known:
-        path = f"{prefix}{key}"
-        if key not in given or OmegaConf.is_missing(known, key) or OmegaConf.is_missing(given, key):
-            continue
-        if OmegaConf.is_interpolation(given, key):
-            continue
-        value: Any = OmegaConf.to_container(given, resolve=False)[key]  # type: ignore[index]
-        default: Any = known[key]
-        default = OmegaConf.to_container(default) if OmegaConf.is_config(default) else default
-        if isinstance(default, dict) and isinstance(value, dict):
-            yield from _pairs(known[key], given[key], f"{path}.")
-        else:
-            yield (path, default), (path, value)
+def _check_target(given: dict[str, Any], prefix: str) -> None:
+    known = {name: value for name, value in given.items() if value != _MISSING}
+    check_arguments(get_object(given["_target_"]), known, prefix)
+    for name, value in given.items():
+        for key, part in value.items() if isinstance(value, dict) else ():
+            if isinstance(part, dict) and "_target_" in part:
+                _check_target(part, f"{prefix}{name}.{key}.")
 
 
 def deviations(cfg: DictConfig, chosen: Mapping[str, DictConfig], experiment: str) -> list[str]:
@@ -206,5 +183,5 @@ def _with(name: str, options: dict[str, Any], key: str) -> DictConfig:
         allowed = ", ".join(str(key) for key in known if not str(key).startswith("_"))
         wrong = ", ".join(key for key in options if key not in known) or str(options)
         raise LorabenchError(f"{key}: {name} has no option {wrong}; it has {allowed}") from error
-    _compare(known, config, f"representation {name}: ")
+    _check_target(OmegaConf.to_container(config, resolve=True), f"representation {name}: ")  # type: ignore[arg-type]
     return config

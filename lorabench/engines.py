@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Protocol, TypeVar, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -16,33 +16,35 @@ from lorabench.classifiers.members import OnEpoch, failure
 from lorabench.classifiers.tuned import tunes
 from lorabench.data import FeatureData
 from lorabench.errors import LorabenchError
+from lorabench.options import Above, OneOf, check_arguments
 from lorabench.training import lost
 
 T = TypeVar("T")
+Device = Annotated[str, OneOf(["auto", "cpu", "cuda"])]
+"""Where members are trained; auto: on a CUDA device where there is one."""
 
-__all__ = ["Engine", "Lightning", "Stacked", "resolve_device"]
+__all__ = ["Device", "Engine", "Lightning", "Stacked", "resolve_device"]
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(device: Device) -> torch.device:
     """The device of a config: "auto" takes a CUDA device where there is one.
 
     Raises:
         LorabenchError: no such kind of device, or none here.
     """
-    if name == "auto":
+    check_arguments(resolve_device, {"device": device}, "trainer.")
+    if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise LorabenchError("trainer.device=cuda: torch finds no CUDA device here; take trainer.device=cpu or auto")
-    if name not in ("cpu", "cuda"):
-        raise LorabenchError(f"trainer.device={name}: allowed are auto, cpu and cuda")
-    return torch.device(name)
+    return torch.device(device)
 
 
 @runtime_checkable
 class Engine(Protocol):
     """Trains members."""
 
-    device: str
+    device: Device
 
     def fit(
         self,
@@ -65,12 +67,11 @@ class Stacked:
         memory_gb: what a stack may take; null: 70 % of what is free.
     """
 
-    device: str = "auto"
-    memory_gb: float | int | None = None
+    device: Device = "auto"
+    memory_gb: Annotated[float | int | None, Above(0)] = None
 
     def __post_init__(self) -> None:
-        if self.memory_gb is not None and self.memory_gb <= 0:
-            raise LorabenchError(f"trainer.memory_gb={self.memory_gb}: a number above 0 is needed, or null")
+        check_arguments(Stacked, vars(self), "trainer.")
 
     @tunes
     def fit(
@@ -112,7 +113,7 @@ class Lightning:
         device: auto, cpu or cuda.
     """
 
-    device: str = "auto"
+    device: Device = "auto"
 
     @tunes
     def fit(

@@ -112,8 +112,8 @@ def _as_used(config: DictConfig) -> dict[str, Any]:
     """
     found: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     representation = make_representation(config)
+    representation.check()
     if isinstance(representation, Learned | Loaded):
-        representation.check()
         used = representation.config()
         found |= {name: used[name] for name in found if name in used}
     return found

@@ -8,13 +8,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import ParseResult, urlparse
 
 import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from lorabench.errors import LorabenchError, explain_disk_errors
+from lorabench.options import OneOf, check_arguments
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,15 +38,14 @@ def wandb_logger(
     project: str,
     entity: str | None = None,
     group: str | None = None,
-    mode: str = "auto",
+    mode: Annotated[str, OneOf(["auto", "online", "offline"])] = "auto",
 ) -> WandbLogger:
     """One W&B run a job; offline where there is no key or no network, unless told otherwise.
 
     Raises:
         LorabenchError: mode is none of these, or online was asked for without a key.
     """
-    if mode not in ("auto", "online", "offline"):
-        raise LorabenchError(f"logger.mode={mode}: allowed are auto, online and offline")
+    check_arguments(wandb_logger, {"mode": mode}, "logger.")
     if mode == "online" and not _has_key():
         raise LorabenchError(
             "logger.mode=online needs a key: set WANDB_API_KEY or run `wandb login`, or take mode=auto"

@@ -420,7 +420,7 @@ def test_dropout_keys_differ_by_seed_step_and_layer():
 def test_dropout_is_silent_in_evaluation_and_refuses_nonsense():
     x = torch.randn(3, 4)
     assert SeededDropout(0.5).eval()(x) is x
-    with pytest.raises(LorabenchError, match=r"dropout=1\.0"):
+    with pytest.raises(LorabenchError, match=r"p=1\.0: a number from 0 to 0\.9999"):
         SeededDropout(1.0)
 
 

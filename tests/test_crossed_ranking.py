@@ -191,7 +191,7 @@ def test_a_signal_in_all_layers_is_redundant(tmp_path):
 
 @pytest.mark.parametrize("margin", [0.0, 1.0, -0.1])
 def test_a_margin_that_is_no_share_is_refused(margin, parts):
-    with pytest.raises(LorabenchError, match=r"^ablation\.margin=.*: a share between 0 and 1 is needed"):
+    with pytest.raises(LorabenchError, match=r"^ablation\.margin=.*: a number between 0 and 1 is needed"):
         Compare("stats", "val", 2, 20, worst=False, permuted=False, margin=margin).run(study_of(parts[0]))
 
 

@@ -164,7 +164,7 @@ def test_folders_without_adapters(tmp_path: Path) -> None:
     save_adapter(root / "stray.safetensors", make_modules(0), "kohya")
     with pytest.raises(LorabenchError, match=r"stray\.safetensors: lies directly in .* its category is not known"):
         load_folder(root, tmp_path)
-    with pytest.raises(LorabenchError, match="missing='drop': allowed are error, common"):
+    with pytest.raises(LorabenchError, match="missing=drop: allowed are error and common"):
         load_folder(root, tmp_path, "drop")
 
 

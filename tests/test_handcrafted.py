@@ -521,7 +521,7 @@ def test_what_an_ensemble_cannot_be() -> None:
 
 
 def test_another_word_than_factors_or_delta() -> None:
-    with pytest.raises(LorabenchError, match="'deltas'; it can be 'factors' or 'delta'"):
+    with pytest.raises(LorabenchError, match=r"representation\.on=deltas: allowed are factors and delta$"):
         Stats("deltas").units(make_zoo([2, 3]))
 
 

@@ -220,7 +220,7 @@ def test_a_gauge_without_a_pair_and_nonsense_are_refused() -> None:
         ({"views": "gauge", "on": "delta"}, r"views=gauge with on=delta.*take views=noise or auto"),
         ({"views": "mirror"}, r"representation\.views=mirror: allowed are auto, gauge and noise"),
         ({"temperature": 0}, r"representation\.temperature=0: a number above 0"),
-        ({"masked": 1.0}, r"representation\.masked=1\.0: a share from 0 to below 1"),
+        ({"masked": 1.0}, r"representation\.masked=1\.0: a number from 0 and below 1"),
         ({"condition": 0.5}, r"representation\.condition=0\.5: a number from 1"),
         ({"noise": -0.1}, r"representation\.noise=-0\.1: a number from 0"),
         ({"alpha": -1}, r"representation\.alpha=-1: a number from 0"),

@@ -75,9 +75,9 @@ def test_a_constant_matrix_has_no_moments(x: np.ndarray, choice: tuple[str, str]
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (Stats(kurtosis="fisher"), r"representation\.kurtosis is 'fisher'; it can be 'excess' or 'raw'"),
-        (Distribution(std="bessel"), r"representation\.std is 'bessel'; it can be 'population' or 'sample'"),
-        (Coupling(lengths="longest"), r"representation\.lengths is 'longest'; it can be 'cut' or 'pad'"),
+        (Stats(kurtosis="fisher"), r"representation\.kurtosis=fisher: allowed are excess and raw"),
+        (Distribution(std="bessel"), r"representation\.std=bessel: allowed are population and sample"),
+        (Coupling(lengths="longest"), r"representation\.lengths=longest: allowed are cut and pad"),
     ],
 )
 def test_what_an_option_cannot_be_is_told(kind: Moments | Coupling, words: str) -> None:

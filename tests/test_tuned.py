@@ -105,7 +105,7 @@ def test_a_class_without_training_rows_is_never_named():
 
 @pytest.mark.parametrize("rates", [[], [0.0], [1e-3, -1.0]])
 def test_rates_that_are_none_are_refused(rates):
-    with pytest.raises(LorabenchError, match=r"^classifier\.rates=.*learning rates above 0 are needed"):
+    with pytest.raises(LorabenchError, match=r"^classifier\.rates=.*a list of numbers above 0 is needed"):
         Tuned(in_features=2, n_classes=2, seed=0, hidden=[4], dropout=0.0, rates=rates)
 
 

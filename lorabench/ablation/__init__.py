@@ -1,5 +1,6 @@
 """Which layers carry the answer, and what is left without them."""
 
-from lorabench.ablation.study import Ablation, Findings, Study
+from lorabench.ablation.phase import Ablation
+from lorabench.ablation.study import Findings, Study
 
 __all__ = ["Ablation", "Findings", "Study"]

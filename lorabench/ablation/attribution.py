@@ -3,19 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from lorabench.ablation.phase import RankingAblation
 from lorabench.ablation.redundancy import agreement
 from lorabench.ablation.study import Findings, Study
 from lorabench.classifiers import ClassifierFactory, Fitted, Problem
-from lorabench.errors import LorabenchError
 from lorabench.evaluation import Probe
 from lorabench.findings import Number, RankedFinding
+from lorabench.options import AtLeast
 from lorabench.storage import files_hash
 
 __all__ = ["Attribution", "AttributionFinding", "Share", "Shares", "integrated_gradients"]
@@ -71,28 +72,20 @@ def integrated_gradients(
 
 
 @dataclass
-class Attribution:
+class Attribution(RankingAblation):
     """Shares of a representation's layers in the logit of the true class, beside the accuracy of each alone.
 
     A layer's share is |Σ attributions of its features|, averaged over the validation adapters, and divided by the
     sum over all layers.
 
     Args:
-        baseline: name of the representation that ranks the layers alone.
-        rank_on: val, or test for the published protocol.
         steps: of the integral.
-        name: what results call the phase.
     """
 
-    baseline: str | dict[str, Any]
-    rank_on: str
-    steps: int
-    name: str = "attribution"
+    steps: Annotated[int, AtLeast(1)]
 
     def run(self, study: Study) -> Findings:
         """One row for all layers, and a share a unit."""
-        if self.steps < 1:
-            raise LorabenchError(f"ablation.steps={self.steps}: a whole number from 1 is needed")
         name, representation = study.one(self.name)
         ranking = study.rank(self.rank_on)
         factory = study.evaluator.factory

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from jaxtyping import Float64
 
+from lorabench.ablation.phase import RankingAblation
 from lorabench.ablation.ranking import Ranking
 from lorabench.ablation.study import Findings, Study, good_seeds
 from lorabench.errors import LorabenchError
 from lorabench.findings import RankedFinding
+from lorabench.options import AtLeast, AtMost
 
 __all__ = ["Clusters", "ClustersFinding", "Tree", "disagreement"]
 
@@ -70,30 +72,22 @@ def disagreement(predicted: Sequence[np.ndarray], n_classes: int) -> Float64[np.
 
 
 @dataclass
-class Clusters:
+class Clusters(RankingAblation):
     """Average-linkage clustering (UPGMA; scipy) of the layers by how often their predictions differ.
 
     Validation and test adapters are looked at, their labels are not.
 
     Args:
-        baseline: name of the representation that reads the layers.
-        rank_on: val, or test for the published protocol.
         threshold: clusters are cut at this disagreement; null: what two seeds of one layer have on average, so that
             a cluster's layers differ no more than a layer differs from itself.
-        name: what results call the phase.
     """
 
-    baseline: str | dict[str, Any]
-    rank_on: str
-    threshold: float | int | None
-    name: str = "clusters"
+    threshold: Annotated[float | int | None, AtLeast(0), AtMost(1)]
     BASELINE_ALONE: ClassVar[bool] = True
 
     def run(self, study: Study) -> Findings:
         """One row for all layers, and the tree."""
         study.check_one_split(self.name)
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise LorabenchError(f"ablation.threshold={self.threshold}: a share from 0 to 1 is needed, or null")
         if self.threshold is None and len(study.evaluator.seeds) < 2:
             raise LorabenchError(
                 "ablation.threshold=null cuts the tree at the disagreement of two seeds of one layer: "

@@ -3,17 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 
 from lorabench.ablation.controls import Controls, control_rows
+from lorabench.ablation.phase import RankingAblation
 from lorabench.ablation.ranking import Ranking
 from lorabench.ablation.study import Findings, Study, with_holm
 from lorabench.ablation.verdict import Verdict, as_t, verdict
-from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluation
 from lorabench.findings import Compared, RankedFinding
+from lorabench.options import Above, AtLeast, Below
 from lorabench.results import Run, Summary
 
 __all__ = ["Compare", "CompareFinding", "Fall", "Taken", "random_units"]
@@ -85,7 +86,7 @@ def random_units(units: Sequence[str], k: int, draws: int, seed: int) -> list[li
 
 
 @dataclass
-class Compare:
+class Compare(RankingAblation):
     """Ranks the layers, takes the best k away, and evaluates every representation before and after.
 
     A fall after the removal says something only beside the controls: k layers at random, the k worst, and labels that
@@ -94,35 +95,23 @@ class Compare:
     were drawn. The verdict on every representation is in words that its tests decide.
 
     Args:
-        baseline: name of the representation that ranks.
-        rank_on: val, or test for the published protocol.
         top_k: how many layers are taken away.
         random_draws: how many sets of k random layers; 0 for none.
         worst: whether to take the k worst away too.
         permuted: whether to learn permuted labels too, which must read chance.
         controls: whether rows of controls and the ceiling are added.
         margin: a fall shown to be below this share of test accuracy is no fall (an equivalence test's margin).
-        name: what results call the phase.
     """
 
-    baseline: str | dict[str, Any]
-    rank_on: str
-    top_k: int
-    random_draws: int
+    top_k: Annotated[int, AtLeast(1)]
+    random_draws: Annotated[int, AtLeast(0)]
     worst: bool
     permuted: bool
     controls: bool = False
-    margin: float = 0.03
-    name: str = "compare"
+    margin: Annotated[float | int, Above(0), Below(1)] = 0.03
 
     def run(self, study: Study) -> Findings:
         """A row for every representation and kind of arm, and the differences to all layers."""
-        if self.random_draws < 0:
-            raise LorabenchError(f"ablation.random_draws={self.random_draws}: a whole number from 0 is needed")
-        if not 0 < self.margin < 1:
-            raise LorabenchError(
-                f"ablation.margin={self.margin}: a share between 0 and 1 is needed, such as 0.03 for three points"
-            )
         ranking = study.rank(self.rank_on, self.top_k)
         kinds = self._kinds(study, ranking)
         runs: list[Run] = []

@@ -1,11 +1,12 @@
 """Do different concepts live in different layers?"""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from lorabench.ablation.phase import RankingAblation
 from lorabench.ablation.ranking import Ranking
 from lorabench.ablation.statistics import kendall_tau
 from lorabench.ablation.study import Findings, Study, good_seeds
@@ -51,7 +52,7 @@ class ConceptsFinding(RankedFinding):
 
 
 @dataclass
-class Concepts:
+class Concepts(RankingAblation):
     """Test accuracy of every class by layer, and whether the classes' rankings of the layers differ.
 
     If all concepts lived in the same layers, two classes would rank the layers as alike as two halves of one class do.
@@ -61,16 +62,8 @@ class Concepts:
 
     The best layer of a class is the one with the highest validation accuracy on it; what is told of it is the test
     accuracy.
-
-    Args:
-        baseline: name of the representation that reads the layers.
-        rank_on: val, or test for the published protocol.
-        name: what results call the phase.
     """
 
-    baseline: str | dict[str, Any]
-    rank_on: str
-    name: str = "concepts"
     BASELINE_ALONE: ClassVar[bool] = True
 
     def run(self, study: Study) -> Findings:

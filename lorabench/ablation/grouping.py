@@ -1,11 +1,14 @@
 """Whole groups of layers: blocks, attention kinds, projections, factors, thirds of the depth."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from lorabench.ablation.ranking import check_rank_on
+from lorabench.ablation.phase import Ablation
+from lorabench.ablation.ranking import RankOn
 from lorabench.ablation.study import Findings, Study, measured
-from lorabench.adapters.places import groups
+from lorabench.adapters.places import GROUPINGS, groups
 from lorabench.findings import Difference, Measured, Number, OrderedFinding
+from lorabench.options import OneOf
 
 __all__ = ["Group", "Grouping", "GroupingFinding", "Groups"]
 
@@ -48,22 +51,19 @@ class GroupingFinding(OrderedFinding):
 
 
 @dataclass
-class Grouping:
+class Grouping(Ablation):
     """Evaluates a representation on every group of layers alone, and on all layers without it.
 
     Args:
         by: block, attention, projection, factor or depth.
         rank_on: val, or test for the published protocol.
-        name: what results call the phase.
     """
 
-    by: str
-    rank_on: str
-    name: str = "grouping"
+    by: Annotated[str, OneOf(GROUPINGS)]
+    rank_on: RankOn
 
     def run(self, study: Study) -> Findings:
         """One row for all layers, and a row a group."""
-        check_rank_on(self.rank_on)
         name, representation = study.one(self.name)
         found = groups(study.evaluator.everything, self.by)
         arms = [study.all_layers()]

@@ -1,12 +1,13 @@
 """Phase 1: every layer alone."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 from lorabench.ablation.depth import DepthCorrelation, depth_correlations
+from lorabench.ablation.phase import RankingAblation
 from lorabench.ablation.study import Findings, Study
-from lorabench.errors import LorabenchError
 from lorabench.findings import RankedFinding
+from lorabench.options import AtLeast
 
 __all__ = ["Layers", "LayersFinding"]
 
@@ -32,26 +33,18 @@ class LayersFinding(RankedFinding):
 
 
 @dataclass
-class Layers:
+class Layers(RankingAblation):
     """Ranks the layers by the accuracy that the baseline representation reaches on each alone.
 
     Args:
-        baseline: name of that representation, of layers or modules.
-        rank_on: val, or test for the published protocol.
         top_k: how many of the best are named as the top.
-        name: what results call the phase.
     """
 
-    baseline: str | dict[str, Any]
-    rank_on: str
-    top_k: int
-    name: str = "layers"
+    top_k: Annotated[int, AtLeast(1)]
     BASELINE_ALONE: ClassVar[bool] = True
 
     def run(self, study: Study) -> Findings:
         """The ranking, and how it goes with depth; the table has one row, the baseline on all layers."""
-        if self.top_k < 1:
-            raise LorabenchError(f"ablation.top_k={self.top_k}: a whole number from 1 is needed")
         ranking = study.rank(self.rank_on)
         top = ranking.units[: self.top_k]
         depth = depth_correlations(list(ranking.layers), ranking.right)

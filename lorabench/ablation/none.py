@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lorabench.ablation.controls import Controls, control_rows
+from lorabench.ablation.phase import Ablation
 from lorabench.ablation.study import Findings, Study, with_holm
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Evaluation
@@ -35,18 +36,16 @@ class NoneFinding(Finding):
 
 
 @dataclass
-class NoAblation:
+class NoAblation(Ablation):
     """Every representation on all layers, and the paired differences between them.
 
     Args:
         against: names of those that the others are compared with; None: the first.
         controls: whether rows of controls and the ceiling are added.
-        name: what results call the phase.
     """
 
     against: list[str] | None = None
     controls: bool = False
-    name: str = "none"
 
     def run(self, study: Study) -> Findings:
         """One row a representation, and one a pair.

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 
 from lorabench.ablation.compare import random_units
+from lorabench.ablation.phase import RankingAblation
 from lorabench.ablation.study import Findings, Study, measured
-from lorabench.errors import LorabenchError
 from lorabench.evaluation import Evaluation
 from lorabench.findings import Number, RankedFinding
+from lorabench.options import AtLeast
 
 __all__ = ["Curve", "Drawn", "Progressive", "ProgressiveFinding", "Step"]
 
@@ -55,32 +56,22 @@ class ProgressiveFinding(RankedFinding):
 
 
 @dataclass
-class Progressive:
+class Progressive(RankingAblation):
     """Takes the layers away in ranked order, to the last; keeps the best k alone; takes k random ones away.
 
     Args:
-        baseline: name of the representation that ranks.
-        rank_on: val, or test for the published protocol.
         points: numbers of layers at which to look, evenly spaced with first and last; at most all of them.
         random_points: the same for random removal.
         random_draws: sets of random layers a point.
-        name: what results call the phase.
     """
 
-    baseline: str | dict[str, Any]
-    rank_on: str
-    points: int
-    random_points: int
-    random_draws: int
-    name: str = "progressive"
+    points: Annotated[int, AtLeast(2)]
+    random_points: Annotated[int, AtLeast(0)]
+    random_draws: Annotated[int, AtLeast(0)]
 
     def run(self, study: Study) -> Findings:
         """One row for all layers, and the curves."""
         study.check_one_split(self.name)
-        for option, least in (("points", 2), ("random_points", 0), ("random_draws", 0)):
-            value = getattr(self, option)
-            if value < least:
-                raise LorabenchError(f"ablation.{option}={value}: a whole number from {least} is needed")
         name, representation = study.one(self.name)
         ranking = study.rank(self.rank_on)
         count = len(ranking.rows)

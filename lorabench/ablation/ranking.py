@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Integer
@@ -9,11 +10,14 @@ from jaxtyping import Bool, Float, Float64, Integer
 from lorabench.ablation.crossed import Crossed
 from lorabench.ablation.inference import holm
 from lorabench.ablation.statistics import interval, kendall_tau, mean_correct, replicates, two_sided
-from lorabench.errors import LorabenchError
 from lorabench.evaluation import Evaluation
 from lorabench.findings import Ranked, RankedFinding, Stability
+from lorabench.options import OneOf, check_arguments
 
-__all__ = ["Ranking", "check_rank_on", "rank_layers", "stability"]
+__all__ = ["RankOn", "Ranking", "rank_layers", "stability"]
+
+RankOn = Annotated[str, OneOf(["val", "test"])]
+"""The part whose accuracy ranks: `val`, or `test` for the published protocol."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +65,11 @@ class Ranking:
         return RankedFinding(name, self.rank_on, self.baseline, self.folds, self.rows, stable, self.dropped)
 
 
-def check_rank_on(rank_on: str) -> None:
-    """Hold the name of the split that ranks to "val" and "test".
-
-    Raises:
-        LorabenchError: it is neither.
-    """
-    if rank_on not in ("val", "test"):
-        raise LorabenchError(f"ablation.rank_on={rank_on}: allowed are val and test")
-
-
 def rank_layers(
     layers: Sequence[str],
     val_correct: Bool[np.ndarray, "layers rows val"] | Float[np.ndarray, "layers rows val"],
     test_correct: Bool[np.ndarray, "_layers seeds test"] | Float[np.ndarray, "_layers seeds test"],
-    rank_on: str,
+    rank_on: RankOn,
     val_groups: Integer[np.ndarray, " val"] | None = None,
     test_groups: Integer[np.ndarray, " test"] | None = None,
     draws: int = 2000,
@@ -104,7 +98,7 @@ def rank_layers(
         LorabenchError: `rank_on` is neither.
         ValueError: names and tables that do not match, or a table without rows.
     """
-    check_rank_on(rank_on)
+    check_arguments(rank_layers, {"rank_on": rank_on}, "ablation.")
     val, test = val_correct.shape, test_correct.shape
     if not len(layers) == val[0] == test[0] or 0 in val + test:
         raise ValueError(

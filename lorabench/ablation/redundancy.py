@@ -1,10 +1,10 @@
 """What a layer adds to all the others, beside what it says alone."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from lorabench.ablation.phase import RankingAblation
 from lorabench.ablation.statistics import kendall_tau
 from lorabench.ablation.study import Findings, Study
 from lorabench.findings import Number, RankedFinding
@@ -47,20 +47,11 @@ def agreement(first: list[float], second: list[float]) -> float | None:
 
 
 @dataclass
-class Redundancy:
+class Redundancy(RankingAblation):
     """Takes every layer away by itself: what is lost, given all the rest?
 
     A layer that reads well alone and is not missed says what other layers say too.
-
-    Args:
-        baseline: name of the representation that ranks the layers alone.
-        rank_on: val, or test for the published protocol.
-        name: what results call the phase.
     """
-
-    baseline: str | dict[str, Any]
-    rank_on: str
-    name: str = "redundancy"
 
     def run(self, study: Study) -> Findings:
         """One row for all layers, and a row a layer."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 
 from lorabench.ablation.crossed import Crossed, crossed
 from lorabench.ablation.inference import corrected_t, holm
-from lorabench.ablation.ranking import Ranking, check_rank_on, rank_layers
+from lorabench.ablation.ranking import Ranking, rank_layers
 from lorabench.ablation.statistics import interval, mean_correct, paired_difference, replicates
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluation, Evaluator, Probe, held_out, held_out_rows, merged
@@ -21,7 +21,7 @@ from lorabench.results import Run, Summary, summarise
 from lorabench.zoo import Zoo
 from lorabench.zoo.splits import Split
 
-__all__ = ["Ablation", "Findings", "Study", "good_seeds", "measured", "with_holm"]
+__all__ = ["Findings", "Study", "good_seeds", "measured", "with_holm"]
 
 Row = TypeVar("Row", bound=Compared)
 CANNOT_GO_ON = (LorabenchError, MemoryError, torch.OutOfMemoryError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
@@ -171,7 +171,6 @@ class Study:
         """
         name, make = self.baseline
         representation = make()
-        check_rank_on(rank_on)
         if representation.unit == "all":
             raise LorabenchError(
                 f"ablation.baseline={name} describes whole adapters: take a representation of layers or modules, "
@@ -367,17 +366,3 @@ def with_holm(rows: Sequence[Row], family: Callable[[Row], object] = lambda _: N
     for numbers in families.values():
         adjusted |= dict(zip(numbers, holm([rows[number].claimed.p for number in numbers]), strict=True))
     return [replace(row, holm=adjusted[number]) for number, row in enumerate(rows)]
-
-
-@runtime_checkable
-class Ablation(Protocol):
-    """A phase: what is taken away, and what is asked of what is left.
-
-    A class with `BASELINE_ALONE = True` looks at no other representation than the one that ranks.
-    """
-
-    name: str
-
-    def run(self, study: Study) -> Findings:
-        """Ask."""
-        ...

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
@@ -11,18 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorabench.classifiers.metrics import scores
-from lorabench.errors import LorabenchError
+from lorabench.options import Above, AtLeast, Below, OneOf, check_arguments
 from lorabench.training import seeded, set_keys
 
 __all__ = ["Classifier", "ClassifierFactory"]
-
-
-def _require(least: int = 0, **arguments: float | int) -> None:
-    """Hold numbers to at least 1, or above 0."""
-    for name, value in arguments.items():
-        if value < least or value <= 0:
-            allowed = f"a whole number from {least}" if least else "a number above 0"
-            raise LorabenchError(f"classifier.{name}={value}: {allowed} is needed")
 
 
 class Classifier(pl.LightningModule):
@@ -46,7 +38,7 @@ class Classifier(pl.LightningModule):
             "loss", where lower is better, or "accuracy", where higher is and the first of equal ones is the best.
 
     Raises:
-        LorabenchError: an argument that must be positive is not, or `stop_on` is neither.
+        LorabenchError: an argument is not allowed.
     """
 
     def __init__(
@@ -54,24 +46,19 @@ class Classifier(pl.LightningModule):
         in_features: int,
         n_classes: int,
         seed: int,
-        learning_rate: float | int = 1e-3,
-        batch_size: int = 32,
-        max_epochs: int = 1000,
-        patience: int = 20,
-        plateau_factor: float | int = 0.5,
-        plateau_patience: int = 10,
-        stop_on: str = "loss",
+        learning_rate: Annotated[float | int, Above(0)] = 1e-3,
+        batch_size: Annotated[int, AtLeast(1)] = 32,
+        max_epochs: Annotated[int, AtLeast(1)] = 1000,
+        patience: Annotated[int, AtLeast(1)] = 20,
+        plateau_factor: Annotated[float | int, Above(0), Below(1)] = 0.5,
+        plateau_patience: Annotated[int, AtLeast(1)] = 10,
+        stop_on: Annotated[str, OneOf(["loss", "accuracy"])] = "loss",
         **_architecture: Any,
     ) -> None:
         super().__init__()
-        _require(learning_rate=learning_rate, plateau_factor=plateau_factor)
-        _require(1, batch_size=batch_size, max_epochs=max_epochs, patience=patience, plateau_patience=plateau_patience)
-        if plateau_factor >= 1:
-            raise LorabenchError(f"classifier.plateau_factor={plateau_factor}: a number below 1 is needed")
-        if stop_on not in ("loss", "accuracy"):
-            raise LorabenchError(f"classifier.stop_on={stop_on}: allowed are loss and accuracy")
         # The subclass's arguments are stored too; all are primitives, so checkpoints load weights-only.
         self.save_hyperparameters()
+        check_arguments(type(self), self.hparams, "classifier.")
         self.in_features, self.n_classes, self.seed = in_features, n_classes, seed
         self.learning_rate, self.batch_size = learning_rate, batch_size
         self.max_epochs, self.patience = max_epochs, patience

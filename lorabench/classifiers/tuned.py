@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from lorabench.classifiers.members import Fitted, OnEpoch, as_it_is
 from lorabench.classifiers.metrics import accuracy
 from lorabench.classifiers.mlp import MLP
 from lorabench.classifiers.problem import Member, Problem
-from lorabench.errors import LorabenchError
+from lorabench.options import Above, Filled
 
 __all__ = ["CANDIDATES", "Tuned", "fit_tuned", "tunes"]
 
@@ -56,12 +56,8 @@ class Tuned(MLP):
         LorabenchError: an argument is out of range.
     """
 
-    def __init__(self, rates: Sequence[float | int], **arguments: Any) -> None:
-        if not rates or not all(rate > 0 for rate in rates):
-            raise LorabenchError(
-                f"classifier.rates={list(rates)}: learning rates above 0 are needed, such as [1e-3,3e-4,1e-4]"
-            )
-        super().__init__(**arguments, rates=list(rates))
+    def __init__(self, rates: Annotated[list[float | int], Above(0), Filled()], **arguments: Any) -> None:
+        super().__init__(**arguments, rates=rates)
 
 
 def fit_tuned(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lorabench.errors import LorabenchError
-from lorabench.options import Above, AtLeast, AtMost, Bound, Field, option_fields
+from lorabench.options import Above, Allowed, AtLeast, AtMost, Bound, Field, option_fields
 
 __all__ = [
     "add_options",
@@ -44,7 +44,7 @@ def add_options(
 
     >>> from typing import Annotated
     >>> from dataclasses import dataclass
-    >>> from lorabench.options import Help
+    >>> from lorabench.options import Allowed, Help
     >>> @dataclass(frozen=True)
     ... class Recipe:
     ...     rank: Annotated[int | None, Help("of each module"), AtLeast(1)] = None
@@ -126,7 +126,7 @@ def _reader(field: Field) -> Callable[[str], Any]:
 
 def _number(kind: type[Number], *bounds: Bound) -> Callable[[str], Number]:
     """A reader of finite numbers within bounds."""
-    single = Field("", kind, None, False, None, True, "", None, (), bounds, None)
+    single = Allowed(kind, bounds=bounds)
 
     def read(text: str) -> Number:
         with contextlib.suppress(ValueError):

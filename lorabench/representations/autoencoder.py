@@ -131,7 +131,7 @@ def block(width: int, to: int, dropout: float | int = 0.0) -> nn.Sequential:
     """
     layers: list[nn.Module] = [nn.Linear(width, to, bias=False), nn.BatchNorm1d(to), nn.ReLU()]
     if dropout:
-        layers.append(SeededDropout(dropout, "representation.dropout"))
+        layers.append(SeededDropout(dropout))
     return nn.Sequential(*layers)
 
 

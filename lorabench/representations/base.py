@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,10 +12,13 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from lorabench.errors import LorabenchError
+from lorabench.options import OneOf, check_arguments
 from lorabench.zoo import Module, Zoo
 
-__all__ = ["Representation", "Unit", "chunks"]
+__all__ = ["On", "Representation", "Unit", "chunks"]
 
+On = Annotated[str, OneOf(["factors", "delta"])]
+"""What is looked at: the factors by themselves, or ΔW."""
 Unit = Literal["layer", "module", "all"]
 _CHUNK_BYTES = 32 * 2**20
 
@@ -42,6 +45,15 @@ class Representation(ABC):
     """Whether features are worth keeping on disk."""
     keeps: ClassVar[bool] = False
     """Whether what `fit` learned of a unit is kept too, by `state`, and taken back by `restore`."""
+
+    def check(self) -> None:
+        """Hold the options to their annotations; a subclass adds what two of them forbid together.
+
+        Raises:
+            LorabenchError: one is not allowed.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        check_arguments(type(self), values, "representation.")
 
     @property
     @abstractmethod
@@ -83,8 +95,9 @@ class Representation(ABC):
         """The units of this zoo, in order.
 
         Raises:
-            LorabenchError: there is none, for instance no module for what needs the pair.
+            LorabenchError: there is none, for instance no module for what needs the pair; or an option is not allowed.
         """
+        self.check()
         found = {
             "layer": tuple(zoo.layers),
             "module": tuple(module.name for module in zoo.modules),

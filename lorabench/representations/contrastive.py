@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorabench.errors import LorabenchError
+from lorabench.options import Above, AtLeast, Below, OneOf
 from lorabench.representations.autoencoder import AutoEncoder, block, relative_error
-from lorabench.representations.learned import Learned
+from lorabench.representations.learned import Learned, Widths
 from lorabench.representations.views import Pair, View, disturbed
+from lorabench.training import Probability
 from lorabench.zoo import Zoo
 
 __all__ = ["Contrastive", "ContrastiveModule", "alignment", "info_nce", "uniformity"]
@@ -41,8 +43,8 @@ class ContrastiveModule(AutoEncoder):
 
     def __init__(
         self,
-        alpha: float | int = 1.0,
-        temperature: float | int = 0.5,
+        alpha: Annotated[float | int, AtLeast(0)] = 1.0,
+        temperature: Annotated[float | int, Above(0)] = 0.5,
         noise: float | int = 0.2,
         masked: float | int = 0.2,
         condition: float | int = 4.0,
@@ -156,19 +158,17 @@ class Contrastive(Learned):
         projection: widths of the head that InfoNCE looks at.
     """
 
-    least: ClassVar[dict[str, int | float]] = {**Learned.least, "alpha": 0.0, "noise": 0.0, "condition": 1.0}
     latent: ClassVar[tuple[int, int]] = (5, 128)
-    widths: ClassVar[tuple[str, ...]] = ("hidden", "projection")
 
-    alpha: float | int = 1.0
-    temperature: float | int = 0.5
-    views: str = "auto"
-    noise: float | int = 0.2
-    masked: float | int = 0.2
-    condition: float | int = 4.0
-    dropout: float | int = 0.2
-    hidden: list[int] = field(default_factory=lambda: [512, 512])
-    projection: list[int] = field(default_factory=lambda: [64, 64])
+    alpha: Annotated[float | int, AtLeast(0)] = 1.0
+    temperature: Annotated[float | int, Above(0)] = 0.5
+    views: Annotated[str, OneOf(["auto", "gauge", "noise"])] = "auto"
+    noise: Annotated[float | int, AtLeast(0)] = 0.2
+    masked: Annotated[float | int, AtLeast(0), Below(1)] = 0.2
+    condition: Annotated[float | int, AtLeast(1)] = 4.0
+    dropout: Probability = 0.2
+    hidden: Widths = field(default_factory=lambda: [512, 512])
+    projection: Widths = field(default_factory=lambda: [64, 64])
 
     @classmethod
     def kind(cls) -> type[AutoEncoder]:
@@ -176,10 +176,8 @@ class Contrastive(Learned):
         return ContrastiveModule
 
     def check(self) -> None:
-        """As for every learned representation, and `views`."""
+        """As every representation; gauges need factors."""
         super().check()
-        if self.views not in ("auto", "gauge", "noise"):
-            raise LorabenchError(f"representation.views={self.views}: allowed are auto, gauge and noise")
         if self.views == "gauge" and self._delta:
             raise LorabenchError(
                 "representation.views=gauge with on=delta: no gauge changes what is read; take views=noise or auto"

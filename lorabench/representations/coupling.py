@@ -1,6 +1,7 @@
 """How the two factors of a module go together."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float32, Float64
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lorabench import lowrank
-from lorabench.errors import LorabenchError
+from lorabench.options import OneOf
 from lorabench.representations.base import Representation, Unit
 from lorabench.representations.handcrafted import in_batches, to_float32
 from lorabench.representations.matrices import ratio
@@ -28,17 +29,11 @@ class Coupling(Representation):
             longer's.
     """
 
-    lengths: str = "cut"
+    lengths: Annotated[str, OneOf(["cut", "pad"])] = "cut"
 
     @property
     def unit(self) -> Unit:
-        """A module: both factors are needed.
-
-        Raises:
-            LorabenchError: `lengths` is neither cut nor pad.
-        """
-        if self.lengths not in ("cut", "pad"):
-            raise LorabenchError(f"representation.lengths is {self.lengths!r}; it can be 'cut' or 'pad'")
+        """A module: both factors are needed."""
         return "module"
 
     @property

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from lorabench.errors import LorabenchError
+from lorabench.options import AtLeast, OneOf
 from lorabench.progress import track
 from lorabench.representations.base import Representation, Unit, chunks, to_device
 from lorabench.representations.components import (
@@ -21,7 +22,7 @@ from lorabench.representations.components import (
     seeded_normal,
     unit_seed,
 )
-from lorabench.representations.pca import check_components, product_device
+from lorabench.representations.pca import Components, check_rows, product_device
 from lorabench.zoo import Zoo
 
 __all__ = ["DeltaPCA", "Dual", "Sketch"]
@@ -83,10 +84,10 @@ class DeltaPCA(Representation):
 
     learns: ClassVar[bool] = True
 
-    components: int = 64
-    scope: str = "module"
-    memory_gb: int | float = 0.1
-    sketch: int = 16
+    components: Components = 64
+    scope: Annotated[str, OneOf(["module", "all"])] = "module"
+    memory_gb: Annotated[int | float, AtLeast(0)] = 0.1
+    sketch: Annotated[int, AtLeast(1)] = 16
     seed: int = 0
 
     @property
@@ -122,11 +123,10 @@ class DeltaPCA(Representation):
         """Learn the components of every unit from these rows.
 
         Raises:
-            LorabenchError: `components`, `scope` or `sketch` is not allowed, or there are no rows.
+            LorabenchError: an option is not allowed, or there are no rows.
         """
-        check_components("delta_pca", self.components, self.scope, ("module", "all"), zoo)
-        if self.sketch < 1:
-            raise LorabenchError(f"delta_pca: sketch={self.sketch} came; ask for at least 1 column")
+        check_rows(zoo)
+        self.check()
         self.bases_: dict[str, Dual | Sketch] = {}
         for unit in track(self.units(zoo), "principal components of ΔW"):
             modules, place = self._modules(zoo, unit), product_device(device)

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lorabench.options import AtLeast
 from lorabench.representations.autoencoder import AutoEncoder, block, relative_error
-from lorabench.representations.learned import Learned
-from lorabench.training import SeededNoise
+from lorabench.representations.learned import Learned, Widths
+from lorabench.training import Probability, SeededNoise
 
 __all__ = ["Denoising", "DenoisingModule"]
 
@@ -99,11 +100,9 @@ class Denoising(Learned):
         hidden: widths of the encoder's hidden layers, the decoder's backwards.
     """
 
-    least: ClassVar[dict[str, int | float]] = {**Learned.least, "noise": 0.0}
-
-    noise: float | int = 0.2
-    dropout: float | int = 0.2
-    hidden: list[int] = field(default_factory=lambda: [512, 256])
+    noise: Annotated[float | int, AtLeast(0)] = 0.2
+    dropout: Probability = 0.2
+    hidden: Widths = field(default_factory=lambda: [512, 256])
 
     @classmethod
     def kind(cls) -> type[AutoEncoder]:

@@ -8,7 +8,6 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from lorabench.errors import LorabenchError
-from lorabench.representations.base import Unit
 from lorabench.representations.handcrafted import HandCrafted
 from lorabench.representations.matrices import Matrices
 
@@ -29,13 +28,9 @@ class Ensemble(HandCrafted):
 
     parts: dict[str, HandCrafted] = field(default_factory=dict)
 
-    @property
-    def unit(self) -> Unit:
-        """A layer, or a module on delta.
-
-        Raises:
-            LorabenchError: there is no part, or a part is on something else.
-        """
+    def check(self) -> None:
+        """As every representation, and each part too; none may be on something else."""
+        super().check()
         if not self.parts:
             raise LorabenchError("representation.parts is empty: an ensemble needs at least one, such as spectral")
         for name, part in self.parts.items():
@@ -44,8 +39,7 @@ class Ensemble(HandCrafted):
                     f"representation.parts.{name}.on is {part.on!r} and representation.on {self.on!r}: "
                     "set representation.on alone, it holds for all parts"
                 )
-            _ = part.unit  # its other options
-        return super().unit
+            part.check()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
-from lorabench.errors import LorabenchError
 from lorabench.machine import recycle_freed_blocks
-from lorabench.representations.base import Representation, Unit, chunks, to_device
+from lorabench.representations.base import On, Representation, Unit, chunks, to_device
 from lorabench.representations.matrices import DeltaMatrices, FactorMatrices, Matrices
 from lorabench.zoo import Zoo
 
@@ -33,17 +32,11 @@ class HandCrafted(Representation):
             of each module, which is gauge-invariant.
     """
 
-    on: str = "factors"
+    on: On = "factors"
 
     @property
     def unit(self) -> Unit:
-        """A layer, or a module on delta.
-
-        Raises:
-            LorabenchError: `on` is neither factors nor delta.
-        """
-        if self.on not in ("factors", "delta"):
-            raise LorabenchError(f"representation.on is {self.on!r}; it can be 'factors' or 'delta'")
+        """A layer, or a module on delta."""
         return "module" if self.on == "delta" else "layer"
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float32
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lorabench.errors import LorabenchError
 from lorabench.machine import free_memory, in_lanes, recycle_freed_blocks
+from lorabench.options import Above, AtLeast, Below, Filled, OneOf
 from lorabench.representations.autoencoder import JUDGED, AutoEncoder
-from lorabench.representations.base import Representation, Unit, chunks
-from lorabench.representations.checks import check_arguments
+from lorabench.representations.base import On, Representation, Unit, chunks
 from lorabench.representations.components import unit_seed
 from lorabench.representations.fitted import FittedUnit
 from lorabench.representations.fitting import Course, Schooling, fit_together, held_rows, split_rows
@@ -27,7 +27,10 @@ from lorabench.representations.training_memory import member_bytes
 from lorabench.training import set_keys
 from lorabench.zoo import Zoo
 
-__all__ = ["Learned"]
+__all__ = ["Learned", "Widths"]
+
+Widths = Annotated[list[int], AtLeast(1), Filled()]
+"""Widths of hidden layers."""
 
 _LOG = logging.getLogger(__name__)
 _FEWEST_INPUTS = 4
@@ -62,45 +65,30 @@ class Learned(Representation):
 
     learns: ClassVar[bool] = True
     keeps: ClassVar[bool] = True
-    least: ClassVar[dict[str, int | float]] = {
-        "epochs": 1, "patience": 1, "batch_size": 2, "latent_dim": 1, "sketch": 1, "plateau_patience": 1,
-    }  # fmt: skip
-    """The smallest value allowed of arguments that have one; whole where they are."""
     latent: ClassVar[tuple[int, int]] = (10, 64)
     """The latent vector has the inputs over the first, at most the second."""
-    widths: ClassVar[tuple[str, ...]] = ("hidden",)
-    """Arguments that are lists of layers' widths."""
 
-    latent_dim: int | None = None
-    on: str = "factors"
-    sketch: int = 8
-    scope: str = "layer"
-    epochs: int = 100
-    patience: int = 15
-    batch_size: int = 64
-    learning_rate: float | int = 1e-3
-    plateau_factor: float | int = 0.5
-    plateau_patience: int = 5
-    val_share: float | int = 0.1
+    latent_dim: Annotated[int | None, AtLeast(1)] = None
+    on: On = "factors"
+    sketch: Annotated[int, AtLeast(1)] = 8
+    scope: Annotated[str, OneOf(["layer", "module", "all"])] = "layer"
+    epochs: Annotated[int, AtLeast(1)] = 100
+    patience: Annotated[int, AtLeast(1)] = 15
+    batch_size: Annotated[int, AtLeast(2)] = 64
+    learning_rate: Annotated[float | int, Above(0)] = 1e-3
+    plateau_factor: Annotated[float | int, Above(0), Below(1)] = 0.5
+    plateau_patience: Annotated[int, AtLeast(1)] = 5
+    val_share: Annotated[float | int, Above(0), Below(1)] = 0.1
     seed: int = 0
-    memory_gb: float | int | None = None
+    memory_gb: Annotated[float | int | None, Above(0)] = None
 
     @property
     def unit(self) -> Unit:
-        """As `scope` says; a module in place of a layer on delta.
-
-        Raises:
-            LorabenchError: scope or on is something else.
-        """
-        for scope in ("layer", "module", "all"):
-            if self.scope == scope:
-                return "module" if scope == "layer" and self._delta else scope
-        raise LorabenchError(f"representation.scope={self.scope}: allowed are layer, module and all")
+        """As `scope` says; a module in place of a layer on delta."""
+        return "module" if self.scope == "layer" and self._delta else cast("Unit", self.scope)
 
     @property
     def _delta(self) -> bool:
-        if self.on not in ("factors", "delta"):
-            raise LorabenchError(f"representation.on={self.on}: allowed are factors and delta")
         return self.on == "delta"
 
     @functools.cached_property
@@ -245,15 +233,6 @@ class Learned(Representation):
         found = super().config()
         del found["memory_gb"]  # it says nothing about the features
         return found
-
-    def check(self) -> None:
-        """Refuse arguments that nothing can be trained with, before anything is read.
-
-        Raises:
-            LorabenchError: one is not allowed.
-        """
-        check_arguments(self)
-        _ = self.unit  # scope and on
 
     def _latent(self, inputs: int) -> int:
         if self.latent_dim is None:

@@ -1,13 +1,13 @@
 """How a representation of the entries counts standard deviation and kurtosis."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from lorabench.errors import LorabenchError
-from lorabench.representations.base import Unit
+from lorabench.options import OneOf
 from lorabench.representations.handcrafted import HandCrafted
 from lorabench.representations.matrices import Matrices
 
@@ -26,21 +26,8 @@ class Moments(HandCrafted):
         std: `population`: s² = m₂; `sample`: s² = m₂ · N / (N − 1), in skewness and kurtosis too.
     """
 
-    kurtosis: str = "excess"
-    std: str = "population"
-
-    @property
-    def unit(self) -> Unit:
-        """A layer, or a module on delta.
-
-        Raises:
-            LorabenchError: an option has a value that it does not know.
-        """
-        for name, allowed in (("kurtosis", ("excess", "raw")), ("std", ("population", "sample"))):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise LorabenchError(f"representation.{name} is {value!r}; it can be {allowed[0]!r} or {allowed[1]!r}")
-        return super().unit
+    kurtosis: Annotated[str, OneOf(["excess", "raw"])] = "excess"
+    std: Annotated[str, OneOf(["population", "sample"])] = "population"
 
     def std_of(self, matrices: Matrices) -> Float64[Tensor, " n"]:
         """The standard deviation s of every matrix."""

@@ -1,19 +1,22 @@
 """Principal components of the weights themselves, learned from the training rows."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
 from lorabench.errors import LorabenchError
+from lorabench.options import AtLeast, OneOf
 from lorabench.progress import track
 from lorabench.representations.base import Representation, Unit, to_device
 from lorabench.representations.components import Basis, Rows, principal_components, scores, unit_seed
 from lorabench.zoo import Zoo
 
-__all__ = ["PCA", "check_components", "product_device"]
+__all__ = ["PCA", "Components", "check_rows", "product_device"]
+
+Components = Annotated[int, AtLeast(1)]
 
 
 @dataclass
@@ -35,9 +38,9 @@ class PCA(Representation):
 
     learns: ClassVar[bool] = True
 
-    components: int = 100
-    scope: str = "layer"
-    memory_gb: int | float = 0.1
+    components: Components = 100
+    scope: Annotated[str, OneOf(["layer", "all"])] = "layer"
+    memory_gb: Annotated[int | float, AtLeast(0)] = 0.1
     seed: int = 0
 
     @property
@@ -59,9 +62,10 @@ class PCA(Representation):
         """Learn the mean and the components of every unit from these rows.
 
         Raises:
-            LorabenchError: `components` or `scope` is not allowed, or there are no rows.
+            LorabenchError: an option is not allowed, or there are no rows.
         """
-        check_components("pca", self.components, self.scope, ("layer", "all"), zoo)
+        check_rows(zoo)
+        self.check()
         self.bases_: dict[str, tuple[tuple[str, ...], Basis]] = {}
         for unit in track(self.units(zoo), "principal components"):
             layers, seed = self.layers_of(zoo, unit), unit_seed(self.seed, unit)
@@ -92,18 +96,14 @@ def product_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def check_components(name: str, components: int, scope: str, scopes: tuple[str, ...], zoo: Zoo) -> None:
-    """Refuse arguments that no components can be learned with.
+def check_rows(zoo: Zoo) -> None:
+    """Refuse to learn from nothing.
 
     Raises:
-        LorabenchError: `components` is under 1, `scope` is none of `scopes`, or the zoo has no rows.
+        LorabenchError: the zoo has no rows.
     """
-    if components < 1:
-        raise LorabenchError(f"{name}: components={components} came; ask for at least 1")
-    if scope not in scopes:
-        raise LorabenchError(f"{name}: scope={scope!r} came; allowed are {' and '.join(map(repr, scopes))}")
     if len(zoo) == 0:
-        raise LorabenchError(f"{name}: {zoo.name} has no training rows to learn from; give the training split more")
+        raise LorabenchError(f"{zoo.name} has no training rows to learn from; give the training split more")
 
 
 def _flat_rows(zoo: Zoo, layers: tuple[str, ...], device: torch.device) -> Rows:

@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lorabench.errors import LorabenchError
+from lorabench.options import AtLeast, OneOf
 from lorabench.representations.autoencoder import AutoEncoder, block, relative_error
 from lorabench.representations.fitted import FittedUnit
-from lorabench.representations.learned import Learned
+from lorabench.representations.learned import Learned, Widths
 from lorabench.training import SeededNoise
 
 __all__ = ["VAE", "VAEModule"]
@@ -110,17 +110,9 @@ class VAE(Learned):
         posterior: what of it are features: "mean", or "mean_and_spread" for log σ² behind the means.
     """
 
-    least: ClassVar[dict[str, int | float]] = {**Learned.least, "beta": 0.0}
-
-    beta: float | int = 0.1
-    hidden: list[int] = field(default_factory=lambda: [512, 256])
-    posterior: str = _MEAN
-
-    def check(self) -> None:
-        """As every learned representation, and `posterior`."""
-        super().check()
-        if self.posterior not in (_MEAN, _BOTH):
-            raise LorabenchError(f"representation.posterior={self.posterior}: allowed are {_MEAN} and {_BOTH}")
+    beta: Annotated[float | int, AtLeast(0)] = 0.1
+    hidden: Widths = field(default_factory=lambda: [512, 256])
+    posterior: Annotated[str, OneOf([_MEAN, _BOTH])] = _MEAN
 
     def names_of(self, latent: int) -> tuple[str, ...]:
         """`z1`, `z2` and so on, then `log_var1` and so on where these are features."""

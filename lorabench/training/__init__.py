@@ -1,7 +1,7 @@
 """What classifiers and learned representations share: the loop, Adam, schedules, randomness that follows from keys."""
 
 from lorabench.training.adam import Adam, move
-from lorabench.training.keyed import Keyed, SeededDropout, SeededNoise, set_keys
+from lorabench.training.keyed import Keyed, Probability, SeededDropout, SeededNoise, set_keys
 from lorabench.training.randomness import draw_keys, epoch_order, keep_mask, normal, seeded
 from lorabench.training.schedule import Schedule
 from lorabench.training.scripted import bare, without_python
@@ -12,6 +12,7 @@ __all__ = [
     "Adam",
     "Course",
     "Keyed",
+    "Probability",
     "Schedule",
     "SeededDropout",
     "SeededNoise",

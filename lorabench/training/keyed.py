@@ -1,15 +1,18 @@
 """Layers whose random numbers follow from a member's seed and the step alone, on any device and in any stack."""
 
+from typing import Annotated
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lorabench.errors import LorabenchError
+from lorabench.options import AtLeast, AtMost, check_arguments
 from lorabench.training.randomness import draw_keys, keep_mask, normal
 
-__all__ = ["Keyed", "SeededDropout", "SeededNoise", "set_keys"]
+__all__ = ["Keyed", "Probability", "SeededDropout", "SeededNoise", "set_keys"]
 
-_LARGEST = 0.9999  # a share is met to 2⁻¹⁶
+Probability = Annotated[float | int, AtLeast(0), AtMost(0.9999)]
+"""Of zeroing an entry, which is met to 2⁻¹⁶."""
 
 
 class Keyed(nn.Module):
@@ -30,16 +33,14 @@ class SeededDropout(Keyed):
 
     Args:
         p: the probability.
-        name: the option that it comes from, for messages.
 
     Raises:
         LorabenchError: p is no probability below 1.
     """
 
-    def __init__(self, p: float | int, name: str = "classifier.dropout") -> None:
+    def __init__(self, p: Probability) -> None:
         super().__init__()
-        if not 0 <= p <= _LARGEST:
-            raise LorabenchError(f"{name}={p}: a probability from 0 to {_LARGEST} is needed")
+        check_arguments(SeededDropout, {"p": p}, "")
         self.p = p
 
     def forward(self, x: Float[Tensor, "batch f"]) -> Float[Tensor, "batch f"]:

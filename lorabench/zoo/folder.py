@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -17,6 +17,7 @@ from lorabench.adapters import load as load_adapter
 from lorabench.adapters.names.identity import by_identity
 from lorabench.adapters.reading.beside import config_beside
 from lorabench.errors import LorabenchError
+from lorabench.options import OneOf, check_arguments
 from lorabench.progress import track
 from lorabench.zoo.folder_index import LABELS, SPLITS, Entry, index_folder
 from lorabench.zoo.labels import Labels
@@ -24,7 +25,7 @@ from lorabench.zoo.store import Module, StoreWriter, Zoo, open_store
 
 __all__ = ["load"]
 
-Missing = Literal["error", "common"]
+Missing = Annotated[str, OneOf(["error", "common"])]
 
 _log = logging.getLogger(__name__)
 _VERSION = 1
@@ -41,7 +42,7 @@ class _Size:
     scale: float
 
 
-def load(path: str | Path, name: str, cache_dir: str | Path, missing: str = "error") -> Zoo:
+def load(path: str | Path, name: str, cache_dir: str | Path, missing: Missing = "error") -> Zoo:
     """The zoo of the adapters in a folder: sub-folders named by category, or a labels.csv.
 
     Every naming scheme that `load_adapter` knows may stand beside any other; modules are the same by their identity.
@@ -61,8 +62,7 @@ def load(path: str | Path, name: str, cache_dir: str | Path, missing: str = "err
     Raises:
         LorabenchError: the folder, a file, a label or the adapters' shapes cannot be used.
     """
-    if missing not in get_args(Missing):
-        raise LorabenchError(f"dataset.missing={missing!r}: allowed are {', '.join(get_args(Missing))}.")
+    check_arguments(load, {"missing": missing}, "dataset.")
     root = Path(path).expanduser()
     entries = index_folder(root)
     store = Path(cache_dir).expanduser() / "zoos" / f"folder-{_key(root, entries, name, missing)}"

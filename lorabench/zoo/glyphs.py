@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
+from typing import Annotated
 
 import numpy as np
 import safetensors.torch
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from lorabench.adapters.reading.naming import layer_names
 from lorabench.errors import LorabenchError, explain_disk_errors
+from lorabench.options import Above, AtLeast, AtMost, OneOf, check_arguments
 from lorabench.progress import bar
 from lorabench.storage import locked, replace_file
 from lorabench.zoo import glyph_model, glyph_pictures
@@ -35,35 +37,21 @@ _MOST_WORKERS = 8
 class _Recipe:
     """All that the adapters depend on, besides the code."""
 
-    categories: str
-    init: str
-    rank: int
-    per_category: int
-    styles: int
-    pretrain_steps: int
-    pretrain_batch: int
-    steps: int
-    learning_rate: float
-    batch_size: int
-    together: int
-    seed: int
+    categories: Annotated[str, OneOf(CATEGORIES)]
+    init: Annotated[str, OneOf(["shared", "independent"])]
+    rank: Annotated[int, AtLeast(1), AtMost(WIDTH)]
+    per_category: Annotated[int, AtLeast(1)]
+    styles: Annotated[int, AtLeast(1)]
+    pretrain_steps: Annotated[int, AtLeast(1)]
+    pretrain_batch: Annotated[int, AtLeast(1)]
+    steps: Annotated[int, AtLeast(1)]
+    learning_rate: Annotated[float | int, Above(0)]
+    batch_size: Annotated[int, AtLeast(1)]
+    together: Annotated[int, AtLeast(1)]
+    seed: Annotated[int, AtLeast(0), AtMost(2**63 - 1)]
 
-    def check(self) -> None:
-        if not isinstance(self.categories, str) or self.categories not in CATEGORIES:
-            raise LorabenchError(f"categories={self.categories!r} is no set of categories: {' or '.join(CATEGORIES)}")
-        if self.init not in ("shared", "independent"):
-            raise LorabenchError(
-                f"init={self.init!r} is no way to start an adapter: shared (all from the same down matrix) or "
-                "independent (each from its own)"
-            )
-        for name, value in asdict(self).items():
-            low, high = {"rank": (1, WIDTH), "seed": (0, 2**63 - 1)}.get(name, (1, 2**31))
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if name not in ("categories", "init", "learning_rate") and not (whole and low <= value <= high):
-                raise LorabenchError(f"{name}={value!r}: a whole number from {low} to {high} is needed")
-        rate = self.learning_rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
-            raise LorabenchError(f"learning_rate={rate!r}: a number above 0 is needed (the default is 1e-2)")
+    def __post_init__(self) -> None:
+        check_arguments(_Recipe, vars(self), "dataset.")
 
 
 def load(
@@ -121,9 +109,10 @@ def load(
         together,
         seed,
     )
-    recipe.check()
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-        raise LorabenchError(f"name={name!r}: letters, digits, '_', '-' and '.' are allowed, for it names a folder")
+        raise LorabenchError(
+            f"dataset.name={name}: letters, digits, '_', '-' and '.' are allowed, for it names a folder"
+        )
     path = Path(cache_dir).expanduser() / "zoos" / f"{name}-{_key(recipe=recipe)}"
     zoo = open_store(path)
     return _built(name, recipe, path) if zoo is None else zoo

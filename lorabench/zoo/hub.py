@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from jaxtyping import Float32, Int64
 
 from lorabench.adapters.reading.naming import parse_key
 from lorabench.errors import LorabenchError
+from lorabench.options import AtLeast, check_arguments
 from lorabench.progress import track
 from lorabench.zoo.columns import LayerColumn, is_nested
 from lorabench.zoo.hub_labels import LabelColumns, read_labels
@@ -31,7 +33,7 @@ def load(
     repository: str | None,
     cache_dir: str | Path,
     path: str | Path | None = None,
-    per_category: int | None = None,
+    per_category: Annotated[int | None, AtLeast(1)] = None,
     seed: int = 0,
     category: str = "category_label",
     category_name: str | None = "category_name",
@@ -61,6 +63,7 @@ def load(
     Raises:
         LorabenchError: no network, nothing readable at `path`, a column missing, or layers that do not fit.
     """
+    check_arguments(load, {"per_category": per_category}, "dataset.")
     cache = Path(cache_dir).expanduser()
     if path is not None:
         origin, parts = str(path), from_folder(Path(path).expanduser(), cache)
@@ -250,8 +253,6 @@ def _stored(zoo: Zoo, layers: Mapping[str, LayerColumn], cache_dir: Path) -> Zoo
 
 def _draw(labels: Labels, per_category: int, seed: int) -> Int64[np.ndarray, " n"]:
     """Rows of `per_category` adapters of each category (all of a smaller one), in their order."""
-    if per_category < 1:
-        raise LorabenchError(f"dataset.per_category={per_category} must be at least 1, or null for all adapters")
     random = np.random.default_rng(seed)
     drawn = [
         random.permutation(np.flatnonzero(labels.category == code))[:per_category]
