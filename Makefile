@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 .DEFAULT_GOAL := help
-.PHONY: help install run test coverage lint fix bench bench-gpu docs wheel constraints clean
+.PHONY: help install run sweep test coverage lint fix bench bench-gpu docs wheel constraints clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ install: $(VENV)/.installed ## make .venv with the exact versions of constraints
 
 run: install ## the quick ablation on the embedded zoo of real adapters; ARGS="num_runs=10" goes to it
 	$(BIN)/python -m lorabench experiment=quick $(ARGS)
+
+sweep: install ## 18 jobs on the embedded zoo: three representations, all layers and without the best five, three seeds
+	$(BIN)/python -m lorabench --multirun experiment=sweep representation=stats,norms,flat top_k=0,5 seed=0,1,2 $(ARGS)
 
 lint: install ## ruff, mypy and the floors of the house
 	$(BIN)/ruff check .

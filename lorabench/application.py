@@ -7,6 +7,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lorabench.conf_dir import conf_dir
@@ -30,6 +31,25 @@ def _run_folder(output_dir: Any, within: str, otherwise: str) -> str:
 OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
 
 
+def _choices(settings: Any) -> dict[str, str | None]:
+    """What was chosen of every config group; where a run's own configuration is run again, what that run chose."""
+    found = dict(settings.runtime.choices)
+    for source in settings.runtime.config_sources:
+        saved = Path(source.path) / "hydra.yaml"
+        if source.schema == "file" and "representation" not in found and saved.is_file():
+            found = {**OmegaConf.load(saved).hydra.runtime.choices, **found}
+    return found
+
+
+def _check_whole(cfg: DictConfig) -> None:
+    """Refuse a configuration that something was taken out of, by ~logger or the like."""
+    known = [str(name) for name in OmegaConf.load(conf_dir() / "config.yaml") if name not in ("defaults", "hydra")]
+    groups = ("dataset", "representation", "classifier", "ablation", "trainer", "logger")
+    lacking = [name for name in known if name not in cfg] + [name for name in groups if not cfg.get(name)]
+    if lacking:
+        raise LorabenchError(f"{lacking[0]} is missing, and no run goes without it: leave ~{lacking[0]} out")
+
+
 def _check(cfg: DictConfig, overrides: list[str], ablation: str) -> None:
     """What Hydra has let pass."""
     if cfg.output_dir is not None:
@@ -37,6 +57,8 @@ def _check(cfg: DictConfig, overrides: list[str], ablation: str) -> None:
             raise LorabenchError(f"output_dir={cfg.output_dir!r}: the name of a folder is needed")
         with explain_disk_errors(Path(cfg.output_dir), "Take another output_dir."):
             Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)
+    if cfg.dry_run:
+        raise LorabenchError("dry_run=true lists the jobs of a sweep: give --multirun too")
     single = [word for word in overrides if word.startswith("representation=")]
     if single and single[0].startswith("representation=["):
         raise LorabenchError(f"{single[0]}: one name is needed; for several, give representations=[...]")
@@ -61,18 +83,21 @@ def main(cfg: DictConfig) -> float:
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     try:
-        _check(cfg, list(settings.overrides.task), str(settings.runtime.choices.get("ablation")))
+        choices = _choices(settings)
+        _check_whole(cfg)
+        _check(cfg, list(settings.overrides.task), str(choices.get("ablation")))
         # `--help`, `--cfg` and shell completion answer without torch.
         from lorabench.pipeline import run
         from lorabench.report import print_table
 
-        result = run(cfg, folder, dict(settings.runtime.choices))
+        result = run(cfg, folder, choices)
     except LorabenchError as error:
         raise CompactHydraException(f"lorabench: {error}") from None
     except KeyboardInterrupt:
         sys.exit(
             "lorabench: interrupted. What is finished (zoo, features, members) is kept: give the same command again."
         )
-    print_table(result)
-    print(f"Written to {folder}")  # noqa: T201
+    if settings.mode is not RunMode.MULTIRUN:  # a sweep has a line for each job, and one table
+        print_table(result)
+        print(f"Written to {folder}")  # noqa: T201
     return max((row.val_accuracy.mean for row in result.summary if row.ablation == "none"), default=float("nan"))

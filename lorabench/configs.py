@@ -1,7 +1,9 @@
 """Configurations: composed, held to the types of their yaml, and made into objects."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 from hydra import compose
@@ -16,14 +18,17 @@ from lorabench.options import AtLeast, AtMost, OneOf, check_arguments
 from lorabench.representations import Representation
 from lorabench.representations.learned import Learned
 from lorabench.representations.load_from import Loaded
+from lorabench.storage import files_hash
+from lorabench.text import to_json
 from lorabench.zoo.splits import split_zoo
 
 __all__ = [
-    "baseline_alone", "check_values", "deviations", "make", "make_representation", "representation_config",
-    "representation_configs",
+    "baseline_alone", "check_values", "chosen_and_resolved", "configuration_key", "deviations", "make",
+    "make_representation", "representation_config",
 ]  # fmt: skip
 
 _MISSING = "???"
+_NO_NUMBERS = {"cache_dir", "logger", "output_dir", "resume", "dry_run", "rerun"}  # where and how it is kept
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,11 @@ class _Root:
     num_runs: Annotated[int, AtLeast(1)]
     splits: Annotated[int, AtLeast(1)]
     folds: Annotated[int, AtLeast(1)]
-    top_k: Annotated[int, AtLeast(1)]
+    top_k: Annotated[int, AtLeast(0)]
     target: Annotated[str, OneOf(["category", "leaf"])]
     resume: bool
+    rerun: bool
+    dry_run: bool
     published_keys: bool
     cache_dir: str
     output_dir: str | None
@@ -73,6 +80,8 @@ def check_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     check_arguments(_Root, values, "")
     check_arguments(split_zoo, values["split"], "split.")
+    if cfg.top_k == 0 and choices.get("ablation") not in ("none", "compare", "top_k"):
+        raise LorabenchError(f"top_k=0: a whole number from 1 is needed with ablation={choices.get('ablation')}")
     for group, given in values.items():
         if isinstance(given, dict) and "_target_" in given:
             _check_target(given, f"{group}.")
@@ -172,7 +181,7 @@ def _words(options: Mapping[str, Any]) -> Iterator[str]:
 
 def _with(name: str, options: dict[str, Any], key: str) -> DictConfig:
     try:
-        known: DictConfig = compose("config", overrides=[f"representation={name}"]).representation
+        known: DictConfig = compose(overrides=[f"+representation={name}"]).representation
     except (MissingConfigException, OverrideParseException) as error:
         there = ", ".join(sorted(path.stem for path in (conf_dir() / "representation").glob("*.yaml")))
         raise LorabenchError(f"{key}: there is no representation {name}; there are {there}") from error
@@ -185,3 +194,58 @@ def _with(name: str, options: dict[str, Any], key: str) -> DictConfig:
         raise LorabenchError(f"{key}: {name} has no option {wrong}; it has {allowed}") from error
     _check_target(OmegaConf.to_container(config, resolve=True), f"representation {name}: ")  # type: ignore[arg-type]
     return config
+
+
+def chosen_and_resolved(
+    cfg: DictConfig, names: Mapping[str, str | None]
+) -> tuple[dict[str, DictConfig], dict[str, Any]]:
+    """The representations that are evaluated, and the whole configuration with these and no other.
+
+    Args:
+        cfg: the configuration.
+        names: what was chosen of every config group.
+
+    Raises:
+        LorabenchError: nothing can be made of it.
+    """
+    chosen = representation_configs(cfg, str(names["representation"]))
+    if baseline_alone(cfg):
+        chosen = dict([representation_config(cfg.ablation.baseline, "ablation.baseline")])
+    return chosen, _resolved(cfg, chosen)
+
+
+def configuration_key(config: Mapping[str, Any]) -> str:
+    """A key for all of a configuration that changes numbers, and for the code that computes them."""
+    parts = {name: value for name, value in config.items() if name not in _NO_NUMBERS}
+    parts["dataset"] = {name: value for name, value in config["dataset"].items() if name != "cache_dir"}
+    package = Path(__file__).parent
+    rooms = ("ablation", "classifiers", "evaluation", "representations", "training", "zoo")
+    files = [path for room in rooms for path in (package / room).glob("*.py")]
+    files += [package / f"{name}.py" for name in ("data", "engines", "findings", "lowrank", "pipeline", "results")]
+    return hashlib.sha256(f"{to_json(parts)} {files_hash(*sorted(files))}".encode()).hexdigest()[:40]
+
+
+def _resolved(cfg: DictConfig, chosen: dict[str, DictConfig]) -> dict[str, Any]:
+    """The whole configuration, with the representations that are evaluated and no other."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise LorabenchError(f"{missing[0]} has no value: give {missing[0]}=...")
+    resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    del resolved["representation"]
+    resolved["representations"] = {name: _as_used(config) for name, config in chosen.items()}
+    return resolved
+
+
+def _as_used(config: DictConfig) -> dict[str, Any]:
+    """A representation's options; those of the training where its autoencoders are another run's.
+
+    Raises:
+        LorabenchError: nothing can be made with them, which is told before the data set is read.
+    """
+    found: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    representation = make_representation(config)
+    representation.check()
+    if isinstance(representation, Learned | Loaded):
+        used = representation.config()
+        found |= {name: used[name] for name in found if name in used}
+    return found

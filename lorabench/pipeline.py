@@ -8,16 +8,14 @@ import logging
 import math
 import os
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
@@ -25,13 +23,13 @@ from lorabench.ablation import Ablation, Findings, Study
 from lorabench.ablation.compare import CompareFinding
 from lorabench.classifiers import ClassifierFactory
 from lorabench.configs import (
-    baseline_alone,
     check_values,
+    chosen_and_resolved,
+    configuration_key,
     deviations,
     make,
     make_representation,
     representation_config,
-    representation_configs,
 )
 from lorabench.engines import Engine, resolve_device
 from lorabench.errors import LorabenchError, explain_disk_errors
@@ -39,6 +37,7 @@ from lorabench.evaluation import Clock, Evaluator
 from lorabench.evaluation.chance import chance
 from lorabench.evaluation.latent import latent_summary
 from lorabench.findings import RankedFinding
+from lorabench.jobs import status_of
 from lorabench.progress import bar
 from lorabench.published import published_results
 from lorabench.report import table_text, write_figures
@@ -68,16 +67,15 @@ def run(cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> Result:
     Raises:
         LorabenchError: something in the configuration or the data cannot be used.
     """
-    with _status(folder):
+    with status_of(folder) as note:
         check_values(cfg, names)
         cfg.cache_dir = str(_writable(Path(cfg.cache_dir).expanduser().resolve()))
-        chosen = representation_configs(cfg, str(names["representation"]))
-        if baseline_alone(cfg):
-            chosen = dict([representation_config(cfg.ablation.baseline, "ablation.baseline")])
-        config = _resolved(cfg, chosen)
+        chosen, config = chosen_and_resolved(cfg, names)
+        note.running(configuration=configuration_key(config))
         logger: Logger = make(cfg.logger, folder=str(folder), name=f"{names['dataset']}-{'+'.join(chosen)}")
         with logging_to(logger, config, folder):
             result = _evaluate(cfg, config, str(names["classifier"]), chosen, logger, folder)
+            note.running(device=result.environment["device"], fingerprint=result.dataset["fingerprint"])
             log_summary(logger, _flat_summary(result))
             with explain_disk_errors(folder, ROOM):
                 _write(result, folder)
@@ -91,52 +89,6 @@ def _writable(cache_dir: Path) -> Path:
         if not os.access(cache_dir, os.W_OK):
             raise PermissionError(errno.EACCES, "permission denied", str(cache_dir))
     return cache_dir
-
-
-def _resolved(cfg: DictConfig, chosen: dict[str, DictConfig]) -> dict[str, Any]:
-    """The whole configuration, with the representations that are evaluated and no other."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise LorabenchError(f"{missing[0]} has no value: give {missing[0]}=...")
-    resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    del resolved["representation"]
-    resolved["representations"] = {name: _as_used(config) for name, config in chosen.items()}
-    return resolved
-
-
-def _as_used(config: DictConfig) -> dict[str, Any]:
-    """A representation's options; those of the training where its autoencoders are another run's.
-
-    Raises:
-        LorabenchError: nothing can be made with them, which is told before the data set is read.
-    """
-    found: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    representation = make_representation(config)
-    representation.check()
-    if isinstance(representation, Learned | Loaded):
-        used = representation.config()
-        found |= {name: used[name] for name in found if name in used}
-    return found
-
-
-@contextmanager
-def _status(folder: Path) -> Iterator[None]:
-    """Keep status.json up to date: in a sweep, Hydra itself shows the first failure only."""
-
-    def write(**fields: Any) -> None:
-        replace_file(folder / "status.json", f"{to_json(fields)}\n")
-
-    write(status="running", pid=os.getpid())
-    try:
-        yield
-    finally:
-        error = sys.exception()
-        if error is None:
-            write(status="completed")
-        elif isinstance(error, KeyboardInterrupt):
-            write(status="interrupted")
-        else:
-            write(status="failed", error=f"{type(error).__name__}: {error}")
 
 
 def _evaluate(

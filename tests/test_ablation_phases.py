@@ -11,6 +11,7 @@ from lorabench.ablation import Ablation
 from lorabench.conf_dir import conf_dir
 from lorabench.configs import make
 from lorabench.errors import LorabenchError
+from lorabench.jobs import read_status
 from lorabench.report import phases as report_phases
 from lorabench.report.figures import drawings
 from lorabench.results import read_result
@@ -73,7 +74,7 @@ def test_a_phase_writes_what_it_found(name, done):
     stored = read_result(folder / "results.json")
     assert stored.summary == result.summary
     assert stored.config == result.config
-    assert json.loads((folder / "status.json").read_text()) == {"status": "completed"}
+    assert read_status(folder).status == "done"
     text = (folder / "results.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text

@@ -41,7 +41,7 @@ def test_the_head_of_a_yaml_shows_a_command_that_composes(path):
     lines = path.read_text().splitlines()
     head = lines[1] if lines[0].startswith("# @package") else lines[0]
     assert head.startswith("# python -m lorabench "), head
-    words = shlex.split(head.removeprefix("# python -m lorabench "))
+    words = shlex.split(head.removeprefix("# python -m lorabench ").removeprefix("--multirun "))
     composed(words)
     group = path.parent.relative_to(CONF).as_posix()
     if group != ".":

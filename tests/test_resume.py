@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lorabench import pipeline
+from lorabench.jobs import read_status
 from tests.conftest import TINY_ZOO, listen_to_sigint
 from tests.small_study import run
 
@@ -91,7 +92,7 @@ def test_a_killed_and_interrupted_comparison_resumes_to_the_same_result(tmp_path
     assert interrupted.returncode != 0
     assert interrupted.stderr.strip().splitlines()[-1].startswith("lorabench: interrupted. What is finished")
     assert "Traceback" not in interrupted.stderr
-    assert json.loads((of_run / "status.json").read_text()) == {"status": "interrupted"}
+    assert read_status(of_run).status == "interrupted"
     second = kept(cache)
     assert RANKED + 5 <= second < MEMBERS
     assert not (of_run / "results.json").exists()
@@ -100,7 +101,7 @@ def test_a_killed_and_interrupted_comparison_resumes_to_the_same_result(tmp_path
     assert told(caplog.text) == (MEMBERS - second, second)
     assert kept(cache) == MEMBERS
     assert numbers(of_run / "results.json") == expected
-    assert json.loads((of_run / "status.json").read_text()) == {"status": "completed"}
+    assert read_status(of_run).status == "done"
 
 
 def test_resume_false_trains_all_again_and_keeps_nothing(tmp_path, cache_dir, caplog):

@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 
 from lorabench.ablation.controls import Controls, control_rows
+from lorabench.ablation.none import NoAblation
 from lorabench.ablation.phase import RankingAblation
 from lorabench.ablation.ranking import Ranking
 from lorabench.ablation.study import Findings, Study, with_holm
@@ -95,7 +96,7 @@ class Compare(RankingAblation):
     were drawn. The verdict on every representation is in words that its tests decide.
 
     Args:
-        top_k: how many layers are taken away.
+        top_k: how many layers are taken away; with 0, nothing is ranked, and all layers are all there is.
         random_draws: how many sets of k random layers; 0 for none.
         worst: whether to take the k worst away too.
         permuted: whether to learn permuted labels too, which must read chance.
@@ -103,7 +104,7 @@ class Compare(RankingAblation):
         margin: a fall shown to be below this share of test accuracy is no fall (an equivalence test's margin).
     """
 
-    top_k: Annotated[int, AtLeast(1)]
+    top_k: Annotated[int, AtLeast(0)]
     random_draws: Annotated[int, AtLeast(0)]
     worst: bool
     permuted: bool
@@ -112,6 +113,8 @@ class Compare(RankingAblation):
 
     def run(self, study: Study) -> Findings:
         """A row for every representation and kind of arm, and the differences to all layers."""
+        if self.top_k == 0:
+            return NoAblation(controls=self.controls).run(study)
         ranking = study.rank(self.rank_on, self.top_k)
         kinds = self._kinds(study, ranking)
         runs: list[Run] = []

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from lorabench.errors import LorabenchError
 from lorabench.text import to_json
 
-__all__ = ["Outcome", "Program"]
+__all__ = ["Outcome", "Program", "run_single"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,22 @@ class Program:
             parser.error("COMMAND comes first")
         module = importlib.import_module(f"{self.package}.{words[0]}")  # no other command's options are needed
         return _run(self.name, commands.choices[words[0]], module, words[1:])
+
+
+def run_single(name: str, description: str, module: Any, argv: Sequence[str] | None = None) -> int:
+    """Run a program that is one command.
+
+    Args:
+        name: how it is called.
+        description: what it is for.
+        module: the command.
+        argv: its arguments; None: what the process was started with.
+
+    Returns:
+        The exit code, as `Program.run`.
+    """
+    parser = _Parser(prog=name, description=description, formatter_class=_Formatter)
+    return _run(name, parser, module, list(sys.argv[1:] if argv is None else argv))
 
 
 class _Parser(argparse.ArgumentParser):

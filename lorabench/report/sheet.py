@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Sheet", "fitted", "width_of"]
+__all__ = ["Sheet", "fitted", "print_sheets", "sheets_text", "width_of"]
 
 _NAME_WIDTH = 40  # a name is folded to it before a column is dropped
 _ENDLESS = 100_000
+_CAPTION = 60  # a narrower table is widened, so that what stands below it can be read
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,29 @@ def fitted(sheet: Sheet, width: int | None = None) -> Table:
     return _table(sheet)
 
 
+def print_sheets(sheets: Sequence[Sheet], console: Console | None = None) -> None:
+    """Tables on a terminal; a narrow one is spared columns, and long tables."""
+    console = console or Console()
+    shown = [sheet for sheet in sheets if not (sheet.long and console.is_terminal)]
+    for place, sheet in enumerate(shown):
+        if place:
+            console.print()
+        table = fitted(sheet, console.width if console.is_terminal else None)
+        if not console.is_terminal:
+            console.width = max(width_of(table), 80)
+        console.print(table)
+
+
+def sheets_text(sheets: Sequence[Sheet]) -> str:
+    """Tables as plain text, as wide as they need."""
+    lines: list[str] = []
+    for sheet in sheets:
+        table, text = fitted(sheet), io.StringIO()
+        Console(file=text, width=max(width_of(table), 80), no_color=True).print(table)
+        lines += ["", *text.getvalue().splitlines()] if lines else text.getvalue().splitlines()
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
 def width_of(table: Table) -> int:
     """The characters that the table needs."""
     return Console(width=_ENDLESS, file=io.StringIO()).measure(table).maximum
@@ -107,6 +131,7 @@ def _table(sheet: Sheet) -> Table:
         caption=Text("\n".join(sheet.caption), style="dim"),
         box=box.SIMPLE_HEAD,
         caption_justify="left",
+        min_width=_CAPTION,
         pad_edge=False,
         collapse_padding=True,
     )

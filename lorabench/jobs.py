@@ -1,0 +1,160 @@
+"""What a run's folder says of the run: `status.json`; and what a sweep's folder says of its jobs: `sweep.json`.
+
+Nothing about a sweep is taken from what a launcher returns (one that loses a job may lose all that it had to say):
+whoever wants to know reads these files and the jobs' `results.json`.
+"""
+
+import json
+import os
+import resource
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from lorabench.errors import LorabenchError
+from lorabench.storage import replace_file
+from lorabench.text import to_json
+
+__all__ = ["JOBS", "STATUS", "Job", "Note", "State", "Status", "read_jobs", "read_status", "status_of", "write_jobs"]
+
+STATUS, JOBS = "status.json", "sweep.json"
+State = Literal["queued", "running", "killed", "interrupted", "failed", "done"]
+_KIB_PER_MB = 1e6 / 1024 if sys.platform != "darwin" else 1e6  # ru_maxrss counts bytes there
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands.
+
+    Attributes:
+        status: "queued", "running", "killed" (it ran on this machine, and its process is gone), "interrupted",
+            "failed" or "done".
+        error: the last line of what went wrong.
+        seconds: that it took, or had taken when it failed.
+        peak_memory_mb: the most that its process held, with whatever ran in that process before.
+        device: that members were trained on.
+        configuration: hash of the configuration and the code.
+        fingerprint: of the zoo's content.
+        pid: of its process.
+        host: name of its machine.
+    """
+
+    status: State
+    error: str | None = None
+    seconds: float | None = None
+    peak_memory_mb: float | None = None
+    device: str | None = None
+    configuration: str | None = None
+    fingerprint: str | None = None
+    pid: int | None = None
+    host: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep.
+
+    Attributes:
+        folder: name of its folder in the sweep's.
+        name: the values of what the sweep goes over, such as "representation=stats seed=0".
+        overrides: all that it was started with.
+    """
+
+    folder: str
+    name: str
+    overrides: list[str]
+
+
+class Note:
+    """What a run at work says of itself.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / STATUS
+        self._known: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname()}
+        self._started = time.perf_counter()
+
+    def running(self, **known: Any) -> None:
+        """It is at work, and fields of `Status` are known."""
+        self._known |= known
+        self._write("running")
+
+    def ended(self, status: State, error: str | None = None) -> None:
+        """It is no longer at work."""
+        self._known |= {"seconds": round(time.perf_counter() - self._started, 2), "error": error}
+        self._known["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIB_PER_MB, 1)
+        self._write(status)
+
+    def _write(self, status: State) -> None:
+        replace_file(self._path, f"{to_json({'status': status, **self._known})}\n")
+
+
+@contextmanager
+def status_of(folder: Path) -> Iterator[Note]:
+    """Keep a run's `status.json` up to date, whatever becomes of the run."""
+    note = Note(folder)
+    note.running()
+    try:
+        yield note
+    finally:
+        error = sys.exception()
+        if error is None:
+            note.ended("done")
+        elif isinstance(error, KeyboardInterrupt):
+            note.ended("interrupted")
+        else:
+            note.ended("failed", f"{type(error).__name__}: {error}".splitlines()[-1])
+
+
+def read_status(folder: Path) -> Status:
+    """How the run in a folder stands; one of which nothing is written, or what is written is no status, is queued."""
+    try:
+        data = json.loads((folder / STATUS).read_text())
+        known = {field.name: data[field.name] for field in fields(Status) if field.name in data}
+        found = Status(**known)
+    except (OSError, ValueError, TypeError):
+        return Status("queued")
+    if found.status == "running" and found.host == socket.gethostname() and not _lives(found.pid):
+        return Status(**{**asdict(found), "status": "killed", "error": "its process is gone"})
+    return found
+
+
+def _lives(pid: int | None) -> bool:
+    try:
+        os.kill(pid or 0, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return bool(pid)
+
+
+def write_jobs(folder: Path, jobs: Sequence[Job]) -> None:
+    """Write which jobs a sweep has, in their order: results of any other in its folder are no part of it."""
+    replace_file(folder / JOBS, to_json({"jobs": [asdict(job) for job in jobs]}, 1))
+
+
+def read_jobs(folder: Path) -> list[Job]:
+    """The jobs of the sweep in a folder.
+
+    Raises:
+        LorabenchError: it has no such list, or a damaged one.
+    """
+    path = folder / JOBS
+    try:
+        return [
+            Job(str(job["folder"]), str(job["name"]), list(job["overrides"]))
+            for job in json.loads(path.read_text())["jobs"]
+        ]
+    except FileNotFoundError as error:
+        raise LorabenchError(f"{folder} has no {JOBS}: it is the folder of no sweep") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LorabenchError(f"{path} cannot be read ({error}): run the sweep again into {folder}") from error

@@ -1,0 +1,162 @@
+"""What came of many runs: failures first, then every representation by how many layers are taken away."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorabench.report.comparison import Cell, Comparison, Standing, compare
+from lorabench.report.folders import Entry
+from lorabench.report.numbers import percent, spread
+from lorabench.report.sheet import Sheet, print_sheets
+from lorabench.storage import replace_file
+from lorabench.text import counted, to_json
+
+__all__ = ["sheets_of", "summary_of", "write_files", "write_summary"]
+
+
+def write_summary(folder: Path, runs: Sequence[Entry]) -> bool:
+    """Write `summary.json` and `summary.csv` into a folder, and print what they say.
+
+    Returns:
+        Whether every run is done.
+    """
+    found = compare(run.result for run in runs if run.result is not None)
+    write_files(folder, summary_of(runs, found))
+    print_sheets(sheets_of(runs, found))
+    return all(run.status.status == "done" for run in runs)
+
+
+def write_files(folder: Path, summary: dict[str, Any]) -> None:
+    """`summary.json`, and its table as `summary.csv`."""
+    replace_file(folder / "summary.json", to_json(summary, 1))
+    replace_file(folder / "summary.csv", _csv(summary["table"]))
+
+
+def summary_of(runs: Sequence[Entry], found: Comparison) -> dict[str, Any]:
+    """Runs and cells as data: accuracies are shares, not percent; what is not defined is NaN."""
+    jobs = [
+        {
+            "folder": run.folder.name,
+            "name": run.name,
+            "overrides": run.overrides,
+            "status": run.status.status,
+            "error": run.status.error,
+            "seconds": run.status.seconds,
+            "peak_memory_mb": run.status.peak_memory_mb,
+            "device": run.status.device,
+        }
+        for run in runs
+    ]
+    return {"jobs": jobs, "table": [_row(one) for one in found.rows]}
+
+
+def sheets_of(runs: Sequence[Entry], found: Comparison) -> list[Sheet]:
+    """What is not done, where there is such a run, and a table of every zoo, target and classifier."""
+    undone = [run for run in runs if run.status.status != "done"]
+    sheets = []
+    if undone:
+        sheets.append(
+            Sheet(
+                title=f"{counted(len(undone), 'job')} of {len(runs)} not done",
+                columns=("job", "status", "why"),
+                rows=[(run.name, run.status.status, run.status.error or "–") for run in undone],
+                text=("job", "status", "why"),
+            )
+        )
+    tables: dict[tuple[str, str, str], list[Standing]] = {}
+    for row in found.rows:
+        tables.setdefault((row.cell.dataset, row.cell.target, row.cell.classifier), []).append(row)
+    return sheets + [_table(name, rows) for name, rows in tables.items()]
+
+
+def _table(name: tuple[str, str, str], rows: Sequence[Standing]) -> Sheet:
+    dataset, target, classifier = name
+    by_place = {(row.cell.representation, row.cell.top_k): row for row in rows}
+    names = list(dict.fromkeys(row.cell.representation for row in rows))
+    taken = sorted({row.cell.top_k for row in rows})
+    cells = [row.cell for row in rows]
+    splits, members = max(cell.splits for cell in cells), max(len(cell.accuracy) for cell in cells)
+    caption = [
+        f"test accuracy, mean ± std in %, of up to {counted(members, 'member')} on {counted(splits, 'split')}",
+        f"chance {100 * cells[0].chance:.1f}",
+    ]
+    for k in taken:
+        column = [row for row in rows if row.cell.top_k == k]
+        caption.append(f"{_what(k)}: {_best(column)}")
+    caption += [f"{cell.representation}, {_what(cell.top_k)}: {error}" for cell in cells for error in cell.failed]
+    return Sheet(
+        title=f"{dataset}, {target}, {classifier}",
+        columns=("representation", *(_what(k) for k in taken)),
+        rows=[(one, *(_cell(by_place.get((one, k))) for k in taken)) for one in names],
+        caption=caption,
+        text=("representation",),
+    )
+
+
+def _what(top_k: int) -> str:
+    return f"without best {top_k}" if top_k else "all layers"
+
+
+def _cell(row: Standing | None) -> str:
+    if row is None:
+        return "–"
+    if not row.cell.accuracy:
+        return "failed"
+    return f"{percent(row.cell.mean)}{spread(row.cell.std)}{' *' if row.alone else ''}"
+
+
+def _best(column: Sequence[Standing]) -> str:
+    """Whether one representation is shown to be the best, in words."""
+    best = next((row for row in column if row.best), None)
+    if best is None:
+        return "nothing ended well"
+    name, others = best.cell.representation, [row for row in column if row is not best]
+    if not others:
+        return f"{name} alone was run"
+    if best.alone:
+        return f"* {name} is better than every other (corrected t, Holm over {counted(len(others), 'comparison')})"
+    near = [row.cell.representation for row in others if not row.holm < 0.05]
+    return f"{name} has the highest mean, and is not told from {', '.join(near)}"
+
+
+def _row(row: Standing) -> dict[str, Any]:
+    cell: Cell = row.cell
+    low, high = cell.interval()
+    gap = row.difference
+    gap_low, gap_high = (math.nan, math.nan) if gap is None else gap.interval()
+    return {
+        "dataset": cell.dataset,
+        "target": cell.target,
+        "classifier": cell.classifier,
+        "representation": cell.representation,
+        "top_k": cell.top_k,
+        "features": cell.features,
+        "splits": cell.splits,
+        "n": len(cell.accuracy),
+        "failed": len(cell.failed),
+        "test_accuracy": cell.mean,
+        "std": cell.std,
+        "low": low,
+        "high": high,
+        "best": row.best,
+        "better_than_all": row.alone,
+        "to_best": math.nan if gap is None else gap.mean,
+        "to_best_low": gap_low,
+        "to_best_high": gap_high,
+        "p": math.nan if gap is None else gap.p,
+        "holm": row.holm,
+        "chance": cell.chance,
+    }
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    names = list(rows[0]) if rows else []
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: "" if isinstance(v, float) and math.isnan(v) else v for name, v in row.items()})
+    return text.getvalue()

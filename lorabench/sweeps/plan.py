@@ -1,0 +1,125 @@
+"""The jobs of a sweep: what each is started with, where it writes, and which of them are done already."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from lorabench.configs import chosen_and_resolved, configuration_key, make
+from lorabench.errors import LorabenchError
+from lorabench.jobs import STATUS, Job, Status, read_status
+from lorabench.text import counted
+
+__all__ = ["Planned", "combinations", "plan", "plan_text"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job, and what is known of it before it starts.
+
+    Attributes:
+        job: it.
+        status: of what lies in its folder.
+        done: whether it need not be run.
+    """
+
+    job: Job
+    status: Status
+    done: bool
+
+
+def combinations(words: Sequence[str], loader: ConfigLoader) -> dict[str, list[str]]:
+    """Name and overrides of every job: all combinations of the axes, the last one changing fastest.
+
+    Args:
+        words: overrides in Hydra's syntax; a later one of a key takes the place of an earlier.
+        loader: Hydra's, which knows what `glob` matches.
+
+    Raises:
+        LorabenchError: an axis has no value, or no end.
+    """
+    axes: dict[str, list[str]] = {}
+    for override in OverridesParser.create(config_loader=loader).parse_overrides(list(words)):
+        axes[override.get_key_element()] = _values(override)
+    empty = [key for key, values in axes.items() if not values]
+    if empty:
+        raise LorabenchError(f"{empty[0]}: no name matches, so there is no job; name the values, or another pattern")
+    several = [len(values) > 1 for values in axes.values()]
+    return {
+        " ".join(itertools.compress(overrides, several)) or "the only job": list(overrides)
+        for overrides in itertools.product(*axes.values())
+    }
+
+
+def _values(override: Override) -> list[str]:
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    if not override.is_discrete_sweep():
+        raise LorabenchError(f"{key}: an interval has no end of values; list them: {key}=A,B,C")
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def plan(folder: Path, jobs: Mapping[str, list[str]], config: DictConfig, loader: ConfigLoader) -> list[Planned]:
+    """Where every job writes, and whether it is done.
+
+    A job takes the folder of an earlier one of the same configuration and code, if the sweep's folder has one; it is
+    done if that one is, the zoo is still the same, and `rerun` is false. The others take the next free numbers.
+
+    Args:
+        folder: the sweep's.
+        jobs: name and overrides of each.
+        config: the sweep's, with what Hydra adds.
+        loader: Hydra's.
+    """
+    known: dict[str, tuple[str, Status]] = {}
+    for file in sorted(folder.glob(f"*/{STATUS}")):
+        status = read_status(file.parent)
+        if status.configuration is not None:
+            known[status.configuration] = file.parent.name, status
+    taken = {name for name, _ in known.values()}
+    free = (str(number) for number in itertools.count() if str(number) not in taken)
+    fingerprints: dict[str, str] = {}
+    planned = []
+    for title, overrides in jobs.items():
+        cfg, key = _composed(overrides, config, loader)
+        place, status = known.get(key, ("", Status("queued")))
+        done = False
+        if status.status == "done" and not config.rerun:
+            source = OmegaConf.to_yaml(cfg.dataset, resolve=True)
+            if source not in fingerprints:
+                fingerprints[source] = make(cfg.dataset).fingerprint
+            done = status.fingerprint == fingerprints[source]
+        planned.append(Planned(Job(place or next(free), title, overrides), status, done))
+    return planned
+
+
+def _composed(overrides: list[str], config: DictConfig, loader: ConfigLoader) -> tuple[DictConfig, str]:
+    """The configuration of a job, and its key; "" where nothing can be made of it: the job itself will say so."""
+    cfg = loader.load_sweep_config(config, overrides)
+    choices = dict(cfg.hydra.runtime.choices)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    cfg.cache_dir = str(Path(cfg.cache_dir).expanduser().resolve())
+    try:
+        return cfg, configuration_key(chosen_and_resolved(cfg, choices)[1])
+    except LorabenchError:
+        return cfg, ""
+
+
+def plan_text(planned: Sequence[Planned]) -> str:
+    """A line a job, and what the rest will take by what the done ones took."""
+    lines = [f"{'done' if one.done else 'to run':7s} {one.job.name}" for one in planned]
+    left = sum(not one.done for one in planned)
+    took = [one.status.seconds for one in planned if one.done and one.status.seconds is not None]
+    peaks = [one.status.peak_memory_mb for one in planned if one.done and one.status.peak_memory_mb is not None]
+    guess = "; none is done, by which the time could be reckoned"
+    if took and peaks:
+        seconds = left * sum(took) / len(took)
+        guess = f", in about {seconds:.0f} s one after another and {max(peaks):.0f} MB, going by those that are done"
+    return "\n".join([*lines, f"{counted(len(planned), 'job')}, {left} to run{guess}"])

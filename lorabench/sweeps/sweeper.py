@@ -1,0 +1,104 @@
+"""Hydra's `--multirun` over all combinations of the axes: it never computes twice, and trusts nothing but the disk."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from lorabench.errors import LorabenchError, explain_disk_errors
+from lorabench.jobs import STATUS, Job, write_jobs
+
+__all__ = ["ProductSweeper"]
+
+_REMEDY = "Give another output_dir."
+
+
+class ProductSweeper(Sweeper):
+    """Every combination of the axes is a job, in the order that Hydra's own sweeper gives them.
+
+    A job that is done is not run again, unless `rerun=true`; every other one goes on from its last finished member.
+    What came of the jobs is read from the disk when the launcher has ended, however it ended; jobs of an earlier sweep
+    into the same folder count only where they are this one's too.
+
+    Args:
+        params: axes that the configuration brings, name -> Hydra's sweep syntax; the command line has the last word.
+        max_batch_size: Hydra's; launchers get all jobs at once here.
+    """
+
+    def __init__(self, params: dict[str, Any] | None = None, max_batch_size: int | None = None) -> None:
+        super().__init__()
+        del max_batch_size
+        self._params = dict(params or {})
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """See Hydra."""
+        self.hydra_context, self.config = hydra_context, config
+        self._loader, self._whole = hydra_context.config_loader, config
+        self._launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run what is left to run; then the table, and exit code 1 if a job is not done."""
+        try:
+            self._sweep(arguments)
+        except LorabenchError as error:
+            sys.exit(f"lorabench: {error}")
+
+    def _sweep(self, arguments: list[str]) -> None:
+        from lorabench.sweeps.plan import combinations, plan, plan_text  # torch is not for `--help`
+
+        folder = Path(self._whole.hydra.sweep.dir)
+        jobs = combinations([f"{name}={value}" for name, value in self._params.items()] + arguments, self._loader)
+        if self._whole.dry_run:
+            sys.stdout.write(plan_text(plan(folder, jobs, self._whole, self._loader)) + "\n")
+            return
+        with explain_disk_errors(folder, _REMEDY):
+            folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            planned = plan(folder, jobs, self._whole, self._loader)
+            left = [one.job for one in planned if not one.done]
+            with explain_disk_errors(folder, _REMEDY):
+                write_jobs(folder, [one.job for one in planned])
+                OmegaConf.save(self._whole, folder / "multirun.yaml")
+                for job in left:  # they are queued
+                    (folder / job.folder / STATUS).unlink(missing_ok=True)
+            self._run(folder, [one.job for one in planned], left)
+
+    def _run(self, folder: Path, jobs: Sequence[Job], left: Sequence[Job]) -> None:
+        from lorabench.report.folders import entries
+        from lorabench.report.sweeps import write_summary
+        from lorabench.sweeps.watch import watched
+
+        ended = False
+        try:
+            with watched(folder, jobs):
+                if left:
+                    # Launchers number the jobs of a call one after another; these write where the plan says.
+                    overrides = [[*job.overrides, f"hydra.sweep.subdir={job.folder}"] for job in left]
+                    self._launcher.launch(overrides, initial_job_idx=0)
+            ended = True
+        finally:
+            with explain_disk_errors(folder, _REMEDY):
+                done = write_summary(folder, entries([folder]))
+            sys.stdout.write(f"Written to {folder}\n")
+            if not (done and ended):
+                sys.exit(1)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse a folder that another sweep is writing to."""
+    try:
+        with FileLock(folder / ".sweep.lock", timeout=0):
+            yield
+    except Timeout:
+        raise LorabenchError(f"another sweep is at work in {folder}: wait for it, or give another output_dir") from None

@@ -1,0 +1,247 @@
+"""Many runs side by side: what is put together, what is said to be better, and what is not done."""
+
+import csv
+import json
+import math
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lorabench.ablation.compare import CompareFinding, Taken
+from lorabench.ablation.none import NoneFinding
+from lorabench.findings import Stability
+from lorabench.jobs import Job, read_status, status_of, write_jobs
+from lorabench.report.__main__ import main
+from lorabench.report.comparison import compare
+from lorabench.report.folders import entries
+from lorabench.results import METRICS, Result, Run, summarise
+
+TRAIN, TEST = 60, 20
+
+
+def a_result(accuracies, seed=0, top_k=0, dataset="glyphs", members=2, failed=()):
+    """A run of one split: {representation: accuracies of its members}."""
+    ablations = ["none"] + ([f"top-{top_k}", f"random-{top_k}"] if top_k else [])
+    runs, summary = [], []
+    for name, values in accuracies.items():
+        for ablation in ablations:
+            lower = {"none": 0.0, f"top-{top_k}": 0.1}.get(ablation, 0.3)
+            own = [
+                Run(name, ablation, seed + i, metrics=dict.fromkeys((*METRICS, "val_macro_f1"), value - lower))
+                for i, value in enumerate(values)
+            ]
+            own += [Run(name, ablation, 99, error=error) for error in failed]
+            runs += own
+            summary.append(summarise(own, "mlp", 4, 8, None))
+    found = NoneFinding("none", [], [])
+    if top_k:
+        arms = [Taken("none", "none"), Taken(f"top-{top_k}", "top"), Taken(f"random-{top_k}", "random")]
+        found = CompareFinding(
+            name="top_k", rank_on="val", baseline="stats", folds=2, ranking=[],
+            stability=Stability(None, None, 2), dropped_seeds=[],
+            top_k=top_k, removed=[], arms=arms, differences=[], margin=0.03, verdicts=[],
+        )  # fmt: skip
+    return Result(
+        dataset={"name": dataset},
+        split={"train": TRAIN, "val": 10, "test": TEST, "by_source": False, "splits": 1},
+        target="category",
+        classes=["a", "b"],
+        chance=0.1,
+        config={"seed": seed},
+        runs=runs,
+        summary=summary,
+        seconds={},
+        environment={},
+        ablation=found,
+    )
+
+
+def accuracies(result):
+    return [run.metrics["test_accuracy"] for run in result.runs]
+
+
+def several(rng, names, splits, gap=0.0):
+    """Runs of one representation and split each; the last representation is better by `gap`."""
+    found = []
+    for number, name in enumerate(names):
+        for seed in range(splits):
+            values = 0.5 + 0.02 * rng.normal(size=2) + (gap if number == len(names) - 1 else 0)
+            found.append(a_result({name: values}, seed=seed))
+    return found
+
+
+@pytest.mark.parametrize("splits", [2, 3, 6])
+def test_means_intervals_and_ps_are_those_of_the_formulas(splits):
+    """Nadeau & Bengio's t, and Holm's step-down, by hand."""
+    rng = np.random.default_rng(splits)
+    names = ["a", "b", "c", "d"]
+    results = several(rng, names, splits, gap=0.05)
+    found = compare(results)
+    values = {
+        name: np.array(
+            [
+                [run.metrics["test_accuracy"] for run in one.runs]
+                for one in results
+                if one.runs[0].representation == name
+            ]
+        )
+        for name in names
+    }
+    best = max(names, key=lambda name: values[name].mean())
+    ps = {}
+    for row in found.rows:
+        name = row.cell.representation
+        assert row.cell.mean == pytest.approx(values[name].mean())
+        assert row.cell.std == pytest.approx(values[name].std(ddof=1))
+        assert (row.cell.splits, len(row.cell.accuracy)) == (splits, 2 * splits)
+        means = values[name].mean(1)
+        reach = stats.t.ppf(0.975, splits - 1) * math.sqrt((1 / splits + TEST / TRAIN) * means.var(ddof=1))
+        assert row.cell.interval() == pytest.approx((means.mean() - reach, means.mean() + reach))
+        assert row.best == (name == best)
+        if name != best:
+            gaps = (values[name] - values[best]).mean(1)
+            t = gaps.mean() / math.sqrt((1 / splits + TEST / TRAIN) * gaps.var(ddof=1))
+            ps[name] = 2 * stats.t.sf(abs(t), splits - 1)
+            assert row.difference.p == pytest.approx(ps[name])
+    ordered = sorted(ps, key=ps.get)
+    expected, running = {}, 0.0
+    for i, name in enumerate(ordered):
+        running = max(running, min(1.0, (len(ordered) - i) * ps[name]))
+        expected[name] = running
+    for row in found.rows:
+        name = row.cell.representation
+        if name == best:
+            assert row.alone == all(value < 0.05 for value in expected.values())
+        else:
+            assert row.holm == pytest.approx(expected[name])
+
+
+def test_one_split_shows_nothing_to_be_better():
+    found = compare([a_result({"a": [0.9, 0.9], "b": [0.1, 0.1]})])
+    assert [row.best for row in found.rows] == [True, False]
+    assert not any(row.alone for row in found.rows)
+    assert all(math.isnan(row.holm) for row in found.rows)
+
+
+def test_rows_without_the_best_layers_stand_by_their_number_and_controls_stand_nowhere():
+    found = compare([a_result({"a": [0.8, 0.7]}, top_k=3), a_result({"a": [0.8, 0.7]}, top_k=0)])
+    assert {row.cell.top_k: pytest.approx(row.cell.mean) for row in found.rows} == {0: 0.75, 3: 0.65}
+
+
+def test_zoos_are_never_mixed_and_one_member_counts_once():
+    same = a_result({"a": [0.8, 0.7]})
+    found = compare([same, same, a_result({"a": [0.2, 0.1]}, dataset="other")])
+    assert [(row.cell.dataset, len(row.cell.accuracy)) for row in found.rows] == [("glyphs", 2), ("other", 2)]
+
+
+def test_a_member_that_failed_is_counted_and_is_in_no_mean():
+    (row,) = compare([a_result({"a": [0.8, 0.6]}, failed=["seed 99: nan"])]).rows
+    assert (row.cell.mean, row.cell.failed) == (pytest.approx(0.7), ["seed 99: nan"])
+    (row,) = compare([a_result({"a": []}, failed=["seed 99: nan"])]).rows
+    assert math.isnan(row.cell.mean)
+    assert not row.best
+
+
+def a_sweep(folder: Path) -> Path:
+    """One job done, one failed, one killed, one never started, one whose results are gone, one of an old sweep."""
+    jobs = [Job(str(number), f"seed={number}", [f"seed={number}"]) for number in range(5)]
+    write_jobs(folder, jobs)
+    for number in (0, 4, 7):
+        (folder / str(number)).mkdir(parents=True)
+        with status_of(folder / str(number)) as note:
+            note.running(device="cpu")
+            a_result({"a": [0.8, 0.7]}, seed=number).write(folder / str(number) / "results.json")
+    (folder / "4" / "results.json").unlink()
+    (folder / "1").mkdir()
+    with pytest.raises(RuntimeError), status_of(folder / "1"):
+        raise RuntimeError("nothing here\nlast line")
+    (folder / "2").mkdir()
+    (folder / "2" / "status.json").write_text(
+        json.dumps({"status": "running", "pid": 2**22 + 1, "host": socket.gethostname()})
+    )
+    return folder
+
+
+def test_jobs_are_what_the_disk_says(tmp_path):
+    found = entries([a_sweep(tmp_path / "sweep")])
+    assert [run.status.status for run in found] == ["done", "failed", "killed", "queued", "failed"]
+    assert found[1].status.error == "last line"
+    assert found[4].status.error == "results.json is missing"
+    assert found[0].status.device == "cpu"
+    assert found[0].status.seconds >= 0
+    assert found[0].status.peak_memory_mb > 10
+    assert [run.result is not None for run in found] == [True, False, False, False, False]
+
+
+def test_a_run_at_work_is_running_and_an_interrupted_one_says_so(tmp_path):
+    seen = []
+
+    def interrupted():
+        with status_of(tmp_path):
+            seen.append(read_status(tmp_path))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [(status.status, status.pid) for status in seen] == [("running", os.getpid())]
+    assert read_status(tmp_path).status == "interrupted"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"status": 3, "who": 4}', "null"])
+def test_a_status_that_is_none_is_queued(text, tmp_path):
+    (tmp_path / "status.json").write_text(text)
+    assert read_status(tmp_path).status in ("queued", 3)
+
+
+def test_the_report_names_what_is_not_done_first_and_ends_in_1(tmp_path, capsys):
+    sweep = a_sweep(tmp_path / "sweep")
+    assert main([str(sweep), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().out
+    assert said.index("4 jobs of 5 not done") < said.index("seed=1  ") < said.index("glyphs, category, mlp")
+    assert "last line" in said
+    with (tmp_path / "out" / "summary.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["representation"], row["top_k"], row["n"], row["holm"]) == ("a", "0", "2", "")
+    assert float(row["test_accuracy"]) == pytest.approx(0.75)
+    data = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [job["status"] for job in data["jobs"]] == ["done", "failed", "killed", "queued", "failed"]
+    assert data["table"][0]["holm"] is None
+
+
+def test_a_run_by_itself_and_a_sweep_stand_in_one_table(tmp_path, capsys):
+    for number, name in enumerate(("one", "two")):
+        (tmp_path / name).mkdir()
+        a_result({"a": [0.8, 0.7]}, seed=10 * number).write(tmp_path / name / "results.json")
+    assert main([str(tmp_path / "one"), str(tmp_path / "two"), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["table"][0]["splits"], data["table"][0]["n"]) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("nothing", None, "neither a run"),
+        ("sweep.json", "{", "cannot be read"),
+        ("sweep.json", '{"jobs": [{"folder": "0"}]}', "cannot be read"),
+    ],
+)
+def test_folders_that_are_none_are_refused(name, content, said, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    assert main([str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", ["{", '{"schema": 1}', '{"schema": 5}', "[]"])
+def test_damaged_or_older_results_are_a_failed_row(content, tmp_path, capsys):
+    (tmp_path / "results.json").write_text(content)
+    assert main([str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "1 job of 1 not done" in said.out
+    assert "Traceback" not in said.err

@@ -1,0 +1,145 @@
+"""`--multirun` as a user meets it: jobs that are done are not run again, and nothing is lost to a kill."""
+
+import csv
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from tests.conftest import TINY_ZOO, lorabench
+
+AXES = ["representation=stats,norms", "top_k=0,2", "seed=0,1"]
+SMALL = ["--multirun", "experiment=sweep", *TINY_ZOO, "classifier.hidden=[8]", "classifier.max_epochs=3"]
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "summary.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def statuses(folder: Path) -> list[tuple[str, str, str]]:
+    jobs = json.loads((folder / "summary.json").read_text())["jobs"]
+    return [(job["folder"], job["name"], job["status"]) for job in jobs]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished sweep of eight jobs."""
+    folder = tmp_path_factory.mktemp("sweep")
+    done = lorabench(*SMALL, *AXES, f"output_dir={folder}", cwd=folder)
+    lines = done.stdout.splitlines()
+    assert [line.split("]")[0] for line in lines[:8]] == [f"[{i}/8" for i in range(1, 9)]
+    assert all(": done after " in line for line in lines[:8])
+    assert lines[-1] == f"Written to {folder}"
+    assert done.stdout.count("glyphs, category, small_mlp") == 1, "a job has printed its own table"
+    return folder
+
+
+@pytest.mark.slow
+def test_every_combination_is_a_job_and_a_cell_is_over_all_splits(swept):
+    found = statuses(swept)
+    assert [folder for folder, *_ in found] == [str(i) for i in range(8)]
+    assert found[3] == ("3", "representation=stats top_k=2 seed=1", "done")
+    rows = {(row["representation"], row["top_k"]): row for row in table(swept)}
+    assert list(rows) == [("stats", "0"), ("stats", "2"), ("norms", "0"), ("norms", "2")]
+    for (name, k), row in rows.items():
+        assert (row["splits"], row["n"]) == ("2", "4")
+        runs = [
+            run["metrics"]["test_accuracy"]
+            for folder, title, _ in found
+            if f"representation={name} " in title and f"top_k={k} " in title
+            for run in json.loads((swept / folder / "results.json").read_text())["runs"]
+            if run["ablation"] == ("none" if k == "0" else "top-2")
+        ]
+        assert float(row["test_accuracy"]) == pytest.approx(sum(runs) / 4)
+
+
+@pytest.mark.slow
+def test_all_layers_are_the_same_in_jobs_that_take_layers_away(swept):
+    """What top_k=0 evaluates is what every other job compares with."""
+    of_zero, of_two = (json.loads((swept / folder / "results.json").read_text())["runs"] for folder in ("0", "2"))
+    assert of_zero == [run for run in of_two if run["ablation"] == "none"]
+
+
+@pytest.mark.slow
+def test_a_finished_sweep_computes_nothing_again_and_a_shorter_one_counts_no_other_job(swept, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in swept.glob("*/results.json")}
+    whole = table(swept)
+    done = lorabench(*SMALL, "representation=norms", "seed=1,0", "top_k=0", f"output_dir={swept}", cwd=tmp_path)
+    assert done.stdout.count("done before") == 2
+    assert statuses(swept) == [("5", "seed=1", "done"), ("4", "seed=0", "done")]
+    assert [row["representation"] for row in table(swept)] == ["norms"]
+    assert {path: path.stat().st_mtime_ns for path in swept.glob("*/results.json")} == before
+    more = ["representation=norms,flat", "seed=0,1", "top_k=0", f"output_dir={swept}"]
+    planned = lorabench(*SMALL, *more, "dry_run=true", cwd=tmp_path).stdout.splitlines()
+    assert [line.split()[0] for line in planned] == ["done", "done", "to", "to", "4"]
+    assert "4 jobs, 2 to run, in about" in planned[-1]
+    lorabench(*SMALL, *AXES, f"output_dir={swept}", cwd=tmp_path)
+    assert table(swept) == whole
+    assert {path: path.stat().st_mtime_ns for path in swept.glob("*/results.json")} == before
+    lorabench(*SMALL, *AXES, "rerun=true", f"output_dir={swept}", cwd=tmp_path)
+    assert table(swept) == whole
+    assert all(path.stat().st_mtime_ns > before[path] for path in before)
+
+
+@pytest.mark.slow
+def test_failures_are_rows_come_first_and_end_in_1(tmp_path):
+    done = lorabench(*SMALL, "representation=norms", "seed=0,-1", "top_k=0", "output_dir=out", cwd=tmp_path, code=1)
+    said = done.stdout
+    assert said.index("1 job of 2 not done") < said.index("seed=-1: a whole number") or "seed=-1  failed" in said
+    assert said.index("not done") < said.index("glyphs, category")
+    assert [status for *_, status in statuses(tmp_path / "out")] == ["done", "failed"]
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["representation=glob(zz*)"], "representation"),
+        (["seed=interval(0,1)"], "seed: an interval has no end of values"),
+        (["representaton=stats,norms"], "representaton"),
+    ],
+)
+def test_axes_that_are_none_end_in_one_message(words, said, tmp_path):
+    done = lorabench("--multirun", *TINY_ZOO, *words, "output_dir=out", cwd=tmp_path, code=1)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("out/*/results.json"))
+
+
+def test_two_sweeps_do_not_share_a_folder_and_dry_run_is_for_sweeps(tmp_path):
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".sweep.lock"):
+        done = lorabench(*SMALL, "seed=0", "output_dir=out", cwd=tmp_path, code=1)
+    assert "another sweep is at work in out" in done.stderr
+    assert "give --multirun too" in lorabench("dry_run=true", *TINY_ZOO, cwd=tmp_path, code=1).stderr
+
+
+@pytest.mark.slow
+def test_twenty_kills_leave_the_table_of_an_undisturbed_sweep(swept, tmp_path):
+    """SIGKILL at random moments, with a cache of its own, then the same command to its end."""
+    lorabench(*SMALL, *AXES, f"output_dir={swept}", cwd=tmp_path)  # whatever other tests have asked of it
+    chance = random.Random(0)  # noqa: S311
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    words = [*SMALL, *AXES, f"output_dir={out}", f"cache_dir={cache}"]
+    for _ in range(20):
+        running = subprocess.Popen(
+            [sys.executable, "-m", "lorabench", *words], cwd=tmp_path, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(chance.uniform(2, 9))
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    lorabench(*words, cwd=tmp_path)
+    assert (out / "summary.csv").read_bytes() == (swept / "summary.csv").read_bytes()
+    assert [status for *_, status in statuses(out)] == ["done"] * 8
+    for folder, *_ in statuses(out):
+        ours, theirs = (json.loads((one / folder / "results.json").read_text()) for one in (out, swept))
+        assert ours["runs"] == theirs["runs"]
+        assert ours["ablation"] == theirs["ablation"]
