@@ -14,6 +14,7 @@ from lorabench.classifiers.linear import Linear
 from lorabench.classifiers.mlp import MLP
 from lorabench.classifiers.steps import plain_steps, take_steps
 from lorabench.training import without_python
+from lorabench.training.adam import move, plain_move
 
 no_torchscript = pytest.mark.skipif(sys.version_info >= (3, 14), reason="torch supports TorchScript up to Python 3.13")
 
@@ -105,6 +106,31 @@ def test_steps_are_those_of_autograd_and_torchs_adam(steps):
     for i in range(3):
         torch.testing.assert_close(weights[i], leaves[2 * i].detach(), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(biases[i], leaves[2 * i + 1].detach(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=no_torchscript)], ids=["plain", "without python"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adam_is_torchs_with_the_fused_kernel_and_without(dtype, compiled):
+    """What stands in where torch lacks its private kernel."""
+    generator = torch.Generator().manual_seed(3)
+    start = [torch.randn(shape, generator=generator, dtype=dtype) for shape in ((4, 3), (5,))]
+    steep = [[torch.randn(p.shape, generator=generator, dtype=dtype) for p in start] for _ in range(7)]
+    leaves = [p.clone().requires_grad_() for p in start]
+    adam = torch.optim.Adam(leaves, lr=3e-2)
+    for grads in steep:
+        for leaf, grad in zip(leaves, grads, strict=True):
+            leaf.grad = grad.clone()
+        adam.step()
+    for how in (move, plain_move):
+        step = without_python(how) if compiled else how
+        assert (step is not how) == compiled
+        ours = [p.clone() for p in start]
+        means, squares = ([torch.zeros_like(p) for p in start] for _ in "ms")
+        for number, grads in enumerate(steep, start=1):
+            step(ours, grads, means, squares, 3e-2, torch.tensor(float(number)))
+        close = {"rtol": 1e-12, "atol": 1e-12} if dtype is torch.float64 else {"rtol": 1e-5, "atol": 1e-6}
+        for one, leaf in zip(ours, leaves, strict=True):
+            torch.testing.assert_close(one, leaf.detach(), **close)
 
 
 @no_torchscript
