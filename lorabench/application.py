@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError, explain_disk_errors
+from lorabench.jobs import Note, read_status
 
 __all__ = ["main"]
 
@@ -39,15 +40,6 @@ def _choices(settings: Any) -> dict[str, str | None]:
         if source.schema == "file" and "representation" not in found and saved.is_file():
             found = {**OmegaConf.load(saved).hydra.runtime.choices, **found}
     return found
-
-
-def _check_whole(cfg: DictConfig) -> None:
-    """Refuse a configuration that something was taken out of, by ~logger or the like."""
-    known = [str(name) for name in OmegaConf.load(conf_dir() / "config.yaml") if name not in ("defaults", "hydra")]
-    groups = ("dataset", "representation", "classifier", "ablation", "trainer", "logger")
-    lacking = [name for name in known if name not in cfg] + [name for name in groups if not cfg.get(name)]
-    if lacking:
-        raise LorabenchError(f"{lacking[0]} is missing, and no run goes without it: leave ~{lacking[0]} out")
 
 
 def _check(cfg: DictConfig, overrides: list[str], ablation: str) -> None:
@@ -84,7 +76,9 @@ def main(cfg: DictConfig) -> float:
     folder = Path(settings.runtime.output_dir)
     try:
         choices = _choices(settings)
-        _check_whole(cfg)
+        from lorabench.configs import check_whole
+
+        check_whole(cfg)
         _check(cfg, list(settings.overrides.task), str(choices.get("ablation")))
         # `--help`, `--cfg` and shell completion answer without torch.
         from lorabench.pipeline import run
@@ -92,6 +86,9 @@ def main(cfg: DictConfig) -> float:
 
         result = run(cfg, folder, choices)
     except LorabenchError as error:
+        if read_status(folder).status != "failed":  # before the run itself could say so
+            with explain_disk_errors(folder, "Give another output_dir."):
+                Note(folder).ended("failed", f"LorabenchError: {error}")
         raise CompactHydraException(f"lorabench: {error}") from None
     except KeyboardInterrupt:
         sys.exit(

@@ -23,7 +23,7 @@ from lorabench.text import to_json
 from lorabench.zoo.splits import split_zoo
 
 __all__ = [
-    "baseline_alone", "check_values", "chosen_and_resolved", "configuration_key", "deviations", "make",
+    "baseline_alone", "check_values", "check_whole", "chosen_and_resolved", "configuration_key", "deviations", "make",
     "make_representation", "representation_config",
 ]  # fmt: skip
 
@@ -67,6 +67,19 @@ def make_representation(config: DictConfig) -> Representation:
     return found if load_from is None else Loaded(cast("Learned", found), str(load_from))
 
 
+def check_whole(cfg: DictConfig) -> None:
+    """Refuse a configuration that something was taken out of, by ~logger or the like.
+
+    Raises:
+        LorabenchError: something was.
+    """
+    known = [str(name) for name in OmegaConf.load(conf_dir() / "config.yaml") if name not in ("defaults", "hydra")]
+    groups = ("dataset", "representation", "classifier", "ablation", "trainer", "logger")
+    lacking = [name for name in known if name not in cfg] + [name for name in groups if not cfg.get(name)]
+    if lacking:
+        raise LorabenchError(f"{lacking[0]} is missing, and no run goes without it: leave ~{lacking[0]} out")
+
+
 def check_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
     """Hold every value to the annotation of what takes it.
 
@@ -90,9 +103,10 @@ def check_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
             f"num_runs={cfg.num_runs}: members are shared out evenly over splits={cfg.splits}; take "
             f"num_runs={cfg.splits * -(-cfg.num_runs // cfg.splits)}, or splits=1"
         )
-    if cfg.published_keys and choices.get("ablation") not in ("compare", "top_k"):
+    if cfg.published_keys and (choices.get("ablation") not in ("compare", "top_k") or cfg.top_k == 0):
         raise LorabenchError(
-            "published_keys=true writes results with and without the best layers: give ablation=compare or top_k"
+            "published_keys=true writes results with and without the best layers: give ablation=compare or top_k, and "
+            "top_k from 1"
         )
 
 
@@ -221,6 +235,7 @@ def configuration_key(config: Mapping[str, Any]) -> str:
     package = Path(__file__).parent
     rooms = ("ablation", "classifiers", "evaluation", "representations", "training", "zoo")
     files = [path for room in rooms for path in (package / room).glob("*.py")]
+    files += [package / "adapters" / "places.py"]  # what layers are grouped by
     files += [package / f"{name}.py" for name in ("data", "engines", "findings", "lowrank", "pipeline", "results")]
     return hashlib.sha256(f"{to_json(parts)} {files_hash(*sorted(files))}".encode()).hexdigest()[:40]
 

@@ -12,18 +12,33 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from lorabench.errors import LorabenchError
+from lorabench.options import AtLeast, AtMost, OneOf, check_arguments
 from lorabench.storage import replace_file
 from lorabench.text import to_json
 
-__all__ = ["JOBS", "STATUS", "Job", "Note", "State", "Status", "read_jobs", "read_status", "status_of", "write_jobs"]
+__all__ = [
+    "JOBS",
+    "RESULTS",
+    "STATUS",
+    "Job",
+    "Note",
+    "State",
+    "Status",
+    "queue",
+    "read_jobs",
+    "read_status",
+    "status_of",
+    "write_jobs",
+]
 
-STATUS, JOBS = "status.json", "sweep.json"
+STATUS, JOBS, RESULTS = "status.json", "sweep.json", "results.json"
 State = Literal["queued", "running", "killed", "interrupted", "failed", "done"]
+_STATES = ("queued", "running", "killed", "interrupted", "failed", "done")
 _KIB_PER_MB = 1e6 / 1024 if sys.platform != "darwin" else 1e6  # ru_maxrss counts bytes there
 
 
@@ -44,14 +59,14 @@ class Status:
         host: name of its machine.
     """
 
-    status: State
+    status: Annotated[str, OneOf(_STATES)]
     error: str | None = None
-    seconds: float | None = None
-    peak_memory_mb: float | None = None
+    seconds: Annotated[float | int | None, AtLeast(0)] = None
+    peak_memory_mb: Annotated[float | int | None, AtLeast(0)] = None
     device: str | None = None
     configuration: str | None = None
     fingerprint: str | None = None
-    pid: int | None = None
+    pid: Annotated[int | None, AtLeast(1), AtMost(2**31 - 1)] = None
     host: str | None = None
 
 
@@ -63,11 +78,13 @@ class Job:
         folder: name of its folder in the sweep's.
         name: the values of what the sweep goes over, such as "representation=stats seed=0".
         overrides: all that it was started with.
+        configuration: hash of its configuration and the code; "" where nothing can be made of it.
     """
 
     folder: str
     name: str
     overrides: list[str]
+    configuration: str
 
 
 class Note:
@@ -80,6 +97,7 @@ class Note:
     def __init__(self, folder: Path) -> None:
         self._path = folder / STATUS
         self._known: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname()}
+        self._known["configuration"] = read_status(folder).configuration  # as it was queued
         self._started = time.perf_counter()
 
     def running(self, **known: Any) -> None:
@@ -119,12 +137,21 @@ def read_status(folder: Path) -> Status:
     try:
         data = json.loads((folder / STATUS).read_text())
         known = {field.name: data[field.name] for field in fields(Status) if field.name in data}
+        check_arguments(Status, known, "")
         found = Status(**known)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, LorabenchError):
         return Status("queued")
     if found.status == "running" and found.host == socket.gethostname() and not _lives(found.pid):
-        return Status(**{**asdict(found), "status": "killed", "error": "its process is gone"})
+        return replace(found, status="killed", error="its process is gone")
     return found
+
+
+def queue(folder: Path, job: Job) -> None:
+    """Make a job's folder that of a job that is to run: what an earlier one has found there goes."""
+    place = folder / job.folder
+    place.mkdir(exist_ok=True)
+    (place / RESULTS).unlink(missing_ok=True)
+    replace_file(place / STATUS, f"{to_json({'status': 'queued', 'configuration': job.configuration})}\n")
 
 
 def _lives(pid: int | None) -> bool:
@@ -150,10 +177,8 @@ def read_jobs(folder: Path) -> list[Job]:
     """
     path = folder / JOBS
     try:
-        return [
-            Job(str(job["folder"]), str(job["name"]), list(job["overrides"]))
-            for job in json.loads(path.read_text())["jobs"]
-        ]
+        known = json.loads(path.read_text())["jobs"]
+        return [Job(**{field.name: job[field.name] for field in fields(Job)}) for job in known]
     except FileNotFoundError as error:
         raise LorabenchError(f"{folder} has no {JOBS}: it is the folder of no sweep") from error
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.conftest import TINY_ZOO, lorabench
+from lorabench.report.folders import entries
+from tests.conftest import TINY_ZOO, listen_to_sigint, lorabench
 
 AXES = ["representation=stats,norms", "top_k=0,2", "seed=0,1"]
 SMALL = ["--multirun", "experiment=sweep", *TINY_ZOO, "classifier.hidden=[8]", "classifier.max_epochs=3"]
@@ -92,22 +93,59 @@ def test_a_finished_sweep_computes_nothing_again_and_a_shorter_one_counts_no_oth
 def test_failures_are_rows_come_first_and_end_in_1(tmp_path):
     done = lorabench(*SMALL, "representation=norms", "seed=0,-1", "top_k=0", "output_dir=out", cwd=tmp_path, code=1)
     said = done.stdout
-    assert said.index("1 job of 2 not done") < said.index("seed=-1: a whole number") or "seed=-1  failed" in said
-    assert said.index("not done") < said.index("glyphs, category")
+    assert said.index("1 job of 2 not done") < said.index("glyphs, category")
+    assert "seed=-1: a whole number from 0" in said
     assert [status for *_, status in statuses(tmp_path / "out")] == ["done", "failed"]
     assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.slow
+def test_what_fails_before_a_run_says_why(tmp_path):
+    """Both a representation and a list of them: each job refuses."""
+    words = ["representation=norms", "representations=[stats],[norms]", "seed=0", "top_k=0", "output_dir=out"]
+    done = lorabench(*SMALL, *words, cwd=tmp_path, code=1)
+    assert done.stdout.count("a list of representations were chosen") >= 2
+    assert "queued" not in done.stdout
+
+
+@pytest.mark.slow
+def test_an_interrupted_rerun_counts_nothing_of_before_and_a_damaged_result_is_made_again(tmp_path):
+    words = [*SMALL, "representation=norms", "seed=0,1,2", "top_k=0", "output_dir=out"]
+    lorabench(*words, cwd=tmp_path)
+    whole = (tmp_path / "out" / "summary.csv").read_bytes()
+    running = subprocess.Popen(
+        [sys.executable, "-m", "lorabench", *words, "rerun=true"], cwd=tmp_path, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_sigint,
+    )  # fmt: skip
+    until = time.monotonic() + 120
+    while (tmp_path / "out" / "2" / "results.json").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode != 0
+    assert "Traceback" not in said
+    assert entries([tmp_path / "out"])[2].status.status == "queued"
+    lorabench(*words, cwd=tmp_path)
+    assert (tmp_path / "out" / "summary.csv").read_bytes() == whole
+    (tmp_path / "out" / "1" / "results.json").write_text("{")
+    done = lorabench(*words, cwd=tmp_path)
+    assert done.stdout.count("done before") == 2
+    assert (tmp_path / "out" / "summary.csv").read_bytes() == whole
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["output_dir=x,y"], "output_dir is one for all jobs of a sweep"),
+        (["rerun=true,false"], "rerun is one for all jobs"),
         (["representation=glob(zz*)"], "representation"),
         (["seed=interval(0,1)"], "seed: an interval has no end of values"),
         (["representaton=stats,norms"], "representaton"),
     ],
 )
 def test_axes_that_are_none_end_in_one_message(words, said, tmp_path):
-    done = lorabench("--multirun", *TINY_ZOO, *words, "output_dir=out", cwd=tmp_path, code=1)
+    done = lorabench("--multirun", *TINY_ZOO, "output_dir=out", *words, cwd=tmp_path, code=1)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("out/*/results.json"))

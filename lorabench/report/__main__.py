@@ -8,10 +8,9 @@ from pathlib import Path
 from lorabench.commands.frame import Outcome, run_single
 from lorabench.commands.options import path_name
 from lorabench.errors import explain_disk_errors
-from lorabench.report.comparison import compare
 from lorabench.report.folders import entries
 from lorabench.report.sheet import sheets_text
-from lorabench.report.sweeps import sheets_of, summary_of, write_files
+from lorabench.report.sweeps import all_done, compared, sheets_of, summary_of, write_files
 
 __all__ = ["EXAMPLE", "add_arguments", "main", "run"]
 
@@ -31,7 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> Outcome:
     """Read the folders; not ok where a run is not done."""
     runs = entries(args.folders)
-    found = compare(entry.result for entry in runs if entry.result is not None)
+    found = compared(runs)
     data = summary_of(runs, found)
     text = sheets_text(sheets_of(runs, found))
     if args.out is not None:
@@ -40,7 +39,7 @@ def run(args: Namespace) -> Outcome:
             out.mkdir(parents=True, exist_ok=True)
             write_files(out, data)
         text += f"Written to {out}"
-    return Outcome(data, text.rstrip(), all(entry.status.status == "done" for entry in runs))
+    return Outcome(data, text.rstrip(), all_done(runs))
 
 
 def main(argv: Sequence[str] | None = None, name: str = "python -m lorabench.report") -> int:

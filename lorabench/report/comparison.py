@@ -5,8 +5,9 @@ seed are several splits of one zoo, and what is said of their differences is cor
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -15,9 +16,12 @@ from lorabench.ablation.compare import CompareFinding
 from lorabench.ablation.inference import CorrectedT, corrected_t, holm
 from lorabench.results import Result
 
-__all__ = ["Cell", "Comparison", "compare"]
+__all__ = ["LEVEL", "Cell", "Comparison", "Standing", "compare", "differing"]
 
 LEVEL = 0.05
+_ROUNDING = 1e-9  # an error of a mean below it is that of float32
+_RANKING = ("folds", "baseline", "rank_on")
+_NO_SETTING = ("_target_", "_partial_", "cache_dir", "name", "together", "memory_gb", "load_from")
 
 
 @dataclass(frozen=True)
@@ -26,25 +30,31 @@ class Cell:
 
     Attributes:
         dataset: name of the zoo.
+        zoo: fingerprint of its content.
         target: what is predicted.
         classifier: its name.
         representation: its name.
+        place: options of the data set and of the split, by their names: cells that differ in one are not compared.
+        settings: options of classifier and representation, and of the ranking where layers are taken away.
         top_k: how many layers are taken away; 0 for all layers.
         features: length of the feature vector.
         accuracy: test accuracy of every (split, member) that ended well.
-        failed: errors of those that did not.
+        failed: error of every (split, member) that did not.
         chance: test accuracy of always naming the most frequent training class.
         test_to_train: test adapters a training adapter.
     """
 
     dataset: str
+    zoo: str
     target: str
     classifier: str
     representation: str
+    place: dict[str, str]
+    settings: dict[str, str]
     top_k: int
     features: int
     accuracy: dict[tuple[int, int], float]
-    failed: list[str]
+    failed: dict[tuple[int, int], str]
     chance: float
     test_to_train: float
 
@@ -59,13 +69,29 @@ class Cell:
         return float(np.std(list(self.accuracy.values()), ddof=1)) if len(self.accuracy) > 1 else math.nan
 
     @property
+    def table(self) -> tuple[object, ...]:
+        """What cells of one table have in common."""
+        return self.dataset, self.zoo, self.target, self.classifier, *sorted(self.place.items())
+
+    @property
+    def column(self) -> tuple[object, ...]:
+        """What cells that are compared have in common."""
+        return *self.table, self.top_k
+
+    @property
+    def row(self) -> tuple[object, ...]:
+        """What it is called by in its column."""
+        return self.representation, *sorted(self.settings.items())
+
+    @property
     def splits(self) -> int:
         """How many."""
         return len({split for split, _ in self.accuracy})
 
     def interval(self) -> tuple[float, float]:
         """95 % of the mean, by the corrected resampled t; NaN for one split."""
-        return self._over_splits(self.accuracy).interval() if self.accuracy else (math.nan, math.nan)
+        over = self._over_splits(self.accuracy) if self.accuracy else None
+        return over.interval() if over is not None and over.error > _ROUNDING else (math.nan, math.nan)
 
     def difference(self, other: "Cell") -> CorrectedT | None:
         """To another cell, paired by split and member; None where they have none in common."""
@@ -87,19 +113,24 @@ def _by_split(values: dict[tuple[int, int], float]) -> Float64[np.ndarray, "spli
 
 @dataclass(frozen=True)
 class Standing:
-    """How a cell stands beside the best of its column: the same zoo, target, classifier and `top_k`.
+    """How a cell stands beside the best of its column: the same zoo, split, target, classifier and `top_k`.
 
     Attributes:
         cell: it.
+        label: the representation, and the settings in which it is not like others of its table.
         best: whether no other has a higher mean.
         difference: to the best, paired; None for the best itself, or where nothing pairs them.
-        holm: p of that difference, corrected for all others of the column.
+        p: of that difference; NaN under three splits, and where it is the same on all of them: accuracies are counts
+            of few adapters, and equal counts are no small error.
+        holm: corrected for all others of the column.
         alone: of the best: whether every other is shown to be worse (Holm's p below 0.05).
     """
 
     cell: Cell
+    label: str
     best: bool = False
     difference: CorrectedT | None = None
+    p: float = math.nan
     holm: float = math.nan
     alone: bool = False
 
@@ -114,31 +145,48 @@ class Comparison:
 
     rows: list[Standing] = field(default_factory=list)
 
-    def column(self, like: Cell) -> list[Standing]:
-        """What stands beside a cell."""
-        return [row for row in self.rows if _column(row.cell) == _column(like)]
-
 
 def compare(results: Iterable[Result]) -> Comparison:
     """The cells of runs: what several runs know of one cell is put together, by split and member."""
     cells: dict[tuple[object, ...], Cell] = {}
     for result in results:
         for cell in _cells(result):
-            key = (*_column(cell), cell.representation)
+            key = cell.column, cell.row
             known = cells.get(key)
             if known is not None:
-                failed = known.failed + [error for error in cell.failed if error not in known.failed]
-                cell = replace(cell, accuracy={**known.accuracy, **cell.accuracy}, failed=failed)
+                accuracy, failed = {**known.accuracy, **cell.accuracy}, {**known.failed, **cell.failed}
+                cell = replace(cell, accuracy=accuracy, failed=failed)
             cells[key] = cell
     columns: dict[tuple[object, ...], list[Cell]] = {}
     for cell in cells.values():
-        columns.setdefault(_column(cell), []).append(cell)
-    standing = {id(row.cell): row for column in columns.values() for row in _stand(column)}
+        columns.setdefault(cell.column, []).append(cell)
+    labels = _labels(list(cells.values()))
+    standing = {id(row.cell): row for column in columns.values() for row in _stand(column, labels)}
     return Comparison([standing[id(cell)] for cell in cells.values()])
 
 
-def _column(cell: Cell) -> tuple[object, ...]:
-    return cell.dataset, cell.target, cell.classifier, cell.top_k
+def _labels(cells: Sequence[Cell]) -> dict[int, str]:
+    """What every cell is called: the representation, and what sets it apart from its namesakes in the table."""
+    namesakes: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in cells:
+        namesakes.setdefault((cell.table, cell.representation), []).append(cell)
+    found = {}
+    for alike in namesakes.values():
+        apart = differing([cell.settings for cell in alike])
+        for cell in alike:
+            own = [f"{name}={cell.settings[name]}" for name in apart if name in cell.settings]
+            found[id(cell)] = " ".join([cell.representation, *own])
+    return found
+
+
+def differing(settings: Sequence[dict[str, str]]) -> list[str]:
+    """Names of the options that are not the same in all.
+
+    >>> differing([{"rank": "2", "seed": "0"}, {"rank": "4", "seed": "0"}, {"seed": "0"}])
+    ['rank']
+    """
+    names = dict.fromkeys(name for one in settings for name in one)
+    return [name for name in names if len({one.get(name) for one in settings}) > 1]
 
 
 def _cells(result: Result) -> list[Cell]:
@@ -147,24 +195,33 @@ def _cells(result: Result) -> list[Cell]:
     if isinstance(result.ablation, CompareFinding):
         taken |= {arm.name: result.ablation.top_k for arm in result.ablation.arms if arm.kind == "top"}
     seed, fixed = int(result.config["seed"]), bool(result.split["by_source"])
+    config = result.config
+    place = _flat(config.get("dataset", {}), "dataset.") | _flat(config.get("split", {}), "split.")
     found = []
     for row in result.summary:
         if row.ablation not in taken:
             continue
+        settings = _flat(config.get("classifier", {}), "classifier.")
+        settings |= _flat(config.get("representations", {}).get(row.representation, {}), "")
+        if taken[row.ablation]:
+            settings |= _flat({"folds": config.get("folds"), **config.get("ablation", {})}, "", only=_RANKING)
+        of_row = [
+            run for run in result.runs if (run.representation, run.ablation) == (row.representation, row.ablation)
+        ]
+        by_member = {(0 if fixed else seed + run.split, run.seed): run for run in of_row}
         found.append(
             Cell(
                 dataset=str(result.dataset["name"]),
+                zoo=str(result.dataset.get("fingerprint", "")),
                 target=result.target,
                 classifier=row.classifier,
                 representation=row.representation,
+                place=place,
+                settings=settings,
                 top_k=taken[row.ablation],
                 features=row.features,
-                accuracy={
-                    (0 if fixed else seed + run.split, run.seed): run.metrics["test_accuracy"]
-                    for run in result.runs
-                    if (run.representation, run.ablation, run.error) == (row.representation, row.ablation, None)
-                },
-                failed=list(row.failed),
+                accuracy={key: run.metrics["test_accuracy"] for key, run in by_member.items() if run.error is None},
+                failed={key: run.error for key, run in by_member.items() if run.error is not None},
                 chance=result.chance,
                 test_to_train=result.split["test"] / result.split["train"],
             )
@@ -172,16 +229,30 @@ def _cells(result: Result) -> list[Cell]:
     return found
 
 
-def _stand(column: Sequence[Cell]) -> list[Standing]:
+def _flat(options: Mapping[str, Any], prefix: str, only: Collection[str] = ()) -> dict[str, str]:
+    """Options by their whole names, as text; without those that say where something is kept or how fast it is done."""
+    found: dict[str, str] = {}
+    for name, value in options.items():
+        if name in _NO_SETTING or (only and name not in only):
+            continue
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = str(value)
+    return found
+
+
+def _stand(column: Sequence[Cell], labels: Mapping[int, str]) -> list[Standing]:
     known = [cell for cell in column if cell.accuracy]
     if not known:
-        return [Standing(cell) for cell in column]
+        return [Standing(cell, labels[id(cell)]) for cell in column]
     best = max(known, key=lambda cell: cell.mean)
     differences = [None if cell is best else cell.difference(best) for cell in column]
-    adjusted = holm([math.nan if one is None else one.p for one in differences])
+    ps = [math.nan if one is None or one.freedom < 2 or one.error < _ROUNDING else one.p for one in differences]
+    adjusted = holm(ps)
     others = [p for cell, p in zip(column, adjusted, strict=True) if cell is not best]
     alone = bool(others) and all(p < LEVEL for p in others)
     return [
-        Standing(cell, cell is best, difference, p, cell is best and alone)
-        for cell, difference, p in zip(column, differences, adjusted, strict=True)
+        Standing(cell, labels[id(cell)], cell is best, difference, p, corrected, cell is best and alone)
+        for cell, difference, p, corrected in zip(column, differences, ps, adjusted, strict=True)
     ]

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabench.errors import LorabenchError
-from lorabench.jobs import JOBS, STATUS, Status, read_jobs, read_status
+from lorabench.jobs import JOBS, RESULTS, STATUS, Status, read_jobs, read_status
 from lorabench.results import Result, read_result
 
-__all__ = ["Entry", "entries"]
-
-_RESULTS = "results.json"
+__all__ = ["Entry", "entries", "result_in"]
 
 
 @dataclass(frozen=True)
@@ -41,31 +39,44 @@ def entries(folders: Sequence[Path]) -> list[Entry]:
     Raises:
         LorabenchError: a folder is neither.
     """
-    return [entry for folder in folders for entry in _entries(folder)]
+    return [entry for folder in dict.fromkeys(folders) for entry in _entries(folder)]
 
 
 def _entries(folder: Path) -> Iterator[Entry]:
     if (folder / JOBS).exists():
         for job in read_jobs(folder):
-            yield _entry(folder / job.folder, job.name, job.overrides)
-    elif (folder / STATUS).exists() or (folder / _RESULTS).exists():
-        yield _entry(folder, str(folder), [])
+            place = folder / job.folder
+            status = read_status(place)
+            if status.status == "done" and status.configuration != job.configuration:
+                status = Status("queued", error="what lies in its folder is another job's")
+            yield _entry(place, job.name, job.overrides, status)
+    elif (folder / STATUS).exists() or (folder / RESULTS).exists():
+        older = not (folder / STATUS).exists()
+        yield _entry(folder, str(folder), [], Status("done") if older else read_status(folder))
     else:
         raise LorabenchError(
-            f"{folder}: neither a run (it would have {_RESULTS} or {STATUS}) nor a sweep ({JOBS}). Give a "
-            'folder that a command named behind "Written to"'
+            f"{folder}: neither the folder of a run (it would have {RESULTS} or {STATUS}) nor of a sweep ({JOBS}). "
+            'Give one that a command named behind "Written to"'
         )
 
 
-def _entry(folder: Path, name: str, overrides: list[str]) -> Entry:
-    status = read_status(folder)
-    if not (folder / STATUS).exists() and (folder / _RESULTS).exists():
-        status = Status("done")  # an older run's
+def _entry(folder: Path, name: str, overrides: list[str], status: Status) -> Entry:
     if status.status != "done":
         return Entry(folder, name, overrides, status)
     try:
-        return Entry(folder, name, overrides, status, read_result(folder / _RESULTS))
-    except FileNotFoundError:
-        return Entry(folder, name, overrides, Status("failed", error=f"{_RESULTS} is missing"))
+        return Entry(folder, name, overrides, status, result_in(folder))
+    except LorabenchError as error:
+        return Entry(folder, name, overrides, Status("failed", error=str(error)))
+
+
+def result_in(folder: Path) -> Result:
+    """The result of the run in a folder.
+
+    Raises:
+        LorabenchError: it is not there, of another version, or damaged.
+    """
+    path = folder / RESULTS
+    try:
+        return read_result(path)
     except (OSError, ValueError) as error:
-        return Entry(folder, name, overrides, Status("failed", error=str(error).splitlines()[0]))
+        raise LorabenchError(f"{path} cannot be used ({str(error).splitlines()[0]}): run it again") from error

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorabench.report.comparison import Cell, Comparison, Standing, compare
+from lorabench.report.comparison import LEVEL, Cell, Comparison, Standing, compare, differing
 from lorabench.report.folders import Entry
 from lorabench.report.numbers import percent, spread
 from lorabench.report.sheet import Sheet, print_sheets
 from lorabench.storage import replace_file
 from lorabench.text import counted, to_json
 
-__all__ = ["sheets_of", "summary_of", "write_files", "write_summary"]
+__all__ = ["all_done", "compared", "sheets_of", "summary_of", "write_files", "write_summary"]
 
 
 def write_summary(folder: Path, runs: Sequence[Entry]) -> bool:
@@ -23,9 +23,19 @@ def write_summary(folder: Path, runs: Sequence[Entry]) -> bool:
     Returns:
         Whether every run is done.
     """
-    found = compare(run.result for run in runs if run.result is not None)
+    found = compared(runs)
     write_files(folder, summary_of(runs, found))
     print_sheets(sheets_of(runs, found))
+    return all_done(runs)
+
+
+def compared(runs: Sequence[Entry]) -> Comparison:
+    """The cells of all that has a result."""
+    return compare(run.result for run in runs if run.result is not None)
+
+
+def all_done(runs: Sequence[Entry]) -> bool:
+    """Whether every run has ended well."""
     return all(run.status.status == "done" for run in runs)
 
 
@@ -66,29 +76,33 @@ def sheets_of(runs: Sequence[Entry], found: Comparison) -> list[Sheet]:
                 text=("job", "status", "why"),
             )
         )
-    tables: dict[tuple[str, str, str], list[Standing]] = {}
+    tables: dict[tuple[object, ...], list[Standing]] = {}
     for row in found.rows:
-        tables.setdefault((row.cell.dataset, row.cell.target, row.cell.classifier), []).append(row)
-    return sheets + [_table(name, rows) for name, rows in tables.items()]
+        tables.setdefault(row.cell.table, []).append(row)
+    places = differing([rows[0].cell.place for rows in tables.values()])
+    return sheets + [_table(rows, places) for rows in tables.values()]
 
 
-def _table(name: tuple[str, str, str], rows: Sequence[Standing]) -> Sheet:
-    dataset, target, classifier = name
-    by_place = {(row.cell.representation, row.cell.top_k): row for row in rows}
-    names = list(dict.fromkeys(row.cell.representation for row in rows))
+def _table(rows: Sequence[Standing], places: Sequence[str]) -> Sheet:
+    """One table; `places` are options in which it differs from others."""
+    by_place = {(row.label, row.cell.top_k): row for row in rows}
+    names = list(dict.fromkeys(row.label for row in rows))
     taken = sorted({row.cell.top_k for row in rows})
-    cells = [row.cell for row in rows]
+    cells, first = [row.cell for row in rows], rows[0].cell
     splits, members = max(cell.splits for cell in cells), max(len(cell.accuracy) for cell in cells)
     caption = [
         f"test accuracy, mean ± std in %, of up to {counted(members, 'member')} on {counted(splits, 'split')}",
-        f"chance {100 * cells[0].chance:.1f}",
+        f"chance {100 * first.chance:.1f}",
     ]
-    for k in taken:
-        column = [row for row in rows if row.cell.top_k == k]
-        caption.append(f"{_what(k)}: {_best(column)}")
-    caption += [f"{cell.representation}, {_what(cell.top_k)}: {error}" for cell in cells for error in cell.failed]
+    caption += [f"{_what(k)}: {_best([row for row in rows if row.cell.top_k == k])}" for k in taken]
+    caption += [
+        f"{row.label}, {_what(row.cell.top_k)}: {error}"
+        for row in rows
+        for error in dict.fromkeys(row.cell.failed.values())
+    ]
+    apart = [f"{name}={first.place[name]}" for name in places if name in first.place]
     return Sheet(
-        title=f"{dataset}, {target}, {classifier}",
+        title=", ".join([first.dataset, first.target, first.classifier, *apart]),
         columns=("representation", *(_what(k) for k in taken)),
         rows=[(one, *(_cell(by_place.get((one, k))) for k in taken)) for one in names],
         caption=caption,
@@ -113,25 +127,34 @@ def _best(column: Sequence[Standing]) -> str:
     best = next((row for row in column if row.best), None)
     if best is None:
         return "nothing ended well"
-    name, others = best.cell.representation, [row for row in column if row is not best]
+    others = [row for row in column if row is not best and row.cell.accuracy]
     if not others:
-        return f"{name} alone was run"
+        return f"{best.label} has no other beside it"
     if best.alone:
-        return f"* {name} is better than every other (corrected t, Holm over {counted(len(others), 'comparison')})"
-    near = [row.cell.representation for row in others if not row.holm < 0.05]
-    return f"{name} has the highest mean, and is not told from {', '.join(near)}"
+        return (
+            f"* {best.label} is better than every other (corrected t, Holm over {counted(len(others), 'comparison')})"
+        )
+    said = f"{best.label} has the highest mean"
+    unpaired = [row.label for row in others if row.difference is None]
+    near = [row.label for row in others if row.difference is not None and not row.holm < LEVEL]
+    if near and best.cell.splits < 3:
+        return f"{said}; {counted(best.cell.splits, 'split')} cannot show more"
+    said += f", and is not told from {', '.join(near)}" if near else ""
+    return said + (f"; it has no split and member in common with {', '.join(unpaired)}" if unpaired else "")
 
 
 def _row(row: Standing) -> dict[str, Any]:
     cell: Cell = row.cell
     low, high = cell.interval()
     gap = row.difference
-    gap_low, gap_high = (math.nan, math.nan) if gap is None else gap.interval()
+    gap_low, gap_high = (math.nan, math.nan) if gap is None or math.isnan(row.p) else gap.interval()
     return {
         "dataset": cell.dataset,
+        "zoo": cell.zoo,
         "target": cell.target,
         "classifier": cell.classifier,
         "representation": cell.representation,
+        "label": row.label,
         "top_k": cell.top_k,
         "features": cell.features,
         "splits": cell.splits,
@@ -146,7 +169,7 @@ def _row(row: Standing) -> dict[str, Any]:
         "to_best": math.nan if gap is None else gap.mean,
         "to_best_low": gap_low,
         "to_best_high": gap_high,
-        "p": math.nan if gap is None else gap.p,
+        "p": row.p,
         "holm": row.holm,
         "chance": cell.chance,
     }

@@ -10,12 +10,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lorabench.configs import chosen_and_resolved, configuration_key, make
+from lorabench.configs import check_values, check_whole, chosen_and_resolved, configuration_key, make
 from lorabench.errors import LorabenchError
 from lorabench.jobs import STATUS, Job, Status, read_status
+from lorabench.report.folders import result_in
 from lorabench.text import counted
 
 __all__ = ["Planned", "combinations", "plan", "plan_text"]
+
+
+_OF_ALL = ("output_dir", "cache_dir", "dry_run", "rerun")
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,13 @@ def combinations(words: Sequence[str], loader: ConfigLoader) -> dict[str, list[s
     """
     axes: dict[str, list[str]] = {}
     for override in OverridesParser.create(config_loader=loader).parse_overrides(list(words)):
-        axes[override.get_key_element()] = _values(override)
+        axes[override.get_key_element().lstrip("+")] = _values(override)  # +seed and seed are one axis
     empty = [key for key, values in axes.items() if not values]
     if empty:
         raise LorabenchError(f"{empty[0]}: no name matches, so there is no job; name the values, or another pattern")
+    wrong = [key for key in _OF_ALL if len(axes.get(key, [])) > 1]
+    if wrong:
+        raise LorabenchError(f"{wrong[0]} is one for all jobs of a sweep: give one value")
     several = [len(values) > 1 for values in axes.values()]
     return {
         " ".join(itertools.compress(overrides, several)) or "the only job": list(overrides)
@@ -66,10 +73,11 @@ def _values(override: Override) -> list[str]:
 
 
 def plan(folder: Path, jobs: Mapping[str, list[str]], config: DictConfig, loader: ConfigLoader) -> list[Planned]:
-    """Where every job writes, and whether it is done.
+    """Where every job writes, and whether it is done; combinations that come to the same are one job.
 
     A job takes the folder of an earlier one of the same configuration and code, if the sweep's folder has one; it is
-    done if that one is, the zoo is still the same, and `rerun` is false. The others take the next free numbers.
+    done if that one is, its results can be read, the zoo is still the same (a dry run does not look), and `rerun` is
+    false. The others take the next free numbers.
 
     Args:
         folder: the sweep's.
@@ -80,23 +88,40 @@ def plan(folder: Path, jobs: Mapping[str, list[str]], config: DictConfig, loader
     known: dict[str, tuple[str, Status]] = {}
     for file in sorted(folder.glob(f"*/{STATUS}")):
         status = read_status(file.parent)
-        if status.configuration is not None:
-            known[status.configuration] = file.parent.name, status
-    taken = {name for name, _ in known.values()}
-    free = (str(number) for number in itertools.count() if str(number) not in taken)
-    fingerprints: dict[str, str] = {}
-    planned = []
+        key = status.configuration or ""
+        if key and (key not in known or status.status == "done"):
+            known[key] = file.parent.name, status
+    there = {path.name for path in folder.glob("*")}
+    free = (str(number) for number in itertools.count() if str(number) not in there)
+    zoos: dict[str, str] = {}
+    planned: dict[str, Planned] = {}
     for title, overrides in jobs.items():
         cfg, key = _composed(overrides, config, loader)
         place, status = known.get(key, ("", Status("queued")))
-        done = False
-        if status.status == "done" and not config.rerun:
-            source = OmegaConf.to_yaml(cfg.dataset, resolve=True)
-            if source not in fingerprints:
-                fingerprints[source] = make(cfg.dataset).fingerprint
-            done = status.fingerprint == fingerprints[source]
-        planned.append(Planned(Job(place or next(free), title, overrides), status, done))
-    return planned
+        done = not config.rerun and status.status == "done" and _readable(folder / place)
+        if done and not config.dry_run:
+            done = status.fingerprint == _fingerprint(cfg, zoos)
+        if key not in planned or not key:
+            planned[key or title] = Planned(Job(place or next(free), title, overrides, key), status, done)
+    return list(planned.values())
+
+
+def _readable(folder: Path) -> bool:
+    try:
+        result_in(folder)
+    except LorabenchError:
+        return False
+    return True
+
+
+def _fingerprint(cfg: DictConfig, zoos: dict[str, str]) -> str:
+    source = OmegaConf.to_yaml(cfg.dataset, resolve=True)
+    if source not in zoos:
+        try:
+            zoos[source] = make(cfg.dataset).fingerprint
+        except LorabenchError:  # the job will say so
+            zoos[source] = ""
+    return zoos[source]
 
 
 def _composed(overrides: list[str], config: DictConfig, loader: ConfigLoader) -> tuple[DictConfig, str]:
@@ -105,8 +130,9 @@ def _composed(overrides: list[str], config: DictConfig, loader: ConfigLoader) ->
     choices = dict(cfg.hydra.runtime.choices)
     with open_dict(cfg):
         del cfg["hydra"]
-    cfg.cache_dir = str(Path(cfg.cache_dir).expanduser().resolve())
     try:
+        check_whole(cfg)
+        check_values(cfg, choices)
         return cfg, configuration_key(chosen_and_resolved(cfg, choices)[1])
     except LorabenchError:
         return cfg, ""
@@ -119,7 +145,9 @@ def plan_text(planned: Sequence[Planned]) -> str:
     took = [one.status.seconds for one in planned if one.done and one.status.seconds is not None]
     peaks = [one.status.peak_memory_mb for one in planned if one.done and one.status.peak_memory_mb is not None]
     guess = "; none is done, by which the time could be reckoned"
-    if took and peaks:
+    if not left:
+        guess = ""
+    elif took and peaks:
         seconds = left * sum(took) / len(took)
         guess = f", in about {seconds:.0f} s one after another and {max(peaks):.0f} MB, going by those that are done"
     return "\n".join([*lines, f"{counted(len(planned), 'job')}, {left} to run{guess}"])

@@ -14,7 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from lorabench.errors import LorabenchError, explain_disk_errors
-from lorabench.jobs import STATUS, Job, write_jobs
+from lorabench.jobs import Job, queue, write_jobs
 
 __all__ = ["ProductSweeper"]
 
@@ -52,53 +52,78 @@ class ProductSweeper(Sweeper):
             self._sweep(arguments)
         except LorabenchError as error:
             sys.exit(f"lorabench: {error}")
+        except KeyboardInterrupt:
+            sys.exit("lorabench: interrupted. What is finished (jobs, members) is kept: give the same command again.")
 
     def _sweep(self, arguments: list[str]) -> None:
         from lorabench.sweeps.plan import combinations, plan, plan_text  # torch is not for `--help`
 
-        folder = Path(self._whole.hydra.sweep.dir)
+        folder = self._folder()
         jobs = combinations([f"{name}={value}" for name, value in self._params.items()] + arguments, self._loader)
         if self._whole.dry_run:
             sys.stdout.write(plan_text(plan(folder, jobs, self._whole, self._loader)) + "\n")
             return
-        with explain_disk_errors(folder, _REMEDY):
-            folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
             planned = plan(folder, jobs, self._whole, self._loader)
             left = [one.job for one in planned if not one.done]
             with explain_disk_errors(folder, _REMEDY):
+                for old in folder.glob("summary.*"):  # of other jobs, or of these before they are run again
+                    old.unlink()
                 write_jobs(folder, [one.job for one in planned])
                 OmegaConf.save(self._whole, folder / "multirun.yaml")
-                for job in left:  # they are queued
-                    (folder / job.folder / STATUS).unlink(missing_ok=True)
+                for job in left:
+                    queue(folder, job)
             self._run(folder, [one.job for one in planned], left)
+
+    def _folder(self) -> Path:
+        """The sweep's; Hydra has been given another where `output_dir` is none."""
+        wanted, folder = self._whole.output_dir, Path(self._whole.hydra.sweep.dir)
+        if wanted is not None:
+            if not wanted or not isinstance(wanted, str):
+                raise LorabenchError(f"output_dir={wanted!r}: the name of a folder is needed")
+            folder = Path(wanted)
+        with explain_disk_errors(folder, _REMEDY):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _run(self, folder: Path, jobs: Sequence[Job], left: Sequence[Job]) -> None:
         from lorabench.report.folders import entries
         from lorabench.report.sweeps import write_summary
         from lorabench.sweeps.watch import watched
 
-        ended = False
         try:
             with watched(folder, jobs):
                 if left:
                     # Launchers number the jobs of a call one after another; these write where the plan says.
-                    overrides = [[*job.overrides, f"hydra.sweep.subdir={job.folder}"] for job in left]
+                    overrides = [
+                        [*job.overrides, f"hydra.sweep.dir={_quoted(folder)}", f"hydra.sweep.subdir={job.folder}"]
+                        for job in left
+                    ]
                     self._launcher.launch(overrides, initial_job_idx=0)
-            ended = True
         finally:
             with explain_disk_errors(folder, _REMEDY):
                 done = write_summary(folder, entries([folder]))
             sys.stdout.write(f"Written to {folder}\n")
-            if not (done and ended):
-                sys.exit(1)
+            sys.stdout.flush()
+        if not done:
+            sys.exit(1)
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Refuse a folder that another sweep is writing to."""
+    lock = FileLock(folder / ".sweep.lock", timeout=0)
     try:
-        with FileLock(folder / ".sweep.lock", timeout=0):
-            yield
+        with explain_disk_errors(folder, _REMEDY):
+            lock.acquire()
     except Timeout:
         raise LorabenchError(f"another sweep is at work in {folder}: wait for it, or give another output_dir") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _quoted(folder: Path) -> str:
+    """A path in Hydra's syntax."""
+    return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
