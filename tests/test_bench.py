@@ -119,9 +119,9 @@ def test_one_part_of_the_gpu_benchmark_alone(capsys, monkeypatch):
 
 def test_an_autoencoder_that_fails_is_a_row_that_says_why():
     zoo = hub_zoo(60, 8)
-    failed = learned_gpu.measure("vae", learned_gpu.LEARNED["vae"](epochs=0), zoo, torch.device("cpu"))
+    failed = learned_gpu.measure("vae", learned_gpu.LEARNED["vae"](latent_dim=100000), zoo, torch.device("cpu"))
     assert (failed.units, failed.epochs, failed.peak) == (0, 0, 0)
-    assert "representation.epochs=0" in failed.as_row("180 s")
+    assert "representation.latent_dim=100000" in failed.as_row("180 s")
 
 
 def test_a_machine_without_a_gpu_is_told_so_in_one_line(bare):

@@ -197,8 +197,8 @@ def test_pca_streams_and_never_reads_all_rows_at_once(monkeypatch: pytest.Monkey
     ("representation", "said"),
     [
         (PCA(components=0), "components=0"),
-        (PCA(scope="module"), "'layer' and 'all'"),
-        (DeltaPCA(scope="layer"), "'module' and 'all'"),
+        (PCA(scope="module"), "allowed are layer and all"),
+        (DeltaPCA(scope="layer"), "allowed are module and all"),
         (DeltaPCA(sketch=0), "sketch=0"),
         (DeltaPCA(components=-1), "components=-1"),
     ],

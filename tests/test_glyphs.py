@@ -300,7 +300,7 @@ def test_the_callers_torch_is_left_alone(tmp_path):
         ({"seed": -1}, r"seed=-1: a whole number from 0"),
         ({"learning_rate": 0.0}, r"learning_rate=0.0: a number above 0"),
         ({"learning_rate": float("nan")}, r"learning_rate=nan: a number above 0"),
-        ({"name": "../zoo"}, r"name='../zoo': letters, digits"),
+        ({"name": "../zoo"}, r"name=../zoo: letters, digits"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, wrong, message):

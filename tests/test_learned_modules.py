@@ -241,7 +241,7 @@ def test_layers_are_those_of_the_issue() -> None:
         assert model.decoder(model.encode(x)).shape == (3, 100)
         assert torch.equal(model(x * 2 + 1), model.encode(x * 2 + 1)), "uncalibrated: mean 0, scale 1"
     assert ContrastiveModule(in_features=100, latent_dim=10, seed=0).head(torch.randn(2, 10)).shape == (2, 64)
-    with pytest.raises(LorabenchError, match=r"representation\.dropout=1\.5"):
+    with pytest.raises(LorabenchError, match=r"p=1\.5"):
         DenoisingModule(in_features=9, latent_dim=2, seed=0, dropout=1.5)
 
 
