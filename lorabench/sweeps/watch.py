@@ -70,7 +70,7 @@ def _words(status: Status) -> str:
     return f"{status.status}{took}" + (f" ({status.error})" if status.error else "")
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: float | int) -> str:
     """A time for people.
 
     >>> _duration(12.3), _duration(200), _duration(9000)
