@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError, explain_disk_errors
-from lorabench.jobs import Note, read_status
+from lorabench.jobs import Note, output_folder, read_status
 
 __all__ = ["main"]
 
@@ -44,11 +44,7 @@ def _choices(settings: Any) -> dict[str, str | None]:
 
 def _check(cfg: DictConfig, overrides: list[str], ablation: str) -> None:
     """What Hydra has let pass."""
-    if cfg.output_dir is not None:
-        if not cfg.output_dir or not isinstance(cfg.output_dir, str):
-            raise LorabenchError(f"output_dir={cfg.output_dir!r}: the name of a folder is needed")
-        with explain_disk_errors(Path(cfg.output_dir), "Take another output_dir."):
-            Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)
+    output_folder(cfg.output_dir)
     if cfg.dry_run:
         raise LorabenchError("dry_run=true lists the jobs of a sweep: give --multirun too")
     single = [word for word in overrides if word.startswith("representation=")]

@@ -1,6 +1,7 @@
 """Configurations: composed, held to the types of their yaml, and made into objects."""
 
-import hashlib
+import functools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError
+from lorabench.evaluation.journal import digest, source_code
 from lorabench.options import AtLeast, AtMost, OneOf, check_arguments
 from lorabench.representations import Representation
 from lorabench.representations.learned import Learned
@@ -232,12 +234,17 @@ def configuration_key(config: Mapping[str, Any]) -> str:
     """A key for all of a configuration that changes numbers, and for the code that computes them."""
     parts = {name: value for name, value in config.items() if name not in _NO_NUMBERS}
     parts["dataset"] = {name: value for name, value in config["dataset"].items() if name != "cache_dir"}
+    return digest(config=json.loads(to_json(parts)), code=_code())
+
+
+@functools.cache
+def _code() -> str:
+    """Hash of the sources of members (`source_code`) and of what is made of them."""
     package = Path(__file__).parent
-    rooms = ("ablation", "classifiers", "evaluation", "representations", "training", "zoo")
-    files = [path for room in rooms for path in (package / room).glob("*.py")]
+    files = [path for room in ("ablation", "zoo") for path in (package / room).glob("*.py")]
     files += [package / "adapters" / "places.py"]  # what layers are grouped by
-    files += [package / f"{name}.py" for name in ("data", "engines", "findings", "lowrank", "pipeline", "results")]
-    return hashlib.sha256(f"{to_json(parts)} {files_hash(*sorted(files))}".encode()).hexdigest()[:40]
+    files += [package / f"{name}.py" for name in ("findings", "pipeline", "results")]
+    return f"{source_code()} {files_hash(*sorted(files))}"
 
 
 def _resolved(cfg: DictConfig, chosen: dict[str, DictConfig]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from lorabench.errors import LorabenchError
+from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.options import AtLeast, AtMost, OneOf, check_arguments
 from lorabench.storage import replace_file
 from lorabench.text import to_json
@@ -29,6 +29,7 @@ __all__ = [
     "Note",
     "State",
     "Status",
+    "output_folder",
     "queue",
     "read_jobs",
     "read_status",
@@ -38,7 +39,6 @@ __all__ = [
 
 STATUS, JOBS, RESULTS = "status.json", "sweep.json", "results.json"
 State = Literal["queued", "running", "killed", "interrupted", "failed", "done"]
-_STATES = ("queued", "running", "killed", "interrupted", "failed", "done")
 _KIB_PER_MB = 1e6 / 1024 if sys.platform != "darwin" else 1e6  # ru_maxrss counts bytes there
 
 
@@ -59,7 +59,7 @@ class Status:
         host: name of its machine.
     """
 
-    status: Annotated[str, OneOf(_STATES)]
+    status: Annotated[str, OneOf(get_args(State))]
     error: str | None = None
     seconds: Annotated[float | int | None, AtLeast(0)] = None
     peak_memory_mb: Annotated[float | int | None, AtLeast(0)] = None
@@ -113,6 +113,22 @@ class Note:
 
     def _write(self, status: State) -> None:
         replace_file(self._path, f"{to_json({'status': status, **self._known})}\n")
+
+
+def output_folder(output_dir: Any) -> Path | None:
+    """The folder that the option `output_dir` names, which is made; None where it names none.
+
+    Raises:
+        LorabenchError: it is no name, or no folder can be made of it.
+    """
+    if output_dir is None:
+        return None
+    if not output_dir or not isinstance(output_dir, str):
+        raise LorabenchError(f"output_dir={output_dir!r}: the name of a folder is needed")
+    folder = Path(output_dir)
+    with explain_disk_errors(folder, "Take another output_dir."):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @contextmanager

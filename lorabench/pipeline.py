@@ -37,7 +37,7 @@ from lorabench.evaluation import Clock, Evaluator
 from lorabench.evaluation.chance import chance
 from lorabench.evaluation.latent import latent_summary
 from lorabench.findings import RankedFinding
-from lorabench.jobs import status_of
+from lorabench.jobs import RESULTS, status_of
 from lorabench.progress import bar
 from lorabench.published import published_results
 from lorabench.report import table_text, write_figures
@@ -295,7 +295,7 @@ def _write(result: Result, folder: Path) -> None:
     for one in (folder / "fitted").glob("*"):
         if one.name not in {_folder_name(name) for name in result.learned}:
             shutil.rmtree(one)  # of an earlier run: its split was another
-    result.write(folder / "results.json")
+    result.write(folder / RESULTS)
     replace_file(folder / "results.txt", table_text(result))
     found = result.ablation
     if isinstance(found, RankedFinding):
@@ -308,4 +308,4 @@ def _write(result: Result, folder: Path) -> None:
     with bar("Pictures") as shown:
         write_figures(result, folder, shown.advance)
     result.seconds["pictures"] = time.perf_counter() - started
-    result.write(folder / "results.json")
+    result.write(folder / RESULTS)

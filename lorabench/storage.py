@@ -249,22 +249,26 @@ def refuse_overwriting(path: Path, force: bool, option: str = "--out", folder: b
 
 
 @contextmanager
-def locked(path: Path, remedy: str = _REMEDY) -> Iterator[None]:
+def locked(path: Path, remedy: str = _REMEDY, busy: str | None = None) -> Iterator[None]:
     """Let one process at a time go on; the system frees the lock of a process that dies.
 
     Args:
         path: the lock's file, which is made.
         remedy: what to do where it cannot be.
+        busy: what is said where another process goes on; None: it is waited for.
 
     Raises:
-        LorabenchError: the lock cannot be made there.
+        LorabenchError: the lock cannot be made there, or another process has it and is not waited for.
     """
-    from filelock import FileLock  # only what trains a zoo needs it
+    from filelock import FileLock, Timeout  # few need it
 
     with explain_disk_errors(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(path)
-        held.acquire()
+        held = FileLock(path, timeout=-1 if busy is None else 0)
+        try:
+            held.acquire()
+        except Timeout:
+            raise LorabenchError(busy or "") from None
     try:
         yield
     finally:

@@ -93,7 +93,7 @@ def test_means_intervals_and_ps_are_those_of_the_formulas(splits):
     }
     best = max(names, key=lambda name: values[name].mean())
     ps = {}
-    for row in found.rows:
+    for row in found:
         name = row.cell.representation
         assert row.cell.mean == pytest.approx(values[name].mean())
         assert row.cell.std == pytest.approx(values[name].std(ddof=1))
@@ -113,7 +113,7 @@ def test_means_intervals_and_ps_are_those_of_the_formulas(splits):
     for i, name in enumerate(ordered):
         running = max(running, min(1.0, (len(ordered) - i) * ps[name]))
         expected[name] = running
-    for row in found.rows:
+    for row in found:
         name = row.cell.representation
         if splits < 3:
             assert not row.alone
@@ -126,20 +126,20 @@ def test_means_intervals_and_ps_are_those_of_the_formulas(splits):
 
 def test_one_split_shows_nothing_to_be_better():
     found = compare([a_result({"a": [0.9, 0.9], "b": [0.1, 0.1]})])
-    assert [row.best for row in found.rows] == [True, False]
-    assert not any(row.alone for row in found.rows)
-    assert all(math.isnan(row.holm) for row in found.rows)
+    assert [row.best for row in found] == [True, False]
+    assert not any(row.alone for row in found)
+    assert all(math.isnan(row.holm) for row in found)
 
 
 def test_rows_without_the_best_layers_stand_by_their_number_and_controls_stand_nowhere():
     found = compare([a_result({"a": [0.8, 0.7]}, top_k=3), a_result({"a": [0.8, 0.7]}, top_k=0)])
-    assert {row.cell.top_k: pytest.approx(row.cell.mean) for row in found.rows} == {0: 0.75, 3: 0.65}
+    assert {row.cell.top_k: pytest.approx(row.cell.mean) for row in found} == {0: 0.75, 3: 0.65}
 
 
 def test_zoos_are_never_mixed_and_one_member_counts_once():
     same = a_result({"a": [0.8, 0.7]})
     found = compare([same, same, a_result({"a": [0.2, 0.1]}, dataset="other")])
-    assert [(row.cell.dataset, len(row.cell.accuracy)) for row in found.rows] == [("glyphs", 2), ("other", 2)]
+    assert [(row.cell.dataset, len(row.cell.accuracy)) for row in found] == [("glyphs", 2), ("other", 2)]
 
 
 def test_runs_of_other_options_are_other_rows_and_of_another_zoo_or_split_another_table(capsys, tmp_path):
@@ -150,7 +150,7 @@ def test_runs_of_other_options_are_other_rows_and_of_another_zoo_or_split_anothe
         a_result({"a": [0.4, 0.3]}, classifier={"learning_rate": 0.1}, split={"test": 0.3}),
         a_result({"a": [0.2, 0.1]}, classifier={"learning_rate": 0.1}, representations={"a": {"on": "delta"}}),
     ]
-    rows = compare(found).rows
+    rows = compare(found)
     assert [row.label for row in rows] == [
         "a classifier.learning_rate=0.1",
         "a classifier.learning_rate=0.001",
@@ -171,11 +171,11 @@ def test_runs_of_other_options_are_other_rows_and_of_another_zoo_or_split_anothe
 def test_differences_that_are_the_same_on_all_splits_show_nothing():
     """Accuracies are counts of few adapters: equal ones are no small error."""
     results = [a_result({"a": [0.8 - 0.1 * seed], "b": [0.75 - 0.1 * seed]}, seed=seed) for seed in range(4)]
-    rows = compare(results).rows
+    rows = compare(results)
     assert [row.best for row in rows] == [True, False]
     assert not any(row.alone for row in rows)
     assert math.isnan(rows[1].p)
-    (row,) = compare([a_result({"a": [0.5]}, seed=seed) for seed in range(3)]).rows
+    (row,) = compare([a_result({"a": [0.5]}, seed=seed) for seed in range(3)])
     assert all(map(math.isnan, row.cell.interval()))
 
 
@@ -194,9 +194,9 @@ def test_a_job_whose_folder_has_anothers_results_is_not_done(tmp_path):
 
 
 def test_a_member_that_failed_is_counted_and_is_in_no_mean():
-    (row,) = compare([a_result({"a": [0.8, 0.6]}, failed=["seed 99: nan"])]).rows
+    (row,) = compare([a_result({"a": [0.8, 0.6]}, failed=["seed 99: nan"])])
     assert (row.cell.mean, row.cell.failed) == (pytest.approx(0.7), {(0, 99): "seed 99: nan"})
-    (row,) = compare([a_result({"a": []}, failed=["seed 99: nan"])]).rows
+    (row,) = compare([a_result({"a": []}, failed=["seed 99: nan"])])
     assert math.isnan(row.cell.mean)
     assert not row.best
 

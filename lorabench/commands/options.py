@@ -44,7 +44,7 @@ def add_options(
 
     >>> from typing import Annotated
     >>> from dataclasses import dataclass
-    >>> from lorabench.options import Allowed, Help
+    >>> from lorabench.options import Help
     >>> @dataclass(frozen=True)
     ... class Recipe:
     ...     rank: Annotated[int | None, Help("of each module"), AtLeast(1)] = None

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lorabench.conf_dir import conf_dir
 from lorabench.configs import make
 from lorabench.errors import LorabenchError
+from lorabench.jobs import RESULTS
 from lorabench.representations.fitted import read_index
 from lorabench.representations.vae import VAE
 from lorabench.zoo import Zoo
@@ -54,7 +55,7 @@ def read_run(run: Path, representation: str | None = None) -> FittedRun:
     Raises:
         LorabenchError: there is no results.json, no VAE, or several of them.
     """
-    path = run / "results.json"
+    path = run / RESULTS
     try:
         said = json.loads(path.read_text())
         config = said["config"]

@@ -6,7 +6,7 @@ seed are several splits of one zoo, and what is said of their differences is cor
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from lorabench.ablation.compare import CompareFinding
 from lorabench.ablation.inference import CorrectedT, corrected_t, holm
 from lorabench.results import Result
 
-__all__ = ["LEVEL", "Cell", "Comparison", "Standing", "compare", "differing"]
+__all__ = ["LEVEL", "Cell", "Standing", "compare", "differing"]
 
 LEVEL = 0.05
 _ROUNDING = 1e-9  # an error of a mean below it is that of float32
@@ -135,18 +135,7 @@ class Standing:
     alone: bool = False
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """All cells of some runs.
-
-    Attributes:
-        rows: in the order of the runs.
-    """
-
-    rows: list[Standing] = field(default_factory=list)
-
-
-def compare(results: Iterable[Result]) -> Comparison:
+def compare(results: Iterable[Result]) -> list[Standing]:
     """The cells of runs: what several runs know of one cell is put together, by split and member."""
     cells: dict[tuple[object, ...], Cell] = {}
     for result in results:
@@ -162,7 +151,7 @@ def compare(results: Iterable[Result]) -> Comparison:
         columns.setdefault(cell.column, []).append(cell)
     labels = _labels(list(cells.values()))
     standing = {id(row.cell): row for column in columns.values() for row in _stand(column, labels)}
-    return Comparison([standing[id(cell)] for cell in cells.values()])
+    return [standing[id(cell)] for cell in cells.values()]
 
 
 def _labels(cells: Sequence[Cell]) -> dict[int, str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorabench.report.comparison import LEVEL, Cell, Comparison, Standing, compare, differing
+from lorabench.report.comparison import LEVEL, Cell, Standing, compare, differing
 from lorabench.report.folders import Entry
 from lorabench.report.numbers import percent, spread
 from lorabench.report.sheet import Sheet, print_sheets
@@ -29,7 +29,7 @@ def write_summary(folder: Path, runs: Sequence[Entry]) -> bool:
     return all_done(runs)
 
 
-def compared(runs: Sequence[Entry]) -> Comparison:
+def compared(runs: Sequence[Entry]) -> list[Standing]:
     """The cells of all that has a result."""
     return compare(run.result for run in runs if run.result is not None)
 
@@ -45,7 +45,7 @@ def write_files(folder: Path, summary: dict[str, Any]) -> None:
     replace_file(folder / "summary.csv", _csv(summary["table"]))
 
 
-def summary_of(runs: Sequence[Entry], found: Comparison) -> dict[str, Any]:
+def summary_of(runs: Sequence[Entry], found: Sequence[Standing]) -> dict[str, Any]:
     """Runs and cells as data: accuracies are shares, not percent; what is not defined is NaN."""
     jobs = [
         {
@@ -60,10 +60,10 @@ def summary_of(runs: Sequence[Entry], found: Comparison) -> dict[str, Any]:
         }
         for run in runs
     ]
-    return {"jobs": jobs, "table": [_row(one) for one in found.rows]}
+    return {"jobs": jobs, "table": [_row(one) for one in found]}
 
 
-def sheets_of(runs: Sequence[Entry], found: Comparison) -> list[Sheet]:
+def sheets_of(runs: Sequence[Entry], found: Sequence[Standing]) -> list[Sheet]:
     """What is not done, where there is such a run, and a table of every zoo, target and classifier."""
     undone = [run for run in runs if run.status.status != "done"]
     sheets = []
@@ -77,7 +77,7 @@ def sheets_of(runs: Sequence[Entry], found: Comparison) -> list[Sheet]:
             )
         )
     tables: dict[tuple[object, ...], list[Standing]] = {}
-    for row in found.rows:
+    for row in found:
         tables.setdefault(row.cell.table, []).append(row)
     places = differing([rows[0].cell.place for rows in tables.values()])
     return sheets + [_table(rows, places) for rows in tables.values()]

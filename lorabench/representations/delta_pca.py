@@ -126,7 +126,6 @@ class DeltaPCA(Representation):
             LorabenchError: an option is not allowed, or there are no rows.
         """
         check_rows(zoo)
-        self.check()
         self.bases_: dict[str, Dual | Sketch] = {}
         for unit in track(self.units(zoo), "principal components of ΔW"):
             modules, place = self._modules(zoo, unit), product_device(device)

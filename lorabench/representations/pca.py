@@ -65,7 +65,6 @@ class PCA(Representation):
             LorabenchError: an option is not allowed, or there are no rows.
         """
         check_rows(zoo)
-        self.check()
         self.bases_: dict[str, tuple[tuple[str, ...], Basis]] = {}
         for unit in track(self.units(zoo), "principal components"):
             layers, seed = self.layers_of(zoo, unit), unit_seed(self.seed, unit)

@@ -1,12 +1,10 @@
 """Hydra's `--multirun` over all combinations of the axes: it never computes twice, and trusts nothing but the disk."""
 
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
@@ -14,7 +12,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from lorabench.errors import LorabenchError, explain_disk_errors
-from lorabench.jobs import Job, queue, write_jobs
+from lorabench.jobs import Job, output_folder, queue, write_jobs
+from lorabench.storage import locked
 
 __all__ = ["ProductSweeper"]
 
@@ -58,12 +57,13 @@ class ProductSweeper(Sweeper):
     def _sweep(self, arguments: list[str]) -> None:
         from lorabench.sweeps.plan import combinations, plan, plan_text  # torch is not for `--help`
 
-        folder = self._folder()
+        folder = output_folder(self._whole.output_dir) or Path(self._whole.hydra.sweep.dir)
         jobs = combinations([f"{name}={value}" for name, value in self._params.items()] + arguments, self._loader)
         if self._whole.dry_run:
             sys.stdout.write(plan_text(plan(folder, jobs, self._whole, self._loader)) + "\n")
             return
-        with _alone(folder):
+        busy = f"another sweep is at work in {folder}: wait for it, or give another output_dir"
+        with locked(folder / ".sweep.lock", _REMEDY, busy):
             planned = plan(folder, jobs, self._whole, self._loader)
             left = [one.job for one in planned if not one.done]
             with explain_disk_errors(folder, _REMEDY):
@@ -74,17 +74,6 @@ class ProductSweeper(Sweeper):
                 for job in left:
                     queue(folder, job)
             self._run(folder, [one.job for one in planned], left)
-
-    def _folder(self) -> Path:
-        """The sweep's; Hydra has been given another where `output_dir` is none."""
-        wanted, folder = self._whole.output_dir, Path(self._whole.hydra.sweep.dir)
-        if wanted is not None:
-            if not wanted or not isinstance(wanted, str):
-                raise LorabenchError(f"output_dir={wanted!r}: the name of a folder is needed")
-            folder = Path(wanted)
-        with explain_disk_errors(folder, _REMEDY):
-            folder.mkdir(parents=True, exist_ok=True)
-        return folder
 
     def _run(self, folder: Path, jobs: Sequence[Job], left: Sequence[Job]) -> None:
         from lorabench.report.folders import entries
@@ -107,21 +96,6 @@ class ProductSweeper(Sweeper):
             sys.stdout.flush()
         if not done:
             sys.exit(1)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Refuse a folder that another sweep is writing to."""
-    lock = FileLock(folder / ".sweep.lock", timeout=0)
-    try:
-        with explain_disk_errors(folder, _REMEDY):
-            lock.acquire()
-    except Timeout:
-        raise LorabenchError(f"another sweep is at work in {folder}: wait for it, or give another output_dir") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _quoted(folder: Path) -> str:
