@@ -1,5 +1,6 @@
 """Hydra's application: runs of the pipeline, their sweeps, and what Hydra itself answers."""
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lorabench.conf_dir import conf_dir
-from lorabench.errors import LorabenchError, explain_disk_errors
-from lorabench.jobs import Note, output_folder, read_status
+from lorabench.errors import LorabenchError
+from lorabench.jobs import output_folder
 
 __all__ = ["main"]
 
@@ -71,20 +72,14 @@ def main(cfg: DictConfig) -> float:
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     try:
-        choices = _choices(settings)
-        from lorabench.configs import check_whole
-
-        check_whole(cfg)
-        _check(cfg, list(settings.overrides.task), str(choices.get("ablation")))
         # `--help`, `--cfg` and shell completion answer without torch.
         from lorabench.pipeline import run
         from lorabench.report import print_table
 
-        result = run(cfg, folder, choices)
+        choices = _choices(settings)
+        check = functools.partial(_check, cfg, list(settings.overrides.task), str(choices.get("ablation")))
+        result = run(cfg, folder, choices, check)
     except LorabenchError as error:
-        if read_status(folder).status != "failed":  # before the run itself could say so
-            with explain_disk_errors(folder, "Give another output_dir."):
-                Note(folder).ended("failed", f"LorabenchError: {error}")
         raise CompactHydraException(f"lorabench: {error}") from None
     except KeyboardInterrupt:
         sys.exit(

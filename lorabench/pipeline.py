@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lorabench.ablation.compare import CompareFinding
 from lorabench.classifiers import ClassifierFactory
 from lorabench.configs import (
     check_values,
+    check_whole,
     chosen_and_resolved,
     configuration_key,
     deviations,
@@ -56,18 +57,23 @@ __all__ = ["run"]
 _LOG = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig, folder: Path, names: dict[str, str | None]) -> Result:
+def run(
+    cfg: DictConfig, folder: Path, names: dict[str, str | None], check: Callable[[], None] = lambda: None
+) -> Result:
     """Read the zoo, compute the features, train the members, and write everything into `folder`.
 
     Args:
         cfg: the configuration, `conf/config.yaml` and what was chosen.
         folder: the run's folder: results.json, results.txt, status.json and pictures.
         names: what was chosen of every config group.
+        check: what the caller has to refuse; `status.json` says so too.
 
     Raises:
         LorabenchError: something in the configuration or the data cannot be used.
     """
     with status_of(folder) as note:
+        check_whole(cfg)
+        check()
         check_values(cfg, names)
         cfg.cache_dir = str(_writable(Path(cfg.cache_dir).expanduser().resolve()))
         chosen, config = chosen_and_resolved(cfg, names)

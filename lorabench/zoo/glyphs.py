@@ -33,22 +33,30 @@ _REMEDY = "Free some space, or set cache_dir=DIR (or LORABENCH_CACHE) to a roomi
 _MOST_WORKERS = 8
 
 
+Categories = Annotated[str, OneOf(CATEGORIES)]
+Init = Annotated[str, OneOf(["shared", "independent"])]
+Rank = Annotated[int, AtLeast(1), AtMost(WIDTH)]
+Count = Annotated[int, AtLeast(1)]
+Rate = Annotated[float | int, Above(0)]
+Seed = Annotated[int, AtLeast(0), AtMost(2**63 - 1)]
+
+
 @dataclass(frozen=True)
 class _Recipe:
     """All that the adapters depend on, besides the code."""
 
-    categories: Annotated[str, OneOf(CATEGORIES)]
-    init: Annotated[str, OneOf(["shared", "independent"])]
-    rank: Annotated[int, AtLeast(1), AtMost(WIDTH)]
-    per_category: Annotated[int, AtLeast(1)]
-    styles: Annotated[int, AtLeast(1)]
-    pretrain_steps: Annotated[int, AtLeast(1)]
-    pretrain_batch: Annotated[int, AtLeast(1)]
-    steps: Annotated[int, AtLeast(1)]
-    learning_rate: Annotated[float | int, Above(0)]
-    batch_size: Annotated[int, AtLeast(1)]
-    together: Annotated[int, AtLeast(1)]
-    seed: Annotated[int, AtLeast(0), AtMost(2**63 - 1)]
+    categories: Categories
+    init: Init
+    rank: Rank
+    per_category: Count
+    styles: Count
+    pretrain_steps: Count
+    pretrain_batch: Count
+    steps: Count
+    learning_rate: Rate
+    batch_size: Count
+    together: Count
+    seed: Seed
 
     def __post_init__(self) -> None:
         check_arguments(_Recipe, vars(self), "dataset.")
@@ -56,18 +64,18 @@ class _Recipe:
 
 def load(
     name: str,
-    categories: str,
-    init: str,
-    rank: int,
-    per_category: int,
-    styles: int,
-    pretrain_steps: int,
-    pretrain_batch: int,
-    steps: int,
-    learning_rate: float,
-    batch_size: int,
-    together: int,
-    seed: int,
+    categories: Categories,
+    init: Init,
+    rank: Rank,
+    per_category: Count,
+    styles: Count,
+    pretrain_steps: Count,
+    pretrain_batch: Count,
+    steps: Count,
+    learning_rate: Rate,
+    batch_size: Count,
+    together: Count,
+    seed: Seed,
     cache_dir: str | Path,
 ) -> Zoo:
     """The glyph zoo: trained on the first call, memory-mapped from `cache_dir`/zoos afterwards.
