@@ -1,11 +1,12 @@
 """What phases find, as data: `results.json` is written from these classes and read into them."""
 
+import functools
 import importlib
 import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
 __all__ = [
     "LEVEL",
@@ -22,8 +23,11 @@ __all__ = [
     "RankedFinding",
     "Stability",
     "read_finding",
+    "validated",
     "written_finding",
 ]
+
+_T = TypeVar("_T")
 
 LEVEL = 0.05
 """Of every p: a claim is made where its p is below."""
@@ -242,8 +246,6 @@ def read_finding(data: dict[str, Any]) -> Finding:
     Raises:
         ValueError: there is no such phase, or the fields are another phase's (pydantic's `ValidationError`).
     """
-    from pydantic import TypeAdapter
-
     fields = dict(data)
     phase = str(fields.pop("phase", ""))
     path = f"lorabench.ablation.{phase}"
@@ -253,5 +255,22 @@ def read_finding(data: dict[str, Any]) -> Finding:
     own = [one for one in known if issubclass(one, Finding) and one.__module__ == path]
     if not own:
         raise ValueError(f"ablation: there is no phase {phase!r}")
-    found: Finding = TypeAdapter(own[0]).validate_python(fields)
+    return validated(own[0], fields)
+
+
+def validated(kind: type[_T], data: dict[str, Any]) -> _T:
+    """Data as a dataclass.
+
+    Raises:
+        ValueError: they are not its (pydantic's `ValidationError`).
+    """
+    found: _T = _reader(kind).validate_python(data)  # type: ignore[arg-type]  # a class can be hashed
     return found
+
+
+@functools.cache
+def _reader(kind: type[Any]) -> Any:
+    """Made once: it takes a tenth of a second."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)

@@ -23,6 +23,8 @@ from lorabench.text import to_json
 
 __all__ = [
     "JOBS",
+    "LOCK",
+    "PAGE",
     "RESULTS",
     "STATUS",
     "Job",
@@ -37,7 +39,8 @@ __all__ = [
     "write_jobs",
 ]
 
-STATUS, JOBS, RESULTS = "status.json", "sweep.json", "results.json"
+STATUS, JOBS, RESULTS, PAGE = "status.json", "sweep.json", "results.json", "report.html"
+LOCK = ".sweep.lock"
 State = Literal["queued", "running", "killed", "interrupted", "failed", "done"]
 _KIB_PER_MB = 1e6 / 1024 if sys.platform != "darwin" else 1e6  # ru_maxrss counts bytes there
 

@@ -1,4 +1,7 @@
-"""Progress bars: one a phase, shown only where someone watches and the phase lasts over two seconds."""
+"""Progress bars: one a phase, shown only where someone watches and the phase lasts over two seconds.
+
+A phase within another shows its bar below the other's.
+"""
 
 import importlib.util
 import sys
@@ -27,6 +30,42 @@ def Console(stderr: bool) -> "console.Console | None":  # noqa: N802
     return Screen(stderr=stderr)
 
 
+class _Display:
+    """All bars that are shown at one time, below each other: a terminal has room for one live display."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._progress: progress.Progress | None = None
+
+    def add(self, screen: "console.Console", description: str, total: int | float | None) -> "progress.TaskID":
+        """Show one more."""
+        with self._lock:
+            if self._progress is None:
+                self._progress = _drawn_on(screen)
+                self._progress.start()
+            return self._progress.add_task(description, total=total)
+
+    def update(self, task: "progress.TaskID", done: float | int, description: str) -> None:
+        """Show how far one is."""
+        with self._lock:
+            if self._progress is not None:
+                self._progress.update(task, completed=done, description=description)
+
+    def remove(self, task: "progress.TaskID") -> None:
+        """One is over; the last one stays to be read."""
+        with self._lock:
+            if self._progress is None:
+                return
+            if len(self._progress.task_ids) > 1:
+                self._progress.remove_task(task)
+            else:
+                self._progress.stop()
+                self._progress = None
+
+
+_DISPLAY = _Display()
+
+
 class Bar:
     """A progress bar that appears after two seconds, on a terminal only, on standard error."""
 
@@ -40,7 +79,7 @@ class Bar:
         self._started = time.monotonic()
         found = Console(stderr=True)
         self._console = found if found is not None and found.is_terminal else None
-        self._progress: progress.Progress | None = None
+        self._task: progress.TaskID | None = None
 
     def __enter__(self) -> "Bar":
         if self._console is not None:
@@ -57,8 +96,8 @@ class Bar:
             self._closed = True
             if self._timer is not None:
                 self._timer.cancel()
-            if self._progress is not None:
-                self._progress.stop()
+            if self._task is not None:
+                _DISPLAY.remove(self._task)
 
     def advance(self, step: int | float = 1, note: str = "") -> None:
         """Add `step` to what is done; `note` is shown behind the description. Any thread may call."""
@@ -68,14 +107,10 @@ class Bar:
     def _advance(self, step: float | int, note: str) -> None:
         self._done += step
         late = time.monotonic() - self._started >= _PATIENCE_SECONDS
-        if self._progress is None and late and not self._closed and self._console is not None:
-            self._progress = _drawn_on(self._console)
-            self._progress.start()
-            self._progress.add_task(self._description, total=self._total)
-        if self._progress is not None:
-            task = self._progress.task_ids[0]
-            text = f"{self._description} {note}".rstrip()
-            self._progress.update(task, completed=self._done, description=text)
+        if self._task is None and late and not self._closed and self._console is not None:
+            self._task = _DISPLAY.add(self._console, self._description, self._total)
+        if self._task is not None:
+            _DISPLAY.update(self._task, self._done, f"{self._description} {note}".rstrip())
 
 
 def _drawn_on(screen: "console.Console") -> "progress.Progress":
@@ -95,6 +130,7 @@ def _drawn_on(screen: "console.Console") -> "progress.Progress":
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=screen,
+        redirect_stdout=sys.stdout.isatty(),  # what goes into a file or a pipe is no business of the terminal
     )
 
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lorabench.findings import Finding, Number, read_finding, written_finding
+from lorabench.findings import Finding, Number, read_finding, validated, written_finding
 from lorabench.storage import replace_file
 from lorabench.text import to_json
 
@@ -52,6 +52,8 @@ class Run:
         history: a row an epoch: train_loss, val_loss, val_accuracy, learning_rate.
         error: why it failed, or None.
         split: number of the split that it is trained and tested on, from 0.
+        seconds: its share of the wall time of the call that trained it and others, as it was when it was trained; NaN
+            where nobody knows. Runs that differ in nothing else are equal.
     """
 
     representation: str
@@ -64,6 +66,7 @@ class Run:
     history: list[dict[str, Number]] = field(default_factory=list)
     error: str | None = None
     split: int = 0
+    seconds: Number = field(default=math.nan, compare=False)
 
 
 @dataclass(frozen=True)
@@ -98,23 +101,28 @@ class Variance:
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> "Variance":
-        """From members that ended well, as many a split (Searle, Casella & McCulloch 1992, ch. 3).
-
-        member = mean within-split variance; split = variance of the splits' means - member / members a split.
-        """
+        """From members that ended well."""
         known: dict[int, list[float]] = {}
         for run in runs:
             known.setdefault(run.split, []).append(run.metrics["test_accuracy"])
-        several = [values for values in known.values() if len(values) > 1]
+        return cls.between(list(known.values()))
+
+    @classmethod
+    def between(cls, known: Sequence[Sequence[float]]) -> "Variance":
+        """From the members' accuracies of every split, as many a split (Searle, Casella & McCulloch 1992, ch. 3).
+
+        member = mean within-split variance; split = variance of the splits' means - member / members a split.
+        """
+        several = [values for values in known if len(values) > 1]
         if not several:
-            together = [value for values in known.values() for value in values]
+            together = [value for values in known for value in values]
             return cls(math.nan, statistics.variance(together) if len(together) > 1 else math.nan)
         freedom = sum(len(values) - 1 for values in several)
         member = sum((len(values) - 1) * statistics.variance(values) for values in several) / freedom
         if len(known) == 1:
             return cls(math.nan, member)
-        means = [statistics.fmean(values) for values in known.values()]
-        each = statistics.harmonic_mean([len(values) for values in known.values()])
+        means = [statistics.fmean(values) for values in known]
+        each = statistics.harmonic_mean([len(values) for values in known])
         return cls(max(0.0, statistics.variance(means) - member / each), member)
 
 
@@ -217,8 +225,6 @@ def read_result(path: Path) -> Result:
     Raises:
         ValueError: the file has another schema version, or is damaged.
     """
-    from pydantic import TypeAdapter
-
     data = json.loads(path.read_text())
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
@@ -226,8 +232,7 @@ def read_result(path: Path) -> Result:
     if "ablation" not in data:
         raise ValueError(f"{path}: damaged, there is no ablation in it")
     data["published"] = {key: data.pop(key) for key in PUBLISHED if key in data}
-    found: Result = TypeAdapter(Result).validate_python({**data, "ablation": read_finding(data["ablation"])})
-    return found
+    return validated(Result, {**data, "ablation": read_finding(data["ablation"])})
 
 
 def environment() -> dict[str, Any]:

@@ -21,6 +21,7 @@ __all__ = [
     "append_line",
     "file_sha256",
     "files_hash",
+    "is_locked",
     "locked",
     "neighbour",
     "new_folder",
@@ -273,6 +274,21 @@ def locked(path: Path, remedy: str = _REMEDY, busy: str | None = None) -> Iterat
         yield
     finally:
         held.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of a file; where nobody may lock it, nobody does."""
+    from filelock import FileLock, Timeout
+
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
 
 
 def file_sha256(path: Path) -> str:

@@ -4,74 +4,16 @@ import csv
 import json
 import math
 import os
-import socket
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from lorabench.ablation.compare import CompareFinding, Taken
-from lorabench.ablation.none import NoneFinding
-from lorabench.findings import Stability
 from lorabench.jobs import Job, queue, read_status, status_of, write_jobs
 from lorabench.report.__main__ import main
 from lorabench.report.comparison import compare
 from lorabench.report.folders import entries
-from lorabench.results import METRICS, Result, Run, summarise
-
-TRAIN, TEST = 60, 20
-
-
-def a_result(accuracies, seed=0, top_k=0, dataset="glyphs", failed=(), **config):
-    """A run of one split: {representation: accuracies of its members}."""
-    ablations = ["none"] + ([f"top-{top_k}", f"random-{top_k}"] if top_k else [])
-    runs, summary = [], []
-    for name, values in accuracies.items():
-        for ablation in ablations:
-            lower = {"none": 0.0, f"top-{top_k}": 0.1}.get(ablation, 0.3)
-            own = [
-                Run(name, ablation, seed + i, metrics=dict.fromkeys((*METRICS, "val_macro_f1"), value - lower))
-                for i, value in enumerate(values)
-            ]
-            own += [Run(name, ablation, 99, error=error) for error in failed]
-            runs += own
-            summary.append(summarise(own, "mlp", 4, 8, None))
-    found = NoneFinding("none", [], [])
-    if top_k:
-        arms = [Taken("none", "none"), Taken(f"top-{top_k}", "top"), Taken(f"random-{top_k}", "random")]
-        found = CompareFinding(
-            name="top_k", rank_on="val", baseline="stats", folds=2, ranking=[],
-            stability=Stability(None, None, 2), dropped_seeds=[],
-            top_k=top_k, removed=[], arms=arms, differences=[], margin=0.03, verdicts=[],
-        )  # fmt: skip
-    return Result(
-        dataset={"name": dataset},
-        split={"train": TRAIN, "val": 10, "test": TEST, "by_source": False, "splits": 1},
-        target="category",
-        classes=["a", "b"],
-        chance=0.1,
-        config={"seed": seed, **config},
-        runs=runs,
-        summary=summary,
-        seconds={},
-        environment={},
-        ablation=found,
-    )
-
-
-def accuracies(result):
-    return [run.metrics["test_accuracy"] for run in result.runs]
-
-
-def several(rng, names, splits, gap=0.0):
-    """Runs of one representation and split each; the last representation is better by `gap`."""
-    found = []
-    for number, name in enumerate(names):
-        for seed in range(splits):
-            values = 0.5 + 0.02 * rng.normal(size=2) + (gap if number == len(names) - 1 else 0)
-            found.append(a_result({name: values}, seed=seed))
-    return found
+from tests.made_results import TEST, TRAIN, a_result, a_sweep, several
 
 
 @pytest.mark.parametrize("splits", [2, 3, 6])
@@ -162,7 +104,7 @@ def test_runs_of_other_options_are_other_rows_and_of_another_zoo_or_split_anothe
     for number, one in enumerate(found):
         (tmp_path / str(number)).mkdir()
         one.write(tmp_path / str(number) / "results.json")
-    assert main([str(tmp_path / str(number)) for number in range(4)]) == 0
+    assert main([*(str(tmp_path / str(number)) for number in range(4)), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "a classifier.learning_rate=0.001" in said
     assert "glyphs, category, mlp, split.test=0.3" in said
@@ -199,27 +141,6 @@ def test_a_member_that_failed_is_counted_and_is_in_no_mean():
     (row,) = compare([a_result({"a": []}, failed=["seed 99: nan"])])
     assert math.isnan(row.cell.mean)
     assert not row.best
-
-
-def a_sweep(folder: Path) -> Path:
-    """One job done, one failed, one killed, one never started, one whose results are gone, one of an old sweep."""
-    jobs = [Job(str(number), f"seed={number}", [f"seed={number}"], f"key {number}") for number in range(8)]
-    folder.mkdir()
-    write_jobs(folder, jobs[:5])
-    for number in (0, 4, 7):
-        queue(folder, jobs[number])
-        with status_of(folder / str(number)) as note:
-            note.running(device="cpu")
-            a_result({"a": [0.8, 0.7]}, seed=number).write(folder / str(number) / "results.json")
-    (folder / "4" / "results.json").unlink()
-    (folder / "1").mkdir()
-    with pytest.raises(RuntimeError), status_of(folder / "1"):
-        raise RuntimeError("nothing here\nlast line")
-    (folder / "2").mkdir()
-    (folder / "2" / "status.json").write_text(
-        json.dumps({"status": "running", "pid": 2**22 + 1, "host": socket.gethostname()})
-    )
-    return folder
 
 
 def test_jobs_are_what_the_disk_says(tmp_path):
@@ -286,7 +207,7 @@ def test_a_run_by_itself_and_a_sweep_stand_in_one_table(tmp_path, capsys):
     for number, name in enumerate(("one", "two")):
         (tmp_path / name).mkdir()
         a_result({"a": [0.8, 0.7]}, seed=10 * number).write(tmp_path / name / "results.json")
-    assert main([str(tmp_path / "one"), str(tmp_path / "two"), "--json"]) == 0
+    assert main([str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert (data["table"][0]["splits"], data["table"][0]["n"]) == (2, 4)
 

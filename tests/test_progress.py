@@ -54,3 +54,29 @@ def test_steps_and_notes_are_shown(screen):
         time.sleep(0.3)
     assert "1/2" in text.getvalue()
     assert "epoch 7" in text.getvalue()
+
+
+def test_a_phase_within_another_has_its_bar_below(screen):
+    """A terminal has room for one live display: a second one would be an error."""
+    text = screen(True)
+    with progress.bar("Jobs", 2) as jobs:
+        time.sleep(0.2)
+        for name in ("First phase", "Second phase"):
+            with progress.bar(name, 1):
+                time.sleep(0.3)
+            jobs.advance()
+        time.sleep(0.2)
+    said = text.getvalue()
+    assert said.index("Jobs") < said.index("First phase") < said.index("Second phase")
+    assert "2/2" in said
+    with progress.bar("Later", 1):
+        time.sleep(0.3)
+    assert "Later" in text.getvalue()
+
+
+def test_lines_on_standard_output_are_not_taken_away(screen, capsys):
+    screen(True)
+    with progress.bar("Jobs", 1):
+        time.sleep(0.3)
+        print("a line")
+    assert capsys.readouterr().out == "a line\n"

@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,8 +93,11 @@ def train(evaluator: "Evaluator", name: str, trained: Trained) -> list[list[Reco
     evaluator.trained += len(missing)
     evaluator.taken += len(keys) - len(missing)
 
+    started = time.perf_counter()
+
     def finish(number: int, fitted: Fitted) -> None:
         record = _record(fitted, evaluator.split, trained)
+        record.measured["seconds"] = (time.perf_counter() - started) / len(missing)
         journal.add(keys[missing[number]], record.packed())
 
     if missing:

@@ -4,6 +4,7 @@ Everything comes from the `results.json` of the runs. A run's split is drawn by 
 seed are several splits of one zoo, and what is said of their differences is corrected for the adapters that they share.
 """
 
+import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,9 @@ from jaxtyping import Float64
 
 from lorabench.ablation.compare import CompareFinding
 from lorabench.ablation.inference import CorrectedT, corrected_t, holm
-from lorabench.results import Result
+from lorabench.results import Result, Variance
 
-__all__ = ["LEVEL", "Cell", "Standing", "compare", "differing"]
+__all__ = ["LEVEL", "Cell", "Standing", "compare", "differing", "p_of_claim", "table_of", "told_apart"]
 
 LEVEL = 0.05
 _ROUNDING = 1e-9  # an error of a mean below it is that of float32
@@ -42,6 +43,8 @@ class Cell:
         failed: error of every (split, member) that did not.
         chance: test accuracy of always naming the most frequent training class.
         test_to_train: test adapters a training adapter.
+        seconds: that every (split, member) took to train, as `Run.seconds`.
+        features_seconds: the longest that a run took to get the features of all adapters.
     """
 
     dataset: str
@@ -57,6 +60,8 @@ class Cell:
     failed: dict[tuple[int, int], str]
     chance: float
     test_to_train: float
+    seconds: dict[tuple[int, int], float]
+    features_seconds: float
 
     @property
     def mean(self) -> float:
@@ -88,6 +93,11 @@ class Cell:
         """How many."""
         return len({split for split, _ in self.accuracy})
 
+    @property
+    def variance(self) -> Variance:
+        """Of another split, and of another member."""
+        return Variance.between([[value for value in row if not math.isnan(value)] for row in _by_split(self.accuracy)])
+
     def interval(self) -> tuple[float, float]:
         """95 % of the mean, by the corrected resampled t; NaN for one split."""
         over = self._over_splits(self.accuracy) if self.accuracy else None
@@ -104,6 +114,8 @@ class Cell:
 
 def _by_split(values: dict[tuple[int, int], float]) -> Float64[np.ndarray, "splits members"]:
     """One row a split; NaN where a split has fewer members."""
+    if not values:
+        return np.empty((0, 0))
     rows: dict[int, list[float]] = {}
     for (split, _), value in sorted(values.items()):
         rows.setdefault(split, []).append(value)
@@ -143,8 +155,7 @@ def compare(results: Iterable[Result]) -> list[Standing]:
             key = cell.column, cell.row
             known = cells.get(key)
             if known is not None:
-                accuracy, failed = {**known.accuracy, **cell.accuracy}, {**known.failed, **cell.failed}
-                cell = replace(cell, accuracy=accuracy, failed=failed)
+                cell = _together(known, cell)
             cells[key] = cell
     columns: dict[tuple[object, ...], list[Cell]] = {}
     for cell in cells.values():
@@ -154,11 +165,42 @@ def compare(results: Iterable[Result]) -> list[Standing]:
     return [standing[id(cell)] for cell in cells.values()]
 
 
+def _together(known: Cell, more: Cell) -> Cell:
+    return replace(
+        more,
+        accuracy={**known.accuracy, **more.accuracy},
+        failed={**known.failed, **more.failed},
+        seconds={**known.seconds, **more.seconds},
+        features_seconds=float(np.fmax(known.features_seconds, more.features_seconds)),
+    )
+
+
+def told_apart(cells: Sequence[Cell]) -> dict[tuple[int, int], float]:
+    """P of no difference of every two cells of a column, corrected for all pairs (Holm); by their places, the lower
+    first. NaN where a pair has under three splits in common, or differs alike on all of them.
+    """
+    pairs = list(itertools.combinations(range(len(cells)), 2))
+    adjusted = holm([p_of_claim(cells[a].difference(cells[b])) for a, b in pairs])
+    return dict(zip(pairs, adjusted, strict=True))
+
+
+def p_of_claim(difference: CorrectedT | None) -> float:
+    """The p that a claim may have: NaN under three splits, and for a difference that is the same on all of them.
+
+    Accuracies are counts of few adapters, and equal counts are no small error.
+    """
+    known = difference is not None and difference.freedom >= 2 and difference.error >= _ROUNDING
+    return difference.p if difference is not None and known else math.nan
+
+
 def _labels(cells: Sequence[Cell]) -> dict[int, str]:
-    """What every cell is called: the representation, and what sets it apart from its namesakes in the table."""
+    """What every cell is called: the representation, and what sets it apart from its namesakes in the table.
+
+    Over all layers nothing was ranked, so those have no namesakes among the others.
+    """
     namesakes: dict[tuple[object, ...], list[Cell]] = {}
     for cell in cells:
-        namesakes.setdefault((cell.table, cell.representation), []).append(cell)
+        namesakes.setdefault((cell.table, cell.representation, cell.top_k > 0), []).append(cell)
     found = {}
     for alike in namesakes.values():
         apart = differing([cell.settings for cell in alike])
@@ -176,6 +218,11 @@ def differing(settings: Sequence[dict[str, str]]) -> list[str]:
     """
     names = dict.fromkeys(name for one in settings for name in one)
     return [name for name in names if len({one.get(name) for one in settings}) > 1]
+
+
+def table_of(result: Result) -> tuple[object, ...]:
+    """What all cells of a run have in common: `Cell.table`; () of a run without any."""
+    return next((cell.table for cell in _cells(result)), ())
 
 
 def _cells(result: Result) -> list[Cell]:
@@ -213,6 +260,8 @@ def _cells(result: Result) -> list[Cell]:
                 failed={key: run.error for key, run in by_member.items() if run.error is not None},
                 chance=result.chance,
                 test_to_train=result.split["test"] / result.split["train"],
+                seconds={key: run.seconds for key, run in by_member.items() if not math.isnan(run.seconds)},
+                features_seconds=result.seconds.get(f"features/{row.representation}", math.nan),
             )
         )
     return found
@@ -237,7 +286,7 @@ def _stand(column: Sequence[Cell], labels: Mapping[int, str]) -> list[Standing]:
         return [Standing(cell, labels[id(cell)]) for cell in column]
     best = max(known, key=lambda cell: cell.mean)
     differences = [None if cell is best else cell.difference(best) for cell in column]
-    ps = [math.nan if one is None or one.freedom < 2 or one.error < _ROUNDING else one.p for one in differences]
+    ps = [p_of_claim(one) for one in differences]
     adjusted = holm(ps)
     others = [p for cell, p in zip(column, adjusted, strict=True) if cell is not best]
     alone = bool(others) and all(p < LEVEL for p in others)

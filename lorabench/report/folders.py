@@ -1,8 +1,11 @@
 """Runs and sweeps as they lie on disk: what was run, how it ended, and what it found."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 from lorabench.errors import LorabenchError
 from lorabench.jobs import JOBS, RESULTS, STATUS, Status, read_jobs, read_status
@@ -18,7 +21,7 @@ class Entry:
     Attributes:
         folder: its own.
         name: what tables call it: a job's axes, or the folder of a run by itself.
-        overrides: what it was started with; of a run by itself none are known.
+        overrides: what it was started with; none where nobody knows.
         status: how it stands; "failed" too where its results cannot be read.
         result: what it found; None where it has not ended well.
     """
@@ -28,6 +31,12 @@ class Entry:
     overrides: list[str]
     status: Status
     result: Result | None = None
+
+    @property
+    def command(self) -> str:
+        """What runs it again, into another folder."""
+        words = [word for word in self.overrides if not word.startswith("output_dir=")]
+        return shlex.join(["python", "-m", "lorabench", *words])
 
 
 def entries(folders: Sequence[Path]) -> list[Entry]:
@@ -52,12 +61,21 @@ def _entries(folder: Path) -> Iterator[Entry]:
             yield _entry(place, job.name, job.overrides, status)
     elif (folder / STATUS).exists() or (folder / RESULTS).exists():
         older = not (folder / STATUS).exists()
-        yield _entry(folder, str(folder), [], Status("done") if older else read_status(folder))
+        yield _entry(folder, str(folder), _overrides(folder), Status("done") if older else read_status(folder))
     else:
         raise LorabenchError(
             f"{folder}: neither the folder of a run (it would have {RESULTS} or {STATUS}) nor of a sweep ({JOBS}). "
             'Give one that a command named behind "Written to"'
         )
+
+
+def _overrides(folder: Path) -> list[str]:
+    """As Hydra has kept them."""
+    try:
+        found = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    return [str(word) for word in found] if isinstance(found, list) else []
 
 
 def _entry(folder: Path, name: str, overrides: list[str], status: Status) -> Entry:

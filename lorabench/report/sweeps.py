@@ -14,7 +14,17 @@ from lorabench.report.sheet import Sheet, print_sheets
 from lorabench.storage import replace_file
 from lorabench.text import counted, to_json
 
-__all__ = ["all_done", "compared", "sheets_of", "summary_of", "write_files", "write_summary"]
+__all__ = [
+    "all_done",
+    "compared",
+    "sheets_of",
+    "summary_of",
+    "table_sheet",
+    "title_of",
+    "what",
+    "write_files",
+    "write_summary",
+]
 
 
 def write_summary(folder: Path, runs: Sequence[Entry]) -> bool:
@@ -80,11 +90,16 @@ def sheets_of(runs: Sequence[Entry], found: Sequence[Standing]) -> list[Sheet]:
     for row in found:
         tables.setdefault(row.cell.table, []).append(row)
     places = differing([rows[0].cell.place for rows in tables.values()])
-    return sheets + [_table(rows, places) for rows in tables.values()]
+    return sheets + [table_sheet(rows, places) for rows in tables.values()]
 
 
-def _table(rows: Sequence[Standing], places: Sequence[str]) -> Sheet:
-    """One table; `places` are options in which it differs from others."""
+def table_sheet(rows: Sequence[Standing], places: Sequence[str]) -> Sheet:
+    """Every representation of one table by how many layers are taken away.
+
+    Args:
+        rows: all cells of the table.
+        places: options in which it differs from others, for the title.
+    """
     by_place = {(row.label, row.cell.top_k): row for row in rows}
     names = list(dict.fromkeys(row.label for row in rows))
     taken = sorted({row.cell.top_k for row in rows})
@@ -94,23 +109,33 @@ def _table(rows: Sequence[Standing], places: Sequence[str]) -> Sheet:
         f"test accuracy, mean ± std in %, of up to {counted(members, 'member')} on {counted(splits, 'split')}",
         f"chance {100 * first.chance:.1f}",
     ]
-    caption += [f"{_what(k)}: {_best([row for row in rows if row.cell.top_k == k])}" for k in taken]
+    caption += [f"{what(k)}: {_best([row for row in rows if row.cell.top_k == k])}" for k in taken]
     caption += [
-        f"{row.label}, {_what(row.cell.top_k)}: {error}"
+        f"{row.label}, {what(row.cell.top_k)}: {error}"
         for row in rows
         for error in dict.fromkeys(row.cell.failed.values())
     ]
-    apart = [f"{name}={first.place[name]}" for name in places if name in first.place]
     return Sheet(
-        title=", ".join([first.dataset, first.target, first.classifier, *apart]),
-        columns=("representation", *(_what(k) for k in taken)),
+        title=title_of(first, places),
+        columns=("representation", *(what(k) for k in taken)),
         rows=[(one, *(_cell(by_place.get((one, k))) for k in taken)) for one in names],
         caption=caption,
         text=("representation",),
     )
 
 
-def _what(top_k: int) -> str:
+def title_of(cell: Cell, places: Sequence[str]) -> str:
+    """What all cells of a cell's table have in common; `places` are options in which it differs from others."""
+    apart = [f"{name}={cell.place[name]}" for name in places if name in cell.place]
+    return ", ".join([cell.dataset, cell.target, cell.classifier, *apart])
+
+
+def what(top_k: int) -> str:
+    """What a column is called.
+
+    >>> what(0), what(3)
+    ('all layers', 'without best 3')
+    """
     return f"without best {top_k}" if top_k else "all layers"
 
 
@@ -162,6 +187,8 @@ def _row(row: Standing) -> dict[str, Any]:
         "failed": len(cell.failed),
         "test_accuracy": cell.mean,
         "std": cell.std,
+        "split_std": math.sqrt(cell.variance.split),
+        "member_std": math.sqrt(cell.variance.member),
         "low": low,
         "high": high,
         "best": row.best,

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lorabench.pictures import BLUE, GREY, ORANGE
+from lorabench.pictures import BLUE, GREY, ORANGE, drawable
 from lorabench.report.controls import draw_controls
 from lorabench.report.numbers import over
 from lorabench.results import Result, Run, Summary
@@ -93,10 +93,11 @@ def confusion_figure(name: str, members: Sequence[Run], classes: Sequence[str]) 
                 axes.text(predicted, true, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
     step = 1 if len(classes) <= 40 else -(-len(classes) // 40)
     ticks = range(0, len(classes), step)
-    axes.set_xticks(ticks, [classes[i] for i in ticks], rotation=90, fontsize=8)
-    axes.set_yticks(ticks, [classes[i] for i in ticks], fontsize=8)
+    names = [drawable(classes[i]) for i in ticks]
+    axes.set_xticks(ticks, names, rotation=90, fontsize=8)
+    axes.set_yticks(ticks, names, fontsize=8)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(f"{name}: test predictions, % of the true class", fontsize=10)
+    axes.set_title(f"{drawable(name)}: test predictions, % of the true class", fontsize=10)
     figure.colorbar(image, ax=axes, shrink=0.8)
     return figure

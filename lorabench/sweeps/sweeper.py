@@ -12,7 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from lorabench.errors import LorabenchError, explain_disk_errors
-from lorabench.jobs import Job, output_folder, queue, write_jobs
+from lorabench.jobs import LOCK, PAGE, Job, output_folder, queue, write_jobs
 from lorabench.storage import locked
 
 __all__ = ["ProductSweeper"]
@@ -63,11 +63,14 @@ class ProductSweeper(Sweeper):
             sys.stdout.write(plan_text(plan(folder, jobs, self._whole, self._loader)) + "\n")
             return
         busy = f"another sweep is at work in {folder}: wait for it, or give another output_dir"
-        with locked(folder / ".sweep.lock", _REMEDY, busy):
+        with locked(folder / LOCK, _REMEDY, busy):
             planned = plan(folder, jobs, self._whole, self._loader)
             left = [one.job for one in planned if not one.done]
             with explain_disk_errors(folder, _REMEDY):
-                for old in folder.glob("summary.*"):  # of other jobs, or of these before they are run again
+                for old in (
+                    *folder.glob("summary.*"),
+                    *folder.glob(PAGE),
+                ):  # of other jobs, or of these before they are run again
                     old.unlink()
                 write_jobs(folder, [one.job for one in planned])
                 OmegaConf.save(self._whole, folder / "multirun.yaml")
@@ -77,6 +80,7 @@ class ProductSweeper(Sweeper):
 
     def _run(self, folder: Path, jobs: Sequence[Job], left: Sequence[Job]) -> None:
         from lorabench.report.folders import entries
+        from lorabench.report.page import write_page
         from lorabench.report.sweeps import write_summary
         from lorabench.sweeps.watch import watched
 
@@ -91,7 +95,9 @@ class ProductSweeper(Sweeper):
                     self._launcher.launch(overrides, initial_job_idx=0)
         finally:
             with explain_disk_errors(folder, _REMEDY):
-                done = write_summary(folder, entries([folder]))
+                runs = entries([folder])
+                done = write_summary(folder, runs)
+                write_page(folder, runs)
             sys.stdout.write(f"Written to {folder}\n")
             sys.stdout.flush()
         if not done:

@@ -1,4 +1,4 @@
-"""A line for every job of a sweep that ends, and how long the rest will take; whichever launcher runs them."""
+"""A line for every job of a sweep that ends and an overall bar, with the time left; whichever launcher runs them."""
 
 import sys
 import threading
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorabench.jobs import Job, Status, read_status
+from lorabench.progress import Bar, bar
 
 __all__ = ["watched"]
 
@@ -18,8 +19,8 @@ _ENDED = ("done", "failed", "interrupted", "killed")
 class _Watch:
     """What has been said of which job."""
 
-    def __init__(self, folder: Path, jobs: Sequence[Job]) -> None:
-        self._folder, self._jobs = folder, jobs
+    def __init__(self, folder: Path, jobs: Sequence[Job], shown: Bar) -> None:
+        self._folder, self._jobs, self._bar = folder, jobs, shown
         self._said: set[str] = set()
         self._started = time.monotonic()
         self._before = 0
@@ -38,6 +39,7 @@ class _Watch:
 
     def _say(self, job: Job, words: str) -> None:
         self._said.add(job.folder)
+        self._bar.advance()
         count, total = len(self._said), len(self._jobs)
         now = count - self._before
         left = (time.monotonic() - self._started) / now * (total - count) if now and words != "done before" else 0
@@ -49,20 +51,21 @@ class _Watch:
 @contextmanager
 def watched(folder: Path, jobs: Sequence[Job]) -> Iterator[None]:
     """Say a line for every job that ends while the block runs; jobs that are done already come first."""
-    watch, stop = _Watch(folder, jobs), threading.Event()
+    with bar("Jobs", len(jobs)) as shown:
+        watch, stop = _Watch(folder, jobs, shown), threading.Event()
 
-    def look() -> None:
-        while not stop.wait(_EVERY):
+        def look() -> None:
+            while not stop.wait(_EVERY):
+                watch.look()
+
+        thread = threading.Thread(target=look, name="sweep", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
             watch.look()
-
-    thread = threading.Thread(target=look, name="sweep", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        watch.look()
 
 
 def _words(status: Status) -> str:

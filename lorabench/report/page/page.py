@@ -1,0 +1,102 @@
+"""`report.html`: what was run and what failed, then a chapter for every zoo, target and classifier."""
+
+import base64
+import itertools
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from lorabench.jobs import PAGE
+from lorabench.report.comparison import Cell, compare, differing, table_of
+from lorabench.report.folders import Entry
+from lorabench.report.page.chapters import chapter
+from lorabench.report.page.parts import Chapter, Picture, csv_text
+from lorabench.report.page.svg import inline_svg
+from lorabench.report.sheet import Sheet
+from lorabench.report.sweeps import title_of
+from lorabench.storage import replace_file
+from lorabench.text import counted
+
+__all__ = ["page_html", "write_page"]
+
+_HERE = Path(__file__).parent
+_FIRST = ("failed", "killed", "interrupted", "running", "queued", "done")
+
+
+def page_html(runs: Sequence[Entry], reload: int | None = None) -> str:
+    """The whole page: it asks for no other file, from the disk or the network.
+
+    Args:
+        runs: jobs of sweeps, and runs by themselves.
+        reload: seconds after which a browser reads it again; None: never.
+    """
+    numbers = itertools.count()
+    page = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page.filters["svg"] = lambda picture: Markup(inline_svg(picture, next(numbers)))  # noqa: S704  # drawn here, escaped
+    page.filters["csv"] = _csv
+    count = sum(run.status.status != "done" for run in runs)
+    return page.get_template("page.html.j2").render(
+        style=Markup((_HERE / "page.css").read_text()),  # noqa: S704  # a file of the package
+        script=Markup((_HERE / "page.js").read_text()),  # noqa: S704
+        version=version("lorabench"),
+        summary=f"{counted(len(runs), 'run')}, {count} not done" if count else f"{counted(len(runs), 'run')}, all done",
+        undone=_jobs([run for run in runs if run.status.status != "done"]),
+        jobs=_jobs(runs),
+        chapters=_chapters(runs),
+        reload=reload,
+    )  # fmt: skip
+
+
+def write_page(folder: Path, runs: Sequence[Entry], reload: int | None = None) -> None:
+    """Write `page_html` as `report.html` into a folder, whole or not at all."""
+    replace_file(folder / PAGE, page_html(runs, reload))
+
+
+def _chapters(runs: Sequence[Entry]) -> list[Chapter]:
+    tables: dict[tuple[object, ...], list[Entry]] = {}
+    for run in runs:
+        if run.result is not None:
+            tables.setdefault(table_of(run.result), []).append(run)
+    first: list[Cell] = [compare([own[0].result])[0].cell for own in tables.values() if own[0].result is not None]
+    places = differing([cell.place for cell in first])
+    return [
+        chapter(number, title_of(cell, places), own, places)
+        for number, (cell, own) in enumerate(zip(first, tables.values(), strict=True), start=1)
+    ]
+
+
+def _jobs(runs: Sequence[Entry]) -> Sheet:
+    """Every run, what is not done first."""
+    ordered = sorted(runs, key=lambda run: _FIRST.index(run.status.status))
+    return Sheet(
+        title="Runs",
+        columns=("run", "status", "why", "seconds", "peak MB", "device", "folder"),
+        rows=[
+            (
+                run.name,
+                run.status.status,
+                run.status.error or "",
+                _whole(run.status.seconds),
+                _whole(run.status.peak_memory_mb),
+                run.status.device or "–",
+                str(run.folder),
+            )
+            for run in ordered
+        ],
+        text=("run", "status", "why", "device", "folder"),
+    )
+
+
+def _whole(value: float | int | None) -> str:
+    return "–" if value is None else f"{value:.0f}"
+
+
+def _csv(one: Picture | Sheet) -> Markup:
+    """A link's address that holds the numbers."""
+    data = base64.b64encode(csv_text(one.columns, one.rows).encode()).decode()
+    return Markup(f"data:text/csv;charset=utf-8;base64,{data}")  # noqa: S704  # letters of base64
