@@ -1,6 +1,7 @@
 """Configurations: composed, held to the types of their yaml, and made into objects."""
 
 import functools
+import importlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Annotated, Any, cast
 
 from hydra import compose
 from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
-from hydra.utils import get_class, get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -114,11 +115,23 @@ def check_values(cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
 
 def _check_target(given: dict[str, Any], prefix: str) -> None:
     known = {name: value for name, value in given.items() if value != _MISSING}
-    check_arguments(get_object(given["_target_"]), known, prefix)
+    check_arguments(_target(given["_target_"], prefix), known, prefix)
     for name, value in given.items():
         for key, part in value.items() if isinstance(value, dict) else ():
             if isinstance(part, dict) and "_target_" in part:
                 _check_target(part, f"{prefix}{name}.{key}.")
+
+
+def _target(path: Any, prefix: str) -> Any:
+    """What a `_target_` names; Hydra's own message of a name that is none is a traceback."""
+    module, _, name = str(path).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise LorabenchError(
+            f"{prefix}_target_={path}: nothing of this name can be imported ({error}); give the whole path of a class "
+            "or function, such as lorabench.classifiers.mlp.MLP"
+        ) from None
 
 
 def deviations(cfg: DictConfig, chosen: Mapping[str, DictConfig], experiment: str) -> list[str]:
@@ -147,7 +160,7 @@ def _plain(config: DictConfig) -> Any:
 
 def baseline_alone(cfg: DictConfig) -> bool:
     """Whether the phase looks at no other representation than the one that ranks; its class says so."""
-    return bool(getattr(get_class(cfg.ablation["_target_"]), "BASELINE_ALONE", False))
+    return bool(getattr(_target(cfg.ablation["_target_"], "ablation."), "BASELINE_ALONE", False))
 
 
 def representation_configs(cfg: DictConfig, single: str) -> dict[str, DictConfig]:

@@ -49,6 +49,7 @@ _WORDS: dict[type, str] = {
     str: "a text",
     Path: "a path",
 }
+_TAKEN: dict[type, tuple[type, ...]] = {float: (int, float), Path: (str, Path)}
 _MANY: dict[type, str] = {int: "whole numbers", float: "numbers", str: "texts"}
 _SEVERAL: dict[type | None, str] = {None: "", tuple: ", or several", dict: " for each name"}
 
@@ -196,7 +197,7 @@ class Allowed:
 
     def allows(self, value: object) -> bool:
         """Whether one value is of the type, finite, and within the bounds or among the choices."""
-        kinds = (int, float) if self.kind is float else (self.kind,)
+        kinds = _TAKEN.get(self.kind, (self.kind,))
         if not isinstance(value, kinds) or (isinstance(value, bool) and self.kind is not bool):
             return False
         if isinstance(value, int | float):
@@ -363,12 +364,13 @@ def _taken_apart(hint: Any) -> tuple[Any, type | None, bool, tuple[Any, ...]]:
 
 
 def _single(hint: Any) -> tuple[Any, bool]:
-    """A type without None, and whether None was there; an int or a float is a number, which float says."""
+    """A type without None, and whether None was there; int | float is a number, str | Path a path."""
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint, False
     kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
     optional = len(kinds) < len(typing.get_args(hint))
-    return float if set(kinds) == {int, float} else kinds[0] if len(kinds) == 1 else hint, optional
+    together = next((kind for kind, taken in _TAKEN.items() if set(kinds) == set(taken)), hint)
+    return kinds[0] if len(kinds) == 1 else together, optional
 
 
 def _spelled(name: str, negative: bool) -> str:

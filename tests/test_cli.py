@@ -92,6 +92,9 @@ def test_a_users_mistake_ends_in_one_message(tmp_path):
         (["output_dir=afile"], "afile"),
         (["ablation=compare", "representation=pca"], "give representations=[pca] in its place"),
         (["ablation=layers", "representation=norms"], "give ablation.baseline=norms"),
+        (["dataset.cache_dir=null"], "lorabench: dataset.cache_dir=None: a path is needed"),
+        (["classifier._target_=foo.bar"], "lorabench: classifier._target_=foo.bar: nothing of this name"),
+        (["ablation=layers", "ablation._target_=3", "representation=norms"], "lorabench: ablation._target_=3: nothing"),
         (["representation=[stats,norms]"], "for several, give representations=[...]"),
     ],
 )
