@@ -87,7 +87,7 @@ def _pictures(folder: Path) -> dict[str, wandb.Image]:
 def _artifacts(folder: Path, run_id: str) -> Iterator[wandb.Artifact]:
     """results.json, and the autoencoders of learned representations."""
     for kind, source in (("results", folder / RESULTS), ("fitted", folder / "fitted")):
-        files = [path for path in sorted(source.rglob("*")) if path.is_file()] if source.is_dir() else [source]
+        files = [path for path in (source, *sorted(source.rglob("*"))) if path.is_file()]
         if files:
             artifact = wandb.Artifact(f"{kind}-{run_id}", type=kind)
             for path in files:
