@@ -139,9 +139,9 @@ def test_a_workspace_is_made_refused_or_needs_a_key(monkeypatch, capsys, tmp_pat
     said = capsys.readouterr().out
     assert "Cost against accuracy: 3 panels" in said
     assert f"Made: {server.address}/me/p?nw=abc" in said
-    (view,) = [variables for name, variables in server.asked if name == "UpsertView"]
+    (view,) = [variables for name, variables in server.asked if name == "UpsertView2"]
     assert "without_top/test_accuracy" in view["spec"]
-    with serving(monkeypatch, UpsertView=403):
+    with serving(monkeypatch, UpsertView2=403):
         assert main(["dashboard", "--entity", "me", "--project", "p"]) == 1
     said = capsys.readouterr().err
     assert "refuses a workspace in me/p" in said

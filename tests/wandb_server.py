@@ -121,5 +121,5 @@ def _data(name: str, variables: dict, address: str) -> dict | None:
         "RunResumeStatus": {"model": {**project, "bucket": None}},
         "UpsertBucket": {"upsertBucket": {"inserted": True, "bucket": {**bucket, **more}}},
         "CreateRunFiles": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": urls}},
-        "UpsertView": {"upsertView": {"view": {"id": "v", "name": "nw-abc-v"}, "inserted": True}},
+        "UpsertView2": {"upsertView": {"view": {"id": "v", "name": "nw-abc-v"}, "inserted": True}},
     }.get(name)

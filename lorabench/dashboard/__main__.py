@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import wandb
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from lorabench.commands.frame import Outcome, run_single
 from lorabench.commands.options import path_name
@@ -57,7 +58,7 @@ def _saved(workspace: Any) -> str:
         raise LorabenchError("there is no W&B key: set WANDB_API_KEY or run `wandb login`; --json and --out need none")
     try:
         return str(workspace.save().url)
-    except (wandb.Error, ValueError) as error:
+    except (wandb.Error, WandbApiFailedError) as error:
         raise LorabenchError(
             f"W&B at {address()} refuses a workspace in {workspace.entity}/{workspace.project}: {error}. Check that "
             "both are spelled as there, that a run has been logged there, and that the key may write to them"
