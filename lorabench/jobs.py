@@ -7,6 +7,7 @@ whoever wants to know reads these files and the jobs' `results.json`.
 import json
 import os
 import resource
+import secrets
 import socket
 import sys
 import time
@@ -32,10 +33,12 @@ __all__ = [
     "State",
     "Status",
     "output_folder",
+    "peak_memory_mb",
     "queue",
     "read_jobs",
     "read_status",
     "status_of",
+    "sweep_of",
     "write_jobs",
 ]
 
@@ -111,11 +114,16 @@ class Note:
     def ended(self, status: State, error: str | None = None) -> None:
         """It is no longer at work."""
         self._known |= {"seconds": round(time.perf_counter() - self._started, 2), "error": error}
-        self._known["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIB_PER_MB, 1)
+        self._known["peak_memory_mb"] = peak_memory_mb()
         self._write(status)
 
     def _write(self, status: State) -> None:
         replace_file(self._path, f"{to_json({'status': status, **self._known})}\n")
+
+
+def peak_memory_mb() -> float:
+    """The most that this process has held so far."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIB_PER_MB, 1)
 
 
 def output_folder(output_dir: Any) -> Path | None:
@@ -184,8 +192,27 @@ def _lives(pid: int | None) -> bool:
 
 
 def write_jobs(folder: Path, jobs: Sequence[Job]) -> None:
-    """Write which jobs a sweep has, in their order: results of any other in its folder are no part of it."""
-    replace_file(folder / JOBS, to_json({"jobs": [asdict(job) for job in jobs]}, 1))
+    """Write which jobs a sweep has, in their order: results of any other in its folder are no part of it.
+
+    The sweep's id, by which its runs are one group elsewhere, stays that of an earlier sweep into the folder.
+    """
+    known = _sweep(folder).get("id") or f"{folder.resolve().name}-{secrets.token_hex(3)}"
+    replace_file(folder / JOBS, to_json({"id": known, "jobs": [asdict(job) for job in jobs]}, 1))
+
+
+def sweep_of(job: Path) -> str | None:
+    """The id of the sweep that has the run in a folder as one of its jobs; None where there is none."""
+    found = _sweep(job.parent)
+    return found.get("id") if job.name in found.get("folders", ()) else None
+
+
+def _sweep(folder: Path) -> dict[str, Any]:
+    """Id and folders of the sweep in a folder; nothing where there is none, or what is written of it is damaged."""
+    try:
+        data = json.loads((folder / JOBS).read_text())
+        return {"id": data.get("id"), "folders": [job["folder"] for job in data["jobs"]]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def read_jobs(folder: Path) -> list[Job]:

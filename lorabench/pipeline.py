@@ -5,11 +5,10 @@ import dataclasses
 import errno
 import functools
 import logging
-import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,10 @@ from lorabench.report import table_text, write_figures
 from lorabench.representations.fitted import save_fitted
 from lorabench.representations.learned import Learned
 from lorabench.representations.load_from import Loaded
-from lorabench.results import METRICS, Result, Run, environment
+from lorabench.results import Result, environment
 from lorabench.storage import replace_file
 from lorabench.text import to_json
-from lorabench.tracking import ROOM, log_summary, logging_to
+from lorabench.tracking import ROOM, Opened, Tracker, logging_to
 from lorabench.zoo import Zoo
 from lorabench.zoo.splits import Split, split_zoo
 
@@ -77,15 +76,24 @@ def run(
         check_values(cfg, names)
         cfg.cache_dir = str(_writable(Path(cfg.cache_dir).expanduser().resolve()))
         chosen, config = chosen_and_resolved(cfg, names)
-        note.running(configuration=configuration_key(config))
-        logger: Logger = make(cfg.logger, folder=str(folder), name=f"{names['dataset']}-{'+'.join(chosen)}")
+        key = configuration_key(config)
+        note.running(configuration=key)
+        logger: Logger = make(cfg.logger, _partial_=True)(_opened(folder, names, chosen, key, cfg.rerun))
+        track = Tracker(logger, chosen)
         with logging_to(logger, config, folder):
-            result = _evaluate(cfg, config, str(names["classifier"]), chosen, logger, folder)
+            result = _evaluate(cfg, config, str(names["classifier"]), chosen, track, folder)
             note.running(device=result.environment["device"], fingerprint=result.dataset["fingerprint"])
-            log_summary(logger, _flat_summary(result))
             with explain_disk_errors(folder, ROOM):
                 _write(result, folder)
+                track.ended(result, folder)
         return result
+
+
+def _opened(folder: Path, names: Mapping[str, str | None], chosen: Collection[str], key: str, rerun: bool) -> Opened:
+    """What the logger is told of this run."""
+    representations = "+".join(chosen)
+    tags = tuple(str(names[group]) for group in ("dataset", "ablation", "classifier"))
+    return Opened(folder, f"{names['dataset']}-{representations}", representations, tags, key, rerun)
 
 
 def _writable(cache_dir: Path) -> Path:
@@ -102,15 +110,16 @@ def _evaluate(
     config: dict[str, Any],
     classifier: str,
     chosen: dict[str, DictConfig],
-    logger: Logger,
+    track: Tracker,
     folder: Path,
 ) -> Result:
     machine = environment()
     phase: Ablation = make(cfg.ablation)
-    evaluators, classes = _evaluators(cfg, logger)
+    evaluators, classes = _evaluators(cfg)
+    evaluators[0].on_curves = track.curves  # of one split: the others' steps would be the same
     evaluator, others = evaluators[0], evaluators[1:]
     learned: dict[str, Any] = {}
-    evaluator.on_fitted = functools.partial(_keep_fitted, evaluator, logger, folder / "fitted", learned)
+    evaluator.on_fitted = functools.partial(_keep_fitted, evaluator, track, folder / "fitted", learned)
     makers = {name: functools.partial(make_representation, one) for name, one in chosen.items()}
     baseline = next(iter(makers.items()))
     if "baseline" in cfg.ablation:
@@ -166,7 +175,7 @@ def _untested(labels: Int64[np.ndarray, " n"], splits: Sequence[Split]) -> list[
     return [int(code) for code in np.setdiff1d(labels[labels >= 0], tested)]
 
 
-def _evaluators(cfg: DictConfig, logger: Logger) -> tuple[list[Evaluator], tuple[str, ...]]:
+def _evaluators(cfg: DictConfig) -> tuple[list[Evaluator], tuple[str, ...]]:
     """What evaluates this configuration's zoo, one a split, and the names of the classes.
 
     Split k is drawn by `seed + k`; member j of `num_runs` has the seed `seed + j` and, of m members a split, the split
@@ -207,7 +216,6 @@ def _evaluators(cfg: DictConfig, logger: Logger) -> tuple[list[Evaluator], tuple
         dataclasses.replace(first, split=split, seeds=tuple(seed + number * each for seed in first.seeds))
         for number, split in enumerate(splits[1:], start=1)
     ]
-    first.on_curves = functools.partial(_log_curves, logger)  # of one split: the others' steps would be the same
     return [first, *others], classes
 
 
@@ -222,16 +230,9 @@ def _classes(zoo: Zoo, split: Split, target: str) -> tuple[tuple[str, ...], Int6
     return tuple(names[code] for code in known), labels
 
 
-def _log_curves(logger: Logger, name: str, runs: Sequence[Run]) -> None:
-    """Every epoch's mean over the members that were at work in it."""
-    for epoch in range(max(run.epochs for run in runs)):
-        rows = [run.history[epoch] for run in runs if epoch < run.epochs]
-        logger.log_metrics({f"{name}/{key}": float(np.mean([row[key] for row in rows])) for key in rows[0]}, step=epoch)
-
-
 def _keep_fitted(
     evaluator: Evaluator,
-    logger: Logger,
+    track: Tracker,
     folder: Path,
     learned: dict[str, Any],
     name: str,
@@ -245,28 +246,11 @@ def _keep_fitted(
     with explain_disk_errors(folder, ROOM):
         save_fitted(fitted, representation.config(), folder / _folder_name(name))
     learned[name] = latent_summary(representation, features, evaluator.labels)
-    curves = [one.notes["history"] for one in fitted.values()]
-    for epoch in range(max(map(len, curves))):
-        rows = [curve[epoch] for curve in curves if epoch < len(curve)]
-        means = {f"{name}/fit/{key}": float(np.mean([row[key] for row in rows])) for key in rows[0]}
-        logger.log_metrics(means, step=epoch)
-    logger.log_metrics(_flat_diagnostics(name, learned[name]["units"]))
+    track.fitted(name, [one.notes["history"] for one in fitted.values()], learned[name]["units"])
 
 
 def _folder_name(name: str) -> str:
     return name.replace("/", "_")
-
-
-def _flat_diagnostics(name: str, units: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Every number of every unit, and KL by dimension, from the largest, as a mean over units."""
-    found: dict[str, float] = {}
-    for unit, known in units.items():
-        numbers = {key: value for key, value in known.items() if isinstance(value, int | float)}
-        found |= {f"{name}/unit/{unit}/{key}": float(value) for key, value in numbers.items()}
-    kl = [sorted(known["kl"], reverse=True) for known in units.values() if "kl" in known]
-    for k in range(max(map(len, kl), default=0)):
-        found[f"{name}/fit/kl_{k + 1}"] = float(np.mean([one[k] for one in kl if k < len(one)]))
-    return found
 
 
 def _describe(zoo: Zoo, config: dict[str, Any]) -> dict[str, Any]:
@@ -280,17 +264,6 @@ def _describe(zoo: Zoo, config: dict[str, Any]) -> dict[str, Any]:
         "modules": len(zoo.modules),
         "ranks": sorted({int(rank) for rank in np.unique(zoo.rank)}),
         "categories": dict(zip(zoo.labels.category_names, counts.tolist(), strict=True)),
-    }
-
-
-def _flat_summary(result: Result) -> dict[str, float]:
-    return {
-        f"{row.representation}/{'' if row.ablation == 'none' else f'{row.ablation}/'}{metric}_{key}": value
-        for row in result.summary
-        for metric in METRICS
-        for key, value in vars(getattr(row, metric)).items()
-        if key != "n"
-        if not math.isnan(value)
     }
 
 

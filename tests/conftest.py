@@ -30,8 +30,9 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         folder = Path(os.environ.get("LORABENCH_TEST_CACHE") or tmp_path_factory.mktemp("cache"))
         patch.setenv("LORABENCH_CACHE", str(folder))
-        for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_DATA_DIR"):
             patch.delenv(name, raising=False)
+        patch.setenv("WANDB_CACHE_DIR", str(folder / "wandb"))
         yield folder
 
 
