@@ -84,12 +84,14 @@ def streamed(
         with explain_disk_errors(folder, remedy):
             os.posix_fallocate(file.fileno(), 0, 4 * len(order) * width)  # a full disk is told now
         waiting: dict[int, Tensor] = {}
+        varies = torch.zeros(width, dtype=torch.bool)
         for unit, values in features:
-            waiting[columns[unit].start] = _as_taken(values, train)[order]
+            taken = _as_taken(values, train)[order]
+            waiting[columns[unit].start], varies[columns[unit]] = taken, (taken != 0).any(0)
             if sum(map(Tensor.numel, waiting.values())) * 4 > pool_bytes:
                 _write_columns(file.fileno(), waiting, width)
         _write_columns(file.fileno(), waiting, width)
-        yield Streamed(file, order, width, len(train), device, pool_bytes)
+        yield Streamed(file, order, varies, len(train), device, pool_bytes)
 
 
 def _write_columns(descriptor: int, waiting: dict[int, Float32[Tensor, "n _f"]], width: int) -> None:

@@ -13,6 +13,8 @@ from lorabench.training import epoch_order
 
 __all__ = ["Columns", "Member", "Pool", "Problem", "gather"]
 
+_FEW = 1024  # zero columns; a step that goes through fewer loses little by it
+
 Columns = slice | Int64[Tensor, " _f"]
 """Which columns of the joined features a member reads."""
 
@@ -102,6 +104,23 @@ class Problem:
         for part, among in self.inputs.walk(rows, len(rows)):
             found[among] = self.picked(part, number)
         return found
+
+    def varying(self, number: int) -> Int64[Tensor, " _v"] | None:
+        """The columns of feature set `number` that are not zero in every row; None where there are few others.
+
+        A feature that is constant in the training rows is zero once it is standardised, as it is in all rows where it
+        is constant there too: all but a few singular values of rank 1, for instance. A weight for it has no gradient,
+        and Adam leaves it where it was.
+        """
+        width = self.width(number)
+        if width < _FEW:
+            return None
+        if isinstance(self.inputs, Streamed):
+            varies = self.inputs.varies.to(self.inputs.device)[self.columns[number]]
+        else:
+            varies = (self.features(number) != 0).any(0)
+        found = torch.nonzero(varies).flatten()
+        return found if width - len(found) >= max(_FEW, width // 2) else None
 
     def pools(self, epoch: int, seeds: list[int], batch_size: int) -> Iterator[Pool]:
         """The training rows of one epoch for members of some seeds: all at once, or (`Streamed`) pool after pool."""

@@ -38,12 +38,17 @@ class MemberStack(Stack):
         first = models[0]
         self.network: nn.Module = networks[0]
         stacked, buffers = stack_module_state(networks)
+        self._dense = DenseNetwork.of(self.network)
+        self._alone = self._dense is not None and len(models) == 1 and problem.inputs.device.type == "cpu"
+        self._varying = problem.varying(members[0].features) if self._alone else None
+        if self._dense is not None and self._varying is not None:
+            self._entry = f"{self._dense.names[0]}weight"
+            self._whole = stacked[self._entry].detach()  # its other columns stay what they are now
+            stacked[self._entry] = self._whole[..., self._varying]
         rates = torch.full((len(models),), first.learning_rate, dtype=torch.float64)
         schedule = Schedule(rates, first.plateau_factor, first.plateau_patience, first.patience, first.stop_on)
         super().__init__(self.network, {name: p.detach() for name, p in stacked.items()}, buffers, schedule)
         self.batch_size, self.max_epochs = first.batch_size, first.max_epochs
-        self._dense = DenseNetwork.of(self.network)
-        self._alone = self._dense is not None and len(models) == 1 and self.device.type == "cpu"
         self._dropouts = [name for name, m in self.network.named_modules() if isinstance(m, SeededDropout)]
         self._onehot = torch.eye(problem.n_classes, dtype=problem.inputs.dtype, device=self.device)
         self._take(members)
@@ -53,14 +58,10 @@ class MemberStack(Stack):
         self._seeds = torch.tensor([m.seed for m in members], dtype=torch.int64, device=self.device)
         if self._alone:
             self._y = self.problem.labels[members[0].labels]
-            self._x = None if self._streams else self.problem.features(members[0].features)
+            self._x = None if isinstance(self.problem.inputs, Streamed) else self._read(self.problem.inputs)
         else:
             self._index = self.problem.index([m.features for m in members])
             self._labels = torch.tensor([m.labels for m in members], dtype=torch.int64, device=self.device)
-
-    @property
-    def _streams(self) -> bool:
-        return isinstance(self.problem.inputs, Streamed)
 
     @torch.no_grad()
     def epoch(self, number: int) -> dict[str, Float[Tensor, " members"]]:
@@ -94,8 +95,12 @@ class MemberStack(Stack):
         return cross_entropy(torch.cat(found, 1), self._classes(pool.rows[pool.order]))
 
     def _own(self, inputs: Float[Tensor, "m f"]) -> Float[Tensor, "m _f"]:
-        """What the member that is alone reads of these adapters' features."""
-        return self.problem.picked(inputs, self.members[0].features) if self._x is None else self._x
+        """What the member that is alone reads of the features at hand."""
+        return self._read(inputs) if self._x is None else self._x
+
+    def _read(self, inputs: Float[Tensor, "m f"]) -> Float[Tensor, "m _f"]:
+        own = self.problem.picked(inputs, self.members[0].features)
+        return own if self._varying is None else own[:, self._varying]
 
     def _classes(self, rows: Int64[Tensor, "members n"]) -> Int64[Tensor, "members n"]:
         return self.problem.labels[self._labels[:, None], rows]
@@ -180,6 +185,9 @@ class MemberStack(Stack):
         best = {name: value[rows] for name, value in self.best.items()}
         everyone = torch.arange(len(self.problem.inputs), device=self.device)
         logits = self._logits({name: best[name] for name in self.params}, rows, everyone).cpu()
+        if self._varying is not None:
+            moved, best[self._entry] = best[self._entry], self._whole.clone()
+            best[self._entry][..., self._varying] = moved
         return [({name: value[i] for name, value in best.items()}, logits[i]) for i in range(len(rows))]
 
     def keep(self, left: Int64[Tensor, " kept"]) -> None:

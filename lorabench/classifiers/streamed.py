@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from lorabench.training import epoch_order
@@ -31,7 +31,7 @@ class Streamed:
     Attributes:
         file: open for reading and writing; N · F numbers in row order.
         rows: which adapter is at which place of the file, [N].
-        width: F.
+        varies: of every column, whether it is anything but zero in some row.
         train: how many rows, from the first, are training rows.
         device: where what is read is put.
         pool_bytes: what one member's, or stack's, pool may take.
@@ -39,7 +39,7 @@ class Streamed:
 
     file: BinaryIO
     rows: Int64[Tensor, " n"]
-    width: int
+    varies: Bool[Tensor, " f"]
     train: int
     device: torch.device
     pool_bytes: int
@@ -52,6 +52,11 @@ class Streamed:
     def shape(self) -> torch.Size:
         """(N, F)."""
         return torch.Size((len(self), self.width))
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return len(self.varies)
 
     def element_size(self) -> int:
         """Bytes of one number."""

@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lorabench.errors import LorabenchError
+from lorabench.machine import map_in_lanes
 from lorabench.representations.base import Representation
 from lorabench.storage import files_hash, replace_file
 from lorabench.text import some
@@ -99,19 +100,29 @@ def features_as_they_come(
     needed = {layer for unit in missing for layer in representation.layers_of(zoo, unit)}
     known = zoo.only(sorted(needed)).rows(train_rows) if representation.learns else zoo
     # Closed whatever happens: what still trains in the background stops at once.
-    with contextlib.closing(_computable(representation, known, device, missing)) as computable:
-        for unit in computable:
-            features = _checked(representation, zoo, unit, representation.features(zoo, unit, device))
+    with contextlib.closing(_computed(representation, zoo, known, device, missing)) as computed:
+        for unit, features in computed:
             kept = _keep_state(representation, folder, unit, keys[unit]) and _store(folder, keys[unit], features)
             folder = folder if kept else None
             yield unit, features
 
 
-def _computable(
-    representation: Representation, known: Zoo, device: torch.device, missing: list[str]
-) -> Generator[str, None, None]:
-    """The units that are missing, each as soon as its features may be asked for."""
-    yield from representation.learn(known, device) if representation.learns else missing
+def _computed(
+    representation: Representation, zoo: Zoo, known: Zoo, device: torch.device, missing: list[str]
+) -> Generator[tuple[str, Float32[Tensor, "n f"]], None, None]:
+    """The features that are missing, each as soon as they may be asked for; on a CPU a unit a thread."""
+
+    def features(unit: str) -> Float32[Tensor, "n f"]:
+        return _checked(representation, zoo, unit, representation.features(zoo, unit, device))
+
+    if representation.learns or device.type != "cpu":
+        for unit in representation.learn(known, device) if representation.learns else missing:
+            yield unit, features(unit)
+        return
+    lanes = torch.get_num_threads()
+    for start in range(0, len(missing), lanes):  # no more at a time: whoever takes them may be slower
+        units = missing[start : start + lanes]
+        yield from zip(units, map_in_lanes(features, units), strict=True)
 
 
 def _restored(representation: Representation, folder: Path | None, unit: str, key: str) -> bool:
