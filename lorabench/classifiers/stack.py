@@ -149,7 +149,7 @@ class MemberStack(Stack):
         if not isinstance(inputs, Streamed):
             return self._evaluated(params, which, inputs, rows)
         found = torch.empty(len(which), len(rows), self.problem.n_classes, dtype=inputs.dtype, device=self.device)
-        at_once = max(1, _EVALUATED_BYTES[self.device.type] // (8 * inputs.width))
+        at_once = max(1, min(_EVALUATED_BYTES[self.device.type], inputs.pool_bytes) // (8 * inputs.width))
         for part, among in inputs.walk(rows, at_once):
             found[:, among] = self._evaluated(params, which, part, torch.arange(len(part), device=self.device))
         return found

@@ -13,7 +13,8 @@ from lorabench.training import epoch_order
 
 __all__ = ["Streamed"]
 
-_BLOCK_BYTES = 4 * 2**20  # what one read takes at least: below it, a disk gives less a second
+_BLOCK_BYTES = 4 * 2**20  # of one read: below it, a disk gives less a second
+_MIXED = 16  # blocks in a pool, at least, however small that is
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Streamed:
 
         So an epoch has as many steps as without blocks, whatever the order of these.
         """
-        size = batch_size * max(1, _BLOCK_BYTES // (batch_size * self._row_bytes))
+        wanted = min(_BLOCK_BYTES, self.pool_bytes // _MIXED)
+        size = batch_size * max(1, wanted // (batch_size * self._row_bytes))
         return [range(start, min(start + size, self.train)) for start in range(0, self.train, size)]
 
     def pools(self, epoch: int, batch_size: int) -> Iterator[tuple[Float32[Tensor, "m f"], Int64[Tensor, " m"]]]:
@@ -107,7 +109,9 @@ class Streamed:
             last = int(places[stop - 1])
             part = torch.empty(last + 1 - first, self.width)
             self._read(part, first)
-            yield part[places[start:stop] - first].to(self.device), among[start:stop].to(self.device)
+            if len(part) > stop - start:
+                part = part[places[start:stop] - first]
+            yield part.to(self.device), among[start:stop].to(self.device)
             start = stop
 
     def columns(self, columns: slice) -> Float32[Tensor, "n _f"]:
