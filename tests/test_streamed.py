@@ -214,6 +214,13 @@ def test_what_needs_all_features_says_so(zoo, tmp_path):
         evaluator.evaluate("flat", Flat(), [Arm("none", evaluator.everything)])
 
 
+def test_a_unit_larger_than_memory_is_refused_by_name(zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr("lorabench.evaluation.evaluator.free_memory", lambda _device: 100_000)
+    evaluator = evaluator_of(zoo, tmp_path, 1)
+    with pytest.raises(LorabenchError, match=r"makes 16 numbers of unet.* of each of 240 adapters.*per_category"):
+        evaluator.evaluate("flat", Flat(), [Arm("none", evaluator.everything)])
+
+
 def test_gradients_are_attributed_to_units_of_a_file(zoo, tmp_path):
     evaluator = evaluator_of(zoo, tmp_path, 1, Stacked("cpu", memory_gb=1e-4))
     study = study_of(evaluator, {"flat": Flat}, ("flat", Flat))

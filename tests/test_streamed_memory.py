@@ -11,9 +11,9 @@ import pytest
 
 from tests.hub_schema import small_modules, write_hub
 
-ROOM = 220 * 2**20
+ROOM = 300 * 2**20
 """Bytes of address space beyond what a process has once everything is imported."""
-ADAPTERS, MODULES, FEATURES = 7_000, 64, 128 * 67
+ADAPTERS, MODULES, FEATURES = 10_000, 64, 128 * 67
 
 LIMITED = """
     import resource, runpy, sys

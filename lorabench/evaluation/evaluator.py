@@ -37,6 +37,7 @@ __all__ = ["Evaluator"]
 
 _LOG = logging.getLogger(__name__)
 
+_UNIT_COPIES = 8  # of one unit while it is standardised in float64 and waits to be written; two are made at a time
 _UnitKey = tuple[str, tuple[str, ...]]
 """A unit and the layers that it is computed from."""
 
@@ -294,7 +295,7 @@ class Evaluator:
         """Which arms are evaluated at one time, and which of them from a file.
 
         Raises:
-            LorabenchError: the engine has all features in memory, and they do not fit.
+            LorabenchError: the engine has all features in memory, and they do not fit; or a single unit's do not.
         """
         keys = dict.fromkeys(key for one in standing for key in one.units)
         widths = {key: self._width(representation, key) for key in keys}
@@ -306,15 +307,28 @@ class Evaluator:
         )
         parts = [one.arm.layers != self.everything and self.device.type == "cpu" for one in standing]
         found = together([{key: widths[key] for key in one.units} for one in standing], parts, room)
-        if not self.engine.streams and any(batch.pool_bytes is not None for batch in found):
-            floats = sum(widths.values())
+        if any(batch.pool_bytes is not None for batch in found):
+            self._check_streaming(name, widths, room)
+        return found
+
+    def _check_streaming(self, name: str, widths: Mapping[_UnitKey, int], room: Room) -> None:
+        floats, adapters = sum(widths.values()), len(self.zoo)
+        if not self.engine.streams:
             raise LorabenchError(
-                f"representation={name} makes {floats} numbers of each of {len(self.zoo)} adapters, about "
-                f"{room.needed(floats, any(parts)) / 1e9:.1f} GB with the copies that training needs; "
+                f"representation={name} makes {floats} numbers of each of {adapters} adapters, about "
+                f"{room.needed(floats, parts=False) / 1e9:.1f} GB with the copies that training needs; "
                 f"{room.allowed / 1e9:.1f} GB of memory are free, and trainer=lightning has all features in memory. "
                 "Take trainer=stacked, which reads them from a file, or a shorter representation (spectral, delta_pca)"
             )
-        return found
+        unit, largest = max(widths.items(), key=lambda one: one[1])
+        needed, free = 4 * _UNIT_COPIES * largest * adapters, free_memory(torch.device("cpu"))
+        if needed > free:
+            raise LorabenchError(
+                f"representation={name} makes {largest} numbers of {unit[0]} of each of {adapters} adapters, "
+                f"about {needed / 1e9:.1f} GB while they are standardised; {free / 1e9:.1f} GB of memory are free. "
+                "Features are read from a file, but one unit is made in memory: take a smaller data set "
+                "(dataset.per_category=N) or a shorter representation (spectral, delta_pca)"
+            )
 
 
 @dataclass(frozen=True)
