@@ -1,17 +1,22 @@
-"""Features as classifiers take them: standardised, side by side on one device, in batches by index."""
+"""Features as classifiers take them: standardised, side by side on one device or in a file, in batches by index."""
 
-from collections.abc import Iterator, Mapping
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from lorabench.classifiers import Member, Problem
+from lorabench.classifiers import Member, Problem, Streamed
+from lorabench.errors import explain_disk_errors
 from lorabench.training import epoch_order, standardised
 
-__all__ = ["CLIP", "FeatureData", "IndexBatches", "side_by_side"]
+__all__ = ["CLIP", "FeatureData", "IndexBatches", "UnitsOfFile", "side_by_side", "streamed"]
 
 CLIP = 10.0
 """Standard deviations from the training mean beyond which a standardised feature does not go."""
@@ -33,10 +38,94 @@ def side_by_side(
     start = 0
     for unit, width in widths.items():
         columns[unit] = slice(start, start + width)
-        values = standardised(features[unit], features[unit][train]).clamp(-CLIP, CLIP)
-        inputs[:, start : start + width] = values.float().to(device)
+        inputs[:, start : start + width] = _as_taken(features[unit], train).to(device)
         start += width
     return inputs, columns
+
+
+def _as_taken(features: Float32[Tensor, "n f"], train: Int64[Tensor, " train"]) -> Float32[Tensor, "n f"]:
+    return standardised(features, features[train]).clamp(-CLIP, CLIP).float()
+
+
+@contextmanager
+def streamed(
+    features: Iterable[tuple[str, Float32[Tensor, "n _f"]]],
+    columns: Mapping[str, slice],
+    rows: tuple[Int64[Tensor, " train"], Int64[Tensor, " rest"]],
+    folder: Path,
+    device: torch.device,
+    pool_bytes: int,
+) -> Iterator[Streamed]:
+    """What `side_by_side` gives, to the bit, written once into a file that is read while members train.
+
+    The file has no name: it takes its room on the disk until the end, and is gone then, whatever happens.
+
+    Args:
+        features: of one unit after another, in any order; one is in memory at a time, and `pool_bytes` of what is
+            not written yet.
+        columns: of every unit; all of 0 to F.
+        rows: the training rows, and all others in the order that the file is to have.
+        folder: where the file is made.
+        device: where what is read is put.
+        pool_bytes: see `Streamed`.
+
+    Raises:
+        LorabenchError: the disk is full.
+    """
+    train, rest = rows
+    # Neighbours in the file are strangers: however the zoo is sorted, a block is a draw of the training rows.
+    order = torch.cat([train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))], rest])
+    width = max(part.stop for part in columns.values())
+    remedy = "Free some space, or set cache_dir=DIR (or LORABENCH_CACHE) to a roomier place."
+    with explain_disk_errors(folder, remedy):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (what reads it is not to be explained)
+    with file:
+        with explain_disk_errors(folder, remedy):
+            os.posix_fallocate(file.fileno(), 0, 4 * len(order) * width)  # a full disk is told now
+        waiting: dict[int, Tensor] = {}
+        varies = torch.zeros(width, dtype=torch.bool)
+        for unit, values in features:
+            taken = _as_taken(values, train)[order]
+            waiting[columns[unit].start], varies[columns[unit]] = taken, (taken != 0).any(0)
+            if sum(map(Tensor.numel, waiting.values())) * 4 > pool_bytes:
+                _write_columns(file.fileno(), waiting, width)
+        _write_columns(file.fileno(), waiting, width)
+        yield Streamed(file, order, varies, len(train), device, pool_bytes)
+
+
+def _write_columns(descriptor: int, waiting: dict[int, Float32[Tensor, "n _f"]], width: int) -> None:
+    """Write columns by the first of each into the rows of a file, neighbours in one go, and forget them."""
+    starts = sorted(waiting)
+    while starts:
+        together = [starts.pop(0)]
+        while starts and starts[0] == together[-1] + waiting[together[-1]].shape[1]:
+            together.append(starts.pop(0))
+        part = torch.cat([waiting.pop(start) for start in together], 1).numpy()
+        for place, row in enumerate(part):
+            os.pwrite(descriptor, row, 4 * (place * width + together[0]))
+
+
+@dataclass(frozen=True)
+class UnitsOfFile(Mapping[str, Tensor]):
+    """Standardised features {unit: [N, f]} of a file, each read when it is asked for.
+
+    Attributes:
+        inputs: the file.
+        columns: of every unit.
+    """
+
+    inputs: Streamed
+    columns: Mapping[str, slice]
+
+    def __getitem__(self, unit: str) -> Float32[Tensor, "n f"]:
+        return self.inputs.columns(self.columns[unit])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
 
 
 @dataclass

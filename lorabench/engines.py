@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -42,9 +42,17 @@ def resolve_device(device: Device) -> torch.device:
 
 @runtime_checkable
 class Engine(Protocol):
-    """Trains members."""
+    """Trains members.
+
+    Attributes:
+        device: where.
+        memory_gb: what features may take; null: all that is free.
+        streams: whether members can be trained on features that are read from a file (`Streamed`).
+    """
 
     device: Device
+    memory_gb: float | int | None
+    streams: ClassVar[bool]
 
     def fit(
         self,
@@ -64,11 +72,13 @@ class Stacked:
 
     Args:
         device: auto, cpu or cuda.
-        memory_gb: what a stack may take; null: 70 % of what is free.
+        memory_gb: what a stack may take, and what features may: those that do not fit are read from a file while
+            members train; null: 70 % of what is free, and all that is free.
     """
 
     device: Device = "auto"
     memory_gb: Annotated[float | int | None, Above(0)] = None
+    streams: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_arguments(Stacked, vars(self), "trainer.")
@@ -114,6 +124,8 @@ class Lightning:
     """
 
     device: Device = "auto"
+    memory_gb: ClassVar[None] = None
+    streams: ClassVar[bool] = False
 
     @tunes
     def fit(

@@ -1,17 +1,28 @@
 """The machine: independent pieces of work side by side on a CPU, each one thread wide, and memory."""
 
+import ctypes
+import mmap
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
+import numpy as np
 import torch
 
-__all__ = ["free_memory", "in_lanes", "map_in_lanes", "one_thread_an_operation", "recycle_freed_blocks"]
+__all__ = [
+    "free_memory",
+    "in_lanes",
+    "map_in_lanes",
+    "one_thread_an_operation",
+    "read_ahead",
+    "recycle_freed_blocks",
+]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+_READ_AHEAD = 2**17  # bytes; so much the system reads ahead by itself
 _BYTES = 31 * 2**20  # glibc's adaptive threshold ends at 32 MiB (mallopt(3), M_MMAP_THRESHOLD)
 
 
@@ -91,3 +102,17 @@ def recycle_freed_blocks() -> None:
     quarter of that of stacked members. Elsewhere this does nothing.
     """
     torch.empty(_BYTES, dtype=torch.uint8)
+
+
+def read_ahead(values: np.ndarray) -> None:
+    """Have the system read what an array maps of a file, all of it at once, before it is looked at.
+
+    Page by page, as it is touched, a map gives a fraction of what the disk does (measured: 0.1 to 0.3 GB a second, and
+    0.4 to 0.55 with this, where plain reads gave 0.2 to 0.3). Of memory without a file nothing is read, and where the
+    system has no such call this does nothing.
+    """
+    if not hasattr(mmap, "MADV_WILLNEED") or values.nbytes <= _READ_AHEAD:
+        return
+    first = values.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+    length = values.ctypes.data + values.nbytes - first
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_WILLNEED)

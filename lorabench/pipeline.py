@@ -150,7 +150,7 @@ def _evaluate(
         runs=findings.runs,
         summary=findings.summary,
         seconds=evaluator.clock.seconds,
-        environment={**machine, "device": str(evaluator.device)},
+        environment={**machine, "device": str(evaluator.device), "streamed": _streamed(evaluators)},
         ablation=findings.ablation,
         learned=learned,
         published=_published(cfg, findings, chosen, len(zoo.layers), by_source) if cfg.published_keys else {},
@@ -167,6 +167,11 @@ def _published(
     top = [row.layer for row in found.ranking[: found.top_k]]
     others = deviations(cfg, chosen, experiment="published") + (["the data set's own split"] if by_source else [])
     return published_results(findings.runs, layers, len(found.removed), top, others)
+
+
+def _streamed(evaluators: Sequence[Evaluator]) -> list[str]:
+    """Representations whose features were read from a file, with any split."""
+    return sorted({name for one in evaluators for name in one.streams})
 
 
 def _untested(labels: Int64[np.ndarray, " n"], splits: Sequence[Split]) -> list[int]:

@@ -3,10 +3,11 @@
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from lorabench.machine import free_memory, map_in_lanes
+from lorabench.machine import free_memory, map_in_lanes, read_ahead
 
 
 def test_what_lanes_make_comes_in_the_order_of_the_tasks() -> None:
@@ -35,3 +36,13 @@ def test_free_memory_is_what_the_system_says() -> None:
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     expected = 1024 * int(lines["MemAvailable"].split()[0])
     assert free_memory(torch.device("cpu")) == pytest.approx(expected, rel=0.2)
+
+
+def test_reading_ahead_changes_nothing(tmp_path: Path) -> None:
+    values = np.arange(2**20, dtype=np.float32)
+    values.tofile(tmp_path / "values")
+    mapped = np.memmap(tmp_path / "values", np.float32, "r")
+    for part in (mapped, mapped[3:-5], mapped[:1], mapped[:0], mapped[::2], values):
+        before = part.copy()
+        read_ahead(part)
+        assert np.array_equal(part, before)

@@ -113,7 +113,7 @@ def _shares(
     fitted: Fitted, problem: Problem, widths: Mapping[str, int], factory: ClassifierFactory, steps: int
 ) -> dict[str, float]:
     member = fitted.member
-    x = problem.features(member.features)[problem.val]
+    x = problem.of_rows(member.features, problem.val)
     classes = problem.labels[member.labels, problem.val]
     model = factory(in_features=x.shape[1], n_classes=problem.n_classes, seed=member.seed)
     model.network.load_state_dict(fitted.state)

@@ -4,6 +4,7 @@ from lorabench.classifiers.base import Classifier, ClassifierFactory
 from lorabench.classifiers.members import Fitted, as_it_is, fit_members
 from lorabench.classifiers.metrics import accuracy, confusion, macro_f1, scores
 from lorabench.classifiers.problem import Columns, Member, Problem
+from lorabench.classifiers.streamed import Streamed
 
 __all__ = [
     "Classifier",
@@ -12,6 +13,7 @@ __all__ = [
     "Fitted",
     "Member",
     "Problem",
+    "Streamed",
     "accuracy",
     "as_it_is",
     "confusion",

@@ -14,6 +14,7 @@ from lorabench.classifiers.base import Classifier, ClassifierFactory
 from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.problem import Member, Problem
 from lorabench.classifiers.stack import MemberStack
+from lorabench.classifiers.streamed import Streamed
 from lorabench.machine import free_memory, in_lanes, recycle_freed_blocks
 from lorabench.training import train
 
@@ -132,6 +133,7 @@ def _chunks(work: _Work, lanes: int, memory: int | None) -> Iterator[list[int]]:
             size = 1
         else:
             budget = _SHARE * free_memory(problem.inputs.device) / lanes if memory is None else memory
+            budget -= problem.inputs.pool_bytes if isinstance(problem.inputs, Streamed) else 0
             size = max(1, int(budget // _bytes(model, width, problem)))
             size = min(size, -(-len(numbers) // lanes))
         yield from (numbers[start : start + size] for start in range(0, len(numbers), size))

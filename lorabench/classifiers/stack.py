@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from lorabench.classifiers.base import Classifier
 from lorabench.classifiers.dense import DenseNetwork
-from lorabench.classifiers.problem import Member, Problem
+from lorabench.classifiers.problem import Member, Pool, Problem, gather
 from lorabench.classifiers.solo import Solo
-from lorabench.training import Schedule, SeededDropout, Stack, draw_keys, epoch_order
+from lorabench.classifiers.streamed import Streamed
+from lorabench.training import Schedule, SeededDropout, Stack, draw_keys
 
 __all__ = ["MemberStack"]
 
@@ -37,12 +38,17 @@ class MemberStack(Stack):
         first = models[0]
         self.network: nn.Module = networks[0]
         stacked, buffers = stack_module_state(networks)
+        self._dense = DenseNetwork.of(self.network)
+        self._alone = self._dense is not None and len(models) == 1 and problem.inputs.device.type == "cpu"
+        self._varying = problem.varying(members[0].features) if self._alone else None
+        if self._dense is not None and self._varying is not None:
+            self._entry = f"{self._dense.names[0]}weight"
+            self._whole = stacked[self._entry].detach()  # its other columns stay what they are now
+            stacked[self._entry] = self._whole[..., self._varying]
         rates = torch.full((len(models),), first.learning_rate, dtype=torch.float64)
         schedule = Schedule(rates, first.plateau_factor, first.plateau_patience, first.patience, first.stop_on)
         super().__init__(self.network, {name: p.detach() for name, p in stacked.items()}, buffers, schedule)
         self.batch_size, self.max_epochs = first.batch_size, first.max_epochs
-        self._dense = DenseNetwork.of(self.network)
-        self._alone = self._dense is not None and len(models) == 1 and self.device.type == "cpu"
         self._dropouts = [name for name, m in self.network.named_modules() if isinstance(m, SeededDropout)]
         self._onehot = torch.eye(problem.n_classes, dtype=problem.inputs.dtype, device=self.device)
         self._take(members)
@@ -51,7 +57,8 @@ class MemberStack(Stack):
         self.members = members
         self._seeds = torch.tensor([m.seed for m in members], dtype=torch.int64, device=self.device)
         if self._alone:
-            self._x, self._y = self.problem.features(members[0].features), self.problem.labels[members[0].labels]
+            self._y = self.problem.labels[members[0].labels]
+            self._x = None if isinstance(self.problem.inputs, Streamed) else self._read(self.problem.inputs)
         else:
             self._index = self.problem.index([m.features for m in members])
             self._labels = torch.tensor([m.labels for m in members], dtype=torch.int64, device=self.device)
@@ -59,29 +66,41 @@ class MemberStack(Stack):
     @torch.no_grad()
     def epoch(self, number: int) -> dict[str, Float[Tensor, " members"]]:
         """See `Stack.epoch`."""
-        train = self.problem.train
-        by_seed = {seed: epoch_order(seed, number, len(train)) for seed in {m.seed for m in self.members}}
-        orders = torch.stack([by_seed[m.seed] for m in self.members]).to(self.device)
-        rows = train[orders]
         self.adam.set_rates(self.schedule.rates)
+        loss = torch.zeros((), device=self.device)
+        for pool in self.problem.pools(number, [m.seed for m in self.members], self.batch_size):
+            loss = loss + self._steps(pool) * (pool.order.shape[1] / len(self.problem.train))
+        return {"train_loss": loss}
+
+    def _steps(self, pool: Pool) -> Float[Tensor, " members"]:
+        """Steps over the training rows of a pool; the mean losses."""
         first = self.adam.steps
-        steps = range(first, first + -(-rows.shape[1] // self.batch_size))
+        steps = range(first, first + -(-pool.order.shape[1] // self.batch_size))
         keys = draw_keys(self._seeds, steps, range(max(len(self._dropouts), 1)))
         if self._dense is not None and self._alone:
             rate = float(self.schedule.rates[0])
             solo = Solo.of(
-                self._dense, self.params, self.adam, self._x, self._y, self.problem.n_classes, self.batch_size
-            )
+                self._dense, self.params, self.adam, self._own(pool.inputs), self._y[pool.rows],
+                self.problem.n_classes, self.batch_size,
+            )  # fmt: skip
             self.adam.steps += len(steps)
-            return {"train_loss": solo.epoch(rows[0], keys[..., 0], first, rate)[None]}
+            return solo.epoch(pool.order[0], keys[..., 0], first, rate)[None]
         found = []
-        for batch, key in zip(torch.split(rows, self.batch_size, 1), keys, strict=True):
-            x, y = self.problem.gather(self._index, batch), self._classes(batch)
+        for batch, key in zip(torch.split(pool.order, self.batch_size, 1), keys, strict=True):
+            x, y = gather(pool.inputs, self._index, batch), self._classes(pool.rows[batch])
             dense = self._dense
             logits, grads = self._autograd(x, y, key) if dense is None else self._closed_form(dense, x, y, key)
             self.adam.step(self.params, grads)
             found.append(logits)
-        return {"train_loss": cross_entropy(torch.cat(found, 1), self._classes(rows))}
+        return cross_entropy(torch.cat(found, 1), self._classes(pool.rows[pool.order]))
+
+    def _own(self, inputs: Float[Tensor, "m f"]) -> Float[Tensor, "m _f"]:
+        """What the member that is alone reads of the features at hand."""
+        return self._read(inputs) if self._x is None else self._x
+
+    def _read(self, inputs: Float[Tensor, "m f"]) -> Float[Tensor, "m _f"]:
+        own = self.problem.picked(inputs, self.members[0].features)
+        return own if self._varying is None else own[:, self._varying]
 
     def _classes(self, rows: Int64[Tensor, "members n"]) -> Int64[Tensor, "members n"]:
         return self.problem.labels[self._labels[:, None], rows]
@@ -126,8 +145,25 @@ class MemberStack(Stack):
         self, params: dict[str, Tensor], which: Int64[Tensor, " some"], rows: Int64[Tensor, " n"]
     ) -> Float[Tensor, "some n classes"]:
         """What the members `which` say of the same rows under `params` [some, ...], in evaluation."""
+        inputs = self.problem.inputs
+        if not isinstance(inputs, Streamed):
+            return self._evaluated(params, which, inputs, rows)
+        found = torch.empty(len(which), len(rows), self.problem.n_classes, dtype=inputs.dtype, device=self.device)
+        at_once = max(1, min(_EVALUATED_BYTES[self.device.type], inputs.pool_bytes) // (8 * inputs.width))
+        for part, among in inputs.walk(rows, at_once):
+            found[:, among] = self._evaluated(params, which, part, torch.arange(len(part), device=self.device))
+        return found
+
+    def _evaluated(
+        self,
+        params: dict[str, Tensor],
+        which: Int64[Tensor, " some"],
+        inputs: Float[Tensor, "m f"],
+        rows: Int64[Tensor, " n"],
+    ) -> Float[Tensor, "some n classes"]:
+        """The same of rows of `inputs`."""
         if self._alone and self._dense is not None:
-            return self._dense.logits({name: p[0] for name, p in params.items()}, self._x[rows])[None]
+            return self._dense.logits({name: p[0] for name, p in params.items()}, self._own(inputs)[rows])[None]
         index = self._index if isinstance(self._index, slice) else self._index[which]
         buffers = {name: b[which] for name, b in self.buffers.items()}
         widest = max(self.problem.width(self.members[0].features), *(p.shape[1] for p in params.values()))
@@ -135,7 +171,7 @@ class MemberStack(Stack):
         self.network.eval()
         found = []
         for part in torch.split(rows, at_once):
-            x = self.problem.gather(index, part.expand(len(which), -1))
+            x = gather(inputs, index, part.expand(len(which), -1))
             dense = self._dense
             found.append(self._general(params, buffers, x) if dense is None else dense.logits(params, x))
         return torch.cat(found, 1)
@@ -149,6 +185,9 @@ class MemberStack(Stack):
         best = {name: value[rows] for name, value in self.best.items()}
         everyone = torch.arange(len(self.problem.inputs), device=self.device)
         logits = self._logits({name: best[name] for name in self.params}, rows, everyone).cpu()
+        if self._varying is not None:
+            moved, best[self._entry] = best[self._entry], self._whole.clone()
+            best[self._entry][..., self._varying] = moved
         return [({name: value[i] for name, value in best.items()}, logits[i]) for i in range(len(rows))]
 
     def keep(self, left: Int64[Tensor, " kept"]) -> None:

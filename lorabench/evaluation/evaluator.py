@@ -1,9 +1,11 @@
 """Evaluates representations in arms: features, members, outcomes."""
 
+import contextlib
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,18 +14,19 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from lorabench.classifiers import ClassifierFactory, Columns, Problem
-from lorabench.data import side_by_side
+from lorabench.classifiers import ClassifierFactory, Columns, Problem, Streamed
+from lorabench.data import UnitsOfFile, side_by_side, streamed
 from lorabench.engines import Engine
 from lorabench.errors import LorabenchError
 from lorabench.evaluation.arm import Arm, Evaluation, Probe
 from lorabench.evaluation.clock import Clock
 from lorabench.evaluation.journal import Journal, digest, source_code
 from lorabench.evaluation.members import Record, Trained, train
+from lorabench.evaluation.memory import Room, Together, together
 from lorabench.machine import free_memory
 from lorabench.progress import bar
 from lorabench.representations import Representation
-from lorabench.representations.cache import cached_features
+from lorabench.representations.cache import features_as_they_come
 from lorabench.representations.learned import Learned
 from lorabench.representations.load_from import Loaded
 from lorabench.results import Run
@@ -32,6 +35,9 @@ from lorabench.zoo.splits import Split
 
 __all__ = ["Evaluator"]
 
+_LOG = logging.getLogger(__name__)
+
+_UNIT_COPIES = 8  # of one unit while it is standardised in float64 and waits to be written; two are made at a time
 _UnitKey = tuple[str, tuple[str, ...]]
 """A unit and the layers that it is computed from."""
 
@@ -55,6 +61,7 @@ class Evaluator:
         on_fitted: called with a learned representation's name, itself, and its features of every unit, once it is
             fitted on all layers.
         on_curves: called with a representation's name and its runs, for arms in which all layers stand.
+        streams: names of the representations whose features did not fit into memory, and were read from a file.
         trained: members that were trained.
         taken: members that an earlier run, or an earlier phase of this one, had trained.
     """
@@ -72,6 +79,7 @@ class Evaluator:
     clock: Clock = field(default_factory=Clock)
     on_fitted: Callable[[str, Learned | Loaded, Mapping[str, Tensor]], None] = lambda name, fitted, features: None  # noqa: ARG005
     on_curves: Callable[[str, Sequence[Run]], None] = lambda name, runs: None  # noqa: ARG005
+    streams: set[str] = field(default_factory=set)
     trained: int = 0
     taken: int = 0
 
@@ -98,28 +106,39 @@ class Evaluator:
             One evaluation an arm, in order. An arm in which the representation has no unit left has an `error`.
 
         Raises:
-            LorabenchError: features cannot be made, or do not fit into memory.
+            LorabenchError: features cannot be made, or the engine needs them in memory and they do not fit.
         """
         standing = [self._standing(representation, arm) for arm in arms]
-        wanted = list(dict.fromkeys(key for one in standing for key in one.units))
-        if not wanted:
-            return [Evaluation(name, one.arm, error=one.error) for one in standing]
-        self._check_memory(name, representation, wanted, arms)
-        with self.clock.phase(f"features/{name}"):
-            inputs, columns = self._inputs(name, representation, wanted)
-        with self.clock.phase(f"training/{name}"):
-            trained = self._trained(representation, [one for one in standing if one.units], inputs, columns, probe)
-            records = iter(train(self, name, trained))
-        found = [
-            self._evaluation(name, one, columns, next(records))
-            if one.units
-            else Evaluation(name, one.arm, error=one.error)
-            for one in standing
-        ]
+        reached = {i: Evaluation(name, one.arm, error=one.error) for i, one in enumerate(standing) if not one.units}
+        for batch in self._together(name, representation, standing):
+            own = [standing[i] for i in batch.arms]
+            reached |= zip(batch.arms, self._evaluated(name, representation, own, batch.pool_bytes, probe), strict=True)
+        found = [reached[i] for i in range(len(standing))]
         for one in found:
             if one.runs and one.arm.name == "none":
                 self.on_curves(name, one.runs)
         return found
+
+    def _evaluated(
+        self,
+        name: str,
+        representation: Representation,
+        standing: Sequence["_Standing"],
+        pool_bytes: int | None,
+        probe: Probe | None,
+    ) -> list[Evaluation]:
+        """The evaluations of arms whose features are in memory, or in a file, at one time."""
+        wanted = list(dict.fromkeys(key for one in standing for key in one.units))
+        with contextlib.ExitStack() as opened:
+            with self.clock.phase(f"features/{name}"):
+                inputs: Tensor | Streamed
+                if pool_bytes is None:
+                    inputs, columns = self._inputs(name, representation, wanted)
+                else:
+                    inputs, columns = self._streamed(name, representation, wanted, pool_bytes, opened)
+            with self.clock.phase(f"training/{name}"):
+                records = train(self, name, self._trained(representation, standing, inputs, columns, probe))
+        return [self._evaluation(name, one, columns, rows) for one, rows in zip(standing, records, strict=True)]
 
     def permuted(self, seed: int) -> Int64[np.ndarray, " n"]:
         """The labels, shuffled by `seed` within the training, the validation and the test rows."""
@@ -163,24 +182,54 @@ class Evaluator:
         self, name: str, representation: Representation, wanted: Sequence[_UnitKey]
     ) -> tuple[Float32[Tensor, "n f"], dict[_UnitKey, slice]]:
         """Standardised features of all units side by side, and every unit's columns."""
-        with bar(f"Features {name}", len(wanted)) as shown:
-            make = functools.partial(
-                cached_features, representation, train_rows=self.split.train, cache_dir=self.cache_dir,
-                device=self.device, on_unit=lambda _: shown.advance(),
-            )  # fmt: skip
-            if representation.unit == "all":
-                found = {}
-                for key in wanted:
-                    own = make(zoo=self.zoo.only(key[1]))
-                    found[_text(key)] = own[key[0]]
-                    self._tell_of(name, representation, own, key[1])
-            else:
-                layers = dict.fromkeys(layer for _, layers in wanted for layer in layers)
-                own = make(zoo=self.zoo.only(list(layers)))
-                found = {_text(key): own[key[0]] for key in wanted}
-                self._tell_of(name, representation, own, layers)
-        inputs, columns = side_by_side(found, torch.from_numpy(self.split.train), self.device)
+        found = dict(self._features(name, representation, wanted))
+        for layers, units in _by_layers(representation, wanted).items():
+            self._tell_of(name, representation, {key[0]: found[_text(key)] for key in units}, layers)
+        ordered = {_text(key): found.pop(_text(key)) for key in wanted}
+        inputs, columns = side_by_side(ordered, torch.from_numpy(self.split.train), self.device)
         return inputs, {key: columns[_text(key)] for key in wanted}
+
+    def _streamed(
+        self,
+        name: str,
+        representation: Representation,
+        wanted: Sequence[_UnitKey],
+        pool_bytes: int,
+        opened: contextlib.ExitStack,
+    ) -> tuple[Streamed, dict[_UnitKey, slice]]:
+        """The same in a file, which is there until `opened` is closed."""
+        stops = list(itertools.accumulate(self._width(representation, key) for key in wanted))
+        columns = {key: slice(start, stop) for key, start, stop in zip(wanted, [0, *stops], stops, strict=False)}
+        rest = np.setdiff1d(np.arange(len(self.zoo)), np.concatenate([self.split.train, self.split.val]))
+        order = torch.from_numpy(self.split.train), torch.from_numpy(np.concatenate([self.split.val, rest]))
+        features = self._features(name, representation, wanted)
+        by_text = {_text(key): part for key, part in columns.items()}
+        writing = streamed(features, by_text, order, self.cache_dir / "streams", self.device, pool_bytes)
+        inputs = opened.enter_context(writing)
+        self.streams.add(name)
+        _LOG.info(
+            "%s: %d features of %d adapters are read from a file while members train, by %.3g GB a member",
+            name, inputs.width, len(inputs), pool_bytes / 1e9,
+        )  # fmt: skip
+        for layers, units in _by_layers(representation, wanted).items():
+            own = UnitsOfFile(inputs, {key[0]: columns[key] for key in units})
+            self._tell_of(name, representation, own, layers)
+        return inputs, columns
+
+    def _features(
+        self, name: str, representation: Representation, wanted: Sequence[_UnitKey]
+    ) -> Iterator[tuple[str, Float32[Tensor, "n f"]]]:
+        """Features of all units as they come, each with the text of its key."""
+        with bar(f"Features {name}", len(wanted)) as shown:
+            for layers, units in _by_layers(representation, wanted).items():
+                keys = {key[0]: key for key in units}
+                zoo = self.zoo.only(layers)
+                for unit, features in features_as_they_come(
+                    representation, zoo, self.split.train, self.cache_dir, self.device
+                ):
+                    if unit in keys:  # layers of two modules may pair up with each other
+                        yield _text(keys[unit]), features
+                        shown.advance()
 
     def _tell_of(
         self, name: str, representation: Representation, own: Mapping[str, Tensor], layers: Collection[str]
@@ -194,7 +243,7 @@ class Evaluator:
         self,
         representation: Representation,
         standing: Sequence["_Standing"],
-        inputs: Float32[Tensor, "n f"],
+        inputs: Float32[Tensor, "n f"] | Streamed,
         columns: dict[_UnitKey, slice],
         probe: Probe | None,
     ) -> Trained:
@@ -206,8 +255,10 @@ class Evaluator:
         onto = torch.from_numpy(np.stack(labels)).to(self.device)
         problem = Problem(inputs, onto, train, val, self.n_classes, sets)
         widths = [{key[0]: _length(columns[key]) for key in one.units} for one in standing]
+        # From a file, members see rows in another order, which follows from the size of a pool and of a row.
+        read = {"streamed": [inputs.pool_bytes, inputs.width]} if isinstance(inputs, Streamed) else {}
         keys = [
-            {"representation": representation.config(), "units": one.units, "permuted": one.arm.permuted}
+            {"representation": representation.config(), "units": one.units, "permuted": one.arm.permuted, **read}
             for one in standing
         ]
         return Trained(problem, keys, widths, [one.arm for one in standing], probe)
@@ -237,21 +288,46 @@ class Evaluator:
             probes=tuple(one.probed for one in records),
         )
 
-    def _check_memory(
-        self, name: str, representation: Representation, wanted: Sequence[_UnitKey], arms: Sequence[Arm]
-    ) -> None:
-        """Refuse features that would not fit, before the kernel's out-of-memory killer does."""
-        floats = sum(len(representation.feature_names(self.zoo.only(layers), unit)) for unit, layers in wanted)
-        copies = 3  # the features, their standardised copy, and one unit in float64
-        if self.device.type == "cpu" and any(arm.layers != self.everything for arm in arms):
-            copies = max(copies, 1 + torch.get_num_threads())  # a lane's, of the columns that stand
-        needed = 4 * copies * floats * len(self.zoo)
-        available = free_memory(self.device)
-        if needed > available:
+    def _width(self, representation: Representation, key: _UnitKey) -> int:
+        return len(representation.feature_names(self.zoo.only(key[1]), key[0]))
+
+    def _together(self, name: str, representation: Representation, standing: Sequence["_Standing"]) -> list[Together]:
+        """Which arms are evaluated at one time, and which of them from a file.
+
+        Raises:
+            LorabenchError: the engine has all features in memory, and they do not fit; or a single unit's do not.
+        """
+        keys = dict.fromkeys(key for one in standing for key in one.units)
+        widths = {key: self._width(representation, key) for key in keys}
+        asked = self.engine.memory_gb
+        room = Room(
+            allowed=free_memory(self.device) if asked is None else int(asked * 1e9),
+            adapters=len(self.zoo),
+            lanes=torch.get_num_threads() if self.device.type == "cpu" else 1,
+        )
+        parts = [one.arm.layers != self.everything and self.device.type == "cpu" for one in standing]
+        found = together([{key: widths[key] for key in one.units} for one in standing], parts, room)
+        if any(batch.pool_bytes is not None for batch in found):
+            self._check_streaming(name, widths, room)
+        return found
+
+    def _check_streaming(self, name: str, widths: Mapping[_UnitKey, int], room: Room) -> None:
+        floats, adapters = sum(widths.values()), len(self.zoo)
+        if not self.engine.streams:
             raise LorabenchError(
-                f"representation={name} makes {floats} numbers of each of {len(self.zoo)} adapters, about "
-                f"{needed / 1e9:.1f} GB with the copies that training needs; {available / 1e9:.1f} GB of memory are "
-                "free. Take a smaller data set or a shorter representation (spectral, delta_pca)."
+                f"representation={name} makes {floats} numbers of each of {adapters} adapters, about "
+                f"{room.needed(floats, parts=False) / 1e9:.1f} GB with the copies that training needs; "
+                f"{room.allowed / 1e9:.1f} GB of memory are free, and trainer=lightning has all features in memory. "
+                "Take trainer=stacked, which reads them from a file, or a shorter representation (spectral, delta_pca)"
+            )
+        unit, largest = max(widths.items(), key=lambda one: one[1])
+        needed, free = 4 * _UNIT_COPIES * largest * adapters, free_memory(torch.device("cpu"))
+        if needed > free:
+            raise LorabenchError(
+                f"representation={name} makes {largest} numbers of {unit[0]} of each of {adapters} adapters, "
+                f"about {needed / 1e9:.1f} GB while they are standardised; {free / 1e9:.1f} GB of memory are free. "
+                "Features are read from a file, but one unit is made in memory: take a smaller data set "
+                "(dataset.per_category=N) or a shorter representation (spectral, delta_pca)"
             )
 
 
@@ -262,6 +338,13 @@ class _Standing:
     arm: Arm
     units: list[_UnitKey] = field(default_factory=list)
     error: str | None = None
+
+
+def _by_layers(representation: Representation, wanted: Sequence[_UnitKey]) -> dict[tuple[str, ...], list[_UnitKey]]:
+    """The units of each set of layers that features are made of at one time: of a whole adapter, an arm's."""
+    if representation.unit == "all":
+        return {layers: [(unit, layers)] for unit, layers in wanted}
+    return {tuple(dict.fromkeys(layer for _, layers in wanted for layer in layers)): list(wanted)}
 
 
 def _length(columns: slice) -> int:

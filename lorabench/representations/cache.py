@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lorabench.errors import LorabenchError
+from lorabench.machine import map_in_lanes
 from lorabench.representations.base import Representation
 from lorabench.storage import files_hash, replace_file
 from lorabench.text import some
 from lorabench.zoo import Zoo
 
-__all__ = ["cached_features"]
+__all__ = ["cached_features", "features_as_they_come"]
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
@@ -35,13 +36,7 @@ def cached_features(
     device: torch.device,
     on_unit: Callable[[str], None] | None = None,
 ) -> dict[str, Float32[Tensor, "n f"]]:
-    """Features of every unit, {unit: [N, f]}; from `cache_dir`/features where they are there and whole.
-
-    A unit's key is made of the zoo's fingerprint, the unit and its layers, the representation's arguments,
-    the code of this package and, if the representation learns, the training rows; so taking other layers away
-    keeps it. What is missing is learned, from `train_rows` and its layers alone, and kept unit by unit as it
-    comes, so that an interrupted run goes on where it stood. What is damaged is computed again. A disk that
-    takes no more is a warning, and the features stay in memory.
+    """Features of every unit, {unit: [N, f]}: all of `features_as_they_come`, whose arguments these are.
 
     Args:
         representation: what to compute; it learns what is missing, and knows again what was kept.
@@ -54,45 +49,80 @@ def cached_features(
     Raises:
         LorabenchError: features are not finite.
     """
+    ready = {}
+    for unit, features in features_as_they_come(representation, zoo, train_rows, cache_dir, device):
+        ready[unit] = features
+        if on_unit is not None:
+            on_unit(unit)
+    return {unit: ready[unit] for unit in representation.units(zoo)}
+
+
+def features_as_they_come(
+    representation: Representation,
+    zoo: Zoo,
+    train_rows: Int64[np.ndarray, " train"],
+    cache_dir: Path,
+    device: torch.device,
+) -> Iterator[tuple[str, Float32[Tensor, "n f"]]]:
+    """Features of every unit, (unit, [N, f]); from `cache_dir`/features where they are there and whole.
+
+    A unit's key is made of the zoo's fingerprint, the unit and its layers, the representation's arguments,
+    the code of this package and, if the representation learns, the training rows; so taking other layers away
+    keeps it. What is missing is learned, from `train_rows` and its layers alone, and kept unit by unit as it
+    comes, so that an interrupted run goes on where it stood. What is damaged is computed again. A disk that
+    takes no more is a warning, and the features are computed all the same. One unit is in memory at a time, if
+    the caller keeps no more.
+
+    Args:
+        representation: what to compute; it learns what is missing, and knows again what was kept.
+        zoo: all N adapters.
+        train_rows: which of them `fit` may see.
+        cache_dir: its sub-folder `features` holds one safetensors file a unit.
+        device: where to compute.
+
+    Yields:
+        What is kept, in the order of the units; then what is missing.
+
+    Raises:
+        LorabenchError: features are not finite.
+    """
     folder = cache_dir / "features" if representation.cached else None
-    units = representation.units(zoo)
-    keys = {unit: _key(representation, zoo, unit, train_rows) for unit in units}
-    ready = _found(representation, folder, keys, on_unit)
-    missing = [unit for unit in units if unit not in ready]
-    if missing:
-        needed = {layer for unit in missing for layer in representation.layers_of(zoo, unit)}
-        known = zoo.only(sorted(needed)).rows(train_rows) if representation.learns else zoo
-        # Closed whatever happens: what still trains in the background stops at once.
-        with contextlib.closing(_computable(representation, known, device, missing)) as computable:
-            for unit in computable:
-                ready[unit] = _checked(representation, zoo, unit, representation.features(zoo, unit, device))
-                kept = _keep_state(representation, folder, unit, keys[unit]) and _store(folder, keys[unit], ready[unit])
-                folder = folder if kept else None
-                if on_unit is not None:
-                    on_unit(unit)
-    return {unit: ready[unit] for unit in units}
-
-
-def _computable(
-    representation: Representation, known: Zoo, device: torch.device, missing: list[str]
-) -> Generator[str, None, None]:
-    """The units that are missing, each as soon as its features may be asked for."""
-    yield from representation.learn(known, device) if representation.learns else missing
-
-
-def _found(
-    representation: Representation, folder: Path | None, keys: dict[str, str], on_unit: Callable[[str], None] | None
-) -> dict[str, Float32[Tensor, "n f"]]:
-    """What is kept of these units."""
-    found = {}
+    keys = {unit: _key(representation, zoo, unit, train_rows) for unit in representation.units(zoo)}
+    missing = []
     for unit, key in keys.items():
         features = _load(folder, key)
         if features is None or not _restored(representation, folder, unit, key):
-            continue
-        found[unit] = features
-        if on_unit is not None:
-            on_unit(unit)
-    return found
+            missing.append(unit)
+        else:
+            yield unit, features
+    if not missing:
+        return
+    needed = {layer for unit in missing for layer in representation.layers_of(zoo, unit)}
+    known = zoo.only(sorted(needed)).rows(train_rows) if representation.learns else zoo
+    # Closed whatever happens: what still trains in the background stops at once.
+    with contextlib.closing(_computed(representation, zoo, known, device, missing)) as computed:
+        for unit, features in computed:
+            kept = _keep_state(representation, folder, unit, keys[unit]) and _store(folder, keys[unit], features)
+            folder = folder if kept else None
+            yield unit, features
+
+
+def _computed(
+    representation: Representation, zoo: Zoo, known: Zoo, device: torch.device, missing: list[str]
+) -> Generator[tuple[str, Float32[Tensor, "n f"]], None, None]:
+    """The features that are missing, each as soon as they may be asked for; on a CPU a unit a thread."""
+
+    def features(unit: str) -> Float32[Tensor, "n f"]:
+        return _checked(representation, zoo, unit, representation.features(zoo, unit, device))
+
+    if representation.learns or device.type != "cpu":
+        for unit in representation.learn(known, device) if representation.learns else missing:
+            yield unit, features(unit)
+        return
+    lanes = torch.get_num_threads()
+    for start in range(0, len(missing), lanes):  # no more at a time: whoever takes them may be slower
+        units = missing[start : start + lanes]
+        yield from zip(units, map_in_lanes(features, units), strict=True)
 
 
 def _restored(representation: Representation, folder: Path | None, unit: str, key: str) -> bool:

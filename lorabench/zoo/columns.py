@@ -10,6 +10,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Int64
 
 from lorabench.errors import LorabenchError
+from lorabench.machine import read_ahead
 from lorabench.zoo.store import Stack
 
 __all__ = ["LayerColumn", "is_nested"]
@@ -188,6 +189,7 @@ def _level(array: pa.Array) -> tuple[int | Int64[np.ndarray, " lists"], pa.Array
     if pa.types.is_fixed_size_list(array.type):
         return int(array.type.list_size), array.flatten()
     offsets = array.offsets.to_numpy(zero_copy_only=True)
+    read_ahead(offsets)
     size = int(offsets[1]) - int(offsets[0]) if len(offsets) > 1 else 0
     # In blocks, since the offsets of up layers take as much memory as their weights.
     for start in range(0, len(offsets) - 1, _BLOCK):

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from lorabench.errors import LorabenchError, explain_disk_errors
+from lorabench.machine import read_ahead
 from lorabench.storage import neighbour, take_place
 from lorabench.text import some
 from lorabench.zoo.labels import Labels
@@ -52,6 +53,7 @@ class Stack:
             low, high = max(start - offset, 0), min(stop - offset, len(piece))
             if low < high:
                 found.append(piece[low:high])
+                read_ahead(found[-1])
             offset += len(piece)
         if not found:
             return np.empty((0, *self.shape[1:]), np.float32)
