@@ -1,5 +1,6 @@
 """The machine: independent pieces of work side by side on a CPU, each one thread wide, and memory."""
 
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -8,11 +9,28 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["free_memory", "in_lanes", "map_in_lanes", "one_thread_an_operation", "recycle_freed_blocks"]
+__all__ = [
+    "free_memory",
+    "in_lanes",
+    "keep_to_allotted_cpus",
+    "map_in_lanes",
+    "one_thread_an_operation",
+    "recycle_freed_blocks",
+]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 _BYTES = 31 * 2**20  # glibc's adaptive threshold ends at 32 MiB (mallopt(3), M_MMAP_THRESHOLD)
+
+
+def keep_to_allotted_cpus() -> None:
+    """Torch, and with it all lanes, take no more threads than SLURM has given this task CPUs.
+
+    Where SLURM binds its tasks torch knows by itself (by the CPU affinity); many a SLURM does not bind them.
+    """
+    allotted = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if allotted.isdecimal() and 0 < int(allotted) < torch.get_num_threads():
+        torch.set_num_threads(int(allotted))
 
 
 @contextmanager
