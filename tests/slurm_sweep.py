@@ -46,11 +46,11 @@ def until(what: str, found: Callable[[], str | None], sweep: subprocess.Popen[st
     raise AssertionError(f"{what}: not within five minutes")
 
 
-def running(folder: Path, other: str = "") -> str | None:
-    """The folder of a job that has begun."""
+def running(folder: Path, *others: str) -> str | None:
+    """The folder of a job that has begun, and is none of some others."""
     jobs = read_jobs(folder) if (folder / "sweep.json").exists() else []
     begun = [job.folder for job in jobs if read_status(folder / job.folder).status == "running"]
-    return next((name for name in begun if name != other), None)
+    return next((name for name in begun if name not in others), None)
 
 
 def slurm_id(folder: Path, job: str) -> str:
@@ -59,25 +59,49 @@ def slurm_id(folder: Path, job: str) -> str:
     return f"{array}_{job}"
 
 
+def since(began: float) -> str:
+    return f"({time.monotonic() - began:.0f} s)"
+
+
+def strike(folder: Path, sweep: subprocess.Popen[str], words: list[str], *others: str) -> str:
+    """Give a running job to a command of SLURM's; where it has just ended, the next one."""
+    tried = list(others)
+    while True:
+        job = until(f"a job runs for {words[0]}", lambda: running(folder, *tried), sweep)
+        if subprocess.run([*words, slurm_id(folder, job)], check=False).returncode == 0:
+            return job
+        tried.append(job)
+
+
+def take_up(folder: Path, job: str, sweep: subprocess.Popen[str]) -> None:
+    """Have SLURM start a job again, once it is back in the queue: by itself it has it wait for two minutes."""
+    state = ["squeue", "--noheader", "--format=%r", f"--jobs={slurm_id(folder, job)}"]
+
+    def waits() -> str | None:
+        reason = subprocess.run(state, capture_output=True, text=True, check=False).stdout
+        return "yes" if "BeginTime" in reason else None
+
+    until(f"job {job} waits again", waits, sweep)
+    subprocess.run(["scontrol", "update", f"JobId={slurm_id(folder, job)}", "StartTime=now"], check=True)
+
+
+def log_of(folder: Path, job: str) -> str:
+    return "\n".join(log.read_text() for log in (folder / ".submitit" / slurm_id(folder, job)).glob("*_log.*"))
+
+
 def main(scratch: Path) -> None:
     scratch.mkdir()
     whole, cut = scratch / "whole", scratch / "cut"
     began = time.monotonic()
     ended(start(whole, "one"), 0)
-    print(f"8 jobs in one process: {time.monotonic() - began:.0f} s")
+    print(f"8 jobs in one process. {since(began)}")
 
     sweep = start(cut, "other", *SLURM)
-    killed = until("a job runs", lambda: running(cut), sweep)
-    subprocess.run(["scancel", "--signal=KILL", slurm_id(cut, killed)], check=True)
-    requeued = until("another job runs", lambda: running(cut, killed), sweep)
-    subprocess.run(["scontrol", "requeue", slurm_id(cut, requeued)], check=True)
-    state = ["squeue", "--noheader", "--format=%r", f"--jobs={slurm_id(cut, requeued)}"]
-    until(
-        "the job waits again",
-        lambda: "BeginTime" in subprocess.run(state, capture_output=True, text=True, check=False).stdout or None,
-        sweep,
-    )  # SLURM has it wait for two minutes
-    subprocess.run(["scontrol", "update", f"JobId={slurm_id(cut, requeued)}", "StartTime=now"], check=True)
+    killed = strike(cut, sweep, ["scancel", "--signal=KILL"])
+    told = strike(cut, sweep, ["scancel", "--signal=USR2"], killed)  # as before its time is up
+    take_up(cut, told, sweep)
+    requeued = strike(cut, sweep, ["scontrol", "requeue"], killed, told)
+    take_up(cut, requeued, sweep)
     said = ended(sweep, 1)
     found = {job["folder"]: job for job in json.loads((cut / "summary.json").read_text())["jobs"]}
     assert {name: job["status"] for name, job in found.items()} == {
@@ -85,18 +109,18 @@ def main(scratch: Path) -> None:
     }, said
     first = said.index("1 job of 8 not done")
     assert first < said.index(found[killed]["name"], first) < said.index("glyphs, category"), said
-    logs = (cut / ".submitit" / slurm_id(cut, requeued)).glob("*_log.*")
-    assert any("Bypassing signal SIGTERM" in log.read_text() for log in logs), "the job was not taken back"
-    print(f"killed {killed}, put back {requeued}: the others finish, the table has 7 jobs, exit code 1")
+    assert "Bypassing signal SIGTERM" in log_of(cut, requeued)
+    assert "Requeued job" in log_of(cut, told)
+    print(f"killed {killed}, {told} has put itself back, put back {requeued}: 7 done, exit code 1. {since(began)}")
 
     said = ended(start(cut, "other", *SLURM), 0)
     assert said.count("done before") == 7, said
     assert (cut / "summary.csv").read_bytes() == (whole / "summary.csv").read_bytes()
-    print("the same command again: 1 job is run, and the table is that of one process, byte for byte")
+    print(f"the same command again: 1 job is run, and the table is that of one process, byte for byte. {since(began)}")
 
     said = ended(start(scratch / "refused", "other", *SLURM, "hydra.launcher.partition=nowhere"), 1)
     assert re.search("lorabench: slurm has not taken the jobs: .*[Ii]nvalid partition", said), said
-    print(f"a partition that is not there: one message. All in {time.monotonic() - began:.0f} s")
+    print(f"a partition that is not there: one message. {since(began)}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from lorabench.__main__ import main
+from lorabench.errors import LorabenchError
 from lorabench.jobs import Job, Status, abandon, at_work, read_status, status_of
 from lorabench.sweeps.devices import take_device, visible_devices
 from lorabench.sweeps.slurm import in_queue, remember, wait_for_earlier
@@ -244,6 +245,9 @@ def test_what_an_earlier_command_has_in_the_queue_is_waited_for(faked, tmp_path,
     assert in_queue() == set()
     command(faked, "squeue", "exit 1")
     assert in_queue() is None
+    remember(tmp_path, ["12_0"])
+    with pytest.raises(LorabenchError, match=r"\(12\), and squeue does not say whether they are there"):
+        wait_for_earlier(tmp_path)
 
 
 @pytest.mark.slow

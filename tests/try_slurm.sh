@@ -53,7 +53,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 ReturnToService=2
-KillWait=3
+KillWait=1
 SchedulerParameters=sched_interval=2
 StateSaveLocation=$scratch/state
 SlurmdSpoolDir=$scratch/spool

@@ -25,7 +25,7 @@ from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 
 from lorabench.errors import LorabenchError
 from lorabench.sweeps.devices import visible_devices
-from lorabench.sweeps.slurm import ASK_EVERY, in_queue, need_slurm, remember
+from lorabench.sweeps.slurm import ASK_EVERY, forget, in_queue, need_slurm, remember
 
 __all__ = ["Local", "Patient", "Slurm", "patient"]
 
@@ -127,7 +127,8 @@ class Slurm(Patient):
 
     def _send_and_wait(self, engine: submitit.AutoExecutor, jobs: Sequence[Arguments]) -> None:
         at_work = engine.map_array(self, *zip(*jobs, strict=True))
-        remember(Path(self.config.hydra.sweep.dir), [job.job_id for job in at_work])
+        folder = Path(self.config.hydra.sweep.dir)
+        remember(folder, [job.job_id for job in at_work])
         asked, missed = time.monotonic(), set[str]()
         while at_work:
             time.sleep(_LOOK_EVERY)
@@ -138,6 +139,7 @@ class Slurm(Patient):
             if queue is not None:  # twice missed: what a job writes last may reach this machine a little later
                 at_work = [job for job in at_work if job.job_id in queue or job.job_id not in missed]
                 missed = {job.job_id for job in at_work} - queue
+        forget(folder)
 
 
 def _has_ended(job: Waiting) -> bool:

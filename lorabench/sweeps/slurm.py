@@ -10,7 +10,7 @@ from pathlib import Path
 from lorabench.errors import LorabenchError
 from lorabench.storage import append_line
 
-__all__ = ["ASK_EVERY", "in_queue", "need_slurm", "remember", "wait_for_earlier"]
+__all__ = ["ASK_EVERY", "forget", "in_queue", "need_slurm", "remember", "wait_for_earlier"]
 
 ASK_EVERY = 10.0
 """Seconds between questions to SLURM, whose controller serves everybody."""
@@ -46,8 +46,13 @@ def in_queue() -> set[str] | None:
 
 def remember(folder: Path, ids: Iterable[str]) -> None:
     """Write into a sweep's folder which jobs of SLURM's are its."""
-    for one in dict.fromkeys(job.partition("_")[0] for job in ids):
+    for one in dict.fromkeys(map(_array, ids)):
         append_line(folder / _IDS, one)
+
+
+def forget(folder: Path) -> None:
+    """None of a sweep's jobs is in the queue."""
+    (folder / _IDS).unlink(missing_ok=True)
 
 
 def wait_for_earlier(folder: Path) -> None:
@@ -57,19 +62,36 @@ def wait_for_earlier(folder: Path) -> None:
 
     Args:
         folder: the sweep's.
+
+    Raises:
+        LorabenchError: SLURM cannot be asked.
     """
     try:
         ids = set((folder / _IDS).read_text().split())
     except OSError:
         return
     said = False
-    while there := sorted(job for job in in_queue() or () if job.partition("_")[0] in ids):
+    while there := _there(folder, ids):
         if not said:
             sys.stdout.write(
                 f"{len(there)} of an earlier command's jobs are in SLURM's queue ({', '.join(there[:8])}): waiting for "
-                f"them; `scancel {' '.join(dict.fromkeys(job.partition('_')[0] for job in there))}` ends them\n"
+                f"them; `scancel {' '.join(dict.fromkeys(map(_array, there)))}` ends them\n"
             )
             sys.stdout.flush()
         said = True
         time.sleep(ASK_EVERY)
-    (folder / _IDS).unlink(missing_ok=True)
+    forget(folder)
+
+
+def _there(folder: Path, ids: set[str]) -> list[str]:
+    queue = in_queue()
+    if queue is None:
+        raise LorabenchError(
+            f"an earlier command has put jobs into SLURM's queue ({', '.join(sorted(ids))}), and squeue does not say "
+            f"whether they are there: ask again where it does, or remove {folder / _IDS} if they are not"
+        )
+    return sorted(job for job in queue if _array(job) in ids)
+
+
+def _array(job: str) -> str:
+    return job.partition("_")[0]
