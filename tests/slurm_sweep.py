@@ -68,7 +68,8 @@ def strike(folder: Path, sweep: subprocess.Popen[str], words: list[str], *others
     tried = list(others)
     while True:
         job = until(f"a job runs for {words[0]}", lambda: running(folder, *tried), sweep)
-        if subprocess.run([*words, slurm_id(folder, job)], check=False).returncode == 0:
+        subprocess.run([*words, slurm_id(folder, job)], check=False)  # says no too where it asks twice
+        if read_status(folder / job).status != "done":
             return job
         tried.append(job)
 
@@ -96,13 +97,16 @@ def main(scratch: Path) -> None:
     ended(start(whole, "one"), 0)
     print(f"8 jobs in one process. {since(began)}")
 
-    sweep = start(cut, "other", *SLURM)
-    killed = strike(cut, sweep, ["scancel", "--signal=KILL"])
-    told = strike(cut, sweep, ["scancel", "--signal=USR2"], killed)  # as before its time is up
-    take_up(cut, told, sweep)
-    requeued = strike(cut, sweep, ["scontrol", "requeue"], killed, told)
-    take_up(cut, requeued, sweep)
-    said = ended(sweep, 1)
+    with start(cut, "other", *SLURM) as sweep:
+        try:
+            killed = strike(cut, sweep, ["scancel", "--signal=KILL"])
+            told = strike(cut, sweep, ["scancel", "--signal=USR2"], killed)  # as before its time is up
+            take_up(cut, told, sweep)
+            requeued = strike(cut, sweep, ["scontrol", "requeue"], killed, told)
+            take_up(cut, requeued, sweep)
+            said = ended(sweep, 1)
+        finally:
+            sweep.kill()
     found = {job["folder"]: job for job in json.loads((cut / "summary.json").read_text())["jobs"]}
     assert {name: job["status"] for name, job in found.items()} == {
         name: "killed" if name == killed else "done" for name in map(str, range(8))
