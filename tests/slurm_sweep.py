@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from lorabench.jobs import read_jobs, read_status
@@ -68,7 +69,8 @@ def strike(folder: Path, sweep: subprocess.Popen[str], words: list[str], *others
     tried = list(others)
     while True:
         job = until(f"a job runs for {words[0]}", lambda: running(folder, *tried), sweep)
-        subprocess.run([*words, slurm_id(folder, job)], check=False)  # says no too where it asks twice
+        with suppress(subprocess.TimeoutExpired):  # it asks again and again of a job that has obeyed by then
+            subprocess.run([*words, slurm_id(folder, job)], check=False, timeout=4)
         if read_status(folder / job).status != "done":
             return job
         tried.append(job)
@@ -76,11 +78,10 @@ def strike(folder: Path, sweep: subprocess.Popen[str], words: list[str], *others
 
 def take_up(folder: Path, job: str, sweep: subprocess.Popen[str]) -> None:
     """Have SLURM start a job again, once it is back in the queue: by itself it has it wait for two minutes."""
-    state = ["squeue", "--noheader", "--format=%r", f"--jobs={slurm_id(folder, job)}"]
+    state = ["squeue", "--noheader", "--format=%T", f"--jobs={slurm_id(folder, job)}"]
 
     def waits() -> str | None:
-        reason = subprocess.run(state, capture_output=True, text=True, check=False).stdout
-        return "yes" if "BeginTime" in reason else None
+        return "yes" if "PENDING" in subprocess.run(state, capture_output=True, text=True, check=False).stdout else None
 
     until(f"job {job} waits again", waits, sweep)
     subprocess.run(["scontrol", "update", f"JobId={slurm_id(folder, job)}", "StartTime=now"], check=True)
@@ -114,7 +115,7 @@ def main(scratch: Path) -> None:
     first = said.index("1 job of 8 not done")
     assert first < said.index(found[killed]["name"], first) < said.index("glyphs, category"), said
     assert "Bypassing signal SIGTERM" in log_of(cut, requeued)
-    assert "Requeued job" in log_of(cut, told)
+    assert "Calling checkpoint method" in log_of(cut, told)
     print(f"killed {killed}, {told} has put itself back, put back {requeued}: 7 done, exit code 1. {since(began)}")
 
     said = ended(start(cut, "other", *SLURM), 0)
