@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 .DEFAULT_GOAL := help
-.PHONY: help install run sweep test coverage lint fix bench bench-gpu docs wheel constraints clean
+.PHONY: help install run sweep test test-slurm coverage lint fix bench bench-gpu docs wheel constraints clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,6 +35,10 @@ lint: install ## ruff, mypy and the floors of the house
 
 test: lint ## lint, then every test and doctest
 	$(BIN)/python -m pytest --numprocesses auto
+
+# 77 is "not here": no root, no apt-get, or nothing to install from. It is told, and is no failure.
+test-slurm: install ## a sweep on a SLURM of one node, which it installs (Debian, root), starts and stops
+	@bash tests/try_slurm.sh $(BIN)/python || test $$? = 77
 
 # Not in `test`: Python 3.11 traces by settrace alone, which takes half as long again.
 coverage: install ## the whole test suite, traced: the lines that it does not reach, and the figure

@@ -35,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         lines = [f"  lorabench {word:{width}}  {what}" for word, what in PROGRAMS.items()]
         sys.stdout.write("\n".join(["programs (--help behind one says more):", *lines, "", ""]))
     from lorabench.application import main as run_application  # Hydra takes longer than most programs here
+    from lorabench.sweeps.extras import missing_launcher
 
+    missing = missing_launcher(words)
+    if missing is not None:
+        sys.exit(f"lorabench: {missing}")
     try:
         run_application()
         sys.stdout.flush()

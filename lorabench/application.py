@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError
 from lorabench.jobs import output_folder
+from lorabench.sweeps.devices import take_device
 
 __all__ = ["main"]
 
@@ -72,6 +73,8 @@ def main(cfg: DictConfig) -> float:
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     try:
+        if settings.mode is RunMode.MULTIRUN and OmegaConf.select(cfg, "trainer.device") != "cpu":
+            take_device(settings.job.num)
         # `--help`, `--cfg` and shell completion answer without torch.
         from lorabench.pipeline import run
         from lorabench.report import print_table

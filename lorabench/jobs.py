@@ -32,6 +32,8 @@ __all__ = [
     "Note",
     "State",
     "Status",
+    "abandon",
+    "at_work",
     "output_folder",
     "peak_memory_mb",
     "queue",
@@ -45,6 +47,7 @@ __all__ = [
 STATUS, JOBS, RESULTS, PAGE = "status.json", "sweep.json", "results.json", "report.html"
 LOCK = ".sweep.lock"
 State = Literal["queued", "running", "killed", "interrupted", "failed", "done"]
+_CLOCKS_S = 60  # by which the clocks of a machine and of its disk may differ
 _KIB_PER_MB = 1e6 / 1024 if sys.platform != "darwin" else 1e6  # ru_maxrss counts bytes there
 
 
@@ -153,7 +156,9 @@ def status_of(folder: Path) -> Iterator[Note]:
         error = sys.exception()
         if error is None:
             note.ended("done")
-        elif isinstance(error, KeyboardInterrupt):
+        elif isinstance(
+            error, KeyboardInterrupt | SystemExit
+        ):  # the latter where SLURM takes the job back, to go on later
             note.ended("interrupted")
         else:
             note.ended("failed", f"{type(error).__name__}: {error}".splitlines()[-1])
@@ -168,7 +173,7 @@ def read_status(folder: Path) -> Status:
         found = Status(**known)
     except (OSError, ValueError, TypeError, LorabenchError):
         return Status("queued")
-    if found.status == "running" and found.host == socket.gethostname() and not _lives(found.pid):
+    if found.status == "running" and found.host == socket.gethostname() and not _lives(found.pid, folder):
         return replace(found, status="killed", error="its process is gone")
     return found
 
@@ -181,14 +186,37 @@ def queue(folder: Path, job: Job) -> None:
     replace_file(place / STATUS, f"{to_json({'status': 'queued', 'configuration': job.configuration})}\n")
 
 
-def _lives(pid: int | None) -> bool:
+def at_work(folder: Path) -> bool:
+    """Whether a process of this machine is at work in a run's folder."""
+    status = read_status(folder)
+    return status.status == "running" and status.host == socket.gethostname()
+
+
+def abandon(folder: Path) -> None:
+    """Say of a job that has not ended, though its launcher has, that it will not."""
+    status = read_status(folder)
+    if status.status == "running":
+        status = replace(status, status="killed", error="its launcher has ended, and it has not")
+    elif status.status == "queued":
+        status = replace(status, error="its launcher has ended, and it has not begun")
+    else:
+        return
+    replace_file(folder / STATUS, f"{to_json(asdict(status))}\n")
+
+
+def _lives(pid: int | None, folder: Path) -> bool:
+    """Whether the process that wrote a status is there: one that is younger than what it is to have written is not."""
+    import psutil  # few runs are looked at while they run
+
     try:
-        os.kill(pid or 0, 0)
-    except ProcessLookupError:
+        process = psutil.Process(pid or -1)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return bool(process.create_time() < (folder / STATUS).stat().st_mtime + _CLOCKS_S)
+    except (psutil.NoSuchProcess, ValueError, OSError):
         return False
-    except PermissionError:  # another user's
+    except psutil.AccessDenied:  # another user's
         return True
-    return bool(pid)
 
 
 def write_jobs(folder: Path, jobs: Sequence[Job]) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -14,6 +15,7 @@ import torch
 __all__ = [
     "free_memory",
     "in_lanes",
+    "keep_to_allotted_cpus",
     "map_in_lanes",
     "one_thread_an_operation",
     "read_ahead",
@@ -24,6 +26,16 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 _READ_AHEAD = 2**17  # bytes; so much the system reads ahead by itself
 _BYTES = 31 * 2**20  # glibc's adaptive threshold ends at 32 MiB (mallopt(3), M_MMAP_THRESHOLD)
+
+
+def keep_to_allotted_cpus() -> None:
+    """Torch, and with it all lanes, take no more threads than SLURM has given this task CPUs.
+
+    Where SLURM binds its tasks torch knows by itself (by the CPU affinity); many a SLURM does not bind them.
+    """
+    allotted = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if allotted.isdecimal() and 0 < int(allotted) < torch.get_num_threads():
+        torch.set_num_threads(int(allotted))
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from lorabench.evaluation.chance import chance
 from lorabench.evaluation.latent import latent_summary
 from lorabench.findings import RankedFinding
 from lorabench.jobs import RESULTS, status_of
+from lorabench.machine import keep_to_allotted_cpus
 from lorabench.progress import bar
 from lorabench.published import published_results
 from lorabench.report import table_text, write_figures
@@ -70,6 +71,7 @@ def run(
     Raises:
         LorabenchError: something in the configuration or the data cannot be used.
     """
+    keep_to_allotted_cpus()
     with status_of(folder) as note:
         check_whole(cfg)
         check()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lorabench.machine import free_memory, map_in_lanes, read_ahead
+from lorabench.machine import free_memory, keep_to_allotted_cpus, map_in_lanes, read_ahead
 
 
 def test_what_lanes_make_comes_in_the_order_of_the_tasks() -> None:
@@ -29,6 +29,18 @@ def test_what_lanes_make_comes_in_the_order_of_the_tasks() -> None:
 def test_an_error_in_a_lane_comes_through() -> None:
     with pytest.raises(ZeroDivisionError):
         map_in_lanes(lambda task: 1 / task, [1, 0, 2])
+
+
+@pytest.mark.parametrize(("allotted", "threads"), [("1", 1), ("2", 2), ("64", 3), ("", 3), ("0", 3), ("2(x3)", 3)])
+def test_torch_takes_no_more_threads_than_slurm_allots(allotted, threads, monkeypatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", allotted)
+    try:
+        torch.set_num_threads(3)
+        keep_to_allotted_cpus()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="the system says it elsewhere")

@@ -1,7 +1,9 @@
 """Hydra's `--multirun` over all combinations of the axes: it never computes twice, and trusts nothing but the disk."""
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from lorabench.errors import LorabenchError, explain_disk_errors
-from lorabench.jobs import LOCK, PAGE, Job, output_folder, queue, write_jobs
+from lorabench.jobs import LOCK, PAGE, STATUS, Job, abandon, at_work, output_folder, queue, write_jobs
 from lorabench.storage import locked
+from lorabench.sweeps.slurm import wait_for_earlier
 
 __all__ = ["ProductSweeper"]
 
@@ -29,7 +32,7 @@ class ProductSweeper(Sweeper):
 
     Args:
         params: axes that the configuration brings, name -> Hydra's sweep syntax; the command line has the last word.
-        max_batch_size: Hydra's; launchers get all jobs at once here.
+        max_batch_size: jobs at once of `hydra/launcher=submitit_local`; other launchers have options of their own.
     """
 
     def __init__(self, params: dict[str, Any] | None = None, max_batch_size: int | None = None) -> None:
@@ -41,9 +44,14 @@ class ProductSweeper(Sweeper):
         """See Hydra."""
         self.hydra_context, self.config = hydra_context, config
         self._loader, self._whole = hydra_context.config_loader, config
-        self._launcher: Launcher = Plugins.instance().instantiate_launcher(
+        launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        if type(launcher).__module__.startswith("hydra_plugins.hydra_submitit_launcher."):
+            from lorabench.sweeps.launchers import patient  # an extra that may not be installed
+
+            launcher = patient(launcher, hydra_context, task_function, config)
+        self._launcher = launcher
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run what is left to run; then the table, and exit code 1 if a job is not done."""
@@ -64,6 +72,8 @@ class ProductSweeper(Sweeper):
             return
         busy = f"another sweep is at work in {folder}: wait for it, or give another output_dir"
         with locked(folder / LOCK, _REMEDY, busy):
+            _check(self._launcher)
+            _wait_for_earlier(folder)
             planned = plan(folder, jobs, self._whole, self._loader)
             left = [one.job for one in planned if not one.done]
             with explain_disk_errors(folder, _REMEDY):
@@ -87,12 +97,7 @@ class ProductSweeper(Sweeper):
         try:
             with watched(folder, jobs):
                 if left:
-                    # Launchers number the jobs of a call one after another; these write where the plan says.
-                    overrides = [
-                        [*job.overrides, f"hydra.sweep.dir={_quoted(folder)}", f"hydra.sweep.subdir={job.folder}"]
-                        for job in left
-                    ]
-                    self._launcher.launch(overrides, initial_job_idx=0)
+                    self._launch(folder, left)
         finally:
             with explain_disk_errors(folder, _REMEDY):
                 runs = entries([folder])
@@ -102,6 +107,42 @@ class ProductSweeper(Sweeper):
             sys.stdout.flush()
         if not done:
             sys.exit(1)
+
+    def _launch(self, folder: Path, left: Sequence[Job]) -> None:
+        """Have jobs run; afterwards none says that it still does."""
+        # Launchers number the jobs of a call one after another; these write where the plan says.
+        overrides = [
+            [*job.overrides, f"hydra.sweep.dir={_quoted(folder)}", f"hydra.sweep.subdir={job.folder}"] for job in left
+        ]
+        try:
+            self._launcher.launch(overrides, initial_job_idx=0)
+        except BrokenExecutor as error:  # joblib's
+            raise LorabenchError(
+                "a worker process was killed, and joblib runs none of the rest: give the same command again, or take "
+                "hydra/launcher=submitit_local, which goes on"
+            ) from error
+        finally:
+            if not isinstance(sys.exception(), KeyboardInterrupt):  # what SLURM has goes on
+                for job in left:
+                    abandon(folder / job.folder)
+
+
+def _check(launcher: Launcher) -> None:
+    """Have a launcher that can refuse do so before anything is queued."""
+    check: Callable[[], None] = getattr(launcher, "check", lambda: None)
+    check()
+
+
+def _wait_for_earlier(folder: Path) -> None:
+    """Wait for jobs that go on though the command that started them does not: two in one folder would do all twice."""
+    wait_for_earlier(folder)
+    said = False
+    while busy := [path.parent.name for path in folder.glob(f"*/{STATUS}") if at_work(path.parent)]:
+        if not said:
+            sys.stdout.write(f"an earlier command's jobs are at work ({', '.join(busy)}): waiting for them\n")
+            sys.stdout.flush()
+        said = True
+        time.sleep(1)
 
 
 def _quoted(folder: Path) -> str:

@@ -21,25 +21,25 @@ class _Watch:
 
     def __init__(self, folder: Path, jobs: Sequence[Job], shown: Bar) -> None:
         self._folder, self._jobs, self._bar = folder, jobs, shown
-        self._said: set[str] = set()
+        self._said: dict[str, str] = {}  # folder -> how it has ended; SLURM may let it go on all the same
         self._started = time.monotonic()
         self._before = 0
         for job in jobs:
             if read_status(folder / job.folder).status == "done":
-                self._say(job, "done before")
+                self._say(job, "done", "done before")
         self._before = len(self._said)
 
     def look(self) -> None:
         """Say what has ended since the last look."""
         for job in self._jobs:
-            if job.folder not in self._said:
+            if self._said.get(job.folder) != "done":
                 status = read_status(self._folder / job.folder)
-                if status.status in _ENDED:
-                    self._say(job, _words(status))
+                if status.status in _ENDED and status.status != self._said.get(job.folder):
+                    self._say(job, status.status, _words(status))
 
-    def _say(self, job: Job, words: str) -> None:
-        self._said.add(job.folder)
-        self._bar.advance()
+    def _say(self, job: Job, how: str, words: str) -> None:
+        self._bar.advance(int(job.folder not in self._said))
+        self._said[job.folder] = how
         count, total = len(self._said), len(self._jobs)
         now = count - self._before
         left = (time.monotonic() - self._started) / now * (total - count) if now and words != "done before" else 0
