@@ -88,7 +88,7 @@ def take_up(folder: Path, job: str, sweep: subprocess.Popen[str]) -> None:
 
 
 def log_of(folder: Path, job: str) -> str:
-    return "\n".join(log.read_text() for log in (folder / ".submitit" / slurm_id(folder, job)).glob("*_log.*"))
+    return "\n".join(log.read_text() for log in folder.glob(f".submitit/*_{job}/*_log.*"))
 
 
 def main(scratch: Path) -> None:

@@ -63,13 +63,19 @@ def test_submitit_finishes_the_others_and_the_same_command_finishes_the_lost_one
     assert re.search(r"1 job of 3 not done.* seed=0 +killed .*glyphs, category", said, re.DOTALL), said
 
     sweep = started(out, *launcher)  # its own end does not end its jobs, which are not run twice
-    pid_of(out / "0", sweep)
+    pid = pid_of(out / "0", sweep)
+    os.kill(pid, signal.SIGSTOP)
     sweep.kill()
-    sweep.communicate()
-    done = lorabench(*THREE, f"output_dir={out}", *launcher, cwd=tmp_path)
-    assert "an earlier command's jobs are at work (0): waiting for them" in done.stdout
-    assert done.stdout.count("done before") == 3
+    sweep.wait()
+    with started(out, *launcher) as again:
+        assert again.stdout is not None
+        assert again.stdout.readline() == "an earlier command's jobs are at work (0): waiting for them\n"
+        os.kill(pid, signal.SIGCONT)
+        said, _ = again.communicate(timeout=300)
+    assert (again.returncode, said.count("done before")) == (0, 3), said
     assert (out / "summary.csv").read_bytes() == whole
+    assert sweep.stdout is not None
+    sweep.stdout.close()
 
 
 @pytest.mark.slow
