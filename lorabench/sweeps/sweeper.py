@@ -77,10 +77,8 @@ class ProductSweeper(Sweeper):
             planned = plan(folder, jobs, self._whole, self._loader)
             left = [one.job for one in planned if not one.done]
             with explain_disk_errors(folder, _REMEDY):
-                for old in (
-                    *folder.glob("summary.*"),
-                    *folder.glob(PAGE),
-                ):  # of other jobs, or of these before they are run again
+                # Of other jobs, or of these before they are run again.
+                for old in (*folder.glob("summary.*"), *folder.glob(PAGE)):
                     old.unlink()
                 write_jobs(folder, [one.job for one in planned])
                 OmegaConf.save(self._whole, folder / "multirun.yaml")
