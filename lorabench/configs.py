@@ -1,8 +1,8 @@
 """Configurations: composed, held to the types of their yaml, and made into objects."""
 
 import functools
-import importlib
 import json
+import pydoc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,14 +124,17 @@ def _check_target(given: dict[str, Any], prefix: str) -> None:
 
 def _target(path: Any, prefix: str) -> Any:
     """What a `_target_` names; Hydra's own message of a name that is none is a traceback."""
-    module, _, name = str(path).rpartition(".")
+    found, why = None, ""
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = pydoc.locate(str(path))
+    except pydoc.ErrorDuringImport as error:
+        why = f" ({error.value})"
+    if found is None:
         raise LorabenchError(
-            f"{prefix}_target_={path}: nothing of this name can be imported ({error}); give the whole path of a class "
-            "or function, such as lorabench.classifiers.mlp.MLP"
-        ) from None
+            f"{prefix}_target_={path}: nothing of this name can be imported{why}; give the whole path of a class or "
+            "function, such as lorabench.classifiers.mlp.MLP"
+        )
+    return found
 
 
 def deviations(cfg: DictConfig, chosen: Mapping[str, DictConfig], experiment: str) -> list[str]:

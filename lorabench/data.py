@@ -82,7 +82,7 @@ def streamed(
         file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (what reads it is not to be explained)
     with file:
         with explain_disk_errors(folder, remedy):
-            os.posix_fallocate(file.fileno(), 0, 4 * len(order) * width)  # a full disk is told now
+            _allocate(file.fileno(), 4 * len(order) * width)
         waiting: dict[int, Tensor] = {}
         varies = torch.zeros(width, dtype=torch.bool)
         for unit, values in features:
@@ -103,7 +103,22 @@ def _write_columns(descriptor: int, waiting: dict[int, Float32[Tensor, "n _f"]],
             together.append(starts.pop(0))
         part = torch.cat([waiting.pop(start) for start in together], 1).numpy()
         for place, row in enumerate(part):
-            os.pwrite(descriptor, row, 4 * (place * width + together[0]))
+            _write(descriptor, row.data.cast("B"), 4 * (place * width + together[0]))
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Make a file as large as it will be: a full disk is told now, where the system can say so."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.ftruncate(descriptor, size)
+
+
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
+    """All of it: a system may take a part at a time."""
+    while data.nbytes:
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
 
 
 @dataclass(frozen=True)

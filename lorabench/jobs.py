@@ -187,9 +187,9 @@ def queue(folder: Path, job: Job) -> None:
 
 
 def at_work(folder: Path) -> bool:
-    """Whether a process of this machine is at work in a run's folder."""
+    """Whether another process of this machine is at work in a run's folder."""
     status = read_status(folder)
-    return status.status == "running" and status.host == socket.gethostname()
+    return status.status == "running" and status.host == socket.gethostname() and status.pid != os.getpid()
 
 
 def abandon(folder: Path) -> None:

@@ -52,8 +52,8 @@ class Run:
         history: a row an epoch: train_loss, val_loss, val_accuracy, learning_rate.
         error: why it failed, or None.
         split: number of the split that it is trained and tested on, from 0.
-        seconds: its share of the wall time of the call that trained it and others, as it was when it was trained; NaN
-            where nobody knows. Runs that differ in nothing else are equal.
+        seconds: wall time of the call that trained it, by the number of members that it trained; NaN where that call
+            was cut short. Runs that differ in nothing else are equal.
     """
 
     representation: str

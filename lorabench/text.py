@@ -1,12 +1,14 @@
 """Words for people and JSON for machines: tables, names in a list, counts, and data without NaN."""
 
+import csv
+import io
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["counted", "plain", "some", "table", "to_json"]
+__all__ = ["counted", "csv_text", "plain", "some", "table", "to_json"]
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[str] = ()) -> str:
@@ -47,6 +49,19 @@ def counted(number: int, word: str, words: str | None = None) -> str:
     ('1 adapter', '3 adapters', '0 entries')
     """
     return f"{number} {word if number == 1 else words or f'{word}s'}"
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Numbers as CSV; what is not defined is empty.
+
+    >>> csv_text(["k", "accuracy"], [[0, 0.5], [1, float("nan")]]).splitlines()
+    ['k,accuracy', '0,0.5', '1,']
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row] for row in rows])
+    return file.getvalue()
 
 
 def plain(value: Any) -> Any:

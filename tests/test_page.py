@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lorabench.jobs import Job, queue, status_of, write_jobs
+from lorabench.jobs import Job, Status, queue, status_of, write_jobs
 from lorabench.report.__main__ import main
 from lorabench.report.comparison import compare, told_apart
-from lorabench.report.folders import entries
+from lorabench.report.folders import Entry, entries
 from lorabench.report.page import page_html
 from lorabench.report.page.charts import groups
 from lorabench.report.page.claims import claims
@@ -32,6 +32,7 @@ from tests.conftest import TINY_ZOO, lorabench
 from tests.made_results import LAYERS, TEST, TRAIN, a_ranking, a_result, a_sweep, several, with_controls
 
 CHROMIUM = shutil.which("chromium")
+STRANGE = 'a\\d "q" \\1 $x_1$ 猫'
 QUIET = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -239,9 +240,14 @@ def test_what_is_told_apart_is_by_pairs_and_holm():
         assert groups(cells) == longest  # fmt: skip
 
 
+def of_representation(results):
+    """The results behind a row of results that have one representation each."""
+    return lambda row: [one for one in results if one.runs[0].representation == row.cell.representation]
+
+
 def test_claims_stand_beside_their_controls():
     results = some_results()
-    above, missed, stable = claims(results, compare(results))
+    above, missed, stable = claims(results, compare(results), of_representation(results))
     by_name = {row[0]: dict(zip(above.columns, row, strict=True)) for row in above.rows}
     cells = {(row.label, row.cell.top_k): row.cell for row in compare(results)}
     recipe = np.array([0.4 + 0.01 * seed for seed in range(4)])
@@ -267,8 +273,8 @@ def test_claims_stand_beside_their_controls():
 
 def test_claims_without_controls_say_what_adds_them():
     results = [a_result({"a": [0.5, 0.6]}, seed=seed) for seed in range(3)]
-    (above,) = claims(results, compare(results))
-    assert above.rows[0][3:] == ("none was run", "–", "–", "unguarded")
+    (above,) = claims(results, compare(results), lambda _: results)
+    assert above.rows[0][3:] == ("none was run", "–", "–", "–", "unguarded")
     assert "ablation.controls=true" in above.caption[0]
 
 
@@ -296,14 +302,77 @@ def test_rankings_of_several_splits_are_one():
     assert alone is results[0].ablation  # fmt: skip
 
 
-@pytest.mark.parametrize("case", ["nothing", "all failed", "one", "members failed", "one class read"])
+def test_a_row_is_guarded_by_what_its_own_runs_have_trained():
+    """Two learning rates: the controls and the random layers of one are no guard of the other."""
+    results = [
+        with_controls(
+            a_result({"a": [0.6 + 0.01 * seed + gap]}, seed=seed, top_k=2, classifier={"learning_rate": rate}), control
+        )
+        for rate, gap, control in ((0.1, 0.0, 0.2), (0.01, 0.2, 0.7))
+        for seed in range(3)
+    ]
+    page = Page(page_html([Entry(Path(str(i)), str(i), [], Status("done"), one) for i, one in enumerate(results)]))
+    rows = {row["representation"]: row for row in page.table("best control")}
+    assert [rows[f"a classifier.learning_rate={rate}"]["control acc"] for rate in (0.1, 0.01)] == ["20.0", "70.0"]
+    random = {row["representation"]: row["random ones away"] for row in page.table("random ones away")}
+    assert list(random.values()) == ["31.0", "51.0"]
+    ranked = [
+        replace(one, ablation=replace(one.ablation, ranking=a_ranking(np.random.default_rng(i))))
+        for i, one in enumerate(results)
+    ]
+    assert [found.stability.seeds for _, found in ranked_together(ranked)] == [3, 3]
+
+
+def test_a_split_of_the_source_is_one_whatever_the_seed():
+    results = [
+        a_result({"a": [0.5 + 0.1 * seed, 0.6]}, seed=seed, top_k=2, ranking=a_ranking(np.random.default_rng(seed)))
+        for seed in range(3)
+    ]
+    results = [with_controls(replace(one, split={**one.split, "by_source": True}), 0.3) for one in results]
+    rows = compare(results)
+    assert {row.cell.splits for row in rows} == {1}
+    ((_, found),) = ranked_together(results)
+    assert found is results[0].ablation, "one split ranks once"
+    above, *_ = claims(results, rows, lambda _: results)
+    assert above.rows[0][5:] == ("+30.0", "–", "not shown")
+    page = Page(page_html([Entry(Path(str(i)), str(i), [], Status("done"), one) for i, one in enumerate(results)]))
+    # Members 0 to 3 of the one split, of which the runs have two each; each counts once, the last as it was last.
+    assert sum(int(cell) for row in page.numbers("confusion of a") for cell in list(row.values())[1:]) == 20 * 4 + 1
+
+
+def test_options_of_the_ranking_take_no_claim_away():
+    results = [a_result({"a": [0.6 + 0.01 * seed]}, seed=seed) for seed in range(3)]
+    results += [
+        a_result({"a": [0.6 + 0.01 * seed]}, seed=seed, top_k=2, fall=0.1 + 0.01 * seed, folds=folds)
+        for seed in range(3)
+        for folds in (1, 3)
+    ]
+    _, missed = claims(results, compare(results), lambda _: results)
+    assert [row[0] for row in missed.rows] == ["a folds=1", "a folds=3"]
+    assert [row[3].startswith("-11.0 [") for row in missed.rows] == [True, True]
+
+
+def test_equal_accuracies_have_no_interval():
+    ranking = a_ranking(np.random.default_rng(0))
+    results = [with_controls(a_result({"a": [0.8]}, seed=seed, top_k=2, ranking=ranking), 0.3) for seed in range(3)]
+    above, missed, stable = claims(results, compare(results), lambda _: results)
+    assert above.rows[0][5:] == ("+50.0", "–", "not shown")
+    assert missed.rows[0][3] == "-10.0"
+    assert "[" not in stable.rows[0][3]
+    ((_, found),) = ranked_together(results)
+    assert found.marked == 0, "each run has taken its own away"
+
+
+@pytest.mark.parametrize("case", ["nothing", "all failed", "one", "members failed", "strange names"])
 def test_degenerate_pages(case, tmp_path):
     results = {
         "nothing": [],
         "all failed": [a_result({"a": [0.5]})],
         "one": [a_result({"a": [0.5]})],
         "members failed": [a_result({"a": []}, failed=["seed 99: nan"])],
-        "one class read": [replace(a_result({"a $x_1$ 猫": [0.0, 0.0]}), classes=["<i>", "b\nc"])],
+        "strange names": [
+            replace(a_result({'a\\d "q" \\1 $x_1$ 猫': [0.0, 0.1], "b": [0.5, 0.4]}), classes=["<i>", "b\\g\nc"])
+        ],
     }[case]
     folder = written(tmp_path / "sweep", results)
     if case == "all failed":
@@ -311,6 +380,10 @@ def test_degenerate_pages(case, tmp_path):
     page = Page(page_html(entries([folder])))
     text = " ".join(page.text)
     assert ("no run has ended well" in text.lower()) == (case in ("nothing", "all failed"))
+    if case == "strange names":
+        assert len([one for one in page.all("svg") if STRANGE in str(one.get("aria-label"))]) > 2
+        ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+        assert len(ids) == len(set(ids))
     if case == "members failed":
         assert page.table("all layers")[0]["all layers"] == "failed"
 

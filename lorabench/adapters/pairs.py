@@ -123,11 +123,14 @@ class _Look:
         self.term = (down, up, scale)
         self.left, self.sigma, self.right = thin_svd(down, up, scale)
         self.norms = self.sigma.norm(dim=-1)
-        self.dimensions = [_dimension(sigma, module) for sigma, module in zip(self.sigma, modules, strict=True)]
+        self.dimensions = [dimension(sigma, module) for sigma, module in zip(self.sigma, modules, strict=True)]
         self.signs = _signs(down, up, scale.float(), seed)
 
 
-def _dimension(sigma: Float64[Tensor, " k"], module: LoraModule) -> int:
+def dimension(sigma: Float64[Tensor, " k"], module: LoraModule) -> int:
+    """How many values of ΔW's spectrum are told from rounding: above what float32 can tell from zero
+    (`lowrank.numerical_rank`), and above σ₁ · eps of the stored type; 0 where ΔW is zero.
+    """
     if not bool(sigma.any()):
         return 0
     # max(d) · eps of half a type is above 1, and no subspace would be left. The factors are stored, not ΔW:

@@ -9,11 +9,11 @@ from pathlib import Path
 from lorabench.commands.frame import Outcome, run_single
 from lorabench.commands.options import path_name
 from lorabench.errors import explain_disk_errors
-from lorabench.jobs import LOCK, PAGE, read_status
+from lorabench.jobs import LOCK, PAGE, Status, read_status
 from lorabench.report.folders import Entry, entries
 from lorabench.report.page import write_page
 from lorabench.report.sheet import sheets_text
-from lorabench.report.sweeps import all_done, compared, sheets_of, summary_of, write_files
+from lorabench.report.sweeps import all_done, compared, report_data, sheets_of, write_files
 from lorabench.storage import is_locked
 from lorabench.text import counted
 
@@ -26,9 +26,10 @@ _DESCRIPTION = (
     f"what is shown to be better. Writes {PAGE}, summary.csv and summary.json. Exit code 1 if a run is not done."
 )
 _SEVERAL = Path("compared")
-_TO_END = ("queued", "running")
 _EVERY = 2
 """Seconds between looks at the folders with --watch."""
+_RELOAD = 30
+"""Seconds after which a browser reads a watched page again: what was opened and sorted is lost then."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -44,32 +45,34 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> Outcome:
     """Read the folders, and write what they say; not ok where a run is not done."""
     out: Path = args.out or (args.folders[0] if len(set(args.folders)) == 1 else _SEVERAL)
-    runs = entries(args.folders)
-    while args.watch and _at_work(args.folders, runs):
-        _write(out, runs, reload=_EVERY)
-        left = counted(sum(run.status.status in _TO_END for run in runs), "run")
-        print(f"{out / PAGE}: {left} to end", file=sys.stderr)  # noqa: T201
-        runs = _changed(args.folders, runs)
-    data = _write(out, runs)
+    try:
+        if args.watch:
+            _watch(args.folders, out)
+    finally:  # however it ends, no browser reads the page again and again
+        runs = entries(args.folders)
+        data = _write(out, runs)
     text = sheets_text(sheets_of(runs, compared(runs)))
     return Outcome(data, f"{text}Written to {out / PAGE}", all_done(runs))
 
 
-def _at_work(folders: Sequence[Path], runs: Sequence[Entry]) -> bool:
-    """Whether more is to come: a run is at work, or the sweep that will start one."""
-    return any(run.status.status == "running" for run in runs) or any(is_locked(folder / LOCK) for folder in folders)
-
-
-def _changed(folders: Sequence[Path], before: Sequence[Entry]) -> list[Entry]:
-    """The runs once one of them stands otherwise, or no sweep is at work any more."""
-    open_ended = [run for run in before if run.status.status in _TO_END]
-    while all(read_status(run.folder) == run.status for run in open_ended) and _at_work(folders, before):
+def _watch(folders: Sequence[Path], out: Path) -> None:
+    """Write again whenever a run stands otherwise, until none is at work and no sweep's command waits for one."""
+    before: list[Status] = []
+    runs = entries(folders)
+    while True:
+        now = [read_status(run.folder) for run in runs]
+        if not any(one.status == "running" for one in now) and not any(is_locked(folder / LOCK) for folder in folders):
+            return
+        if now != before:
+            runs, before = entries(folders), now
+            _write(out, runs, reload=_RELOAD)
+            left = sum(one.status in ("queued", "running") for one in now)
+            print(f"{out / PAGE}: {counted(left, 'run')} to end", file=sys.stderr)  # noqa: T201
         time.sleep(_EVERY)
-    return entries(folders)
 
 
 def _write(out: Path, runs: Sequence[Entry], reload: int | None = None) -> dict[str, object]:
-    data = summary_of(runs, compared(runs))
+    data = report_data(runs, compared(runs))
     with explain_disk_errors(out, "Give another --out."):
         out.mkdir(parents=True, exist_ok=True)
         write_files(out, data)

@@ -15,11 +15,21 @@ from jaxtyping import Float64
 
 from lorabench.ablation.compare import CompareFinding
 from lorabench.ablation.inference import CorrectedT, corrected_t, holm
-from lorabench.results import Result, Variance
+from lorabench.findings import LEVEL
+from lorabench.results import Result, Run, Variance
 
-__all__ = ["LEVEL", "Cell", "Standing", "compare", "differing", "p_of_claim", "table_of", "told_apart"]
+__all__ = [
+    "Cell",
+    "Standing",
+    "compare",
+    "differing",
+    "interval_of_claim",
+    "p_of_claim",
+    "split_number",
+    "table_of",
+    "told_apart",
+]
 
-LEVEL = 0.05
 _ROUNDING = 1e-9  # an error of a mean below it is that of float32
 _RANKING = ("folds", "baseline", "rank_on")
 _NO_SETTING = ("_target_", "_partial_", "cache_dir", "name", "together", "memory_gb", "load_from")
@@ -44,7 +54,7 @@ class Cell:
         chance: test accuracy of always naming the most frequent training class.
         test_to_train: test adapters a training adapter.
         seconds: that every (split, member) took to train, as `Run.seconds`.
-        features_seconds: the longest that a run took to get the features of all adapters.
+        features_seconds: the longest that a run took for its features, over all its splits and folds.
     """
 
     dataset: str
@@ -89,6 +99,12 @@ class Cell:
         return self.representation, *sorted(self.settings.items())
 
     @property
+    def whole(self) -> tuple[object, ...]:
+        """The `row` that it has over all layers, where nothing is ranked."""
+        of_ranking = _RANKING if self.top_k else ()
+        return self.representation, *sorted(item for item in self.settings.items() if item[0] not in of_ranking)
+
+    @property
     def splits(self) -> int:
         """How many."""
         return len({split for split, _ in self.accuracy})
@@ -100,8 +116,7 @@ class Cell:
 
     def interval(self) -> tuple[float, float]:
         """95 % of the mean, by the corrected resampled t; NaN for one split."""
-        over = self._over_splits(self.accuracy) if self.accuracy else None
-        return over.interval() if over is not None and over.error > _ROUNDING else (math.nan, math.nan)
+        return interval_of_claim(self._over_splits(self.accuracy) if self.accuracy else None)
 
     def difference(self, other: "Cell") -> CorrectedT | None:
         """To another cell, paired by split and member; None where they have none in common."""
@@ -193,6 +208,20 @@ def p_of_claim(difference: CorrectedT | None) -> float:
     return difference.p if difference is not None and known else math.nan
 
 
+def interval_of_claim(difference: CorrectedT | None) -> tuple[float, float]:
+    """Its 95 % interval; NaN for one split, and where `p_of_claim` sees no error: none is 0 wide."""
+    if difference is None or not difference.error >= _ROUNDING:
+        return math.nan, math.nan
+    return difference.interval()
+
+
+def split_number(result: Result, run: Run | None = None) -> int:
+    """By what the split of a run, or of a member, is known: its seed; 0 for the one split of a source's own."""
+    if result.split["by_source"]:
+        return 0
+    return int(result.config["seed"]) + (run.split if run is not None else 0)
+
+
 def _labels(cells: Sequence[Cell]) -> dict[int, str]:
     """What every cell is called: the representation, and what sets it apart from its namesakes in the table.
 
@@ -230,7 +259,6 @@ def _cells(result: Result) -> list[Cell]:
     taken = {"none": 0}
     if isinstance(result.ablation, CompareFinding):
         taken |= {arm.name: result.ablation.top_k for arm in result.ablation.arms if arm.kind == "top"}
-    seed, fixed = int(result.config["seed"]), bool(result.split["by_source"])
     config = result.config
     place = _flat(config.get("dataset", {}), "dataset.") | _flat(config.get("split", {}), "split.")
     found = []
@@ -244,7 +272,7 @@ def _cells(result: Result) -> list[Cell]:
         of_row = [
             run for run in result.runs if (run.representation, run.ablation) == (row.representation, row.ablation)
         ]
-        by_member = {(0 if fixed else seed + run.split, run.seed): run for run in of_row}
+        by_member = {(split_number(result, run), run.seed): run for run in of_row}
         found.append(
             Cell(
                 dataset=str(result.dataset["name"]),

@@ -1,27 +1,26 @@
 """What came of many runs: failures first, then every representation by how many layers are taken away."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorabench.report.comparison import LEVEL, Cell, Standing, compare, differing
+from lorabench.findings import LEVEL
+from lorabench.report.comparison import Cell, Standing, compare, differing, interval_of_claim
 from lorabench.report.folders import Entry
 from lorabench.report.numbers import percent, spread
 from lorabench.report.sheet import Sheet, print_sheets
 from lorabench.storage import replace_file
-from lorabench.text import counted, to_json
+from lorabench.text import counted, csv_text, to_json
 
 __all__ = [
     "all_done",
+    "column_title",
     "compared",
+    "report_data",
     "sheets_of",
-    "summary_of",
     "table_sheet",
     "title_of",
-    "what",
     "write_files",
     "write_summary",
 ]
@@ -34,7 +33,7 @@ def write_summary(folder: Path, runs: Sequence[Entry]) -> bool:
         Whether every run is done.
     """
     found = compared(runs)
-    write_files(folder, summary_of(runs, found))
+    write_files(folder, report_data(runs, found))
     print_sheets(sheets_of(runs, found))
     return all_done(runs)
 
@@ -52,10 +51,12 @@ def all_done(runs: Sequence[Entry]) -> bool:
 def write_files(folder: Path, summary: dict[str, Any]) -> None:
     """`summary.json`, and its table as `summary.csv`."""
     replace_file(folder / "summary.json", to_json(summary, 1))
-    replace_file(folder / "summary.csv", _csv(summary["table"]))
+    rows = summary["table"]
+    columns = list(rows[0]) if rows else []
+    replace_file(folder / "summary.csv", csv_text(columns, [list(row.values()) for row in rows]))
 
 
-def summary_of(runs: Sequence[Entry], found: Sequence[Standing]) -> dict[str, Any]:
+def report_data(runs: Sequence[Entry], found: Sequence[Standing]) -> dict[str, Any]:
     """Runs and cells as data: accuracies are shares, not percent; what is not defined is NaN."""
     jobs = [
         {
@@ -109,15 +110,15 @@ def table_sheet(rows: Sequence[Standing], places: Sequence[str]) -> Sheet:
         f"test accuracy, mean ± std in %, of up to {counted(members, 'member')} on {counted(splits, 'split')}",
         f"chance {100 * first.chance:.1f}",
     ]
-    caption += [f"{what(k)}: {_best([row for row in rows if row.cell.top_k == k])}" for k in taken]
+    caption += [f"{column_title(k)}: {_best([row for row in rows if row.cell.top_k == k])}" for k in taken]
     caption += [
-        f"{row.label}, {what(row.cell.top_k)}: {error}"
+        f"{row.label}, {column_title(row.cell.top_k)}: {error}"
         for row in rows
         for error in dict.fromkeys(row.cell.failed.values())
     ]
     return Sheet(
         title=title_of(first, places),
-        columns=("representation", *(what(k) for k in taken)),
+        columns=("representation", *(column_title(k) for k in taken)),
         rows=[(one, *(_cell(by_place.get((one, k))) for k in taken)) for one in names],
         caption=caption,
         text=("representation",),
@@ -130,10 +131,10 @@ def title_of(cell: Cell, places: Sequence[str]) -> str:
     return ", ".join([cell.dataset, cell.target, cell.classifier, *apart])
 
 
-def what(top_k: int) -> str:
+def column_title(top_k: int) -> str:
     """What a column is called.
 
-    >>> what(0), what(3)
+    >>> column_title(0), column_title(3)
     ('all layers', 'without best 3')
     """
     return f"without best {top_k}" if top_k else "all layers"
@@ -172,7 +173,7 @@ def _row(row: Standing) -> dict[str, Any]:
     cell: Cell = row.cell
     low, high = cell.interval()
     gap = row.difference
-    gap_low, gap_high = (math.nan, math.nan) if gap is None or math.isnan(row.p) else gap.interval()
+    gap_low, gap_high = (math.nan, math.nan) if math.isnan(row.p) else interval_of_claim(gap)
     return {
         "dataset": cell.dataset,
         "zoo": cell.zoo,
@@ -200,13 +201,3 @@ def _row(row: Standing) -> dict[str, Any]:
         "holm": row.holm,
         "chance": cell.chance,
     }
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    names = list(rows[0]) if rows else []
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: "" if isinstance(v, float) and math.isnan(v) else v for name, v in row.items()})
-    return text.getvalue()

@@ -126,8 +126,9 @@ class Slurm(Patient):
         need_slurm()
 
     def _send_and_wait(self, engine: submitit.AutoExecutor, jobs: Sequence[Arguments]) -> None:
-        at_work = engine.map_array(self, *zip(*jobs, strict=True))
         folder = Path(self.config.hydra.sweep.dir)
+        remember(folder, [])  # a folder that takes no more is told before anything is queued
+        at_work = engine.map_array(self, *zip(*jobs, strict=True))
         remember(folder, [job.job_id for job in at_work])
         asked, missed = time.monotonic(), set[str]()
         while at_work:

@@ -46,6 +46,7 @@ def in_queue() -> set[str] | None:
 
 def remember(folder: Path, ids: Iterable[str]) -> None:
     """Write into a sweep's folder which jobs of SLURM's are its."""
+    (folder / _IDS).touch()
     for one in dict.fromkeys(map(_array, ids)):
         append_line(folder / _IDS, one)
 

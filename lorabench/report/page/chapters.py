@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lorabench.ablation.compare import CompareFinding
-from lorabench.report.comparison import Standing, compare
+from lorabench.report.comparison import Standing, compare, split_number
 from lorabench.report.folders import Entry
 from lorabench.report.numbers import percent
 from lorabench.report.page.charts import cost, degradation, differences, with_without
@@ -17,7 +17,7 @@ from lorabench.report.page.parts import Chapter, Picture, Section
 from lorabench.report.page.rankings import ranking_pictures
 from lorabench.report.phases import phase_report
 from lorabench.report.sheet import Sheet
-from lorabench.report.sweeps import table_sheet, what
+from lorabench.report.sweeps import column_title, table_sheet
 from lorabench.report.training_figures import confusion_figure
 from lorabench.results import Result
 
@@ -39,8 +39,9 @@ _LAYERS = (
     "split each, the mean over their splits with the interval of the corrected resampled t."
 )
 _COST = (
-    "Seconds as they were when they were spent: features of all adapters (the longest of the runs; what is taken from "
-    "the cache takes none), and a member's share of the call that trained it. They are of the machines that ran them."
+    "Seconds as they were when they were spent: of features, over all splits and folds of the run that took longest "
+    "(what is in the cache is only read), and a member's share of the call that trained it. They are of the machines "
+    "that ran them."
 )
 
 
@@ -72,6 +73,10 @@ class _Known:
     def of(self, row: Standing) -> Sequence[Entry]:
         """The runs that have members in a cell."""
         return self.sources[row.cell.row, row.cell.top_k]
+
+    def results_of(self, row: Standing) -> list[Result]:
+        """What they found."""
+        return [run.result for run in self.of(row) if run.result is not None]
 
 
 def chapter(number: int, title: str, runs: Sequence[Entry], places: Sequence[str]) -> Chapter:
@@ -148,10 +153,10 @@ def _confusions(anchor: str, known: _Known) -> Section | None:
 
 
 def _confusion(row: Standing, known: _Known) -> Picture:
-    name, results = row.cell.representation, [run.result for run in known.of(row) if run.result is not None]
+    name, results = row.cell.representation, known.results_of(row)
     classes = results[0].classes
     members = {
-        (result.config["seed"] + run.split, run.seed): run
+        (split_number(result, run), run.seed): run
         for result in results
         for run in result.runs
         if (run.representation, run.ablation, run.error) == (name, "none", None)
@@ -173,7 +178,7 @@ def _confusion(row: Standing, known: _Known) -> Picture:
 def _claims(anchor: str, known: _Known) -> Section | None:
     if not known.ended:
         return None
-    sheets = claims(known.results, known.ended)
+    sheets = claims(known.results, known.ended, known.results_of)
     for result in known.results:
         if result.split.get("splits", 1) > 1:  # what its table says of its splits, no other can
             own = phase_report(result.ablation).sheets(result, result.ablation)
@@ -189,7 +194,8 @@ def _others(anchor: str, known: _Known) -> Section | None:
         if isinstance(result.ablation, CompareFinding) or result.ablation.phase() in _SHOWN:
             continue
         report = phase_report(result.ablation)
-        sheets += report.sheets(result, result.ablation)
+        if result.split.get("splits", 1) == 1:  # of several, they stand with the claims
+            sheets += report.sheets(result, result.ablation)
         pictures += [_of_phase(result, name, draw) for name, draw in report.figures(result, result.ablation).items()]
     return Section(anchor, "What else was asked", (), sheets, pictures, folded=True) if sheets or pictures else None
 
@@ -198,7 +204,7 @@ def _commands(anchor: str, known: _Known) -> Section:
     sheet = Sheet(
         title="What makes every row again",
         columns=("representation", "layers", "command"),
-        rows=[(row.label, what(row.cell.top_k), run.command) for row in known.rows for run in known.of(row)],
+        rows=[(row.label, column_title(row.cell.top_k), run.command) for row in known.rows for run in known.of(row)],
         text=("representation", "layers", "command"),
     )
     text = ["Members, features and zoos are kept in cache_dir; code and packages are those of each run's results.json."]

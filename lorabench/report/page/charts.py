@@ -9,13 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from lorabench.findings import LEVEL
 from lorabench.pictures import BLACK, GREY, SERIES, drawable, tidy
-from lorabench.report.comparison import LEVEL, Cell, Standing, told_apart
+from lorabench.report.comparison import Cell, Standing, told_apart
 from lorabench.report.numbers import percent, spread
 from lorabench.report.page.parts import Picture
 from lorabench.report.page.svg import tip
 from lorabench.report.style import errors, legend_below, percents
-from lorabench.report.sweeps import what
+from lorabench.report.sweeps import column_title
 from lorabench.text import counted
 
 __all__ = ["cost", "degradation", "differences", "groups", "with_without"]
@@ -44,7 +45,7 @@ def differences(rows: Rows) -> Picture:
     """A column from its best down, with intervals, and a bar beside those that are not told apart."""
     known = sorted((row for row in rows if row.cell.accuracy), key=lambda row: -row.cell.mean)
     joined = groups([row.cell for row in known])
-    title, best, last = what(known[0].cell.top_k), known[0], known[-1]
+    title, best, last = column_title(known[0].cell.top_k), known[0], known[-1]
     said = "; ".join(f"{known[a].label} to {known[b].label}" for a, b in joined) or "none"
     member = [" ".join(str(g) for g, (a, b) in enumerate(joined) if a <= i <= b) for i in range(len(known))]
     return Picture(
@@ -84,7 +85,7 @@ def _point(axes: Axes, row: Standing, place: float | int, colour: str, marker: s
         middle, [place], xerr=errors(middle, [low], [high]),
         fmt=marker, color=colour, markersize=5, elinewidth=1, capsize=2, label=label,
     )  # fmt: skip
-    tip(drawn.lines[0], f"{row.label}, {what(cell.top_k)}: {_said(cell)}")
+    tip(drawn.lines[0], f"{row.label}, {column_title(cell.top_k)}: {_said(cell)}")
 
 
 def _said(cell: Cell) -> str:
@@ -103,7 +104,7 @@ def _chance(axes: Axes, rows: Rows, vertical: bool = True) -> None:
 
 
 def cost(rows: Rows) -> Picture | None:
-    """Accuracy over all layers against seconds and against the number of features; None where neither is known."""
+    """Accuracy against seconds and against the number of features; None where no cell has a member that ended well."""
     known = [row for row in rows if row.cell.accuracy]
     if not known:
         return None
@@ -157,7 +158,7 @@ def with_without(rows: Rows) -> Picture:
         name="with and without",
         draw=functools.partial(_with_without, rows),
         alt="Test accuracy with and without the best layers: "
-        + "; ".join(f"{row.label} {what(row.cell.top_k)} {percent(row.cell.mean)} %" for row in rows),
+        + "; ".join(f"{row.label} {column_title(row.cell.top_k)} {percent(row.cell.mean)} %" for row in rows),
         columns=("representation", "top_k", "test_accuracy", "std", "low", "high"),
         rows=table,
     )
@@ -177,10 +178,10 @@ def _with_without(rows: Rows) -> Figure:
         bars = axes.barh(
             at, percents([cell.mean for cell in cells]), height=0.9 * height,
             xerr=np.nan_to_num(percents([cell.std for cell in cells])), color=SERIES[number % len(SERIES)][0],
-            label=what(k), error_kw={"elinewidth": 0.8, "ecolor": BLACK},
+            label=column_title(k), error_kw={"elinewidth": 0.8, "ecolor": BLACK},
         )  # fmt: skip
         for bar, place, cell in zip(bars, places, cells, strict=True):
-            tip(bar, f"{names[place]}, {what(k)}: {_said(cell)}")
+            tip(bar, f"{names[place]}, {column_title(k)}: {_said(cell)}")
     _chance(axes, rows)
     _names(axes, names)
     axes.set_xlabel("test accuracy, % (± standard deviation over splits and members)")
@@ -212,15 +213,18 @@ def _degradation(rows: Rows) -> Figure:
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.subplots()
     _chance(axes, rows, vertical=False)
-    for number, name in enumerate(_by_mean(rows)):
-        own = sorted((row for row in rows if row.label == name and row.cell.accuracy), key=lambda row: row.cell.top_k)
+    whole = {row.cell.whole: row for row in rows if row.cell.top_k == 0}
+    for number, name in enumerate(_by_mean([row for row in rows if row.cell.top_k])):
+        taken = [row for row in rows if row.label == name and row.cell.top_k and row.cell.accuracy]
+        begins = [whole[row.cell.whole] for row in taken[:1] if row.cell.whole in whole]
+        own = begins + sorted(taken, key=lambda row: row.cell.top_k)
         colour, marker = SERIES[number % len(SERIES)]
         line = "--" if number >= len(SERIES) else "-"
         x, y = [row.cell.top_k for row in own], percents([row.cell.mean for row in own])
         axes.plot(x, y, line, marker=marker, color=colour, linewidth=1.2, markersize=4, label=drawable(name))
         for row, at, value in zip(own, x, y, strict=True):
             (drawn,) = axes.plot([at], [value], marker, color=colour, markersize=4)
-            tip(drawn, f"{name}, {what(at)}: {_said(row.cell)}")
+            tip(drawn, f"{name}, {column_title(at)}: {_said(row.cell)}")
     axes.set_xticks(sorted({row.cell.top_k for row in rows}))
     axes.set_xlabel("layers taken away, best first")
     axes.set_ylabel("test accuracy, %")

@@ -1,39 +1,48 @@
 """Each claim that a comparison may make, beside the control that guards it."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lorabench.ablation.compare import CompareFinding
+from lorabench.ablation.controls import ControlRow
 from lorabench.ablation.inference import CorrectedT, corrected_t, holm
 from lorabench.ablation.none import NoneFinding
-from lorabench.report.comparison import LEVEL, Standing, p_of_claim
-from lorabench.report.numbers import number, p_value, percent
+from lorabench.findings import LEVEL
+from lorabench.report.comparison import Standing, interval_of_claim, p_of_claim, split_number
+from lorabench.report.numbers import difference, interval, number, p_value, percent
 from lorabench.report.page.rankings import ranked_together
 from lorabench.report.ranked import how_ranked
 from lorabench.report.sheet import Sheet
-from lorabench.report.sweeps import what
+from lorabench.report.sweeps import column_title
 from lorabench.results import Result
-from lorabench.text import counted
 
 __all__ = ["claims"]
 
-_BySeed = dict[int, float]
-"""Seed of a run, which draws its split -> a mean accuracy in it."""
+Sources = Callable[[Standing], Sequence[Result]]
+_BySplit = dict[int, float]
+"""Number of a split (`split_number`) -> a mean accuracy on it."""
 
 
-def claims(results: Sequence[Result], rows: Sequence[Standing]) -> list[Sheet]:
+def claims(results: Sequence[Result], rows: Sequence[Standing], sources: Sources) -> list[Sheet]:
     """Three tables: is it above the controls, are the best layers missed more than others, is the ranking stable.
 
+    A row is guarded by what its own runs have trained. What a run over several splits says of its controls, it says
+    itself.
+
     Args:
-        results: of one table. What a run over several splits says of its controls, it says itself.
+        results: of one table.
         rows: their cells with a member that ended well.
+        sources: the results behind a row.
     """
-    single = [one for one in results if one.split.get("splits", 1) == 1]
     ratio = results[0].split["test"] / results[0].split["train"]
-    return [_above(single, rows, ratio), *_missed(single, rows, ratio), *_stable(results)]
+
+    def single(row: Standing) -> list[Result]:
+        return [one for one in sources(row) if one.split.get("splits", 1) == 1]
+
+    return [_above(rows, single, ratio), *_missed(rows, single, ratio), *_stable(results)]
 
 
 @dataclass(frozen=True)
@@ -44,13 +53,19 @@ class _Gap:
     holm: float
 
     @property
+    def low(self) -> float:
+        """Of its interval."""
+        return interval_of_claim(self.found)[0]
+
+    @property
+    def high(self) -> float:
+        """Likewise."""
+        return interval_of_claim(self.found)[1]
+
+    @property
     def cells(self) -> tuple[str, str]:
         """The difference with its interval, and p."""
-        if self.found is None:
-            return "–", "–"
-        low, high = self.found.interval()
-        reach = "" if math.isnan(low) else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
-        return f"{100 * self.found.mean:+.1f}{reach}", p_value(self.holm)
+        return difference(math.nan if self.found is None else self.found.mean, self), p_value(self.holm)
 
     def shown(self, sign: int) -> bool:
         """Whether it is shown to be on this side of nothing."""
@@ -62,56 +77,65 @@ def _gaps(found: Iterable[CorrectedT | None]) -> list[_Gap]:
     return [_Gap(one, p) for one, p in zip(known, holm([p_of_claim(one) for one in known]), strict=True)]
 
 
-def _above(results: Sequence[Result], rows: Sequence[Standing], ratio: float) -> Sheet:
-    """Every representation over all layers beside the best control."""
-    controls, texts = _controls(results)
-    best = max(controls, key=lambda name: _mean(controls[name]), default=None)
+def _above(rows: Sequence[Standing], sources: Sources, ratio: float) -> Sheet:
+    """Every representation over all layers beside the best of its controls."""
     whole = [row for row in rows if row.cell.top_k == 0]
-    gaps = _gaps(_paired(_by_seed(row), controls[best], ratio) if best else None for row in whole)
-    lines = [
-        f"{name}: {percent(_mean(values))} % in {counted(len(values), 'run')} ({texts[name]})"
-        for name, values in controls.items()
+    controls = [_controls(sources(row)) for row in whole]
+    best = [max(known, key=lambda name: _mean(known[name]), default=None) for known in controls]
+    guards = [known[name] if name else {} for known, name in zip(controls, best, strict=True)]
+    gaps = _gaps(_paired(_by_split(row), guard, ratio) for row, guard in zip(whole, guards, strict=True))
+    columns = (
+        "representation", "test acc", "chance", "best control", "control acc", "difference [95 %]", "p, Holm", "said"
+    )  # fmt: skip
+    texts: dict[str, set[str]] = {}
+    for control in (one for row in whole for result in sources(row) for one in _control_rows(result)):
+        texts.setdefault(control.name, set()).add(control.text)
+    names = [
+        f"{name}: {' '.join(known) if len(known) == 1 else 'of each row its own'}" for name, known in texts.items()
     ]
     return Sheet(
         title=f"Claim: it reads the {rows[0].cell.target} from the weights. Guard: what knows less than the weights",
-        columns=("representation", "test acc", "chance", "best control", "difference [95 %]", "p, Holm", "said"),
+        columns=columns,
         rows=[
             (
                 row.label,
                 percent(row.cell.mean),
                 percent(row.cell.chance),
-                best or "none was run",
+                name or "none was run",
+                percent(_mean(guard)) if guard else "–",
                 *gap.cells,
-                "above" if gap.shown(1) else "not shown" if best else "unguarded",
+                "above" if gap.shown(1) else "not shown" if name else "unguarded",
             )
-            for row, gap in zip(whole, gaps, strict=True)
+            for row, name, guard, gap in zip(whole, best, guards, gaps, strict=True)
         ],
         caption=[
-            *(lines or ["ablation.controls=true trains them: the recipe, norms, permuted labels; and the ceiling"]),
-            "differences in points, paired by run; corrected resampled t over splits; Holm over the rows",
+            *(names or ["ablation.controls=true trains them: the recipe, norms, permuted labels; and the ceiling"]),
+            "differences in points, paired by split; corrected resampled t over splits; Holm over the rows",
         ],
         text=("representation", "best control", "said"),
     )
 
 
-def _controls(results: Sequence[Result]) -> tuple[dict[str, _BySeed], dict[str, str]]:
-    """Accuracy of every control by seed, and what it reads; the ceiling is none."""
-    found: dict[str, _BySeed] = {}
-    texts: dict[str, str] = {}
+def _control_rows(result: Result) -> list[ControlRow]:
+    """The controls of a run that ended well; the ceiling is none."""
+    known = result.ablation.controls if isinstance(result.ablation, NoneFinding | CompareFinding) else None
+    return [row for row in (known.rows if known else []) if row.accuracy is not None and row.kind == "control"]
+
+
+def _controls(results: Sequence[Result]) -> dict[str, _BySplit]:
+    found: dict[str, _BySplit] = {}
     for result in results:
-        known = result.ablation.controls if isinstance(result.ablation, NoneFinding | CompareFinding) else None
-        for row in known.rows if known else []:
-            if row.accuracy is not None and row.kind == "control":
-                found.setdefault(row.name, {})[int(result.config["seed"])] = row.accuracy.mean
-                texts.setdefault(row.name, row.text)
-    return found, texts
+        for row in _control_rows(result):
+            if row.accuracy is not None:
+                found.setdefault(row.name, {})[split_number(result)] = row.accuracy.mean
+    return found
 
 
 def _mean(values: Mapping[int, float]) -> float:
     return float(np.mean(list(values.values())))
 
 
-def _by_seed(row: Standing) -> _BySeed:
+def _by_split(row: Standing) -> _BySplit:
     """Mean over the members of every split."""
     found: dict[int, list[float]] = {}
     for (split, _), value in row.cell.accuracy.items():
@@ -119,41 +143,42 @@ def _by_seed(row: Standing) -> _BySeed:
     return {split: float(np.mean(values)) for split, values in found.items()}
 
 
-def _paired(first: _BySeed, second: _BySeed, ratio: float) -> CorrectedT | None:
-    shared = [first[seed] - second[seed] for seed in first if seed in second]
+def _paired(first: _BySplit, second: _BySplit, ratio: float) -> CorrectedT | None:
+    shared = [first[split] - second[split] for split in first if split in second]
     return corrected_t(np.array(shared)[:, None], ratio) if shared else None
 
 
-def _missed(results: Sequence[Result], rows: Sequence[Standing], ratio: float) -> list[Sheet]:
+def _missed(rows: Sequence[Standing], sources: Sources, ratio: float) -> list[Sheet]:
     """Every representation without its best layers, beside all layers and beside as many at random."""
-    whole = {row.label: row.cell for row in rows if row.cell.top_k == 0}
-    taken = [row for row in rows if row.cell.top_k and row.label in whole]
+    whole = {row.cell.whole: row.cell for row in rows if row.cell.top_k == 0}
+    taken = [row for row in rows if row.cell.top_k and row.cell.whole in whole]
     if not taken:
         return []
-    random = [_random(results, row) for row in taken]
-    falls = _gaps(row.cell.difference(whole[row.label]) for row in taken)
-    beside = _gaps(_paired(_by_seed(row), own, ratio) for row, own in zip(taken, random, strict=True))
+    random = [_random(sources(row), row) for row in taken]
+    falls = _gaps(row.cell.difference(whole[row.cell.whole]) for row in taken)
+    beside = _gaps(_paired(_by_split(row), own, ratio) for row, own in zip(taken, random, strict=True))
     columns = (
         "representation", "taken away", "test acc", "fall [95 %]", "p of the fall",
         "random ones away", "to random [95 %]", "p to random", "said",
     )  # fmt: skip
+    cells = [
+        (
+            row.label,
+            column_title(row.cell.top_k),
+            percent(row.cell.mean),
+            *fall.cells,
+            percent(_mean(own)) if own else "none was run",
+            *gap.cells,
+            ("falls" if fall.shown(-1) else "no fall shown")
+            + (", more than without random ones" if gap.shown(-1) else ""),
+        )
+        for row, own, fall, gap in zip(taken, random, falls, beside, strict=True)
+    ]
     return [
         Sheet(
             title="Claim: the best layers carry it. Guard: as many layers at random",
             columns=columns,
-            rows=[
-                (
-                    row.label,
-                    what(row.cell.top_k),
-                    percent(row.cell.mean),
-                    *fall.cells,
-                    percent(_mean(own)) if own else "none was run",
-                    *gap.cells,
-                    ("falls" if fall.shown(-1) else "no fall shown")
-                    + (", more than without random ones" if gap.shown(-1) else ""),
-                )
-                for row, own, fall, gap in zip(taken, random, falls, beside, strict=True)
-            ],
+            rows=cells,
             caption=[
                 "in points, paired by split; corrected resampled t over splits; p by Holm over the rows",
                 *([] if any(random) else ["ablation.random_draws=20 takes as many away at random"]),
@@ -163,16 +188,15 @@ def _missed(results: Sequence[Result], rows: Sequence[Standing], ratio: float) -
     ]
 
 
-def _random(results: Sequence[Result], row: Standing) -> _BySeed:
-    """Mean accuracy without k random layers by seed, of the runs that took a representation's best k away."""
-    found: _BySeed = {}
+def _random(results: Sequence[Result], row: Standing) -> _BySplit:
+    """Mean accuracy without k random layers by split, of the runs that took a row's best k away."""
+    found: _BySplit = {}
     for result in results:
-        if not isinstance(result.ablation, CompareFinding) or result.ablation.top_k != row.cell.top_k:
-            continue
-        names = {arm.name for arm in result.ablation.arms if arm.kind == "random"}
+        arms = result.ablation.arms if isinstance(result.ablation, CompareFinding) else []
+        names = {arm.name for arm in arms if arm.kind == "random"}
         for one in result.summary:
             if one.ablation in names and one.representation == row.cell.representation and one.test_accuracy.n:
-                found[int(result.config["seed"])] = one.test_accuracy.mean
+                found[split_number(result)] = one.test_accuracy.mean
     return found
 
 
@@ -182,7 +206,7 @@ def _stable(results: Sequence[Result]) -> list[Sheet]:
     rows = []
     for result, found in ranked:
         best, stable = found.ranking[0], found.stability
-        reach = f"{percent(best.accuracy)} [{percent(best.low)}, {percent(best.high)}]"
+        reach = percent(best.accuracy) + interval(best)
         taus = (_tau(stable.kendall_tau), _tau(stable.lowest), f"{stable.seeds} {stable.of}")
         rows.append((found.baseline, how_ranked(result), best.layer, reach, *taus))
     sheet = Sheet(

@@ -13,12 +13,12 @@ from lorabench.jobs import PAGE
 from lorabench.report.comparison import Cell, compare, differing, table_of
 from lorabench.report.folders import Entry
 from lorabench.report.page.chapters import chapter
-from lorabench.report.page.parts import Chapter, Picture, csv_text
+from lorabench.report.page.parts import Chapter, Picture
 from lorabench.report.page.svg import inline_svg
 from lorabench.report.sheet import Sheet
 from lorabench.report.sweeps import title_of
 from lorabench.storage import replace_file
-from lorabench.text import counted
+from lorabench.text import counted, csv_text
 
 __all__ = ["page_html", "write_page"]
 

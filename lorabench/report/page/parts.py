@@ -1,7 +1,5 @@
 """What a page is made of."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +7,7 @@ from matplotlib.figure import Figure
 
 from lorabench.report.sheet import Sheet
 
-__all__ = ["Chapter", "Picture", "Section", "csv_text"]
+__all__ = ["Chapter", "Picture", "Section"]
 
 
 @dataclass(frozen=True)
@@ -59,15 +57,3 @@ class Chapter:
     anchor: str
     title: str
     sections: Sequence[Section] = field(default_factory=list)
-
-
-def csv_text(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Numbers as CSV.
-
-    >>> csv_text(["k", "accuracy"], [[0, 0.5]]).splitlines()
-    ['k,accuracy', '0,0.5']
-    """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([columns, *rows])
-    return file.getvalue()

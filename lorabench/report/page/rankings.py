@@ -1,21 +1,23 @@
 """Which layers carry the answer, over the splits that ranked them."""
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from lorabench.ablation.compare import CompareFinding
 from lorabench.ablation.inference import corrected_t
+from lorabench.ablation.statistics import kendall_tau
 from lorabench.findings import Ranked, RankedFinding, Stability
+from lorabench.report.comparison import interval_of_claim, split_number
 from lorabench.report.layer_figures import layer_importance
 from lorabench.report.numbers import percent
 from lorabench.report.page.parts import Picture
 from lorabench.report.ranked import on_test, ranked_on
 from lorabench.results import Result
-from lorabench.text import counted
+from lorabench.text import counted, to_json
 
 __all__ = ["ranked_together", "ranking_pictures"]
 
@@ -24,7 +26,7 @@ _NAMED = 3
 
 def ranking_pictures(results: Sequence[Result]) -> list[Picture]:
     """A figure a representation that ranked layers: mean accuracy of each layer alone over all splits."""
-    return [_picture(*one) for one in ranked_together(results)]
+    return [_picture(result, found) for result, found in ranked_together(results) if found.ranking]
 
 
 def _picture(result: Result, found: RankedFinding) -> Picture:
@@ -52,14 +54,21 @@ def ranked_together(results: Sequence[Result]) -> list[tuple[Result, RankedFindi
         if isinstance(found, RankedFinding):
             layers = tuple(sorted(row.layer for row in found.ranking))
             several = result.split.get("splits", 1) > 1
-            key = (found.baseline, found.folds, on_test(result), layers, id(result) if several else 0)
-            known.setdefault(key, {}).setdefault(int(result.config["seed"]), (result, found))
-    return [_merged([by_seed[seed] for seed in sorted(by_seed)]) for by_seed in known.values()]
+            key = (*_ranked_by(result, found), layers, id(result) if several else 0)
+            known.setdefault(key, {}).setdefault(split_number(result), (result, found))
+    return [_merged([by_split[split] for split in sorted(by_split)]) for by_split in known.values()]
+
+
+def _ranked_by(result: Result, found: RankedFinding) -> tuple[object, ...]:
+    """What rankings that are put together have in common."""
+    config = result.config
+    options = config.get("representations", {}).get(found.baseline, config.get("ablation", {}).get("baseline"))
+    return found.baseline, found.folds, on_test(result), to_json(config.get("classifier")), to_json(options)
 
 
 def _merged(ranked: Sequence[tuple[Result, RankedFinding]]) -> tuple[Result, RankedFinding]:
     result, found = ranked[0]
-    if len(ranked) == 1:
+    if len(ranked) == 1 or not found.ranking:
         return result, found
     rows = [{row.layer: row for row in one.ranking} for _, one in ranked]
     ratio = result.split["test"] / result.split["train"]
@@ -68,18 +77,16 @@ def _merged(ranked: Sequence[tuple[Result, RankedFinding]]) -> tuple[Result, Ran
         values = [row[layer].accuracy for row in rows]
         mean, low, high = float(np.mean(values)), math.nan, math.nan
         if not any(map(math.isnan, values)):
-            low, high = corrected_t(np.array(values)[:, None], ratio).interval()
+            low, high = interval_of_claim(corrected_t(np.array(values)[:, None], ratio))
         merged.append(replace(rows[0][layer], accuracy=mean, low=low, high=high, per_seed=values))
     merged.sort(key=lambda row: -np.nan_to_num(row.accuracy, nan=-1.0))
     ordered = [replace(row, rank=place, tied_to=place) for place, row in enumerate(merged, start=1)]
+    if isinstance(found, CompareFinding):
+        found = replace(found, top_k=0)  # every run has taken its own split's best away: none of these are marked
     return result, replace(found, ranking=ordered, stability=_stability(ordered))
 
 
 def _stability(rows: Sequence[Ranked]) -> Stability:
-    from scipy.stats import kendalltau
-
-    splits = len(rows[0].per_seed)
-    by_split = np.array([row.per_seed for row in rows]).T
-    taus = [float(kendalltau(by_split[a], by_split[b]).statistic) for a, b in itertools.combinations(range(splits), 2)]
-    taus = [tau for tau in taus if not math.isnan(tau)]
-    return Stability(float(np.mean(taus)) if taus else None, min(taus, default=None), splits, "splits")
+    taus = kendall_tau(np.array([row.per_seed for row in rows]).T)
+    known = [float(tau) for tau in taus[np.triu_indices(len(taus), 1)] if not math.isnan(tau)]
+    return Stability(float(np.mean(known)) if known else None, min(known, default=None), len(taus), "splits")

@@ -20,7 +20,7 @@ _PAGE_COLOURS |= {"#f5f5f5": "var(--stripe)"}  # matplotlib's "0.9" and "0.96"
 
 def tip(artist: Artist, text: str) -> None:
     """Say the text where the artist is pointed at."""
-    artist.set_gid(f"{_TIP}{text}")
+    artist.set_gid(f"{_TIP}{text}".replace('"', "'"))  # what else has to be escaped, matplotlib escapes
 
 
 def inline_svg(picture: Picture, number: int) -> str:
@@ -51,8 +51,5 @@ def inline_svg(picture: Picture, number: int) -> str:
         svg = re.sub(rf"(fill|stroke): {colour}\b", rf"\1: {own}", svg)
     ink = 'class="paper"' if on_paper else 'fill="currentColor"'
     label = f'role="img" aria-label="{escape(picture.alt)}" {ink}'
-    return re.sub(r'<svg ([^>]*?)width="([\d.]+)pt" height="[\d.]+pt"', _sized(label), svg, count=1)
-
-
-def _sized(label: str) -> str:
-    return rf'<svg {label} style="width: \2pt" \1'
+    size = re.compile(r'<svg ([^>]*?)width="([\d.]+)pt" height="[\d.]+pt"')
+    return size.sub(lambda found: f'<svg {label} style="width: {found[2]}pt" {found[1]}', svg, count=1)
