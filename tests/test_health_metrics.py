@@ -44,7 +44,7 @@ def dense(module):
         "stable_rank": (sigma**2).sum() / sigma[0] ** 2,
         "energy_rank": int(np.searchsorted(energy, 0.9 - 1e-12) + 1),
         "rank_utilization": entropy_rank(sigma) / rank,
-        "kappa_BA": sigma[0] / sigma[-1],
+        "kappa_BA": sigma[0] / sigma[-1] if sigma[-1] else math.inf,
         "sigma_max_BA": sigma[0],
         "frobenius_BA": np.linalg.norm(up @ down),
         "sigma_max": abs(module.scale) * sigma[0],
@@ -137,20 +137,21 @@ def test_a_rank_above_the_width_is_no_error():
     assert found.rank_utilization == pytest.approx(dense(module)["effective_rank_BA"] / 5, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_published_files_are_as_dense_linear_algebra_has_them(real_folder):
     seen = 0
     for path in sorted(real_folder.rglob("*.safetensors")):
-        if path.stat().st_size > 4e6 or seen >= 12:
+        if path.stat().st_size > 1e6 or seen >= 4:
             continue
         try:
             adapter = load(path)
         except LorabenchError:  # what is no adapter, which other tests look at
             continue
         seen += 1
-        for one in module_metrics(adapter.modules):
+        for one in module_metrics(adapter.modules)[::5]:
             module = adapter.modules[one.module]
             assert (one.nominal_rank, one.shape, one.alpha) == (module.rank, module.shape, module.alpha)
-            if one.untrained or not one.finite:
+            if one.untrained or not one.finite or math.prod(one.shape) > 2e5:  # a vocabulary's is too large when dense
                 continue
             delta = module.scale * module.up.double().numpy() @ module.down.double().numpy()
             sigma = np.linalg.svd(delta, compute_uv=False)[: module.rank]
