@@ -52,8 +52,6 @@ class Run:
         history: a row an epoch: train_loss, val_loss, val_accuracy, learning_rate.
         error: why it failed, or None.
         split: number of the split that it is trained and tested on, from 0.
-        seconds: wall time of the call that trained it, by the number of members that it trained; NaN where that call
-            was cut short. Runs that differ in nothing else are equal.
     """
 
     representation: str
@@ -66,7 +64,6 @@ class Run:
     history: list[dict[str, Number]] = field(default_factory=list)
     error: str | None = None
     split: int = 0
-    seconds: Number = field(default=math.nan, compare=False)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,6 @@ def a_result(accuracies, seed=0, top_k=0, dataset="glyphs", failed=(), ranking=(
                     dict.fromkeys((*METRICS, "val_macro_f1"), value - lower),
                     [[7 + i, 3], [4, 6]],
                     [{"train_loss": 1.0}, {"train_loss": 0.5}],
-                    seconds=0.5 + i,
                 )
                 for i, value in enumerate(values)
             ]
@@ -83,7 +82,7 @@ def a_result(accuracies, seed=0, top_k=0, dataset="glyphs", failed=(), ranking=(
         config={"seed": seed, **config},
         runs=runs,
         summary=summary,
-        seconds={f"features/{name}": 2.0 + seed for name in accuracies},
+        seconds={f"{phase}/{name}": 2.0 + seed for name in accuracies for phase in ("features", "training")},
         environment={},
         ablation=found,
     )

@@ -94,9 +94,9 @@ def test_what_fails_is_reported_as_failed_and_the_others_go_on(tmp_path, monkeyp
     assert json.loads((tmp_path / "alone" / "status.json").read_text())["status"] == "failed"
 
 
-def test_features_larger_than_memory_are_refused_before_they_are_made(tmp_path, monkeypatch):
+def test_a_unit_larger_than_memory_is_refused_before_it_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr("lorabench.evaluation.evaluator.free_memory", lambda _device: 1000)
-    with pytest.raises(LorabenchError, match="representation=flat makes 4096 numbers"):
+    with pytest.raises(LorabenchError, match="representation=flat makes 128 numbers of unet"):
         run(tmp_path / "run", "representation=flat", *TINY_ZOO, "num_runs=1")
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import functools
-import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,10 +44,9 @@ class Record:
         return {**vars(self), "val": _packed(self.val), "test": _packed(self.test)}
 
     @classmethod
-    def unpacked(cls, data: dict[str, Any], more: dict[str, Any]) -> "Record":
-        """From JSON; `more` fields of a `Run` are written elsewhere."""
-        measured = {**data["measured"], **more}
-        return cls(measured, _unpacked(data["val"]), _unpacked(data["test"]), data["probed"])
+    def unpacked(cls, data: dict[str, Any]) -> "Record":
+        """From JSON."""
+        return cls(**{**data, "val": _unpacked(data["val"]), "test": _unpacked(data["test"])})
 
 
 def _packed(codes: Int64[np.ndarray, " n"]) -> str:
@@ -104,18 +102,10 @@ def train(evaluator: "Evaluator", name: str, trained: Trained) -> list[list[Reco
             def on_epoch(epoch: int, finished: int) -> None:
                 shown.advance(finished, note=f"epoch {epoch + 1}")
 
-            wanted, started = [members[i] for i in missing], time.perf_counter()
+            wanted = [members[i] for i in missing]
             evaluator.engine.fit(evaluator.factory, trained.problem, wanted, finish, on_epoch)
-        share = (time.perf_counter() - started) / len(missing)
-        for i in missing:
-            journal.add(_seconds(keys[i]), {"seconds": share})
-    records = [Record.unpacked(journal.get(key) or {}, journal.get(_seconds(key)) or {}) for key in keys]
+    records = [Record.unpacked(journal.get(key) or {}) for key in keys]
     return [records[start : start + len(seeds)] for start in range(0, len(records), len(seeds))]
-
-
-def _seconds(key: str) -> str:
-    """The journal's key of what a member took, which is known when all of its call are done."""
-    return f"{key} seconds"
 
 
 def _record(fitted: Fitted, split: Split, trained: Trained) -> Record:

@@ -53,8 +53,7 @@ class Cell:
         failed: error of every (split, member) that did not.
         chance: test accuracy of always naming the most frequent training class.
         test_to_train: test adapters a training adapter.
-        seconds: that every (split, member) took to train, as `Run.seconds`.
-        features_seconds: the longest that a run took for its features, over all its splits and folds.
+        seconds: the most that a run took for its features and its members, over all its arms, splits and folds.
     """
 
     dataset: str
@@ -70,8 +69,7 @@ class Cell:
     failed: dict[tuple[int, int], str]
     chance: float
     test_to_train: float
-    seconds: dict[tuple[int, int], float]
-    features_seconds: float
+    seconds: float
 
     @property
     def mean(self) -> float:
@@ -185,8 +183,7 @@ def _together(known: Cell, more: Cell) -> Cell:
         more,
         accuracy={**known.accuracy, **more.accuracy},
         failed={**known.failed, **more.failed},
-        seconds={**known.seconds, **more.seconds},
-        features_seconds=float(np.fmax(known.features_seconds, more.features_seconds)),
+        seconds=float(np.fmax(known.seconds, more.seconds)),
     )
 
 
@@ -288,11 +285,16 @@ def _cells(result: Result) -> list[Cell]:
                 failed={key: run.error for key, run in by_member.items() if run.error is not None},
                 chance=result.chance,
                 test_to_train=result.split["test"] / result.split["train"],
-                seconds={key: run.seconds for key, run in by_member.items() if not math.isnan(run.seconds)},
-                features_seconds=result.seconds.get(f"features/{row.representation}", math.nan),
+                seconds=_seconds(result, row.representation),
             )
         )
     return found
+
+
+def _seconds(result: Result, representation: str) -> float:
+    """That a run took for a representation; NaN where it does not say."""
+    known = [result.seconds.get(f"{phase}/{representation}", math.nan) for phase in ("features", "training")]
+    return math.nan if all(map(math.isnan, known)) else float(np.nansum(known))
 
 
 def _flat(options: Mapping[str, Any], prefix: str, only: Collection[str] = ()) -> dict[str, str]:

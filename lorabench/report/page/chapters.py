@@ -39,9 +39,9 @@ _LAYERS = (
     "split each, the mean over their splits with the interval of the corrected resampled t."
 )
 _COST = (
-    "Seconds as they were when they were spent: of features, over all splits and folds of the run that took longest "
-    "(what is in the cache is only read), and a member's share of the call that trained it. They are of the machines "
-    "that ran them."
+    "Seconds of features and members, over all arms, splits and folds of the run that took longest: what is in the "
+    "cache is only read, and the representation that ranks trains every layer too. They are of the machines that ran "
+    "them."
 )
 
 

@@ -108,29 +108,22 @@ def cost(rows: Rows) -> Picture | None:
     known = [row for row in rows if row.cell.accuracy]
     if not known:
         return None
-    table = [
-        (row.label, row.cell.mean, row.cell.features, row.cell.features_seconds, _member(row.cell)) for row in known
-    ]
+    table = [(row.label, row.cell.mean, row.cell.features, row.cell.seconds) for row in known]
     return Picture(
         name="cost",
         draw=functools.partial(_cost, known),
-        alt="Test accuracy against the seconds that features and one member take, and against the number of features: "
+        alt="Test accuracy against seconds and against the number of features: "
         + "; ".join(f"{row.label} {percent(row.cell.mean)} %, {row.cell.features} features" for row in known),
-        columns=("representation", "test_accuracy", "features", "features_seconds", "member_seconds"),
+        columns=("representation", "test_accuracy", "features", "seconds"),
         rows=table,
     )  # fmt: skip
 
 
-def _member(cell: Cell) -> float:
-    """Mean seconds of a member; NaN where none is known."""
-    return float(np.mean(list(cell.seconds.values()))) if cell.seconds else math.nan
-
-
 def _cost(rows: Rows) -> Figure:
-    seconds = [row.cell.features_seconds + _member(row.cell) for row in rows]
+    seconds = [row.cell.seconds for row in rows]
     known = {"features": [float(row.cell.features) for row in rows]}
     if any(value > 0 for value in seconds):
-        known = {"seconds: features of all adapters, and one member": seconds, **known}
+        known = {"seconds: features and members of the longest run": seconds, **known}
     figure = Figure(figsize=(4.5 * len(known), 3.6), layout="constrained")
     panels = list(figure.subplots(1, len(known), sharey=True, squeeze=False).ravel())
     for axes, (label, x) in zip(panels, known.items(), strict=True):
