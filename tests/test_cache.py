@@ -16,11 +16,11 @@ from safetensors import safe_open
 from lorabench.errors import LorabenchError
 from lorabench.representations import cache
 from lorabench.representations.base import Representation, Unit
-from lorabench.representations.cache import cached_features
 from lorabench.representations.delta_pca import DeltaPCA
 from lorabench.representations.flat import Flat
 from lorabench.representations.pca import PCA
 from lorabench.zoo import Zoo
+from tests.cached import cached_features
 from tests.synthetic_zoo import make_zoo, with_layers
 
 CPU = torch.device("cpu")

@@ -14,7 +14,6 @@ import torch
 from lorabench.errors import LorabenchError
 from lorabench.machine import one_thread_an_operation
 from lorabench.representations import learned
-from lorabench.representations.cache import cached_features
 from lorabench.representations.contrastive import Contrastive
 from lorabench.representations.denoising import Denoising
 from lorabench.representations.fitted import save_fitted
@@ -22,6 +21,7 @@ from lorabench.representations.learned import Learned
 from lorabench.representations.load_from import Loaded
 from lorabench.representations.vae import VAE
 from lorabench.zoo import Labels, Zoo
+from tests.cached import cached_features
 from tests.synthetic_zoo import make_zoo, planted_zoo, with_layers
 
 CPU = torch.device("cpu")

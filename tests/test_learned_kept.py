@@ -17,7 +17,6 @@ from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm
 from lorabench.machine import one_thread_an_operation
 from lorabench.representations import learned
-from lorabench.representations.cache import cached_features
 from lorabench.representations.contrastive import Contrastive
 from lorabench.representations.denoising import Denoising
 from lorabench.representations.fitted import FittedUnit, read_index, save_fitted
@@ -25,6 +24,7 @@ from lorabench.representations.learned import Learned
 from lorabench.representations.load_from import Loaded
 from lorabench.representations.vae import VAE
 from lorabench.zoo import Zoo
+from tests.cached import cached_features
 from tests.small_study import evaluator_of
 from tests.synthetic_zoo import SHAPES, make_zoo
 

@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lorabench.representations import Representation
-from lorabench.representations.cache import cached_features
 from lorabench.zoo import Zoo
+from tests.cached import cached_features
 from tests.synthetic_zoo import make_zoo, regauged, with_layers
 
 CPU = torch.device("cpu")

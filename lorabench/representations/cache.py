@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,39 +22,10 @@ from lorabench.storage import files_hash, replace_file
 from lorabench.text import some
 from lorabench.zoo import Zoo
 
-__all__ = ["cached_features", "features_as_they_come"]
+__all__ = ["features_as_they_come"]
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
-
-
-def cached_features(
-    representation: Representation,
-    zoo: Zoo,
-    train_rows: Int64[np.ndarray, " train"],
-    cache_dir: Path,
-    device: torch.device,
-    on_unit: Callable[[str], None] | None = None,
-) -> dict[str, Float32[Tensor, "n f"]]:
-    """Features of every unit, {unit: [N, f]}: all of `features_as_they_come`, whose arguments these are.
-
-    Args:
-        representation: what to compute; it learns what is missing, and knows again what was kept.
-        zoo: all N adapters.
-        train_rows: which of them `fit` may see.
-        cache_dir: its sub-folder `features` holds one safetensors file a unit.
-        device: where to compute.
-        on_unit: called with the name of every unit that is ready.
-
-    Raises:
-        LorabenchError: features are not finite.
-    """
-    ready = {}
-    for unit, features in features_as_they_come(representation, zoo, train_rows, cache_dir, device):
-        ready[unit] = features
-        if on_unit is not None:
-            on_unit(unit)
-    return {unit: ready[unit] for unit in representation.units(zoo)}
 
 
 def features_as_they_come(
@@ -113,16 +84,18 @@ def _computed(
     """The features that are missing, each as soon as they may be asked for; on a CPU a unit a thread."""
 
     def features(unit: str) -> Float32[Tensor, "n f"]:
-        return _checked(representation, zoo, unit, representation.features(zoo, unit, device))
+        return representation.features(zoo, unit, device)
 
     if representation.learns or device.type != "cpu":
         for unit in representation.learn(known, device) if representation.learns else missing:
-            yield unit, features(unit)
+            yield unit, _checked(representation, zoo, unit, features(unit))
         return
     lanes = torch.get_num_threads()
     for start in range(0, len(missing), lanes):  # no more at a time: whoever takes them may be slower
         units = missing[start : start + lanes]
-        yield from zip(units, map_in_lanes(features, units), strict=True)
+        for unit, found in zip(units, map_in_lanes(features, units), strict=True):
+            # Not in the lanes: the first unit that is wrong is named, and not the one that was done first.
+            yield unit, _checked(representation, zoo, unit, found)
 
 
 def _restored(representation: Representation, folder: Path | None, unit: str, key: str) -> bool:

@@ -17,10 +17,10 @@ from hydra.utils import instantiate
 from lorabench.conf_dir import conf_dir
 from lorabench.engines import Engine, Lightning, Stacked
 from lorabench.evaluation import Evaluation
-from lorabench.representations.cache import cached_features
 from lorabench.representations.stats import Stats
 from tests.bench.machine import describe, quiet_lightning
 from tests.bench.measured import Measuring
+from tests.cached import cached_features
 
 RUNS, BLOCKS, GOAL = 3, 4, 5
 
