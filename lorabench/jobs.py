@@ -156,9 +156,7 @@ def status_of(folder: Path) -> Iterator[Note]:
         error = sys.exception()
         if error is None:
             note.ended("done")
-        elif isinstance(
-            error, KeyboardInterrupt | SystemExit
-        ):  # the latter where SLURM takes the job back, to go on later
+        elif isinstance(error, KeyboardInterrupt | SystemExit):  # the latter: SLURM takes the job back, to go on later
             note.ended("interrupted")
         else:
             note.ended("failed", f"{type(error).__name__}: {error}".splitlines()[-1])

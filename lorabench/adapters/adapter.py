@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-__all__ = ["Adapter", "LoraModule"]
+__all__ = ["Adapter", "LoraModule", "alike"]
 
 
 @dataclass(frozen=True)
@@ -81,3 +81,11 @@ class Adapter:
     config: Mapping[str, Any] = field(default_factory=dict)
     unsupported: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+
+def alike(modules: Mapping[str, LoraModule]) -> list[list[str]]:
+    """Names of the modules of one shape and rank, which can be computed together."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, module in modules.items():
+        groups.setdefault((module.shape, module.rank), []).append(name)
+    return list(groups.values())

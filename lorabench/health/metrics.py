@@ -1,14 +1,15 @@
 """The spectrum of every module of an adapter, from r×r algebra alone, modules of one shape in one batch."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from lorabench.adapters.adapter import LoraModule
+from lorabench.adapters.adapter import LoraModule, alike
+from lorabench.adapters.comparing.deviation import chunks
 from lorabench.adapters.pairs import dimension
 from lorabench.lowrank import (
     condition_number,
@@ -22,9 +23,6 @@ from lorabench.lowrank import (
 )
 
 __all__ = ["LoRAAdapterMetrics", "module_metrics"]
-
-_TOGETHER = 2**28
-"""Numbers of both factors in float64 at one time: 2 GiB."""
 
 
 @dataclass(frozen=True)
@@ -91,22 +89,15 @@ def module_metrics(modules: Mapping[str, LoraModule]) -> list[LoRAAdapterMetrics
         (3.0, 1.5, 3.0, 1.755)
     """
     found: dict[str, LoRAAdapterMetrics] = {}
-    for names in _alike(modules):
+    for names in (batch for group in alike(modules) for batch in chunks(group, _entries(modules[group[0]]))):
         own = [modules[name] for name in names]
         down, up = torch.stack([one.down for one in own]), torch.stack([one.up for one in own])
         found |= zip(names, _of_batch(names, own, down.double(), up.double()), strict=True)
     return [found[name] for name in modules]
 
 
-def _alike(modules: Mapping[str, LoraModule]) -> Iterator[list[str]]:
-    """Names of modules of one shape and rank, as many at a time as memory is used for."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, module in modules.items():
-        groups.setdefault((module.shape, module.rank), []).append(name)
-    for names in groups.values():
-        first = modules[names[0]]
-        size = max(1, _TOGETHER // max(1, first.down.numel() + first.up.numel()))
-        yield from (names[start : start + size] for start in range(0, len(names), size))
+def _entries(module: LoraModule) -> int:
+    return module.down.numel() + module.up.numel()
 
 
 def _of_batch(

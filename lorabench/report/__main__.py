@@ -10,6 +10,7 @@ from lorabench.commands.frame import Outcome, run_single
 from lorabench.commands.options import path_name
 from lorabench.errors import explain_disk_errors
 from lorabench.jobs import LOCK, PAGE, Status, read_status
+from lorabench.report.comparison import Standing
 from lorabench.report.folders import Entry, entries
 from lorabench.report.page import write_page
 from lorabench.report.sheet import sheets_text
@@ -50,8 +51,9 @@ def run(args: Namespace) -> Outcome:
             _watch(args.folders, out)
     finally:  # however it ends, no browser reads the page again and again
         runs = entries(args.folders)
-        data = _write(out, runs)
-    text = sheets_text(sheets_of(runs, compared(runs)))
+        found = compared(runs)
+        data = _write(out, runs, found)
+    text = sheets_text(sheets_of(runs, found))
     return Outcome(data, f"{text}Written to {out / PAGE}", all_done(runs))
 
 
@@ -65,14 +67,14 @@ def _watch(folders: Sequence[Path], out: Path) -> None:
             return
         if now != before:
             runs, before = entries(folders), now
-            _write(out, runs, reload=_RELOAD)
+            _write(out, runs, compared(runs), reload=_RELOAD)
             left = sum(one.status in ("queued", "running") for one in now)
             print(f"{out / PAGE}: {counted(left, 'run')} to end", file=sys.stderr)  # noqa: T201
         time.sleep(_EVERY)
 
 
-def _write(out: Path, runs: Sequence[Entry], reload: int | None = None) -> dict[str, object]:
-    data = report_data(runs, compared(runs))
+def _write(out: Path, runs: Sequence[Entry], found: Sequence[Standing], reload: int | None = None) -> dict[str, object]:
+    data = report_data(runs, found)
     with explain_disk_errors(out, "Give another --out."):
         out.mkdir(parents=True, exist_ok=True)
         write_files(out, data)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 
 from lorabench.ablation.compare import CompareFinding
 from lorabench.ablation.inference import CorrectedT, corrected_t, holm
@@ -21,12 +20,13 @@ from lorabench.results import Result, Run, Variance
 __all__ = [
     "Cell",
     "Standing",
+    "cells_of",
     "compare",
     "differing",
     "interval_of_claim",
     "p_of_claim",
     "split_number",
-    "table_of",
+    "test_to_train",
     "told_apart",
 ]
 
@@ -110,7 +110,12 @@ class Cell:
     @property
     def variance(self) -> Variance:
         """Of another split, and of another member."""
-        return Variance.between([[value for value in row if not math.isnan(value)] for row in _by_split(self.accuracy)])
+        return Variance.between(list(_by_split(self.accuracy).values()))
+
+    @property
+    def split_means(self) -> dict[int, float]:
+        """Mean over the members of every split."""
+        return {split: float(np.mean(values)) for split, values in _by_split(self.accuracy).items()}
 
     def interval(self) -> tuple[float, float]:
         """95 % of the mean, by the corrected resampled t; NaN for one split."""
@@ -122,18 +127,18 @@ class Cell:
         return self._over_splits(shared) if shared else None
 
     def _over_splits(self, values: dict[tuple[int, int], float]) -> CorrectedT:
-        return corrected_t(_by_split(values), self.test_to_train)
+        rows = list(_by_split(values).values())
+        width = max(map(len, rows))
+        padded = np.array([row + [math.nan] * (width - len(row)) for row in rows])
+        return corrected_t(padded, self.test_to_train)
 
 
-def _by_split(values: dict[tuple[int, int], float]) -> Float64[np.ndarray, "splits members"]:
-    """One row a split; NaN where a split has fewer members."""
-    if not values:
-        return np.empty((0, 0))
-    rows: dict[int, list[float]] = {}
+def _by_split(values: dict[tuple[int, int], float]) -> dict[int, list[float]]:
+    """The members' values of every split."""
+    found: dict[int, list[float]] = {}
     for (split, _), value in sorted(values.items()):
-        rows.setdefault(split, []).append(value)
-    width = max(map(len, rows.values()))
-    return np.array([row + [math.nan] * (width - len(row)) for row in rows.values()])
+        found.setdefault(split, []).append(value)
+    return found
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,7 @@ def compare(results: Iterable[Result]) -> list[Standing]:
     """The cells of runs: what several runs know of one cell is put together, by split and member."""
     cells: dict[tuple[object, ...], Cell] = {}
     for result in results:
-        for cell in _cells(result):
+        for cell in cells_of(result):
             key = cell.column, cell.row
             known = cells.get(key)
             if known is not None:
@@ -246,12 +251,12 @@ def differing(settings: Sequence[dict[str, str]]) -> list[str]:
     return [name for name in names if len({one.get(name) for one in settings}) > 1]
 
 
-def table_of(result: Result) -> tuple[object, ...]:
-    """What all cells of a run have in common: `Cell.table`; () of a run without any."""
-    return next((cell.table for cell in _cells(result)), ())
+def test_to_train(result: Result) -> float:
+    """Test adapters a training adapter, of the first split."""
+    return float(result.split["test"] / result.split["train"])
 
 
-def _cells(result: Result) -> list[Cell]:
+def cells_of(result: Result) -> list[Cell]:
     """A run's rows with all layers and without the best k; random, worst and permuted ones are none of these."""
     taken = {"none": 0}
     if isinstance(result.ablation, CompareFinding):
@@ -284,7 +289,7 @@ def _cells(result: Result) -> list[Cell]:
                 accuracy={key: run.metrics["test_accuracy"] for key, run in by_member.items() if run.error is None},
                 failed={key: run.error for key, run in by_member.items() if run.error is not None},
                 chance=result.chance,
-                test_to_train=result.split["test"] / result.split["train"],
+                test_to_train=test_to_train(result),
                 seconds=_seconds(result, row.representation),
             )
         )

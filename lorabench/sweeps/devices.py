@@ -3,13 +3,15 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 __all__ = ["take_device", "visible_devices"]
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-_held: list[FileLock] = []  # to this process's end, by which it is freed, whatever ends it
+_held: "list[FileLock]" = []  # to this process's end, by which it is freed, whatever ends it
 
 
 def visible_devices() -> list[str]:
@@ -46,6 +48,8 @@ def take_device(number: int, locks: Path | None = None) -> str | None:
 
 
 def _taken(path: Path) -> bool:
+    from filelock import FileLock, Timeout  # only a machine with several devices needs it
+
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

@@ -7,6 +7,7 @@ same options; how they are waited for is not.
 
 import os
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -16,7 +17,6 @@ from typing import Any
 import submitit
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher, SlurmLauncher
@@ -70,8 +70,9 @@ class Patient(BaseSubmititLauncher):  # type: ignore[misc]  # no annotations the
         engine.update_parameters(**{key if key in of_all else f"{name}_{key}": one for key, one in options.items()})
         return engine
 
+    @abstractmethod
     def _send_and_wait(self, engine: submitit.AutoExecutor, jobs: Sequence[Arguments]) -> None:
-        raise NotImplementedError
+        """Hand jobs to the engine, and return when each has ended."""
 
 
 class Local(Patient):
@@ -150,10 +151,8 @@ def _has_ended(job: Waiting) -> bool:
     return bool(job.paths.result_pickle.exists())
 
 
-def patient(launcher: Launcher, context: HydraContext, task: TaskFunction, config: DictConfig) -> Launcher:
-    """The launcher of this module in the place of Hydra's; any other as it is."""
-    if not isinstance(launcher, BaseSubmititLauncher):
-        return launcher
+def patient(launcher: BaseSubmititLauncher, context: HydraContext, task: TaskFunction, config: DictConfig) -> Patient:
+    """The launcher of this module in the place of Hydra's."""
     new: Patient = (Slurm if isinstance(launcher, SlurmLauncher) else Local)(**launcher.params)
     new.setup(hydra_context=context, task_function=task, config=config)
     return new

@@ -104,23 +104,21 @@ def _spectra(adapter: "Adapter", names: tuple[str, ...]) -> Spectra:
     import torch
 
     from lorabench import lowrank
+    from lorabench.adapters.adapter import alike
 
-    alike: dict[tuple[int, tuple[int, int]], list[int]] = {}
-    for number, name in enumerate(names):
-        module = adapter.modules[name]
-        alike.setdefault((module.rank, module.shape), []).append(number)
+    place = {name: number for number, name in enumerate(names)}
     rank = np.array([adapter.modules[name].rank for name in names], dtype=np.int64)
     sigma = np.full((len(names), int(rank.max())), np.nan)
     effective, stable = np.full(len(names), np.nan), np.full(len(names), np.nan)
     energy = np.zeros(len(names), dtype=np.int64)
-    for (r, _), rows in alike.items():
-        modules = [adapter.modules[names[row]] for row in rows]
+    for group in alike({name: adapter.modules[name] for name in names}):
+        rows, modules = [place[name] for name in group], [adapter.modules[name] for name in group]
         values = lowrank.singular_values(
             torch.stack([module.down.double() for module in modules]),
             torch.stack([module.up.double() for module in modules]),
             torch.tensor([float(module.scale) for module in modules], dtype=torch.float64),
         )
-        sigma[rows, :r] = values.numpy()
+        sigma[rows, : modules[0].rank] = values.numpy()
         effective[rows] = lowrank.effective_rank(values).numpy()
         stable[rows] = lowrank.stable_rank(values).numpy()
         energy[rows] = lowrank.energy_rank(values).numpy()

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lorabench.ablation.compare import CompareFinding
-from lorabench.report.comparison import Standing, compare, split_number
+from lorabench.report.comparison import Standing, cells_of, compare, split_number
 from lorabench.report.folders import Entry
 from lorabench.report.numbers import percent
 from lorabench.report.page.charts import cost, degradation, differences, with_without
@@ -100,8 +100,8 @@ def chapter(number: int, title: str, runs: Sequence[Entry], places: Sequence[str
 def _known(runs: Sequence[Entry]) -> _Known:
     sources: dict[tuple[object, ...], list[Entry]] = {}
     for run in runs:
-        for one in compare([run.result] if run.result else []):
-            sources.setdefault((one.cell.row, one.cell.top_k), []).append(run)
+        for cell in cells_of(run.result) if run.result is not None else []:
+            sources.setdefault((cell.row, cell.top_k), []).append(run)
     results = [run.result for run in runs if run.result is not None]
     return _Known(compare(results), results, sources)
 

@@ -11,7 +11,7 @@ from lorabench.ablation.controls import ControlRow
 from lorabench.ablation.inference import CorrectedT, corrected_t, holm
 from lorabench.ablation.none import NoneFinding
 from lorabench.findings import LEVEL
-from lorabench.report.comparison import Standing, interval_of_claim, p_of_claim, split_number
+from lorabench.report.comparison import Standing, interval_of_claim, p_of_claim, split_number, test_to_train
 from lorabench.report.numbers import difference, interval, number, p_value, percent
 from lorabench.report.page.rankings import ranked_together
 from lorabench.report.ranked import how_ranked
@@ -37,7 +37,7 @@ def claims(results: Sequence[Result], rows: Sequence[Standing], sources: Sources
         rows: their cells with a member that ended well.
         sources: the results behind a row.
     """
-    ratio = results[0].split["test"] / results[0].split["train"]
+    ratio = test_to_train(results[0])
 
     def single(row: Standing) -> list[Result]:
         return [one for one in sources(row) if one.split.get("splits", 1) == 1]
@@ -83,7 +83,7 @@ def _above(rows: Sequence[Standing], sources: Sources, ratio: float) -> Sheet:
     controls = [_controls(sources(row)) for row in whole]
     best = [max(known, key=lambda name: _mean(known[name]), default=None) for known in controls]
     guards = [known[name] if name else {} for known, name in zip(controls, best, strict=True)]
-    gaps = _gaps(_paired(_by_split(row), guard, ratio) for row, guard in zip(whole, guards, strict=True))
+    gaps = _gaps(_paired(row.cell.split_means, guard, ratio) for row, guard in zip(whole, guards, strict=True))
     columns = (
         "representation", "test acc", "chance", "best control", "control acc", "difference [95 %]", "p, Holm", "said"
     )  # fmt: skip
@@ -135,14 +135,6 @@ def _mean(values: Mapping[int, float]) -> float:
     return float(np.mean(list(values.values())))
 
 
-def _by_split(row: Standing) -> _BySplit:
-    """Mean over the members of every split."""
-    found: dict[int, list[float]] = {}
-    for (split, _), value in row.cell.accuracy.items():
-        found.setdefault(split, []).append(value)
-    return {split: float(np.mean(values)) for split, values in found.items()}
-
-
 def _paired(first: _BySplit, second: _BySplit, ratio: float) -> CorrectedT | None:
     shared = [first[split] - second[split] for split in first if split in second]
     return corrected_t(np.array(shared)[:, None], ratio) if shared else None
@@ -156,7 +148,7 @@ def _missed(rows: Sequence[Standing], sources: Sources, ratio: float) -> list[Sh
         return []
     random = [_random(sources(row), row) for row in taken]
     falls = _gaps(row.cell.difference(whole[row.cell.whole]) for row in taken)
-    beside = _gaps(_paired(_by_split(row), own, ratio) for row, own in zip(taken, random, strict=True))
+    beside = _gaps(_paired(row.cell.split_means, own, ratio) for row, own in zip(taken, random, strict=True))
     columns = (
         "representation", "taken away", "test acc", "fall [95 %]", "p of the fall",
         "random ones away", "to random [95 %]", "p to random", "said",

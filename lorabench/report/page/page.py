@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lorabench.jobs import PAGE
-from lorabench.report.comparison import Cell, compare, differing, table_of
+from lorabench.report.comparison import Cell, cells_of, differing
 from lorabench.report.folders import Entry
 from lorabench.report.page.chapters import chapter
 from lorabench.report.page.parts import Chapter, Picture
@@ -58,15 +58,15 @@ def write_page(folder: Path, runs: Sequence[Entry], reload: int | None = None) -
 
 
 def _chapters(runs: Sequence[Entry]) -> list[Chapter]:
-    tables: dict[tuple[object, ...], list[Entry]] = {}
+    tables: dict[tuple[object, ...], tuple[Cell, list[Entry]]] = {}
     for run in runs:
         if run.result is not None:
-            tables.setdefault(table_of(run.result), []).append(run)
-    first: list[Cell] = [compare([own[0].result])[0].cell for own in tables.values() if own[0].result is not None]
-    places = differing([cell.place for cell in first])
+            cell = cells_of(run.result)[0]
+            tables.setdefault(cell.table, (cell, []))[1].append(run)
+    places = differing([cell.place for cell, _ in tables.values()])
     return [
         chapter(number, title_of(cell, places), own, places)
-        for number, (cell, own) in enumerate(zip(first, tables.values(), strict=True), start=1)
+        for number, (cell, own) in enumerate(tables.values(), start=1)
     ]
 
 

@@ -11,7 +11,7 @@ from lorabench.ablation.compare import CompareFinding
 from lorabench.ablation.inference import corrected_t
 from lorabench.ablation.statistics import kendall_tau
 from lorabench.findings import Ranked, RankedFinding, Stability
-from lorabench.report.comparison import interval_of_claim, split_number
+from lorabench.report.comparison import interval_of_claim, split_number, test_to_train
 from lorabench.report.layer_figures import layer_importance
 from lorabench.report.numbers import percent
 from lorabench.report.page.parts import Picture
@@ -71,7 +71,7 @@ def _merged(ranked: Sequence[tuple[Result, RankedFinding]]) -> tuple[Result, Ran
     if len(ranked) == 1 or not found.ranking:
         return result, found
     rows = [{row.layer: row for row in one.ranking} for _, one in ranked]
-    ratio = result.split["test"] / result.split["train"]
+    ratio = test_to_train(result)
     merged = []
     for layer in rows[0]:
         values = [row[layer].accuracy for row in rows]
