@@ -193,10 +193,10 @@ def test_a_device_is_free_again_when_its_job_is_killed(tmp_path, monkeypatch):
 
 def test_a_job_that_has_not_ended_when_its_launcher_has_is_killed_or_not_begun(tmp_path):
     with status_of(tmp_path):
-        assert at_work(tmp_path)
+        assert read_status(tmp_path).status == "running"
+        assert not at_work(tmp_path), "that is said of other processes"
         abandon(tmp_path)
         assert read_status(tmp_path).status == "killed"
-        assert not at_work(tmp_path)
     with pytest.raises(SystemExit), status_of(tmp_path):  # SLURM takes the job back
         sys.exit(-1)
     abandon(tmp_path)
