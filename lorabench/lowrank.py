@@ -5,6 +5,8 @@ descending. All is computed and returned in float64. An all-zero matrix has no s
 so that callers must decide what to say ("untrained"), and never a made-up number.
 """
 
+import math
+
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
@@ -15,6 +17,7 @@ __all__ = [
     "energy_rank",
     "frobenius_norm",
     "inner_product",
+    "largest_singular_value",
     "matrix_singular_values",
     "numerical_rank",
     "participation_ratio",
@@ -102,6 +105,40 @@ def matrix_singular_values(matrix: Float[Tensor, "*batch rows cols"]) -> Float64
     return _roots_of_eigenvalues(values @ values.mT if values.shape[-2] <= values.shape[-1] else values.mT @ values)
 
 
+def largest_singular_value(matrix: Float[Tensor, "rows cols"], tolerance: float = 1e-7, most: int = 300) -> float:
+    """σ₁ of a dense matrix, by Golub–Kahan–Lanczos bidiagonalisation with full reorthogonalisation.
+
+    A step is one product with the matrix and one with its transpose, in the matrix's own type, float32 at least; a few
+    tens of them do where a whole SVD takes min(rows, cols). The start is random, and the same each time.
+
+    Args:
+        matrix: any; a large one is never copied but for its type.
+        tolerance: of the relative change of σ₁ over a step at which it ends, twice in a row.
+        most: steps at which it ends in any case.
+
+    Returns:
+        σ₁, never above the true one but for rounding; NaN where an entry is not finite.
+    """
+    values = matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.float()
+    start = torch.randn(values.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    right = (start / start.norm()).to(values)[None]
+    left, sigma, settled = values.new_zeros(0, values.shape[0]), 0.0, 0
+    diagonal: list[float] = []
+    above: list[float] = []
+    for _ in range(min(most, *values.shape)):
+        column = _without(values @ right[-1], left)
+        diagonal.append(float(column.norm()))
+        left = torch.cat([left, (column / (diagonal[-1] or 1.0))[None]])
+        row = _without(values.mT @ left[-1], right)
+        above.append(float(row.norm()))
+        before, sigma = sigma, _of_bidiagonal(diagonal, above)
+        settled = settled + 1 if abs(sigma - before) <= tolerance * sigma else 0
+        if settled == 2 or above[-1] == 0 or math.isnan(sigma):
+            break
+        right = torch.cat([right, (row / above[-1])[None]])
+    return sigma
+
+
 def frobenius_norm(
     down: Float[Tensor, "*batch r d_in"], up: Float[Tensor, "*batch d_out r"], scale: Scale = 1.0
 ) -> Float64[Tensor, "*batch"]:
@@ -186,6 +223,23 @@ def numerical_rank(
     """
     values = sigma.double()
     return (values > values[..., :1] * max(shape) * torch.finfo(dtype).eps).sum(-1)
+
+
+def _without(vector: Float[Tensor, " n"], basis: Float[Tensor, "k n"]) -> Float[Tensor, " n"]:
+    """What of a vector is at right angles to an orthonormal basis; twice, since rounding leaves a rest."""
+    for _ in range(2):
+        vector = vector - basis.mT @ (basis @ vector)
+    return vector
+
+
+def _of_bidiagonal(diagonal: list[float], above: list[float]) -> float:
+    """σ₁ of the k × (k + 1) matrix with these two diagonals."""
+    if not math.isfinite(sum(diagonal) + sum(above)):
+        return math.nan
+    core = torch.zeros(len(diagonal), len(diagonal) + 1, dtype=torch.float64)
+    core.diagonal().copy_(torch.tensor(diagonal))
+    core.diagonal(1).copy_(torch.tensor(above))
+    return float(torch.linalg.matrix_norm(core, 2))
 
 
 def _as_batch(scale: Scale, like: Float[Tensor, "*batch rows cols"]) -> Float64[Tensor, "..."]:

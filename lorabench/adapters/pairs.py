@@ -8,7 +8,7 @@ from functools import partial
 from itertools import combinations
 
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from lorabench.adapters.adapter import LoraModule
@@ -123,20 +123,23 @@ class _Look:
         self.term = (down, up, scale)
         self.left, self.sigma, self.right = thin_svd(down, up, scale)
         self.norms = self.sigma.norm(dim=-1)
-        self.dimensions = [dimension(sigma, module) for sigma, module in zip(self.sigma, modules, strict=True)]
+        self.dimensions = dimensions(self.sigma, modules).tolist()
         self.signs = _signs(down, up, scale.float(), seed)
 
 
-def dimension(sigma: Float64[Tensor, " k"], module: LoraModule) -> int:
-    """How many values of ΔW's spectrum are told from rounding: above what float32 can tell from zero
+def dimensions(sigma: Float64[Tensor, "n k"], modules: Sequence[LoraModule]) -> Int64[Tensor, " n"]:
+    """How many values of each ΔW's spectrum are told from rounding: above what float32 can tell from zero
     (`lowrank.numerical_rank`), and above σ₁ · eps of the stored type; 0 where ΔW is zero.
+
+    Args:
+        sigma: spectra of modules of one shape, descending.
+        modules: whose they are.
     """
-    if not bool(sigma.any()):
-        return 0
     # max(d) · eps of half a type is above 1, and no subspace would be left. The factors are stored, not ΔW:
     # their rounding moves σ by about eps · σ₁, whatever the width.
-    as_read = int(numerical_rank(sigma, module.shape, torch.float32))
-    return min(as_read, int(numerical_rank(sigma, (1, 1), module.dtype)))
+    as_read = numerical_rank(sigma, modules[0].shape, torch.float32)
+    eps = sigma.new_tensor([torch.finfo(module.dtype).eps for module in modules])
+    return torch.minimum(as_read, (sigma > sigma[:, :1] * eps[:, None]).sum(-1))
 
 
 def _signs(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float64
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lorabench.adapters.adapter import LoraModule, alike
 from lorabench.adapters.comparing.deviation import chunks
-from lorabench.adapters.pairs import dimension
+from lorabench.adapters.pairs import dimensions
 from lorabench.lowrank import (
     condition_number,
     effective_rank,
@@ -43,7 +44,7 @@ class LoRAAdapterMetrics:
         effective_rank_BA: exp(entropy of σ/Σσ) of BA (Roy & Vetterli 2007), from 1 to r; no scale changes it.
         stable_rank: ‖BA‖_F² / σ₁².
         energy_rank: the fewest dimensions with 90 % of ‖BA‖_F².
-        numerical_rank: dimensions that are told from rounding (`lorabench.adapters.pairs.dimension`).
+        numerical_rank: dimensions that are told from rounding (`lorabench.adapters.pairs.dimensions`).
         rank_utilization: effective_rank_BA / r.
         kappa_BA: σ₁ / σ_r of BA over all r values; infinite where the last is 0.
         sigma_max_BA: σ₁ of BA.
@@ -51,8 +52,16 @@ class LoRAAdapterMetrics:
         sigma_max: σ₁ of ΔW.
         frobenius: ‖ΔW‖_F.
         dead_dimensions: numbers i of rank dimensions that add nothing: row i of A or column i of B is zero.
+        stuck_dimensions: those of them where both are zero, which no gradient can reach any more.
         effective_rank_A, effective_rank_B, kappa_A, kappa_B: of the factors. They change with the gauge
             (A → G⁻¹A, B → BG), which changes no ΔW: diagnostics of training, and nothing of the health of ΔW.
+        effective_rank_norms: the effective rank of a BA whose factors have these norms, row by row and column by
+            column, and random directions, which in many dimensions are all but orthogonal: its σ are ‖a_i‖·‖b_i‖. A
+            diagnostic of training too: how much lower effective_rank_BA is comes of directions that agree.
+        base_sigma_max: σ₁ of the base's weight W; None where no base was given.
+        base_frobenius: ‖W‖_F; None where no base was given.
+        intruder_dimensions: of the first ten left singular vectors of W + ΔW, how many have no |cos| of 0.5 or more
+            with any of W's (Shuttleworth et al. 2024); None where it was not asked for.
     """
 
     module: str
@@ -73,14 +82,36 @@ class LoRAAdapterMetrics:
     sigma_max: float | None
     frobenius: float | None
     dead_dimensions: tuple[int, ...]
+    stuck_dimensions: tuple[int, ...]
     effective_rank_A: float | None
     effective_rank_B: float | None
     kappa_A: float | None
     kappa_B: float | None
+    effective_rank_norms: float | None
+    base_sigma_max: float | None = None
+    base_frobenius: float | None = None
+    intruder_dimensions: int | None = None
+
+    @property
+    def dominance(self) -> float | None:
+        """ρ = σ_max(ΔW) / σ_max(W), the scale included; None without a base, or where W is zero."""
+        return _ratio(self.sigma_max, self.base_sigma_max)
+
+    @property
+    def effective_lr_scale(self) -> float | None:
+        """|α/r| · ‖BA‖_F / ‖W‖_F; None without a base, or where W is zero."""
+        return _ratio(self.frobenius, self.base_frobenius)
+
+    @property
+    def factor_condition(self) -> float | None:
+        """max(κ(A), κ(B)), a diagnostic of training; None where neither is defined."""
+        return max((kappa for kappa in (self.kappa_A, self.kappa_B) if kappa is not None), default=None)
 
 
 def module_metrics(modules: Mapping[str, LoraModule]) -> list[LoRAAdapterMetrics]:
     """The metrics of every module, in their order; those of one shape and rank are computed together, in float64.
+
+    They are computed where the factors lie, and come back in one copy for each batch.
 
     Example:
         >>> down, up = torch.eye(2, 5), torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
@@ -88,66 +119,86 @@ def module_metrics(modules: Mapping[str, LoraModule]) -> list[LoRAAdapterMetrics
         >>> found.sigma_max_BA, found.sigma_max, found.kappa_BA, round(found.effective_rank_BA, 3)
         (3.0, 1.5, 3.0, 1.755)
     """
-    found: dict[str, LoRAAdapterMetrics] = {}
+    metrics: dict[str, LoRAAdapterMetrics] = {}
     for names in (batch for group in alike(modules) for batch in chunks(group, _entries(modules[group[0]]))):
-        own = [modules[name] for name in names]
-        down, up = torch.stack([one.down for one in own]), torch.stack([one.up for one in own])
-        found |= zip(names, _of_batch(names, own, down.double(), up.double()), strict=True)
-    return [found[name] for name in modules]
+        batch = [modules[name] for name in names]
+        down, up = torch.stack([one.down for one in batch]), torch.stack([one.up for one in batch])
+        numbers = _numbers(batch, down.double(), up.double())
+        metrics |= {
+            name: _metrics(name, module, {key: values[i] for key, values in numbers.items()})
+            for i, (name, module) in enumerate(zip(names, batch, strict=True))
+        }
+    return [metrics[name] for name in modules]
 
 
 def _entries(module: LoraModule) -> int:
     return module.down.numel() + module.up.numel()
 
 
-def _of_batch(
-    names: Sequence[str],
-    modules: Sequence[LoraModule],
-    down: Float64[Tensor, "batch r d_in"],
-    up: Float64[Tensor, "batch d_out r"],
-) -> list[LoRAAdapterMetrics]:
+def _numbers(
+    modules: Sequence[LoraModule], down: Float64[Tensor, "n r d_in"], up: Float64[Tensor, "n d_out r"]
+) -> dict[str, list[list[float]]]:
+    """What is computed of every module, some numbers of each; all copied from the device at once."""
     finite = torch.isfinite(down).flatten(1).all(1) & torch.isfinite(up).flatten(1).all(1)
     down, up = (torch.where(finite[:, None, None], part, 0.0) for part in (down, up))
-    sigma, norm, rank = singular_values(down, up), frobenius_norm(down, up), down.shape[1]
+    sigma, rank = singular_values(down, up), down.shape[1]
     of_a, of_b = (_padded(matrix_singular_values(factor), rank) for factor in (down, up))
-    of_delta = {
+    rows, columns = down.norm(dim=2), up.norm(dim=1)
+    parts = {
+        "finite": finite,
         "effective_rank_BA": effective_rank(sigma),
         "stable_rank": stable_rank(sigma),
+        "energy_rank": energy_rank(sigma),
+        "numerical_rank": dimensions(sigma, modules),
         "rank_utilization": rank_utilisation(sigma),
         "kappa_BA": condition_number(sigma),
-    }
-    of_factors = {
+        "sigma_max_BA": sigma[:, 0],
+        "frobenius_BA": frobenius_norm(down, up),
         "effective_rank_A": effective_rank(of_a),
         "effective_rank_B": effective_rank(of_b),
         "kappa_A": condition_number(of_a),
         "kappa_B": condition_number(of_b),
+        "effective_rank_norms": effective_rank(rows * columns),
+        "dead": (rows == 0) | (columns == 0),
+        "stuck": (rows == 0) & (columns == 0),
     }
-    dead, energy = (down == 0).all(2) | (up == 0).all(1), energy_rank(sigma)
-    rows = []
-    for i, (name, module) in enumerate(zip(names, modules, strict=True)):
-        known, size, first, whole = bool(finite[i]), abs(module.scale), float(sigma[i, 0]), float(norm[i])
-        trained = known and first * size > 0
-        rows.append(
-            LoRAAdapterMetrics(
-                module=name,
-                shape=module.shape,
-                nominal_rank=module.rank,
-                alpha=module.alpha,
-                scale=module.scale,
-                finite=known,
-                untrained=known and not trained,
-                energy_rank=int(energy[i]) if trained else None,
-                numerical_rank=dimension(sigma[i], module) if trained else None,
-                sigma_max_BA=first if known else None,
-                frobenius_BA=whole if known else None,
-                sigma_max=first * size if known else None,
-                frobenius=whole * size if known else None,
-                dead_dimensions=tuple(torch.nonzero(dead[i])[:, 0].tolist()) if known else (),
-                **{key: _number(values[i], trained) for key, values in of_delta.items()},
-                **{key: _number(values[i], known) for key, values in of_factors.items()},
-            )
-        )
-    return rows
+    widths = [part.shape[1] if part.ndim > 1 else 1 for part in parts.values()]
+    together = torch.cat([part.double().reshape(len(modules), -1) for part in parts.values()], dim=1).cpu()
+    return {key: part.tolist() for key, part in zip(parts, torch.split(together, widths, dim=1), strict=True)}
+
+
+_OF_DELTA = ("effective_rank_BA", "stable_rank", "rank_utilization", "kappa_BA")
+_OF_FACTORS = ("effective_rank_A", "effective_rank_B", "kappa_A", "kappa_B", "effective_rank_norms")
+
+
+def _metrics(name: str, module: LoraModule, numbers: Mapping[str, list[float]]) -> LoRAAdapterMetrics:
+    first, whole, size = numbers["sigma_max_BA"][0], numbers["frobenius_BA"][0], abs(module.scale)
+    finite = bool(numbers["finite"][0])
+    trained = finite and first * size > 0
+    ratios: dict[str, Any] = {key: _number(numbers[key][0], trained) for key in _OF_DELTA}
+    ratios |= {key: _number(numbers[key][0], finite) for key in _OF_FACTORS}
+    return LoRAAdapterMetrics(
+        module=name,
+        shape=module.shape,
+        nominal_rank=module.rank,
+        alpha=module.alpha,
+        scale=module.scale,
+        finite=finite,
+        untrained=finite and not trained,
+        energy_rank=int(numbers["energy_rank"][0]) if trained else None,
+        numerical_rank=int(numbers["numerical_rank"][0]) if trained else None,
+        sigma_max_BA=first if finite else None,
+        frobenius_BA=whole if finite else None,
+        sigma_max=first * size if finite else None,
+        frobenius=whole * size if finite else None,
+        dead_dimensions=_set(numbers["dead"]) if finite else (),
+        stuck_dimensions=_set(numbers["stuck"]) if finite else (),
+        **ratios,
+    )
+
+
+def _set(flags: Sequence[float]) -> tuple[int, ...]:
+    return tuple(i for i, flag in enumerate(flags) if flag)
 
 
 def _padded(sigma: Float64[Tensor, "batch k"], rank: int) -> Float64[Tensor, "batch r"]:
@@ -155,7 +206,10 @@ def _padded(sigma: Float64[Tensor, "batch k"], rank: int) -> Float64[Tensor, "ba
     return torch.nn.functional.pad(sigma, (0, rank - sigma.shape[-1]))
 
 
-def _number(value: Float64[Tensor, ""], known: bool) -> float | None:
+def _number(value: float, known: bool) -> float | None:
     """None too where it is undefined: of a factor that is zero."""
-    number = float(value)
-    return None if not known or math.isnan(number) else number
+    return None if not known or math.isnan(value) else value
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or not whole else part / whole

@@ -19,7 +19,7 @@ from torch import Tensor
 from lorabench.adapters.reading.header import AGAIN, Header, TensorInfo, explain_reading, first_look, parse_header
 from lorabench.errors import LorabenchError
 
-__all__ = ["Container", "finite", "infos_of", "read_container"]
+__all__ = ["Container", "finite", "infos_of", "read_container", "read_tensor"]
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "C64": torch.complex64,
@@ -132,6 +132,16 @@ def _read_safetensors(path: Path) -> Container:
         header = parse_header(path, file)
         tensors = {key: _read_tensor(path, file, key, info) for key, info in header.tensors.items()}
     return Container(tensors, header.metadata, format="safetensors", header=header)
+
+
+def read_tensor(header: Header, key: str) -> Tensor:
+    """One tensor of a safetensors file as it is stored; nothing else of the file is read.
+
+    Raises:
+        LorabenchError: it is of a type that is not read, or the file was cut since its header was read.
+    """
+    with explain_reading(header.path), header.path.open("rb") as file:
+        return _read_tensor(header.path, file, key, header.tensors[key])
 
 
 def _read_tensor(path: Path, file: io.BufferedReader, key: str, info: TensorInfo) -> Tensor:

@@ -1,0 +1,213 @@
+"""Alerts: what the rules say of the modules of an adapter, gathered rule by rule, without flapping."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorabench.adapters.reading.opening import explain_reading
+from lorabench.errors import LorabenchError
+from lorabench.health.dynamics import Snapshot
+from lorabench.health.rules import rules
+from lorabench.health.rules.base import Look, Rule, Thresholds
+from lorabench.text import counted
+
+__all__ = ["SEVERITIES", "Alert", "Watch", "read_thresholds"]
+
+SEVERITIES = ("note", "warning", "error")
+"""From the least to the gravest."""
+_DEFAULTS = Path(__file__).with_name("thresholds.yaml")
+_FIELDS = {
+    "limits": (dict,),
+    "clear": (int, float),
+    "on": (bool,),
+    "after": (int,),
+    "window": (int,),
+    "most": (str, type(None)),
+}
+
+
+@dataclass(frozen=True)
+class Alert:
+    """What one rule says.
+
+    Attributes:
+        rule: its name.
+        severity: "note", "warning" or "error".
+        modules: of which it speaks, the worst first.
+        judged: how many modules it could judge.
+        value: of the worst.
+        limit: the one that was passed.
+        message: what is so, with the worst module's numbers.
+        action: what to do.
+        source: where the limit comes from.
+        step: of the training; None of a file that stands alone.
+        new: whether the look before had not raised it, or less gravely.
+    """
+
+    rule: str
+    severity: str
+    modules: tuple[str, ...]
+    judged: int
+    value: float
+    limit: float
+    message: str
+    action: str
+    source: str
+    step: int | None = None
+    new: bool = True
+
+
+class Watch:
+    """The rules over a series of looks at one adapter, or over one look at a file.
+
+    A rule that has spoken of a module goes on until the value has gone back by the threshold's `clear`.
+
+    Args:
+        thresholds: rule -> its limits; None: those of thresholds.yaml.
+        names: rules that are asked, whether they are on or not; None: those that are on.
+
+    Raises:
+        LorabenchError: there is no rule of such a name.
+    """
+
+    def __init__(
+        self, thresholds: Mapping[str, Thresholds] | None = None, names: Collection[str] | None = None
+    ) -> None:
+        self.thresholds = dict(thresholds or read_thresholds())
+        unknown = sorted(set(names or ()) - rules().keys())
+        if unknown:
+            raise LorabenchError(f"rule {', '.join(unknown)}: there is none. Rules are {', '.join(rules())}.")
+        self.names = [name for name in rules() if (self.thresholds[name].on if names is None else name in set(names))]
+        self._snapshots: list[Snapshot] = []
+        self._raised: dict[tuple[str, str], str] = {}
+        self._before: dict[str, str] = {}
+
+    @property
+    def snapshots(self) -> Sequence[Snapshot]:
+        """All looks so far."""
+        return self._snapshots
+
+    def look(self, snapshot: Snapshot) -> list[Alert]:
+        """What there is to say now, the gravest first; what was said before is not `new`.
+
+        Args:
+            snapshot: later than those before.
+        """
+        step = snapshot.step
+        looks = {
+            name: Look(row, step, [(one.step or 0, one.rows[name]) for one in self._snapshots if name in one.rows])
+            for name, row in snapshot.rows.items()
+        }
+        alerts = [alert for name in self.names if (alert := self._ask(name, looks, step)) is not None]
+        self._snapshots.append(snapshot)
+        self._before = {alert.rule: alert.severity for alert in alerts}
+        return sorted(alerts, key=lambda alert: -SEVERITIES.index(alert.severity))
+
+    def _ask(self, name: str, looks: Mapping[str, Look], step: int | None) -> Alert | None:
+        rule, thresholds = rules()[name], self.thresholds[name]
+        if step is not None and step < thresholds.after:
+            return None
+        values = {module: rule.measure(look, thresholds) for module, look in looks.items()}
+        judged = {module: value for module, value in values.items() if value is not None}
+        raised = {
+            module: severity for module, value in judged.items() if (severity := self._severity(name, module, value))
+        }
+        for module in looks:
+            self._raised.pop((name, module), None)
+        self._raised |= {(name, module): severity for module, severity in raised.items()}
+        if not raised:
+            return None
+        severity = max(raised.values(), key=SEVERITIES.index)
+        limit = thresholds.limits[severity]
+        if thresholds.most and len(raised) > len(judged) / 2:
+            severity = max(severity, thresholds.most, key=SEVERITIES.index)
+        ordered = sorted(raised, key=lambda module: judged[module], reverse=rule.above)
+        message = rule.words(looks[ordered[0]], judged[ordered[0]])
+        if len(judged) > 1:
+            message = f"{len(ordered)} of {counted(len(judged), 'module')}: {message}"
+        worse = SEVERITIES.index(severity) > SEVERITIES.index(self._before[name]) if name in self._before else True
+        return Alert(
+            name, severity, tuple(ordered), len(judged), judged[ordered[0]], limit, message, rule.action, rule.source,
+            step, worse,
+        )  # fmt: skip
+
+    def _severity(self, name: str, module: str, value: float) -> str | None:
+        """The gravest limit that is passed, or that was and is not cleared."""
+        rule, thresholds = rules()[name], self.thresholds[name]
+        was = self._raised.get((name, module))
+        passed = [
+            severity
+            for severity, limit in thresholds.limits.items()
+            if _passes(rule, value, limit, thresholds.clear if was and _as_grave(was, severity) else 1.0)
+        ]
+        return max(passed, key=SEVERITIES.index, default=None)
+
+
+def _as_grave(was: str, severity: str) -> bool:
+    return SEVERITIES.index(was) >= SEVERITIES.index(severity)
+
+
+def _passes(rule: Rule, value: float, limit: float, clear: float) -> bool:
+    return value > limit * clear if rule.above else value < limit / clear
+
+
+def read_thresholds(path: Path | None = None) -> dict[str, Thresholds]:
+    """The thresholds of all rules, with what a file of one's own says in place of it.
+
+    Args:
+        path: a yaml file of the form of `lorabench/health/thresholds.yaml`, of any part of it; None: none.
+
+    Raises:
+        LorabenchError: it cannot be read, or says something else.
+    """
+    thresholds = dict(_defaults())
+    if path is None:
+        return thresholds
+    for name, entry in _parsed(path).items():
+        if name not in thresholds:
+            raise LorabenchError(f"{path}: {name} is no rule. Rules are {', '.join(thresholds)}.")
+        thresholds[name] = _updated(path, name, thresholds[name], entry)
+    return thresholds
+
+
+@lru_cache
+def _defaults() -> Mapping[str, Thresholds]:
+    return {name: _updated(_DEFAULTS, name, Thresholds({}), entry) for name, entry in _parsed(_DEFAULTS).items()}
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    with explain_reading(path):
+        text = path.read_bytes()
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise LorabenchError(f"{path}: no yaml ({' '.join(str(error).split())[:160]}). Repair it.") from error
+    if not isinstance(found, dict):
+        raise LorabenchError(
+            f"{path}: rules with their limits are expected, as `dominating: {{limits: {{error: 0.4}}}}`."
+        )
+    return found
+
+
+def _updated(path: Path, name: str, thresholds: Thresholds, entry: object) -> Thresholds:
+    if not isinstance(entry, dict) or not entry.keys() <= _FIELDS.keys():
+        raise LorabenchError(f"{path}: {name} takes {', '.join(_FIELDS)}, and {entry!r} came.")
+    for key, value in entry.items():
+        if not isinstance(value, _FIELDS[key]) or (isinstance(value, bool) and key != "on"):
+            raise LorabenchError(
+                f"{path}: {name}.{key} is {value!r}; see lorabench/health/thresholds.yaml for its form."
+            )
+    limits, most = entry.get("limits", thresholds.limits), entry.get("most")
+    right = set(limits) <= set(SEVERITIES) and all(type(value) in (int, float) for value in limits.values())
+    if not right or not limits or (most is not None and most not in SEVERITIES):
+        raise LorabenchError(
+            f"{path}: {name}: limits and most are by severity ({', '.join(SEVERITIES)}), and limits numbers; "
+            f"{entry!r} came."
+        )
+    if not 0 < entry.get("clear", 1.0) <= 1:
+        raise LorabenchError(f"{path}: {name}.clear is {entry['clear']!r}; a number above 0, at most 1, is allowed.")
+    return replace(thresholds, **entry)

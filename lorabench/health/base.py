@@ -1,0 +1,218 @@
+"""The weights of the base model, from a safetensors file or folder; only what is asked for is read."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lorabench.adapters.adapter import LoraModule
+from lorabench.adapters.names.identity import PARTS, Identity, identity, joined
+from lorabench.adapters.reading.container import read_tensor
+from lorabench.adapters.reading.header import Header, read_header
+from lorabench.adapters.reading.opening import explain_reading
+from lorabench.errors import LorabenchError
+from lorabench.health.metrics import LoRAAdapterMetrics
+from lorabench.lowrank import largest_singular_value
+from lorabench.text import some
+
+__all__ = ["BaseFile", "Weights", "against_base", "as_delta", "intruders"]
+
+_WEIGHT = ".weight"
+_QUANTISED = (".absmax", ".quant_map", ".quant_state", ".SCB", ".qweight", ".qzeros", ".scales", ".weight_scale")
+_INTRUDERS, _MATCH = 10, 0.5
+
+
+class Weights(Protocol):
+    """Where a base's weights are."""
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+
+    def weight(self, name: str, module: LoraModule, transposed: bool = False) -> Float[Tensor, "d_out d_in"] | None:
+        """W of one module as [d_out, d_in]; None where there is none."""
+
+
+@dataclass(frozen=True)
+class BaseFile:
+    """A base model's weights on the disk.
+
+    Attributes:
+        path: the file or folder.
+        weights: identity of a module -> the file that holds its weight, and the key there.
+        packed: identities of modules whose weight is stored in 8 bits or less.
+    """
+
+    path: Path
+    weights: Mapping[Identity, tuple[Header, str]]
+    packed: frozenset[Identity]
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return str(self.path)
+
+    @classmethod
+    def open(cls, path: Path) -> "BaseFile":
+        """Read the headers alone: of one file, of the shards in a folder, or of a pipeline's folder, part by part.
+
+        Raises:
+            LorabenchError: there is no safetensors file, or one is damaged.
+        """
+        weights: dict[Identity, tuple[Header, str]] = {}
+        packed: set[Identity] = set()
+        for part, file in _files(path):
+            header = read_header(file)
+            for key in header.tensors:
+                if key.endswith(_WEIGHT):
+                    weights.setdefault(identity(joined(part, key.removesuffix(_WEIGHT))), (header, key))
+                for ending in _QUANTISED:
+                    module, found, _ = key.rpartition(ending)
+                    if found:
+                        packed.add(identity(joined(part, module.removesuffix(_WEIGHT))))
+        if not weights:
+            raise LorabenchError(f"{path}: holds no weight of a module, no tensor ends in .weight. Give a base model.")
+        return cls(path, weights, frozenset(packed))
+
+    def weight(self, name: str, module: LoraModule, transposed: bool = False) -> Float[Tensor, "d_out d_in"] | None:
+        """W of one module as [d_out, d_in], as ΔW is (see `as_delta`); None where the base has no such module.
+
+        Raises:
+            LorabenchError: it is of another shape, or its numbers cannot be read.
+        """
+        found = self._find(name)
+        if found is None:
+            return None
+        header, key = self.weights[found]
+        if found in self.packed:
+            raise LorabenchError(
+                f"{header.path}: {key} is quantised. Give the base in float16, bfloat16 or float32, or the live model "
+                "to lorabench.health.LoRAAnalyzer, which PEFT dequantises."
+            )
+        return as_delta(read_tensor(header, key), name, module, f"{header.path}: {key}", transposed)
+
+    def _find(self, name: str) -> Identity | None:
+        """The module itself; else the only one of its part whose name is the end of its, or the other way about."""
+        own = identity(name)
+        if own in self.weights:
+            return own
+        ends = [
+            other
+            for other in self.weights
+            if (not own.part or not other.part or own.part == other.part)
+            and (_ends(own.flat, other.flat) or _ends(other.flat, own.flat))
+        ]
+        return ends[0] if len(ends) == 1 else None
+
+
+def _ends(name: str, end: str) -> bool:
+    return name == end or name.endswith(f"_{end}")
+
+
+def _files(path: Path) -> Iterator[tuple[str, Path]]:
+    """The part of a pipeline, "" where there is none, and a file of its weights."""
+    with explain_reading(path):
+        if not path.is_dir():
+            yield "", path
+            return
+        inside = sorted(path.glob("*.safetensors"))
+        below = [(part, file) for part in PARTS for file in sorted((path / part).glob("*.safetensors"))]
+    if not inside and not below:
+        raise LorabenchError(f"{path}: no .safetensors file in it. Give a base model's file or folder.")
+    yield from (("", file) for file in inside)
+    yield from below
+
+
+def as_delta(
+    weight: Float[Tensor, "..."], name: str, module: LoraModule, where: str, transposed: bool = False
+) -> Float[Tensor, "d_out d_in"]:
+    """A base's weight in the shape of ΔW: a convolution flattened, an embedding's table and GPT-2's transposed.
+
+    Args:
+        weight: as the base has it.
+        name: of the module.
+        module: the adapter's.
+        where: the weight, for messages.
+        transposed: whether the base is known to have W transposed (PEFT's `fan_in_fan_out`); else shapes tell, which
+            a square W leaves open.
+
+    Raises:
+        LorabenchError: it is of neither shape, or holds no plain numbers.
+    """
+    if not weight.is_floating_point() or weight.element_size() < 2:
+        raise LorabenchError(f"{where} is stored as {weight.dtype}. Give the base in float16, bfloat16 or float32.")
+    flat = weight.flatten(1) if weight.ndim > 1 else weight[None]
+    as_is, turned = tuple(flat.shape) == module.shape, tuple(flat.shape) == module.shape[::-1]
+    if turned and (not as_is or module.embedding or transposed):
+        return flat.mT
+    if as_is:
+        return flat
+    raise LorabenchError(
+        f"{where} is {list(weight.shape)}, and the adapter's {name} changes a weight of {list(module.shape)}. "
+        "Give the base model that the adapter was trained on."
+    )
+
+
+def against_base(
+    rows: Sequence[LoRAAdapterMetrics],
+    modules: Mapping[str, LoraModule],
+    base: Weights,
+    transposed: bool = False,
+    count_intruders: bool = False,
+) -> list[LoRAAdapterMetrics]:
+    """The metrics with what they are beside the base's weights, which are read one after another.
+
+    Args:
+        rows: of `module_metrics`.
+        modules: the adapter's.
+        base: where W is; a module that it lacks stays without.
+        transposed: PEFT's `fan_in_fan_out`.
+        count_intruders: whether to count intruder dimensions: two dense SVDs a module.
+
+    Raises:
+        LorabenchError: no module is in the base, or one has another shape there.
+    """
+    found = []
+    for row in rows:
+        weight = base.weight(row.module, modules[row.module], transposed)
+        found.append(row if weight is None else _beside(row, modules[row.module], weight, count_intruders))
+    if rows and all(row.base_sigma_max is None for row in found):
+        raise LorabenchError(
+            f"{base.where}: holds no weight of the adapter's modules ({some([row.module for row in rows])}). "
+            "Give the base model that the adapter was trained on."
+        )
+    return found
+
+
+def _beside(
+    row: LoRAAdapterMetrics, module: LoraModule, weight: Float[Tensor, "d_out d_in"], count_intruders: bool
+) -> LoRAAdapterMetrics:
+    sigma = largest_singular_value(weight)
+    return replace(
+        row,
+        base_sigma_max=sigma if math.isfinite(sigma) else None,
+        base_frobenius=float(torch.linalg.vector_norm(weight, dtype=torch.float64)),
+        intruder_dimensions=intruders(weight, module) if count_intruders and row.finite else None,
+    )
+
+
+def intruders(weight: Float[Tensor, "d_out d_in"], module: LoraModule) -> int:
+    """How many of the first ten left singular vectors of W + ΔW resemble none of W's: every |cos| is below 0.5.
+
+    Shuttleworth et al. 2024 ("LoRA vs full fine-tuning: an illusion of equivalence"). Two dense SVDs.
+
+    Example:
+        >>> base = torch.arange(9.0, 0.0, -1.0).diag()
+        >>> loud = LoraModule(down=torch.ones(1, 9), up=torch.ones(9, 1), scale=9.0)
+        >>> intruders(base, loud), intruders(base, LoraModule(loud.down, loud.up, scale=0.01))
+        (1, 0)
+    """
+    before = weight.float()
+    old = torch.linalg.svd(before, full_matrices=False).U
+    new = torch.linalg.svd(before + module.delta().to(before), full_matrices=False).U[:, :_INTRUDERS]
+    return int(((old.mT @ new).abs().amax(0) < _MATCH).sum())
