@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "two adapters module by module, or the duplicates in a folder",
     "convert": "the layouts of PEFT, diffusers, kohya and ComfyUI into one another",
     "interpolate": "files between two adapters of a run, by its variational autoencoder",
+    "audit": "does it use the rank it was given, while it trained and after; alerts, a page, SARIF",
     "plot": "pictures of weights, spectra, ranks and depth",
 }
 """Every command, a module of `commands` each, and what it is for."""

@@ -1,5 +1,55 @@
-"""Whether an adapter uses the rank that it was given."""
+"""Whether an adapter uses the rank that it was given, and what it does to its base.
 
-from lorabench.health.metrics import LoRAAdapterMetrics, module_metrics
+What is named here is imported when it is first asked for.
+"""
 
-__all__ = ["LoRAAdapterMetrics", "module_metrics"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorabench.health.alerts import SEVERITIES, Alert, Watch, read_thresholds
+    from lorabench.health.analyzer import Analysis, LoRAAnalyzer
+    from lorabench.health.auditing import Audit, audit
+    from lorabench.health.live import live_modules
+    from lorabench.health.metrics import LoRAAdapterMetrics, module_metrics
+    from lorabench.health.sarif_log import sarif
+    from lorabench.health.structure import LoRAStructuralMetrics, structural_metrics
+    from lorabench.health.trajectory import LoRADynamicsMetrics, Snapshot, dynamics
+
+__all__ = [
+    "SEVERITIES",
+    "Alert",
+    "Analysis",
+    "Audit",
+    "LoRAAdapterMetrics",
+    "LoRAAnalyzer",
+    "LoRADynamicsMetrics",
+    "LoRAStructuralMetrics",
+    "Snapshot",
+    "Watch",
+    "audit",
+    "dynamics",
+    "live_modules",
+    "module_metrics",
+    "read_thresholds",
+    "sarif",
+    "structural_metrics",
+]
+
+_HOMES = {
+    "alerts": ("SEVERITIES", "Alert", "Watch", "read_thresholds"),
+    "analyzer": ("Analysis", "LoRAAnalyzer"),
+    "auditing": ("Audit", "audit"),
+    "live": ("live_modules",),
+    "metrics": ("LoRAAdapterMetrics", "module_metrics"),
+    "sarif_log": ("sarif",),
+    "structure": ("LoRAStructuralMetrics", "structural_metrics"),
+    "trajectory": ("LoRADynamicsMetrics", "Snapshot", "dynamics"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -10,9 +10,9 @@ import yaml
 
 from lorabench.adapters.reading.opening import explain_reading
 from lorabench.errors import LorabenchError
-from lorabench.health.dynamics import Snapshot
 from lorabench.health.rules import rules
 from lorabench.health.rules.base import Look, Rule, Thresholds
+from lorabench.health.trajectory import Snapshot
 from lorabench.text import counted
 
 __all__ = ["SEVERITIES", "Alert", "Watch", "read_thresholds"]
@@ -23,7 +23,7 @@ _DEFAULTS = Path(__file__).with_name("thresholds.yaml")
 _FIELDS = {
     "limits": (dict,),
     "clear": (int, float),
-    "on": (bool,),
+    "asked": (bool,),
     "after": (int,),
     "window": (int,),
     "most": (str, type(None)),
@@ -68,7 +68,7 @@ class Watch:
 
     Args:
         thresholds: rule -> its limits; None: those of thresholds.yaml.
-        names: rules that are asked, whether they are on or not; None: those that are on.
+        names: rules that are asked, whether they are on or not; None: those that are asked without.
 
     Raises:
         LorabenchError: there is no rule of such a name.
@@ -81,7 +81,9 @@ class Watch:
         unknown = sorted(set(names or ()) - rules().keys())
         if unknown:
             raise LorabenchError(f"rule {', '.join(unknown)}: there is none. Rules are {', '.join(rules())}.")
-        self.names = [name for name in rules() if (self.thresholds[name].on if names is None else name in set(names))]
+        self.names = [
+            name for name in rules() if (self.thresholds[name].asked if names is None else name in set(names))
+        ]
         self._snapshots: list[Snapshot] = []
         self._raised: dict[tuple[str, str], str] = {}
         self._before: dict[str, str] = {}
@@ -197,7 +199,7 @@ def _updated(path: Path, name: str, thresholds: Thresholds, entry: object) -> Th
     if not isinstance(entry, dict) or not entry.keys() <= _FIELDS.keys():
         raise LorabenchError(f"{path}: {name} takes {', '.join(_FIELDS)}, and {entry!r} came.")
     for key, value in entry.items():
-        if not isinstance(value, _FIELDS[key]) or (isinstance(value, bool) and key != "on"):
+        if not isinstance(value, _FIELDS[key]) or (isinstance(value, bool) and key != "asked"):
             raise LorabenchError(
                 f"{path}: {name}.{key} is {value!r}; see lorabench/health/thresholds.yaml for its form."
             )

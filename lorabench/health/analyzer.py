@@ -14,11 +14,11 @@ from lorabench.adapters.resizing.ranks import spectral_rank
 from lorabench.errors import LorabenchError
 from lorabench.health.alerts import Alert, Watch
 from lorabench.health.base import BaseFile, Weights, against_base
-from lorabench.health.dynamics import Snapshot
 from lorabench.health.live import LiveModule, live_modules, read_all
 from lorabench.health.metrics import LoRAAdapterMetrics, module_metrics
 from lorabench.health.rules.base import Thresholds
 from lorabench.health.structure import LoRAStructuralMetrics, structural_metrics
+from lorabench.health.trajectory import Snapshot
 from lorabench.lowrank import singular_values
 
 __all__ = ["Analysis", "LoRAAnalyzer"]
@@ -82,7 +82,7 @@ class LoRAAnalyzer:
         """Metrics of every module, what they are beside the base, and alerts.
 
         Args:
-            rules: names of the rules that are asked; None: those that are on.
+            rules: names of the rules that are asked; None: those that are asked without.
             thresholds: of `lorabench.health.read_thresholds`; None: the project's own.
             count_intruders: whether to count intruder dimensions, two dense SVDs a module.
         """

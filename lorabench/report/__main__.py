@@ -13,8 +13,8 @@ from lorabench.jobs import LOCK, PAGE, Status, read_status
 from lorabench.report.comparison import Standing
 from lorabench.report.folders import Entry, entries
 from lorabench.report.page import write_page
-from lorabench.report.sheet import sheets_text
 from lorabench.report.sweeps import all_done, compared, report_data, sheets_of, write_files
+from lorabench.sheet import sheets_text
 from lorabench.storage import is_locked
 from lorabench.text import counted
 

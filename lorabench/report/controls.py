@@ -7,8 +7,8 @@ from lorabench.ablation.controls import Controls, best_control
 from lorabench.ablation.none import NoneFinding
 from lorabench.pictures import GREEN, GREY
 from lorabench.report.numbers import difference, measured, method, p_value
-from lorabench.report.sheet import Sheet
 from lorabench.results import Result
+from lorabench.sheet import Sheet
 
 __all__ = ["controls_sheets", "draw_controls"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from lorabench.report.labels import unit_label
 from lorabench.report.numbers import number
-from lorabench.report.sheet import Sheet
 from lorabench.results import Result
+from lorabench.sheet import Sheet
 
 __all__ = ["learned_sheets"]
 

@@ -4,8 +4,8 @@ from lorabench.ablation.compare import CompareFinding
 from lorabench.ablation.layers import LayersFinding
 from lorabench.findings import OrderedFinding, RankedFinding
 from lorabench.report.numbers import interval, number, p_value, percent
-from lorabench.report.sheet import Sheet
 from lorabench.results import Result
+from lorabench.sheet import Sheet
 
 __all__ = ["BEST", "how_ranked", "marked_units", "on_test", "ranked_on", "ranking_sheet", "sheet_title", "warning"]
 

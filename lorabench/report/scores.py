@@ -2,8 +2,8 @@
 
 from lorabench.report.arms import with_arm
 from lorabench.report.numbers import counted, mean_std, over
-from lorabench.report.sheet import Sheet
 from lorabench.results import METRICS, Result, Summary
+from lorabench.sheet import Sheet
 
 __all__ = ["every_arm", "scores"]
 

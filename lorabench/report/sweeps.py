@@ -9,7 +9,7 @@ from lorabench.findings import LEVEL
 from lorabench.report.comparison import Cell, Standing, compare, differing, interval_of_claim
 from lorabench.report.folders import Entry
 from lorabench.report.numbers import percent, spread
-from lorabench.report.sheet import Sheet, print_sheets
+from lorabench.sheet import Sheet, print_sheets
 from lorabench.storage import replace_file
 from lorabench.text import counted, csv_text, to_json
 

@@ -8,8 +8,8 @@ from lorabench.report.learned_tables import learned_sheets
 from lorabench.report.phases import phase_report
 from lorabench.report.ranked import ranking_sheet
 from lorabench.report.scores import scores
-from lorabench.report.sheet import Sheet, print_sheets, sheets_text
 from lorabench.results import Result
+from lorabench.sheet import Sheet, print_sheets, sheets_text
 
 __all__ = ["print_table", "table_text"]
 

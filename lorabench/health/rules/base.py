@@ -18,7 +18,7 @@ class Thresholds:
         limits: severity ("note", "warning" or "error") -> where the rule speaks with it.
         clear: part of the way from a limit to nothing at which a rule that has spoken falls silent again: above a
             limit it is limit · clear, below one it is limit / clear. 1: no hysteresis.
-        on: whether the rule is asked without being named.
+        asked: whether the rule is asked without being named.
         after: step of a training before which it is not asked; a file is always asked.
         window: steps that a rule over time looks back.
         most: severity where it speaks of over half of the modules that it has judged; None: as of one.
@@ -26,7 +26,7 @@ class Thresholds:
 
     limits: Mapping[str, float]
     clear: float = 1.0
-    on: bool = True
+    asked: bool = True
     after: int = 0
     window: int = 0
     most: str | None = None

@@ -8,18 +8,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lorabench.ablation.compare import CompareFinding
+from lorabench.pages.parts import Chapter, Picture, Section
 from lorabench.report.comparison import Standing, cells_of, compare, split_number
 from lorabench.report.folders import Entry
 from lorabench.report.numbers import percent
 from lorabench.report.page.charts import cost, degradation, differences, with_without
 from lorabench.report.page.claims import claims
-from lorabench.report.page.parts import Chapter, Picture, Section
 from lorabench.report.page.rankings import ranking_pictures
 from lorabench.report.phases import phase_report
-from lorabench.report.sheet import Sheet
 from lorabench.report.sweeps import column_title, table_sheet
 from lorabench.report.training_figures import confusion_figure
 from lorabench.results import Result
+from lorabench.sheet import Sheet
 
 __all__ = ["chapter"]
 

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from lorabench.findings import LEVEL
+from lorabench.pages.parts import Picture
+from lorabench.pages.svg import tip
 from lorabench.pictures import BLACK, GREY, SERIES, drawable, tidy
 from lorabench.report.comparison import Cell, Standing, told_apart
 from lorabench.report.numbers import percent, spread
-from lorabench.report.page.parts import Picture
-from lorabench.report.page.svg import tip
 from lorabench.report.style import errors, legend_below, percents
 from lorabench.report.sweeps import column_title
 from lorabench.text import counted

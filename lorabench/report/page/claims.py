@@ -15,9 +15,9 @@ from lorabench.report.comparison import Standing, interval_of_claim, p_of_claim,
 from lorabench.report.numbers import difference, interval, number, p_value, percent
 from lorabench.report.page.rankings import ranked_together
 from lorabench.report.ranked import how_ranked
-from lorabench.report.sheet import Sheet
 from lorabench.report.sweeps import column_title
 from lorabench.results import Result
+from lorabench.sheet import Sheet
 
 __all__ = ["claims"]
 

@@ -1,24 +1,18 @@
 """`report.html`: what was run and what failed, then a chapter for every zoo, target and classifier."""
 
-import base64
-import itertools
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from lorabench.jobs import PAGE
+from lorabench.pages.document import document
+from lorabench.pages.parts import Chapter
 from lorabench.report.comparison import Cell, cells_of, differing
 from lorabench.report.folders import Entry
 from lorabench.report.page.chapters import chapter
-from lorabench.report.page.parts import Chapter, Picture
-from lorabench.report.page.svg import inline_svg
-from lorabench.report.sheet import Sheet
 from lorabench.report.sweeps import title_of
+from lorabench.sheet import Sheet
 from lorabench.storage import replace_file
-from lorabench.text import counted, csv_text
+from lorabench.text import counted
 
 __all__ = ["page_html", "write_page"]
 
@@ -33,23 +27,15 @@ def page_html(runs: Sequence[Entry], reload: int | None = None) -> str:
         runs: jobs of sweeps, and runs by themselves.
         reload: seconds after which a browser reads it again; None: never.
     """
-    numbers = itertools.count()
-    page = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page.filters["svg"] = lambda picture: Markup(inline_svg(picture, next(numbers)))  # noqa: S704  # drawn here, escaped
-    page.filters["csv"] = _csv
     count = sum(run.status.status != "done" for run in runs)
-    return page.get_template("page.html.j2").render(
-        style=Markup((_HERE / "page.css").read_text()),  # noqa: S704  # a file of the package
-        script=Markup((_HERE / "page.js").read_text()),  # noqa: S704
-        version=version("lorabench"),
+    return document(
+        _HERE / "page.html.j2",
+        reload,
         summary=f"{counted(len(runs), 'run')}, {count} not done" if count else f"{counted(len(runs), 'run')}, all done",
         undone=_jobs([run for run in runs if run.status.status != "done"]),
         jobs=_jobs(runs),
         chapters=_chapters(runs),
-        reload=reload,
-    )  # fmt: skip
+    )
 
 
 def write_page(folder: Path, runs: Sequence[Entry], reload: int | None = None) -> None:
@@ -94,9 +80,3 @@ def _jobs(runs: Sequence[Entry]) -> Sheet:
 
 def _whole(value: float | int | None) -> str:
     return "–" if value is None else f"{value:.0f}"
-
-
-def _csv(one: Picture | Sheet) -> Markup:
-    """A link's address that holds the numbers."""
-    data = base64.b64encode(csv_text(one.columns, one.rows).encode()).decode()
-    return Markup(f"data:text/csv;charset=utf-8;base64,{data}")  # noqa: S704  # letters of base64

@@ -11,10 +11,10 @@ from lorabench.ablation.compare import CompareFinding
 from lorabench.ablation.inference import corrected_t
 from lorabench.ablation.statistics import kendall_tau
 from lorabench.findings import Ranked, RankedFinding, Stability
+from lorabench.pages.parts import Picture
 from lorabench.report.comparison import interval_of_claim, split_number, test_to_train
 from lorabench.report.layer_figures import layer_importance
 from lorabench.report.numbers import percent
-from lorabench.report.page.parts import Picture
 from lorabench.report.ranked import on_test, ranked_on
 from lorabench.results import Result
 from lorabench.text import counted, to_json

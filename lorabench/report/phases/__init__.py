@@ -7,8 +7,8 @@ from typing import Protocol, cast, runtime_checkable
 from matplotlib.figure import Figure
 
 from lorabench.findings import Finding
-from lorabench.report.sheet import Sheet
 from lorabench.results import Result
+from lorabench.sheet import Sheet
 
 __all__ = ["PhaseReport", "phase_report"]
 

@@ -10,9 +10,9 @@ from lorabench.ablation.attribution import AttributionFinding
 from lorabench.report.alone import alone_axes, beside_alone, scatter
 from lorabench.report.numbers import percent, spread
 from lorabench.report.ranked import BEST, sheet_title
-from lorabench.report.sheet import Sheet
 from lorabench.report.style import legend_below
 from lorabench.results import Result
+from lorabench.sheet import Sheet
 
 __all__ = ["figures", "sheets"]
 

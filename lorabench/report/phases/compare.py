@@ -14,10 +14,10 @@ from lorabench.report.controls import controls_sheets, draw_controls
 from lorabench.report.numbers import counted, difference, mean_std, method, over, p_value, percent
 from lorabench.report.ranked import sheet_title, warning
 from lorabench.report.scores import every_arm
-from lorabench.report.sheet import Sheet
 from lorabench.report.style import ARM_STYLES, draw_chance, ended, legend_below, percents
 from lorabench.report.verdicts import verdict_lines
 from lorabench.results import Result
+from lorabench.sheet import Sheet
 
 __all__ = ["figures", "sheets"]
 

@@ -11,8 +11,8 @@ from lorabench.pictures import ORANGE
 from lorabench.report.labels import LINE, MOST_LINES, layer_labels
 from lorabench.report.numbers import percent
 from lorabench.report.ranked import sheet_title
-from lorabench.report.sheet import Sheet
 from lorabench.results import Result
+from lorabench.sheet import Sheet
 
 __all__ = ["figures", "sheets"]
 

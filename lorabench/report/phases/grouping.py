@@ -12,9 +12,9 @@ from lorabench.findings import Measured
 from lorabench.pictures import GREEN, tidy
 from lorabench.report.numbers import difference, measured, p_value, percent
 from lorabench.report.ranked import how_ranked, sheet_title, warning
-from lorabench.report.sheet import Sheet
 from lorabench.report.style import ARM_STYLES, draw_chance, ended, errors, legend_below, percents
 from lorabench.results import Result
+from lorabench.sheet import Sheet
 
 __all__ = ["figures", "sheets"]
 

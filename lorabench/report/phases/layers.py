@@ -5,8 +5,8 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from lorabench.ablation.layers import LayersFinding
-from lorabench.report.sheet import Sheet
 from lorabench.results import Result
+from lorabench.sheet import Sheet
 
 __all__ = ["figures", "sheets"]
 

@@ -8,8 +8,8 @@ from lorabench.ablation.none import Between, NoneFinding
 from lorabench.findings import LEVEL, Claim
 from lorabench.report.controls import controls_sheets
 from lorabench.report.numbers import difference, interval, method, p_value
-from lorabench.report.sheet import Sheet
 from lorabench.results import Result
+from lorabench.sheet import Sheet
 
 __all__ = ["figures", "sheets"]
 

@@ -12,9 +12,9 @@ from lorabench.ablation.progressive import Curve, Drawn, ProgressiveFinding, Ste
 from lorabench.pictures import BLUE, GREEN, ORANGE, tidy
 from lorabench.report.numbers import interval, percent, spread
 from lorabench.report.ranked import sheet_title, warning
-from lorabench.report.sheet import Sheet
 from lorabench.report.style import draw_chance, ended, errors, legend_below, percents
 from lorabench.results import Result
+from lorabench.sheet import Sheet
 
 __all__ = ["figures", "sheets"]
 

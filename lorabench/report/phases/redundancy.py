@@ -9,9 +9,9 @@ from lorabench.ablation.redundancy import RedundancyFinding
 from lorabench.report.alone import alone_axes, beside_alone, scatter
 from lorabench.report.numbers import difference, p_value, percent
 from lorabench.report.ranked import BEST, sheet_title
-from lorabench.report.sheet import Sheet
 from lorabench.report.style import legend_below
 from lorabench.results import Result
+from lorabench.sheet import Sheet
 
 __all__ = ["figures", "sheets"]
 

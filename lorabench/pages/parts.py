@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
 
-from lorabench.report.sheet import Sheet
+from lorabench.sheet import Sheet
 
 __all__ = ["Chapter", "Picture", "Section"]
 

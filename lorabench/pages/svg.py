@@ -7,8 +7,8 @@ from html import escape
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+from lorabench.pages.parts import Picture
 from lorabench.pictures import GREY, house_style
-from lorabench.report.page.parts import Picture
 
 __all__ = ["inline_svg", "tip"]
 

@@ -1,0 +1,149 @@
+"""An audit: every adapter at a path, checkpoints of one training as a trajectory, and what the rules say of each."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorabench.adapters.adapter import Adapter
+from lorabench.adapters.reading.files import load
+from lorabench.adapters.reading.folders import AdapterPlace, adapter_files
+from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, explain_reading, find_adapter_file
+from lorabench.errors import LorabenchError
+from lorabench.health.alerts import SEVERITIES, Alert, Watch
+from lorabench.health.base import BaseFile, against_base
+from lorabench.health.metrics import LoRAAdapterMetrics, module_metrics
+from lorabench.health.rules.base import Thresholds
+from lorabench.health.series import Series, in_series
+from lorabench.health.structure import LoRAStructuralMetrics, structural_metrics
+from lorabench.health.trajectory import LoRADynamicsMetrics, Snapshot, dynamics
+from lorabench.machine import map_in_lanes
+
+__all__ = ["Audit", "audit"]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One adapter, or the checkpoints of one training; what is said is of the last.
+
+    Attributes:
+        name: its path.
+        files: that were read, by their steps.
+        snapshots: the metrics of every module at each of them.
+        structure: of the adapter as a whole; None where it could not be read.
+        dynamics: of every module, where there are checkpoints.
+        alerts: what the rules say, the gravest first; of checkpoints also what ceased before the last, with its step.
+        unsupported: kind -> how many tensors were no part of a ΔW, and are not judged.
+        unreadable: why it could not be read; None where it could.
+    """
+
+    name: Path
+    files: Sequence[Path]
+    snapshots: Sequence[Snapshot] = ()
+    structure: LoRAStructuralMetrics | None = None
+    dynamics: Sequence[LoRADynamicsMetrics] = ()
+    alerts: Sequence[Alert] = ()
+    unsupported: Mapping[str, int] = field(default_factory=dict)
+    unreadable: str | None = None
+
+    @property
+    def rows(self) -> Sequence[LoRAAdapterMetrics]:
+        """The modules' metrics, at the last step."""
+        return list(self.snapshots[-1].rows.values()) if self.snapshots else []
+
+    @property
+    def severity(self) -> str | None:
+        """The gravest of its alerts; "error" where it cannot be read; None where nothing is said."""
+        if self.unreadable is not None:
+            return "error"
+        return max((alert.severity for alert in self.alerts), key=SEVERITIES.index, default=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "files": self.files,
+            "severity": self.severity,
+            "unreadable": self.unreadable,
+            "alerts": [asdict(alert) for alert in self.alerts],
+            "structure": None if self.structure is None else asdict(self.structure),
+            "modules": [_as_dict(row) for row in self.rows],
+            "dynamics": [asdict(one) for one in self.dynamics],
+            "steps": [one.step for one in self.snapshots] if len(self.snapshots) > 1 else [],
+            "unsupported": self.unsupported,
+        }
+
+
+def _as_dict(row: LoRAAdapterMetrics) -> dict[str, Any]:
+    return {**asdict(row), "dominance": row.dominance, "effective_lr_scale": row.effective_lr_scale}
+
+
+def audit(
+    path: Path | str,
+    base: Path | str | None = None,
+    rules: Collection[str] | None = None,
+    thresholds: Mapping[str, Thresholds] | None = None,
+    count_intruders: bool = False,
+) -> list[Audit]:
+    """Look at one adapter, or at all below a folder.
+
+    Args:
+        path: a file, a PEFT folder, or a folder of any of them; what cannot be read among several is told as such.
+        base: a safetensors file or folder of the base model, for dominance and the scale.
+        rules: names of the rules that are asked; None: those that are asked without.
+        thresholds: of `lorabench.health.read_thresholds`; None: the project's own.
+        count_intruders: whether to count intruder dimensions, two dense SVDs a module.
+
+    Raises:
+        LorabenchError: nothing is there, the only adapter cannot be read, or no adapter has the base's modules.
+    """
+    series = _series(Path(path))
+    weights = None if base is None else BaseFile.open(Path(base))
+    Watch(thresholds, rules)  # wrong names are told before anything is read
+
+    def look(one: Series) -> Audit:
+        try:
+            return _audited(one, weights, Watch(thresholds, rules), count_intruders)
+        except LorabenchError as error:
+            if len(series) == 1:
+                raise
+            return Audit(one.name, [place.file for place in one.places], unreadable=str(error))
+
+    return map_in_lanes(look, series)
+
+
+def _series(path: Path) -> list[Series]:
+    with explain_reading(path):
+        folder = path.is_dir()
+    if not folder:
+        file = find_adapter_file(path)
+        return [Series(path, (AdapterPlace(path, file),), (None,))]
+    places = adapter_files(path).adapters
+    if not places:
+        raise LorabenchError(
+            f"{path}: no adapter below, no file ends in {', '.join(ADAPTER_SUFFIXES)}. Name a folder that holds some."
+        )
+    return in_series(places)
+
+
+def _audited(series: Series, base: BaseFile | None, watch: Watch, count_intruders: bool) -> Audit:
+    said: dict[str, Alert] = {}
+    adapter: Adapter | None = None
+    for place, step in zip(series.places, series.steps, strict=True):
+        adapter = load(place.file)
+        rows = module_metrics(adapter.modules)
+        if base is not None:
+            turned = adapter.config.get("fan_in_fan_out") is True
+            rows = against_base(rows, adapter.modules, base, turned, count_intruders)
+        said |= {alert.rule: alert for alert in watch.look(Snapshot(step, {row.module: row for row in rows}))}
+    unsupported = {} if adapter is None else {kind: len(keys) for kind, keys in adapter.unsupported.items()}
+    several = len(series.places) > 1
+    return Audit(
+        name=series.name,
+        files=[place.file for place in series.places],
+        snapshots=list(watch.snapshots),
+        structure=structural_metrics(list(watch.snapshots[-1].rows.values())),
+        dynamics=dynamics(watch.snapshots) if several else (),
+        alerts=sorted(said.values(), key=lambda alert: -SEVERITIES.index(alert.severity)),
+        unsupported=unsupported,
+    )

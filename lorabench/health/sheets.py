@@ -1,0 +1,203 @@
+"""Audits as tables, for a terminal and for a page."""
+
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from lorabench.health.alerts import SEVERITIES
+from lorabench.health.auditing import Audit
+from lorabench.health.metrics import LoRAAdapterMetrics
+from lorabench.health.trajectory import Snapshot
+from lorabench.sheet import Sheet
+from lorabench.text import counted, some
+
+__all__ = [
+    "adapters_sheet",
+    "alerts_sheet",
+    "gravest_first",
+    "modules_sheet",
+    "short_names",
+    "steps_sheet",
+    "summary",
+]
+
+_GAUGE = (
+    "κ(A), κ(B): diagnostics of training, which the gauge (A → G⁻¹A, B → BG) changes; they say nothing of ΔW.",
+    "by norms: the effective rank of random directions whose factors have the same norms.",
+)
+
+
+_OF_STEPS = ("stable_rank", "sigma_max", "kappa_A", "kappa_B")
+
+
+def summary(audits: Sequence[Audit]) -> str:
+    """What was looked at, and what came of it, in a line."""
+    grave = {name: sum(one.severity == name for one in audits) for name in reversed(SEVERITIES)}
+    of = ", ".join(
+        counted(count, f"with {name}s at worst", f"with {name}s at worst") for name, count in grave.items() if count
+    )
+    return f"{counted(len(audits), 'adapter')}: {of or 'nothing to say of any'}"
+
+
+def adapters_sheet(audits: Sequence[Audit]) -> Sheet:
+    """A row for every adapter, the gravest first."""
+    ordered = gravest_first(audits)
+    names = short_names(ordered)
+    return Sheet(
+        title="Adapters",
+        columns=("adapter", "modules", "rank", "used", "stable rank", "worst", "rules", "not judged"),
+        rows=[_adapter(name, one) for name, one in zip(names, ordered, strict=True)],
+        caption=["used: the median module's effective rank / rank; stable rank: the median module's"],
+        text=("adapter", "worst", "rules", "not judged"),
+    )
+
+
+def gravest_first(audits: Sequence[Audit]) -> list[Audit]:
+    """What cannot be read, then errors, warnings, notes, and what nothing is said of."""
+    return sorted(
+        audits,
+        key=lambda one: (one.unreadable is None, -SEVERITIES.index(one.severity) if one.severity else 1),
+    )
+
+
+def short_names(audits: Sequence[Audit]) -> list[str]:
+    """The adapters' paths, without the folders that all have in common."""
+    if len(audits) == 1:
+        return [str(audits[0].name)]
+    shared = os.path.commonpath([one.name.parent for one in audits])
+    return [str(one.name.relative_to(shared)) for one in audits]
+
+
+def _adapter(name: str, one: Audit) -> tuple[str, ...]:
+    name = f"{name} ({len(one.files)} checkpoints)" if len(one.files) > 1 else name
+    if one.unreadable is not None:
+        return (name, "–", "–", "–", "–", "error", "unreadable", "")
+    rows = one.rows
+    ranks = sorted({row.nominal_rank for row in rows})
+    return (
+        name,
+        str(len(rows)),
+        str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}",
+        _percent(_median([row.rank_utilization for row in rows])),
+        _number(_median([row.stable_rank for row in rows])),
+        one.severity or "",
+        ", ".join(alert.rule for alert in one.alerts),
+        some([f"{kind}: {count}" for kind, count in one.unsupported.items()]),
+    )
+
+
+def alerts_sheet(one: Audit) -> Sheet:
+    """What the rules say."""
+    several = len(one.files) > 1
+    return Sheet(
+        title="What the rules say",
+        columns=("severity", "rule", *(("step",) if several else ()), "what", "do", "threshold"),
+        rows=[
+            (
+                alert.severity,
+                alert.rule,
+                *((str(alert.step),) if several else ()),
+                alert.message,
+                alert.action,
+                f"{alert.limit:g}: {alert.source}",
+            )
+            for alert in one.alerts
+        ],
+        text=("severity", "rule", "what", "do", "threshold"),
+    )
+
+
+def modules_sheet(one: Audit, most: int | None = None) -> Sheet:
+    """The metrics of the modules, the least used first.
+
+    Args:
+        one: an audit that could be read.
+        most: rows; None: all.
+    """
+    beside = any(row.base_sigma_max is not None for row in one.rows)
+    counted_intruders = any(row.intruder_dimensions is not None for row in one.rows)
+    ordered = sorted(one.rows, key=lambda row: math.inf if row.rank_utilization is None else row.rank_utilization)
+    columns = ["module", "rank", "eff. rank", "used", "by norms", "stable", "90 %", "κ(ΔW)", "σ₁", "‖ΔW‖"]
+    columns += ["ρ", "‖ΔW‖/‖W‖"] if beside else []
+    columns += ["intruders"] if counted_intruders else []
+    shown = ordered[:most]
+    caption = [*_GAUGE]
+    if len(shown) < len(ordered):
+        caption.append(f"{len(shown)} of {counted(len(ordered), 'module')}, the least used first; --top {len(ordered)}")
+    return Sheet(
+        title="Modules",
+        columns=(*columns, "κ(A)", "κ(B)"),
+        rows=[_module(row, beside, counted_intruders) for row in shown],
+        caption=caption,
+        text=("module",),
+    )
+
+
+def _module(row: LoRAAdapterMetrics, beside: bool, counted_intruders: bool) -> tuple[str, ...]:
+    return (
+        row.module,
+        str(row.nominal_rank),
+        "NaN" if not row.finite else "untrained" if row.untrained else _number(row.effective_rank_BA),
+        _percent(row.rank_utilization),
+        _number(row.effective_rank_norms),
+        _number(row.stable_rank),
+        "–" if row.energy_rank is None else str(row.energy_rank),
+        _number(row.kappa_BA),
+        _number(row.sigma_max),
+        _number(row.frobenius),
+        *((_number(row.dominance), _number(row.effective_lr_scale)) if beside else ()),
+        *((_number(row.intruder_dimensions),) if counted_intruders else ()),
+        _number(row.kappa_A),
+        _number(row.kappa_B),
+    )
+
+
+def steps_sheet(one: Audit) -> Sheet:
+    """A row for every checkpoint."""
+    return Sheet(
+        title="Checkpoints",
+        columns=("step", "used", "lowest", "highest", "stable rank", "σ₁", "κ(A)", "κ(B)", "file"),
+        rows=[_step(snapshot, file) for snapshot, file in zip(one.snapshots, one.files, strict=True)],
+        caption=["medians over modules; lowest and highest: of any module's use of its rank", _trends(one)],
+        text=("file",),
+    )
+
+
+def _step(snapshot: Snapshot, file: Path) -> tuple[str, ...]:
+    rows = list(snapshot.rows.values())
+    used = [row.rank_utilization for row in rows if row.rank_utilization is not None]
+    return (
+        str(snapshot.step),
+        _percent(_median(used)),
+        _percent(min(used, default=None)),
+        _percent(max(used, default=None)),
+        *(_number(_median([getattr(row, name) for row in rows])) for name in _OF_STEPS),
+        str(file),
+    )
+
+
+def _trends(one: Audit) -> str:
+    trends = [module.rank_utilization_trend for module in one.dynamics if module.rank_utilization_trend]
+    if not trends:
+        return "no trend is told from fewer than three checkpoints"
+    kinds = ("increasing", "stable", "collapsing")
+    return "use of the rank: " + ", ".join(f"{kind} in {trends.count(kind)}" for kind in kinds) + " modules"
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:.3g}" if value < 1e4 else f"{value:.1e}"
