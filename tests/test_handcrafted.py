@@ -25,6 +25,7 @@ from lorabench.representations.distribution import Distribution
 from lorabench.representations.ensemble import Ensemble
 from lorabench.representations.frequency import Frequency
 from lorabench.representations.handcrafted import LARGEST_RATIO, HandCrafted
+from lorabench.representations.health import Health
 from lorabench.representations.information import Information
 from lorabench.representations.matrices import DeltaMatrices, FactorMatrices
 from lorabench.representations.norms import Norms
@@ -81,6 +82,18 @@ def want_spectral(x: Rows, values: int | None = None) -> Rows:
     condition = sigma[0] / sigma[-1] if sigma[-1] > 0 else math.inf
     summary = [math.exp(entropy), min(condition, 2.0**23), sigma.sum()]
     return np.concatenate([padded(sigma, 10), padded(share, 10), padded(gaps, 9), summary])
+
+
+def want_health(x: Rows, rank: int) -> Rows:
+    sigma = padded(np.linalg.svd(x, compute_uv=False), rank)
+    if sigma[0] == 0:
+        return np.zeros(7)
+    share, energy = sigma / sigma.sum(), sigma**2
+    effective = math.exp(-sum(p * math.log(p) for p in share if p > 0))
+    most = int(np.searchsorted(energy.cumsum() / energy.sum(), 0.9 - 1e-12) + 1)
+    condition = sigma[0] / sigma[-1] if sigma[-1] > 0 else LARGEST_RATIO
+    stable = energy.sum() / energy[0]
+    return np.array([effective, effective / rank, stable, most, condition, sigma[0], np.linalg.norm(x)])
 
 
 def want_norms(x: Rows) -> Rows:
@@ -535,3 +548,16 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     zoo.layers[DOWN].pieces[1][0, 0, 0] = np.nan
     with pytest.raises(LorabenchError, match=r"NaN or infinite weights in layer .* of a1"):
         Stats().features(zoo, DOWN, CPU)
+
+
+def test_health_is_what_the_dense_update_says_and_a_padded_rank_is_no_rank() -> None:
+    made = make_zoo([2, 5, 1, 3, 5, 2])
+    up = made.read(UP).copy()
+    up[5] = 0.0
+    zoo = zoo_of(made.read(DOWN), up, made.rank, -made.scale)
+    found, zeros = Health().features(zoo, MODULE, CPU).numpy(), np.zeros(7)
+    for i in range(len(zoo)):
+        down, cut, scale = cut_factors(zoo, i)
+        same(found[i], zeros if i == 5 else want_health(scale * cut.astype(float) @ down, len(down)))
+        same(Health("factors").features(zoo, DOWN, CPU).numpy()[i], want_health(down, len(down)))
+    same(Health().features(regauged(zoo), MODULE, CPU).numpy()[:5], found[:5], rtol=1e-3)

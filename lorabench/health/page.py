@@ -39,12 +39,16 @@ def page_html(audits: Sequence[Audit]) -> str:
         summary=summary(audits),
         adapters=adapters_sheet(audits),
         unreadable=[str(one.unreadable) for one in audits if one.unreadable is not None],
-        sections=[_section(number, name, one) for number, (name, one) in enumerate(zip(names, shown, strict=True))],
+        sections=[
+            section
+            for number, (name, one) in enumerate(zip(names, shown, strict=True))
+            for section in _sections(number, name, one)
+        ],
         left=f"The {len(shown)} gravest are shown one by one; audit the other {left} by themselves." if left else "",
     )
 
 
-def _section(number: int, name: str, one: Audit) -> Section:
+def _sections(number: int, name: str, one: Audit) -> list[Section]:
     text = [] if one.alerts else ["The rules have nothing to say of it."]
     structure = one.structure
     if structure is not None and structure.max_dominance is not None:
@@ -57,10 +61,12 @@ def _section(number: int, name: str, one: Audit) -> Section:
     sheets = [alerts_sheet(one)] if one.alerts else []
     sheets += [steps_sheet(one)] if len(one.files) > 1 else []
     pictures = [steps_picture(one), rank_picture(one), dominance_picture(one)]
-    return Section(
+    modules = Section(f"modules-{number}", f"Modules of {name}", sheets=[modules_sheet(one)], folded=True)
+    shown = Section(
         anchor=f"adapter-{number}",
         title=name,
         text=text,
-        sheets=[*sheets, modules_sheet(one)],
+        sheets=sheets,
         pictures=[picture for picture in pictures if picture is not None],
     )
+    return [shown, modules]

@@ -35,10 +35,10 @@ _OF_STEPS = ("stable_rank", "sigma_max", "kappa_A", "kappa_B")
 def summary(audits: Sequence[Audit]) -> str:
     """What was looked at, and what came of it, in a line."""
     grave = {name: sum(one.severity == name for one in audits) for name in reversed(SEVERITIES)}
-    of = ", ".join(
-        counted(count, f"with {name}s at worst", f"with {name}s at worst") for name, count in grave.items() if count
-    )
-    return f"{counted(len(audits), 'adapter')}: {of or 'nothing to say of any'}"
+    worst = ", ".join(f"{count} with {name}s at worst" for name, count in grave.items() if count)
+    if len(audits) == 1:
+        return f"1 adapter, {audits[0].severity}s at worst" if worst else "1 adapter, of which nothing is said"
+    return f"{counted(len(audits), 'adapter')}: {worst or 'nothing is said'}"
 
 
 def adapters_sheet(audits: Sequence[Audit]) -> Sheet:

@@ -10,7 +10,7 @@ class Dominating(Rule):
 
     action = "Lower α or the learning rate, or merge with a weight below 1; check that the base's abilities are kept."
     source = (
-        "DEFINITIONS of this project: below 0.05 minimal, about 0.1 healthy, above 0.3 a warning, above 0.5 critical"
+        "convention: below 0.05 minimal, about 0.1 healthy, above 0.3 a warning, above 0.5 critical"
     )
 
     def measure(self, look: Look, _thresholds: Thresholds) -> float | None:
