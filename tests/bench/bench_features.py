@@ -17,6 +17,7 @@ from lorabench.representations.distribution import Distribution
 from lorabench.representations.ensemble import Ensemble
 from lorabench.representations.frequency import Frequency
 from lorabench.representations.handcrafted import HandCrafted
+from lorabench.representations.health import Health
 from lorabench.representations.information import Information
 from lorabench.representations.matrices import FactorMatrices
 from lorabench.representations.norms import Norms
@@ -93,7 +94,7 @@ def main() -> None:
         layer = UP if name.endswith("up") else DOWN
         seconds = best_seconds(lambda part=part, layer=layer: part.features(zoo, layer, cpu), 5)
         print(f"  {name:18s} {seconds / COUNT * 1e6:8.2f}")
-    for name, pair in (("coupling", Coupling()), ("delta_spectral", DeltaSpectral())):
+    for name, pair in (("coupling", Coupling()), ("delta_spectral", DeltaSpectral()), ("health", Health())):
         seconds = best_seconds(lambda pair=pair: pair.features(zoo, MODULE, cpu), 5)
         print(f"  {name:18s} {seconds / COUNT * 1e6:8.2f}")
 
