@@ -93,6 +93,8 @@ def outputs(files: Path, tmp_path: Path) -> dict[str, list[str]]:
     return {
         "inspect": [a],
         "pca": [a],
+        "advise": [a, "-o", f"{out}.json"],
+        "audit": [a, "--html", f"{out}.html"],
         "resize": [a, "--rank", "2", "-o", f"{out}.safetensors"],
         "merge": [a, b, "-o", f"{out}.safetensors"],
         "compare": [a, b],
@@ -112,7 +114,7 @@ def test_every_command_runs_and_says_it_for_machines(
     said = capsys.readouterr()
     json.loads(said.out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert said.err == ""
-    if name in ("resize", "merge", "convert", "plot"):
+    if name in ("resize", "merge", "convert", "plot", "advise"):
         assert main(words) == 1  # what lies there stays
         assert "--force" in capsys.readouterr().err
         words.append("--force")

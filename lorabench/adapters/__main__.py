@@ -16,6 +16,7 @@ COMMANDS = {
     "convert": "the layouts of PEFT, diffusers, kohya and ComfyUI into one another",
     "interpolate": "files between two adapters of a run, by its variational autoencoder",
     "audit": "does it use the rank it was given, while it trained and after; alerts, a page, SARIF",
+    "advise": "which ranks it needs, module by module, beside uniform and shuffled ones",
     "plot": "pictures of weights, spectra, ranks and depth",
 }
 """Every command, a module of `commands` each, and what it is for."""

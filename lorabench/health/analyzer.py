@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorabench.adapters.adapter import LoraModule
+from lorabench.adapters.comparing.spectra import spectra
 from lorabench.adapters.reading.files import load
 from lorabench.adapters.resizing.ranks import spectral_rank
 from lorabench.errors import LorabenchError
@@ -19,7 +20,6 @@ from lorabench.health.metrics import LoRAAdapterMetrics, module_metrics
 from lorabench.health.rules.base import Thresholds
 from lorabench.health.structure import LoRAStructuralMetrics, structural_metrics
 from lorabench.health.trajectory import Snapshot
-from lorabench.lowrank import singular_values
 
 __all__ = ["Analysis", "LoRAAnalyzer"]
 
@@ -108,11 +108,10 @@ class LoRAAnalyzer:
         """
         if not (isinstance(energy, int | float) and math.isfinite(energy) and 0 < energy <= 1):
             raise LorabenchError(f"energy={energy!r}: a share above 0 and up to 1 is needed, 0.99 say.")
-        suggested = {}
-        for name, module in self.modules.items():
-            sigma = singular_values(module.down, module.up, module.scale)
-            suggested[name] = int(spectral_rank("energy", energy, sigma)) if bool(sigma.any()) else 0
-        return suggested
+        return {
+            name: int(spectral_rank("energy", energy, sigma)) if bool(sigma.any()) else 0
+            for name, sigma in spectra(self.modules).items()
+        }
 
 
 @dataclass(frozen=True)

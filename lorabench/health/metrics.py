@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from lorabench.adapters.adapter import LoraModule, alike
-from lorabench.adapters.comparing.deviation import chunks
+from lorabench.adapters.adapter import LoraModule
+from lorabench.adapters.comparing.deviation import batches
 from lorabench.adapters.pairs import dimensions
 from lorabench.lowrank import (
     condition_number,
@@ -120,7 +120,7 @@ def module_metrics(modules: Mapping[str, LoraModule]) -> list[LoRAAdapterMetrics
         (3.0, 1.5, 3.0, 1.755)
     """
     metrics: dict[str, LoRAAdapterMetrics] = {}
-    for names in (batch for group in alike(modules) for batch in chunks(group, _entries(modules[group[0]]))):
+    for names in batches(modules):
         batch = [modules[name] for name in names]
         down, up = torch.stack([one.down for one in batch]), torch.stack([one.up for one in batch])
         numbers = _numbers(batch, down.double(), up.double())
@@ -129,10 +129,6 @@ def module_metrics(modules: Mapping[str, LoraModule]) -> list[LoRAAdapterMetrics
             for i, (name, module) in enumerate(zip(names, batch, strict=True))
         }
     return [metrics[name] for name in modules]
-
-
-def _entries(module: LoraModule) -> int:
-    return module.down.numel() + module.up.numel()
 
 
 def _numbers(

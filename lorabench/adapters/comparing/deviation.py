@@ -11,10 +11,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn import functional
 
-from lorabench.adapters.adapter import LoraModule
+from lorabench.adapters.adapter import LoraModule, alike
 from lorabench.errors import LorabenchError
 
-__all__ = ["Deviation", "Term", "chunks", "deviations", "distance", "distances", "ratio", "stacked", "total"]
+__all__ = ["Deviation", "Term", "batches", "chunks", "deviations", "distance", "distances", "ratio", "stacked", "total"]
 
 Term = tuple[Float[Tensor, "*batch _ d_in"], Float[Tensor, "*batch d_out _"], float | int | Float64[Tensor, "*batch"]]
 """(down [*batch, r, d_in], up [*batch, d_out, r], factor) of factor · up @ down."""
@@ -131,6 +131,13 @@ def chunks(modules: Sequence[Item], entries: int) -> Iterator[Sequence[Item]]:
     size = max(1, _CHUNK // (8 * entries))
     for start in range(0, len(modules), size):
         yield modules[start : start + size]
+
+
+def batches(modules: Mapping[str, LoraModule]) -> Iterator[Sequence[str]]:
+    """Names of modules of one shape and rank, which can be computed together, in batches of bounded memory."""
+    for names in alike(modules):
+        first = modules[names[0]]
+        yield from chunks(names, first.down.numel() + first.up.numel())
 
 
 def _chunk(before: Sequence[LoraModule], after: Sequence[LoraModule], names: Sequence[str]) -> dict[str, Deviation]:

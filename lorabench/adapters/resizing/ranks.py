@@ -11,7 +11,7 @@ from lorabench.adapters.names.identity import component
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import energy_rank
 
-__all__ = ["budget_ranks", "limits_by_module", "spectral_rank"]
+__all__ = ["budget_ranks", "energy_ranks", "limits_by_module", "spectral_rank"]
 
 _SLACK = 1 - 1e-12
 
@@ -92,6 +92,42 @@ def budget_ranks(
         ranks[name] += 1
         if ranks[name] < bounds[name][1]:
             heapq.heappush(heap, (-gains[name][ranks[name]], order[name], name))
+    return ranks
+
+
+def energy_ranks(
+    spectra: Mapping[str, Float[Tensor, " k"]], bounds: Mapping[str, tuple[int, int]], share: float | int
+) -> dict[str, int]:
+    """The fewest singular values of all modules together whose energy Σσ² is a share of the whole adapter's.
+
+    One threshold for all modules: no other choice of as many values keeps more (each is worth its own σ²). What the
+    bounds force to be kept counts, and what they forbid is missing.
+
+    Args:
+        spectra: module -> σ of ΔW, descending.
+        bounds: module -> least and largest rank.
+        share: of Σσ² over all modules, above 0 and up to 1.
+
+    Example:
+        >>> import torch
+        >>> spectra = {"q": torch.tensor([10.0, 1.0]), "v": torch.tensor([2.0, 2.0])}
+        >>> energy_ranks(spectra, dict.fromkeys(spectra, (0, 2)), 0.98)
+        {'q': 1, 'v': 2}
+    """
+    energies = {name: sigma.double().square().tolist() for name, sigma in spectra.items()}
+    ranks = {name: least for name, (least, _) in bounds.items()}
+    missing = share * _SLACK * sum(map(sum, energies.values()))
+    missing -= sum(sum(values[: ranks[name]]) for name, values in energies.items())
+    offered = (
+        (-values[place], order, name)
+        for order, (name, values) in enumerate(energies.items())
+        for place in range(ranks[name], bounds[name][1])
+    )
+    for gain, _, name in sorted(offered):
+        if missing <= 0 or gain == 0:
+            break
+        ranks[name] += 1
+        missing += gain
     return ranks
 
 

@@ -13,7 +13,18 @@ __all__ = ["MODES", "ResizeRule", "spelled"]
 _COUNTED = ("rank", "pad", "truncate")
 _KOHYA = ("sv_ratio", "sv_cumulative", "sv_fro")
 
-MODES = ("rank", "sv_ratio", "sv_cumulative", "sv_fro", "energy", "size_mib", "pad", "truncate")
+MODES = (
+    "rank",
+    "sv_ratio",
+    "sv_cumulative",
+    "sv_fro",
+    "energy",
+    "total_energy",
+    "parameters",
+    "size_mib",
+    "pad",
+    "truncate",
+)
 """The fields of a rule that say how ranks are chosen; exactly one is given."""
 
 
@@ -49,6 +60,14 @@ class ResizeRule:
         float | int | None,
         Help("SVD, keep the fewest whose sum of squares is T of the whole"), Metavar("T"), Above(0), AtMost(1),
     ] = None  # fmt: skip
+    total_energy: Annotated[
+        float | int | None,
+        Help("SVD, one threshold over all modules: the fewest values whose sum of squares is T of the whole adapter's"),
+        Metavar("T"), Above(0), AtMost(1),
+    ] = None  # fmt: skip
+    parameters: Annotated[
+        int | None, Help("SVD, the least total error with at most this many numbers in all factors"), AtLeast(1)
+    ] = None
     size_mib: Annotated[
         float | int | None, Help("SVD, the least total error in a file of at most this size"), Metavar("MIB"), Above(0)
     ] = None
@@ -135,6 +154,10 @@ def spelled(argument: str, value: object) -> str:
 def _check_value(mode: str, value: float | int) -> None:
     if mode in _COUNTED:
         _check_rank(spelled(mode, value), value)
+        return
+    if mode == "parameters":
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise LorabenchError(f"{spelled(mode, value)}: a whole number from 1 on is needed.")
         return
     number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
     if mode == "sv_ratio":

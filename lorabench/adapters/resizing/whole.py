@@ -2,29 +2,30 @@
 
 import json
 import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float32, Float64
 from torch import Tensor
 from torch.nn import functional
 
 from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.comparing.deviation import Deviation, chunks, deviations, total
+from lorabench.adapters.comparing.deviation import Deviation, batches, deviations, total
+from lorabench.adapters.comparing.spectra import spectra, stack
 from lorabench.adapters.layouts import written_layout
 from lorabench.adapters.names.identity import component
 from lorabench.adapters.reading.naming import KEPT
-from lorabench.adapters.resizing.ranks import budget_ranks, limits_by_module, spectral_rank
+from lorabench.adapters.resizing.ranks import budget_ranks, energy_ranks, limits_by_module, spectral_rank
 from lorabench.adapters.resizing.receipt import ModuleReceipt, Receipt
 from lorabench.adapters.resizing.rule import ResizeRule, spelled
 from lorabench.adapters.writing.converting import about_wrappers, prepare
 from lorabench.adapters.writing.refusals import refuse_infinite, refuse_unsupported
 from lorabench.adapters.writing.saving import carries_extras, layout_of, save, stored_type
 from lorabench.errors import LorabenchError
-from lorabench.lowrank import singular_values, thin_svd
+from lorabench.lowrank import thin_svd
 from lorabench.text import some
 
 __all__ = ["RESIZE_KEY", "resize"]
@@ -86,8 +87,7 @@ def resize(
     if rule.mode in ("pad", "truncate"):
         resized = _simple(rule, adapter.modules, at_most)
     else:
-        fixed = _by_size(rule, adapter, at_most, dtype, layout) if rule.mode == "size_mib" else {}
-        resized = _optimal(rule, adapter.modules, at_most, fixed)
+        resized = _optimal(rule, adapter.modules, at_most, _of_all(rule, adapter, at_most, dtype, layout))
     modules = {name: _rounded(name, resized[name].module, dtype) for name in adapter.modules}
     receipt = _receipt(rule, adapter, resized, modules)
     said = {"mode": rule.mode, "value": rule.value, "from": adapter.path.name, "relative_error": receipt.predicted}
@@ -110,11 +110,11 @@ def _optimal(
     rule: ResizeRule, modules: Mapping[str, LoraModule], at_most: Mapping[str, int], fixed: Mapping[str, int]
 ) -> dict[str, _Resized]:
     found = {}
-    for names in _alike(modules):
+    for names in batches(modules):
         batch = [modules[name] for name in names]
-        left, sigma, right = thin_svd(*_stacked(batch))
+        left, sigma, right = thin_svd(*stack(batch))
         counts = [0] * len(batch)
-        if rule.mode not in ("rank", "size_mib"):
+        if rule.mode not in ("rank", "size_mib", "total_energy", "parameters"):
             counts = spectral_rank(rule.mode, rule.value, sigma, rule.kohya_counts).tolist()
         for i, name in enumerate(names):
             wanted, notes = _wanted(rule, batch[i], sigma[i], fixed.get(name, counts[i]), at_most.get(name))
@@ -181,13 +181,13 @@ def _simple(rule: ResizeRule, modules: Mapping[str, LoraModule], at_most: Mappin
         return {name: _padded(module, rank) for name, module in modules.items()}
     ranks = {name: min(rank, at_most.get(name, rank), module.rank) for name, module in modules.items()}
     cut = {name: _with_rows(module, ranks[name]) for name, module in modules.items()}
-    errors, spectra = deviations(modules, cut), _spectra(modules)
+    errors, sigma = deviations(modules, cut), spectra(modules)
     return {
         name: _Resized(
             module,
             errors[name].difference,
-            min(float(spectra[name][ranks[name] :].norm()), errors[name].difference),
-            () if spectra[name][0] > 0 else (_UNTRAINED,),
+            min(float(sigma[name][ranks[name] :].norm()), errors[name].difference),
+            () if sigma[name][0] > 0 else (_UNTRAINED,),
         )
         for name, module in cut.items()
     }
@@ -205,22 +205,43 @@ def _clamped(module: LoraModule, rank: int, most: int) -> str:
     return f"rank {rank} is clamped to {most}, the {what} of ΔW {list(module.shape)}"
 
 
+def _of_all(
+    rule: ResizeRule, adapter: Adapter, at_most: Mapping[str, int], dtype: torch.dtype | None, layout: str | None
+) -> dict[str, int]:
+    """The ranks of modes that look at all modules together; none of other modes."""
+    if rule.mode == "size_mib":
+        return _by_size(rule, adapter, at_most, dtype, layout)
+    if rule.mode == "total_energy":
+        return energy_ranks(spectra(adapter.modules), _bounds(rule, adapter.modules, at_most), rule.value)
+    if rule.mode != "parameters":
+        return {}
+    bounds, cost = _bounds(rule, adapter.modules, at_most), _numbers(adapter.modules)
+    least = sum(cost[name] * rank for name, (rank, _) in bounds.items())
+    if rule.value < least:
+        raise LorabenchError(f"{spelled('parameters', rule.value)}: the least ranks have {least}. Allow as many.")
+    return budget_ranks(spectra(adapter.modules), cost, bounds, int(rule.value))
+
+
+def _numbers(modules: Mapping[str, LoraModule]) -> dict[str, int]:
+    """Module -> numbers of one rank dimension."""
+    return {name: sum(module.shape) for name, module in modules.items()}
+
+
 def _by_size(
     rule: ResizeRule, adapter: Adapter, at_most: Mapping[str, int], dtype: torch.dtype | None, layout: str | None
 ) -> dict[str, int]:
     modules, budget = adapter.modules, int(rule.value * 2**20)
-    bounds, cost = {}, {}
-    for name, module in modules.items():
-        limits = [limit for limit in (at_most.get(name), rule.max_rank) if limit is not None]
-        most = min(module.rank, *module.shape, *limits)
-        bounds[name] = min(rule.min_rank, most), most
-        cost[name] = sum(module.shape) * stored_type(module, dtype or "stored").itemsize
+    bounds = _bounds(rule, modules, at_most)
+    cost = {
+        name: numbers * stored_type(modules[name], dtype or "stored").itemsize
+        for name, numbers in _numbers(modules).items()
+    }
     layout = layout or layout_of(adapter)
     renamed = prepare(adapter, layout)  # as the command writes it; `save` alone keeps the names
     written = [adapter] + [renamed.adapter] * (list(renamed.names) != list(renamed.adapter.modules))
     beside = max(_beside_weights(one, dtype, layout) for one in written)
     try:
-        return budget_ranks(_spectra(modules), cost, bounds, budget - beside)
+        return budget_ranks(spectra(modules), cost, bounds, budget - beside)
     except LorabenchError as error:
         least = beside + sum(cost[name] * bounds[name][0] for name in modules)
         raise LorabenchError(
@@ -228,6 +249,18 @@ def _by_size(
             f"{least / 2**20:.4g} MiB ({beside / 2**20:.4g} of them names and metadata). Allow more, or name a "
             "smaller type."
         ) from error
+
+
+def _bounds(
+    rule: ResizeRule, modules: Mapping[str, LoraModule], at_most: Mapping[str, int]
+) -> dict[str, tuple[int, int]]:
+    """Module -> the least and the largest rank that the rule's limits leave."""
+    bounds = {}
+    for name, module in modules.items():
+        limits = [limit for limit in (at_most.get(name), rule.max_rank) if limit is not None]
+        most = min(module.rank, *module.shape, *limits)
+        bounds[name] = min(rule.min_rank, most), most
+    return bounds
 
 
 def _beside_weights(adapter: Adapter, dtype: torch.dtype | None, layout: str) -> int:
@@ -244,30 +277,6 @@ def _beside_weights(adapter: Adapter, dtype: torch.dtype | None, layout: str) ->
         file = path / "adapter_model.safetensors" if in_folder else path
         # Higher ranks write longer numbers (one shape, two offsets) for three tensors; 1 KiB is for metadata.
         return file.stat().st_size - weights + 9 * 3 * len(thin) + 1024
-
-
-def _spectra(modules: Mapping[str, LoraModule]) -> dict[str, Float64[Tensor, " k"]]:
-    found: dict[str, Float64[Tensor, " k"]] = {}
-    for names in _alike(modules):
-        sigma = singular_values(*_stacked([modules[name] for name in names]))
-        found.update(zip(names, sigma, strict=True))
-    return found
-
-
-def _alike(modules: Mapping[str, LoraModule]) -> Iterator[Sequence[str]]:
-    """Names of modules of one shape and rank, in batches of bounded memory."""
-    groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for name, module in modules.items():
-        groups[(*module.shape, module.rank)].append(name)
-    for (d_out, d_in, rank), names in groups.items():
-        yield from chunks(names, (d_out + d_in) * rank)
-
-
-def _stacked(
-    batch: Sequence[LoraModule],
-) -> tuple[Float[Tensor, "n r d_in"], Float[Tensor, "n d_out r"], Float64[Tensor, " n"]]:
-    scales = torch.tensor([module.scale for module in batch], dtype=torch.float64)
-    return torch.stack([module.down for module in batch]), torch.stack([module.up for module in batch]), scales
 
 
 def _rounded(name: str, module: LoraModule, dtype: torch.dtype | None) -> LoraModule:

@@ -9,9 +9,7 @@ class Dominating(Rule):
     """ρ = σ_max(ΔW) / σ_max(W)."""
 
     action = "Lower α or the learning rate, or merge with a weight below 1; check that the base's abilities are kept."
-    source = (
-        "convention: below 0.05 minimal, about 0.1 healthy, above 0.3 a warning, above 0.5 critical"
-    )
+    source = "convention: below 0.05 minimal, about 0.1 healthy, above 0.3 a warning, above 0.5 critical"
 
     def measure(self, look: Look, _thresholds: Thresholds) -> float | None:
         """ρ; nothing without a base."""
