@@ -7,7 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lorabench.health.advisor import Advice, advise
     from lorabench.health.alerts import SEVERITIES, Alert, Watch, read_thresholds
+    from lorabench.health.allotment import Allotment, allot_ranks
     from lorabench.health.analyzer import Analysis, LoRAAnalyzer
     from lorabench.health.auditing import Audit, audit
     from lorabench.health.live import live_modules
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SEVERITIES",
+    "Advice",
     "Alert",
+    "Allotment",
     "Analysis",
     "Audit",
     "LoRAAdapterMetrics",
@@ -27,6 +31,8 @@ __all__ = [
     "LoRAStructuralMetrics",
     "Snapshot",
     "Watch",
+    "advise",
+    "allot_ranks",
     "audit",
     "dynamics",
     "live_modules",
@@ -37,6 +43,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "advisor": ("Advice", "advise"),
+    "allotment": ("Allotment", "allot_ranks"),
     "alerts": ("SEVERITIES", "Alert", "Watch", "read_thresholds"),
     "analyzer": ("Analysis", "LoRAAnalyzer"),
     "auditing": ("Audit", "audit"),

@@ -28,7 +28,7 @@ class ModuleGradient:
 
     Attributes:
         module: its name.
-        shape: (d_out, d_in).
+        shape: (d_out, d_in), as the model has it: GPT-2's Conv1D have it the other way about.
         importance: mean |W ∘ G| over the entries (GoRA, He et al. 2025).
         effective_rank: exp(entropy of σ/Σσ) of G. Known to be 30 to 1,000 where r = 16 does, so it is no r by itself;
             None of a G whose short side is above 2,048, of which only the first 256 values are computed.
@@ -101,7 +101,7 @@ def allot_ranks(
     count = 0
     with _gradients_of(model, list(weights.values())):
         for count, batch in enumerate(batches, start=1):
-            loss(model, batch).backward()
+            torch.autograd.backward(loss(model, batch))
             for name, weight in weights.items():
                 if weight.grad is None or not bool(torch.isfinite(weight.grad).all()):
                     raise LorabenchError(f"{name}: its gradient is missing or not finite. Check the loss and targets.")
@@ -122,12 +122,8 @@ def _targets(model: nn.Module, targets: Collection[str] | None) -> dict[str, nn.
         if wanted and isinstance(weight, nn.Parameter) and weight.ndim == 2 and weight.is_floating_point():
             weights[name] = weight
     if not weights:
-        what = (
-            "a linear module" if targets is None else f"a module with a weight of two dimensions in {sorted(targets)}"
-        )
-        raise LorabenchError(
-            f"{type(model).__name__}: there is not {what}. Name the ends of modules' names in targets."
-        )
+        what = "" if targets is None else f" whose name ends in {', '.join(targets)}"
+        raise LorabenchError(f"{type(model).__name__}: no linear module{what}. Name the ends of some in targets.")
     return weights
 
 
