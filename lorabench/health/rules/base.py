@@ -19,7 +19,7 @@ class Thresholds:
         clear: part of the way from a limit to nothing at which a rule that has spoken falls silent again: above a
             limit it is limit · clear, below one it is limit / clear. 1: no hysteresis.
         asked: whether the rule is asked without being named.
-        after: step of a training before which it is not asked; a file is always asked.
+        after: step of a training before which it is not asked; a file and a last checkpoint always are.
         window: steps that a rule over time looks back.
         most: severity where it speaks of over half of the modules that it has judged; None: as of one.
     """
