@@ -127,7 +127,7 @@ class Watch:
         if not raised:
             return None
         severity = max(raised.values(), key=SEVERITIES.index)
-        limit = thresholds.limits[severity]
+        limit = float(thresholds.limits[severity])
         if thresholds.most and len(raised) > len(judged) / 2:
             severity = max(severity, thresholds.most, key=SEVERITIES.index)
         ordered = sorted(raised, key=lambda module: judged[module], reverse=rule.above)
@@ -156,7 +156,7 @@ def _as_grave(was: str, severity: str) -> bool:
     return SEVERITIES.index(was) >= SEVERITIES.index(severity)
 
 
-def _passes(rule: Rule, value: float, limit: float, clear: float) -> bool:
+def _passes(rule: Rule, value: float, limit: float | int, clear: float | int) -> bool:
     return value > limit * clear if rule.above else value < limit / clear
 
 

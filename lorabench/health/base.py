@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lorabench.adapters.adapter import LoraModule
@@ -27,6 +27,7 @@ _QUANTISED = (".absmax", ".quant_map", ".quant_state", ".SCB", ".qweight", ".qze
 _INTRUDERS, _MATCH = 10, 0.5
 
 
+@runtime_checkable  # for beartype, in tests
 class Weights(Protocol):
     """Where a base's weights are."""
 
@@ -131,7 +132,7 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def as_delta(
-    weight: Float[Tensor, "..."], name: str, module: LoraModule, where: str, transposed: bool = False
+    weight: Shaped[Tensor, "..."], name: str, module: LoraModule, where: str, transposed: bool = False
 ) -> Float[Tensor, "d_out d_in"]:
     """A base's weight in the shape of ΔW: a convolution flattened, an embedding's table and GPT-2's transposed.
 

@@ -24,8 +24,8 @@ class Thresholds:
         most: severity where it speaks of over half of the modules that it has judged; None: as of one.
     """
 
-    limits: Mapping[str, float]
-    clear: float = 1.0
+    limits: Mapping[str, float | int]
+    clear: float | int = 1.0
     asked: bool = True
     after: int = 0
     window: int = 0
