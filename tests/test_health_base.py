@@ -1,4 +1,4 @@
-"""The base's weights: found under the adapter's names in every form that they are kept in, and compared as numpy does."""
+"""The base's weights: found under the adapter's names in every form they are kept in, and compared as numpy does."""
 
 import json
 import math

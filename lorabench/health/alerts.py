@@ -184,7 +184,7 @@ def _defaults() -> Mapping[str, Thresholds]:
     return {name: _updated(_DEFAULTS, name, Thresholds({}), entry) for name, entry in _parsed(_DEFAULTS).items()}
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def _parsed(path: Path) -> dict[Any, Any]:
     with explain_reading(path):
         text = path.read_bytes()
     try:
