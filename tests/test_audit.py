@@ -237,6 +237,14 @@ def test_beside_a_base_dominance_is_judged_and_shown(folder, base, tmp_path, cap
     assert 'aria-label="σ_max(ΔW) / σ_max(W) of 3 modules in network order' in page.read_text()
 
 
+def test_a_small_dominance_is_drawn_without_a_warning(tmp_path, capsys):
+    small = write(tmp_path / "small.safetensors", size=1e-3)
+    weights = {f"mid_block.{i}.to_q.weight": torch.randn(24, 16) for i in range(4)}
+    save_file(weights, tmp_path / "base.safetensors")
+    ask(capsys, small, "--base", tmp_path / "base.safetensors", "--html", tmp_path / "page.html")
+    assert self_contained(tmp_path / "page.html").elements.count("svg") == 2
+
+
 def load_base(path):
     from safetensors.numpy import load_file
 

@@ -105,7 +105,10 @@ def dominance_picture(one: Audit) -> Picture | None:
 def _draw_dominance(rows: Sequence[LoRAAdapterMetrics], values: Sequence[float]) -> Figure:
     figure = Figure(figsize=(8.5, 3.0), layout="constrained")
     axes = figure.subplots()
+    top = max(1.1 * max(values), 0.12)
     for name, end in BANDS.items():
+        if end > top:  # words outside the axes would take their room
+            break
         axes.axhline(end, color=GREY, linewidth=0.7, linestyle="--")
         axes.text(len(rows) - 0.4, end, f"{name} up to {end:g} ", ha="right", va="bottom", fontsize=6.5, color=GREY)
     for place, (row, value) in enumerate(zip(rows, values, strict=True)):
@@ -113,7 +116,7 @@ def _draw_dominance(rows: Sequence[LoRAAdapterMetrics], values: Sequence[float])
         if len(rows) <= _TIPS:
             tip(mark, f"{row.module}: ρ {value:.3g}, ‖ΔW‖ {row.effective_lr_scale or 0:.3g} of ‖W‖")
     _parts(axes, rows)
-    axes.set_ylim(0, max(1.1 * max(values), 0.12))
+    axes.set_ylim(0, top)
     axes.set_ylabel("ρ = σ_max(ΔW) / σ_max(W)")
     return figure
 
