@@ -127,10 +127,10 @@ def largest_singular_value(matrix: Float[Tensor, "rows cols"], tolerance: float 
     above: list[float] = []
     for _ in range(min(most, *values.shape)):
         column = _without(values @ right[-1], left)
-        diagonal.append(float(column.norm()))
+        diagonal.append(_length(column))
         left = torch.cat([left, (column / (diagonal[-1] or 1.0))[None]])
         row = _without(values.mT @ left[-1], right)
-        above.append(float(row.norm()))
+        above.append(_length(row))
         before, sigma = sigma, _of_bidiagonal(diagonal, above)
         settled = settled + 1 if abs(sigma - before) <= tolerance * sigma else 0
         if settled == 2 or above[-1] == 0 or math.isnan(sigma):
@@ -230,6 +230,11 @@ def _without(vector: Float[Tensor, " n"], basis: Float[Tensor, "k n"]) -> Float[
     for _ in range(2):
         vector = vector - basis.mT @ (basis @ vector)
     return vector
+
+
+def _length(vector: Float[Tensor, " n"]) -> float:
+    """In float64: float32's squares leave its range from 1e19 on, and below 1e-19."""
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
 
 def _of_bidiagonal(diagonal: list[float], above: list[float]) -> float:

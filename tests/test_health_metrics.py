@@ -1,6 +1,7 @@
 """Metrics of an adapter's modules beside dense linear algebra in numpy, and on what has no spectrum."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -161,3 +162,90 @@ def test_published_files_are_as_dense_linear_algebra_has_them(real_folder):
             share = sigma[sigma > 0] / sigma.sum()
             assert one.effective_rank_BA == pytest.approx(math.exp(-(share * np.log(share)).sum()), rel=1e-4)
     assert seen
+
+
+def with_directions(rng, norms_down, norms_up, width):
+    """Random directions, whose rows of A and columns of B have these norms."""
+    down, up = rng.normal(size=(len(norms_down), width)), rng.normal(size=(width, len(norms_up)))
+    down *= (norms_down / np.linalg.norm(down, axis=1))[:, None]
+    up *= norms_up / np.linalg.norm(up, axis=0)
+    return LoraModule(torch.tensor(down, dtype=torch.float32), torch.tensor(up, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("width", [64, 256, 1024])
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+def test_random_directions_have_the_effective_rank_of_their_norms(width, decay):
+    rank, rng = 8, np.random.default_rng(width)
+    norms_down, norms_up = np.arange(1.0, rank + 1) ** -decay, rng.permutation(np.linspace(1, 2, rank))
+    modules = {str(i): with_directions(rng, norms_down, norms_up, width) for i in range(40)}
+    rows = module_metrics(modules)
+    product = norms_down * norms_up
+    share = product / product.sum()
+    expected = math.exp(-(share * np.log(share)).sum())
+    assert [row.effective_rank_norms for row in rows] == pytest.approx([expected] * 40, rel=1e-6)
+    # Unit rows of d random numbers have inner products of 1/√d: σ² moves by its square, r times.
+    mean = float(np.mean([row.effective_rank_BA for row in rows]))
+    assert mean == pytest.approx(expected, rel=1.5 * rank / width)
+
+
+def test_directions_that_agree_use_less_than_their_norms_allow():
+    rng = np.random.default_rng(0)
+    module = with_directions(rng, np.ones(4), np.ones(4), 256)
+    same = LoraModule(module.down[:1].expand(4, -1).contiguous(), module.up)
+    (row,) = module_metrics({"m": same})
+    assert row.effective_rank_norms == pytest.approx(4, rel=1e-6)
+    assert row.effective_rank_BA == pytest.approx(1, rel=1e-3)
+
+
+def test_stuck_dimensions_are_zero_on_both_sides():
+    module = a_module(np.random.default_rng(3), rank=5)
+    down, up = module.down.clone(), module.up.clone()
+    down[[1, 3]], up[:, [3, 4]] = 0, 0
+    (found,) = module_metrics({"m": LoraModule(down, up)})
+    assert found.dead_dimensions == (1, 3, 4)
+    assert found.stuck_dimensions == (3,)
+    assert found.effective_rank_norms == pytest.approx(
+        entropy_rank_of(np.linalg.norm(down.numpy(), axis=1) * np.linalg.norm(up.numpy(), axis=0)), rel=1e-6
+    )
+    (padded,) = module_metrics({"m": LoraModule(torch.cat([module.down, 0 * module.down]), torch.cat([up, 0 * up], 1))})
+    assert padded.stuck_dimensions == (5, 6, 7, 8, 9)
+    (broken,) = module_metrics({"m": LoraModule(down * math.nan, up)})
+    assert (broken.stuck_dimensions, broken.dead_dimensions, broken.effective_rank_norms) == ((), (), None)
+
+
+def entropy_rank_of(values):
+    share = values[values > 0] / values.sum()
+    return math.exp(-(share * np.log(share)).sum())
+
+
+def test_ratios_to_the_base_are_of_the_scaled_update():
+    module = a_module(np.random.default_rng(4), scale=-0.25)
+    (row,) = module_metrics({"m": module})
+    assert (row.dominance, row.effective_lr_scale) == (None, None)
+    beside = replace(row, base_sigma_max=3.0, base_frobenius=5.0)
+    delta = module.delta().double().numpy()
+    assert beside.dominance == pytest.approx(np.linalg.norm(delta, 2) / 3, rel=1e-6)
+    assert beside.effective_lr_scale == pytest.approx(np.linalg.norm(delta) / 5, rel=1e-6)
+    zero = replace(row, base_sigma_max=0.0, base_frobenius=0.0)
+    assert (zero.dominance, zero.effective_lr_scale) == (None, None)
+    (nan,) = module_metrics({"m": LoraModule(module.down * math.nan, module.up)})
+    unknown = replace(nan, base_sigma_max=3.0, base_frobenius=5.0)
+    assert (unknown.dominance, unknown.effective_lr_scale) == (None, None)
+    (untrained,) = module_metrics({"m": LoraModule(module.down, 0 * module.up)})
+    assert replace(untrained, base_sigma_max=3.0).dominance == 0
+
+
+def test_factor_condition_is_the_larger_that_is_defined():
+    module = a_module(np.random.default_rng(5), rank=3)
+    for down, up in ((module.down * torch.tensor([[1.0], [1.0], [50.0]]), module.up), (module.down, module.up * 9)):
+        (row,) = module_metrics({"m": LoraModule(down, up)})
+        expected = max(np.linalg.cond(down.double().numpy()), np.linalg.cond(up.double().numpy()))
+        assert row.factor_condition == pytest.approx(expected, rel=1e-6)
+    (untrained,) = module_metrics({"m": LoraModule(module.down, 0 * module.up)})
+    assert untrained.factor_condition == untrained.kappa_A
+    (nothing,) = module_metrics({"m": LoraModule(0 * module.down, 0 * module.up)})
+    assert nothing.factor_condition is None
+
+
+def test_no_module_is_no_error():
+    assert module_metrics({}) == []

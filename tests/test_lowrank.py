@@ -280,6 +280,80 @@ def test_numerical_rank_is_that_of_dense_algebra() -> None:
     assert found.tolist() == [6, 6, 4, 5, 6]
 
 
+def of_spectrum(seed: int, rows: int, cols: int, sigma: list[float]) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    left, right = (np.linalg.qr(rng.normal(size=(side, len(sigma))))[0] for side in (rows, cols))
+    return (left * np.array(sigma)) @ right.T
+
+
+@pytest.mark.parametrize("shape", [(40, 300), (300, 40), (64, 64), (1, 50), (50, 1), (1, 1), (2, 3)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_largest_singular_value_is_numpys(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    matrix = torch.from_numpy(np.random.default_rng(sum(shape)).normal(size=shape)).to(dtype)
+    expected = np.linalg.norm(matrix.double().numpy(), 2)
+    assert lowrank.largest_singular_value(matrix) == pytest.approx(expected, rel=2e-6)
+
+
+@pytest.mark.parametrize(
+    "sigma",
+    [[3.0], [1.0] * 30, [2.0] * 29 + [1.9999], [5.0, 4.999999, 4.99], list(np.geomspace(1e3, 1e-9, 30)), [1e-4] * 2],
+    ids=["rank 1", "orthonormal", "all but equal", "two close", "12 decades", "small"],
+)
+@pytest.mark.parametrize("shape", [(30, 80), (80, 30), (30, 30)])
+def test_largest_singular_value_of_a_known_spectrum(sigma: list[float], shape: tuple[int, int]) -> None:
+    matrix = torch.from_numpy(of_spectrum(1, *shape, sigma))
+    for dtype, reach in ((torch.float64, 1e-6), (torch.float32, 3e-6)):
+        found = lowrank.largest_singular_value(matrix.to(dtype))
+        assert found == pytest.approx(max(sigma), rel=reach)
+        assert found <= max(sigma) * (1 + reach / 3)
+
+
+def test_largest_singular_value_of_what_is_nothing_or_no_number() -> None:
+    assert lowrank.largest_singular_value(torch.zeros(5, 7)) == 0
+    assert lowrank.largest_singular_value(torch.zeros(0, 7)) == 0
+    assert lowrank.largest_singular_value(torch.zeros(7, 0)) == 0
+    single = torch.zeros(5, 7)
+    single[3, 2] = -4.0
+    assert lowrank.largest_singular_value(single) == pytest.approx(4)
+    for wrong in (math.nan, math.inf, -math.inf):
+        single[1, 1] = wrong
+        assert math.isnan(lowrank.largest_singular_value(single))
+        assert math.isnan(lowrank.largest_singular_value(single.half()))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
+def test_no_size_of_float32_leaves_the_range_of_the_largest(size: float) -> None:
+    matrix = draw(2, (), 20, 30, 30)[0]
+    found = lowrank.largest_singular_value(matrix * size)
+    assert found / size == pytest.approx(np.linalg.norm(matrix.double().numpy(), 2), rel=1e-5)
+
+
+@FEW
+@given(
+    seed=st.integers(0, 2**20), rows=st.integers(1, 40), cols=st.integers(1, 40), decay=st.floats(0.0, 3.0),
+    turned=st.booleans(),
+)  # fmt: skip
+def test_largest_singular_value_is_the_same_turned_and_scaled(
+    seed: int, rows: int, cols: int, decay: float, turned: bool
+) -> None:
+    sigma = [(i + 1.0) ** -decay for i in range(min(rows, cols))]
+    matrix = torch.from_numpy(of_spectrum(seed, rows, cols, sigma))
+    matrix = matrix.mT if turned else matrix
+    found = lowrank.largest_singular_value(matrix)
+    assert found == pytest.approx(1.0, rel=1e-6)
+    assert lowrank.largest_singular_value(-8.0 * matrix) == pytest.approx(8 * found, rel=1e-9)
+
+
+def test_a_wide_matrix_takes_few_of_its_steps_and_is_the_same_each_time() -> None:
+    matrix = torch.from_numpy(of_spectrum(4, 400, 700, list(np.linspace(2, 1, 400)))).float()
+    torch.manual_seed(1)
+    first = lowrank.largest_singular_value(matrix)
+    torch.manual_seed(2)
+    assert lowrank.largest_singular_value(matrix) == first
+    assert first == pytest.approx(2, rel=1e-5)
+    assert lowrank.largest_singular_value(matrix, most=2) < 2 * (1 - 1e-3)
+
+
 def test_examples_in_the_docstrings() -> None:
     found = doctest.testmod(lowrank)
     assert found.attempted > 0

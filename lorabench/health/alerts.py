@@ -1,5 +1,6 @@
 """Alerts: what the rules say of the modules of an adapter, gathered rule by rule, without flapping."""
 
+import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,6 +21,7 @@ __all__ = ["SEVERITIES", "Alert", "Watch", "read_thresholds"]
 SEVERITIES = ("note", "warning", "error")
 """From the least to the gravest."""
 _DEFAULTS = Path(__file__).with_name("thresholds.yaml")
+_ENDLESS = 1e300
 _FIELDS = {
     "limits": (dict,),
     "clear": (int, float),
@@ -67,7 +69,7 @@ class Watch:
     A rule that has spoken of a module goes on until the value has gone back by the threshold's `clear`.
 
     Args:
-        thresholds: rule -> its limits; None: those of thresholds.yaml.
+        thresholds: rule -> its limits; of a rule that is not there, and None: those of thresholds.yaml.
         names: rules that are asked, whether they are on or not; None: those that are asked without.
 
     Raises:
@@ -77,8 +79,8 @@ class Watch:
     def __init__(
         self, thresholds: Mapping[str, Thresholds] | None = None, names: Collection[str] | None = None
     ) -> None:
-        self.thresholds = dict(thresholds or read_thresholds())
-        unknown = sorted(set(names or ()) - rules().keys())
+        self.thresholds = {**read_thresholds(), **(thresholds or {})}
+        unknown = sorted({*(names or ()), *self.thresholds} - rules().keys())
         if unknown:
             raise LorabenchError(f"rule {', '.join(unknown)}: there is none. Rules are {', '.join(rules())}.")
         self.names = [
@@ -93,25 +95,26 @@ class Watch:
         """All looks so far."""
         return self._snapshots
 
-    def look(self, snapshot: Snapshot) -> list[Alert]:
+    def look(self, snapshot: Snapshot, last: bool = False) -> list[Alert]:
         """What there is to say now, the gravest first; what was said before is not `new`.
 
         Args:
             snapshot: later than those before.
+            last: whether none comes after it: then no rule waits for a later step.
         """
         step = snapshot.step
         looks = {
             name: Look(row, step, [(one.step or 0, one.rows[name]) for one in self._snapshots if name in one.rows])
             for name, row in snapshot.rows.items()
         }
-        alerts = [alert for name in self.names if (alert := self._ask(name, looks, step)) is not None]
+        alerts = [alert for name in self.names if (alert := self._ask(name, looks, step, last)) is not None]
         self._snapshots.append(snapshot)
         self._before = {alert.rule: alert.severity for alert in alerts}
         return sorted(alerts, key=lambda alert: -SEVERITIES.index(alert.severity))
 
-    def _ask(self, name: str, looks: Mapping[str, Look], step: int | None) -> Alert | None:
+    def _ask(self, name: str, looks: Mapping[str, Look], step: int | None, last: bool) -> Alert | None:
         rule, thresholds = rules()[name], self.thresholds[name]
-        if step is not None and step < thresholds.after:
+        if step is not None and step < thresholds.after and not last:
             return None
         values = {module: rule.measure(look, thresholds) for module, look in looks.items()}
         judged = {module: value for module, value in values.items() if value is not None}
@@ -124,7 +127,7 @@ class Watch:
         if not raised:
             return None
         severity = max(raised.values(), key=SEVERITIES.index)
-        limit = thresholds.limits[severity]
+        limit = float(thresholds.limits[severity])
         if thresholds.most and len(raised) > len(judged) / 2:
             severity = max(severity, thresholds.most, key=SEVERITIES.index)
         ordered = sorted(raised, key=lambda module: judged[module], reverse=rule.above)
@@ -153,7 +156,7 @@ def _as_grave(was: str, severity: str) -> bool:
     return SEVERITIES.index(was) >= SEVERITIES.index(severity)
 
 
-def _passes(rule: Rule, value: float, limit: float, clear: float) -> bool:
+def _passes(rule: Rule, value: float, limit: float | int, clear: float | int) -> bool:
     return value > limit * clear if rule.above else value < limit / clear
 
 
@@ -181,12 +184,13 @@ def _defaults() -> Mapping[str, Thresholds]:
     return {name: _updated(_DEFAULTS, name, Thresholds({}), entry) for name, entry in _parsed(_DEFAULTS).items()}
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def _parsed(path: Path) -> dict[Any, Any]:
     with explain_reading(path):
         text = path.read_bytes()
     try:
         found = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    # What is tagged or written as a date, a number or a truth and is none raises what Python's own types raise.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise LorabenchError(f"{path}: no yaml ({' '.join(str(error).split())[:160]}). Repair it.") from error
     if not isinstance(found, dict):
         raise LorabenchError(
@@ -197,19 +201,24 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 def _updated(path: Path, name: str, thresholds: Thresholds, entry: object) -> Thresholds:
     if not isinstance(entry, dict) or not entry.keys() <= _FIELDS.keys():
-        raise LorabenchError(f"{path}: {name} takes {', '.join(_FIELDS)}, and {entry!r} came.")
+        raise LorabenchError(f"{path}: {name} takes {', '.join(_FIELDS)}, and {reprlib.repr(entry)} came.")
     for key, value in entry.items():
-        if not isinstance(value, _FIELDS[key]) or (isinstance(value, bool) and key != "asked"):
+        right = isinstance(value, _FIELDS[key]) and (key == "asked" or not isinstance(value, bool))
+        if not right or (key in ("after", "window") and value < 0):
             raise LorabenchError(
-                f"{path}: {name}.{key} is {value!r}; see lorabench/health/thresholds.yaml for its form."
+                f"{path}: {name}.{key} is {reprlib.repr(value)}; see lorabench/health/thresholds.yaml for its form."
             )
     limits, most = entry.get("limits", thresholds.limits), entry.get("most")
-    right = set(limits) <= set(SEVERITIES) and all(type(value) in (int, float) for value in limits.values())
+    right = set(limits) <= set(SEVERITIES) and all(map(_is_limit, limits.values()))
     if not right or not limits or (most is not None and most not in SEVERITIES):
         raise LorabenchError(
-            f"{path}: {name}: limits and most are by severity ({', '.join(SEVERITIES)}), and limits numbers; "
-            f"{entry!r} came."
+            f"{path}: {name}: limits and most are by severity ({', '.join(SEVERITIES)}), and limits finite "
+            f"numbers from 0 on; {reprlib.repr(entry)} came."
         )
     if not 0 < entry.get("clear", 1.0) <= 1:
         raise LorabenchError(f"{path}: {name}.clear is {entry['clear']!r}; a number above 0, at most 1, is allowed.")
     return replace(thresholds, **entry)
+
+
+def _is_limit(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _ENDLESS  # not of NaN

@@ -130,12 +130,14 @@ def _audited(series: Series, base: BaseFile | None, watch: Watch, count_intruder
     said: dict[str, Alert] = {}
     adapter: Adapter | None = None
     for place, step in zip(series.places, series.steps, strict=True):
+        last = place == series.places[-1]
         adapter = load(place.file)
         rows = module_metrics(adapter.modules)
         if base is not None:
             turned = adapter.config.get("fan_in_fan_out") is True
             rows = against_base(rows, adapter.modules, base, turned, count_intruders)
-        said |= {alert.rule: alert for alert in watch.look(Snapshot(step, {row.module: row for row in rows}))}
+        snapshot = Snapshot(step, {row.module: row for row in rows})
+        said |= {alert.rule: alert for alert in watch.look(snapshot, last)}
     unsupported = {} if adapter is None else {kind: len(keys) for kind, keys in adapter.unsupported.items()}
     several = len(series.places) > 1
     return Audit(

@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lorabench.adapters.adapter import LoraModule
@@ -27,6 +27,7 @@ _QUANTISED = (".absmax", ".quant_map", ".quant_state", ".SCB", ".qweight", ".qze
 _INTRUDERS, _MATCH = 10, 0.5
 
 
+@runtime_checkable  # for beartype, in tests
 class Weights(Protocol):
     """Where a base's weights are."""
 
@@ -75,7 +76,7 @@ class BaseFile:
                     module, found, _ = key.rpartition(ending)
                     if found:
                         packed.add(identity(joined(part, module.removesuffix(_WEIGHT))))
-        if not weights:
+        if not weights and not packed:
             raise LorabenchError(f"{path}: holds no weight of a module, no tensor ends in .weight. Give a base model.")
         return cls(path, weights, frozenset(packed))
 
@@ -83,27 +84,27 @@ class BaseFile:
         """W of one module as [d_out, d_in], as ΔW is (see `as_delta`); None where the base has no such module.
 
         Raises:
-            LorabenchError: it is of another shape, or its numbers cannot be read.
+            LorabenchError: it is of another shape, is quantised, or its numbers cannot be read.
         """
         found = self._find(name)
         if found is None:
             return None
-        header, key = self.weights[found]
         if found in self.packed:
             raise LorabenchError(
-                f"{header.path}: {key} is quantised. Give the base in float16, bfloat16 or float32, or the live model "
+                f"{self.path}: {name} is quantised. Give the base in float16, bfloat16 or float32, or the live model "
                 "to lorabench.health.LoRAAnalyzer, which PEFT dequantises."
             )
+        header, key = self.weights[found]
         return as_delta(read_tensor(header, key), name, module, f"{header.path}: {key}", transposed)
 
     def _find(self, name: str) -> Identity | None:
         """The module itself; else the only one of its part whose name is the end of its, or the other way about."""
         own = identity(name)
-        if own in self.weights:
+        if own in self.weights or own in self.packed:
             return own
         ends = [
             other
-            for other in self.weights
+            for other in {**self.weights, **dict.fromkeys(self.packed)}
             if (not own.part or not other.part or own.part == other.part)
             and (_ends(own.flat, other.flat) or _ends(other.flat, own.flat))
         ]
@@ -117,6 +118,8 @@ def _ends(name: str, end: str) -> bool:
 def _files(path: Path) -> Iterator[tuple[str, Path]]:
     """The part of a pipeline, "" where there is none, and a file of its weights."""
     with explain_reading(path):
+        if not path.exists():
+            raise LorabenchError(f"{path}: no such file or folder. Check the spelling of the path.")
         if not path.is_dir():
             yield "", path
             return
@@ -129,7 +132,7 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def as_delta(
-    weight: Float[Tensor, "..."], name: str, module: LoraModule, where: str, transposed: bool = False
+    weight: Shaped[Tensor, "..."], name: str, module: LoraModule, where: str, transposed: bool = False
 ) -> Float[Tensor, "d_out d_in"]:
     """A base's weight in the shape of ΔW: a convolution flattened, an embedding's table and GPT-2's transposed.
 
@@ -175,13 +178,14 @@ def against_base(
         count_intruders: whether to count intruder dimensions: two dense SVDs a module.
 
     Raises:
-        LorabenchError: no module is in the base, or one has another shape there.
+        LorabenchError: no module is in the base, or one has another shape there, or holds NaN.
     """
-    found = []
+    found, known = [], []
     for row in rows:
         weight = base.weight(row.module, modules[row.module], transposed)
-        found.append(row if weight is None else _beside(row, modules[row.module], weight, count_intruders))
-    if rows and all(row.base_sigma_max is None for row in found):
+        known.append(weight is not None)
+        found.append(row if weight is None else _beside(row, modules[row.module], weight, base.where, count_intruders))
+    if rows and not any(known):
         raise LorabenchError(
             f"{base.where}: holds no weight of the adapter's modules ({some([row.module for row in rows])}). "
             "Give the base model that the adapter was trained on."
@@ -190,12 +194,14 @@ def against_base(
 
 
 def _beside(
-    row: LoRAAdapterMetrics, module: LoraModule, weight: Float[Tensor, "d_out d_in"], count_intruders: bool
+    row: LoRAAdapterMetrics, module: LoraModule, weight: Float[Tensor, "d_out d_in"], where: str, count_intruders: bool
 ) -> LoRAAdapterMetrics:
     sigma = largest_singular_value(weight)
+    if not math.isfinite(sigma):
+        raise LorabenchError(f"{where}: the weight of {row.module} holds NaN or infinity. Give a base that is whole.")
     return replace(
         row,
-        base_sigma_max=sigma if math.isfinite(sigma) else None,
+        base_sigma_max=sigma,
         base_frobenius=float(torch.linalg.vector_norm(weight, dtype=torch.float64)),
         intruder_dimensions=intruders(weight, module) if count_intruders and row.finite else None,
     )

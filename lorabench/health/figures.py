@@ -1,6 +1,7 @@
 """Figures of an audit: the rank that every module uses, its dominance, and both over the steps of a training."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -106,8 +107,8 @@ def _draw_dominance(rows: Sequence[LoRAAdapterMetrics], values: Sequence[float])
     axes = figure.subplots()
     top = max(1.1 * max(values), 0.12)
     for name, end in BANDS.items():
-        if end > top:
-            continue
+        if end > top:  # words outside the axes would take their room
+            break
         axes.axhline(end, color=GREY, linewidth=0.7, linestyle="--")
         axes.text(len(rows) - 0.4, end, f"{name} up to {end:g} ", ha="right", va="bottom", fontsize=6.5, color=GREY)
     for place, (row, value) in enumerate(zip(rows, values, strict=True)):
@@ -127,21 +128,21 @@ def steps_picture(one: Audit) -> Picture | None:
     steps = [snapshot.step or 0 for snapshot in one.snapshots]
     used = _over_steps(one, "rank_utilization")
     sigma = _over_steps(one, "sigma_max")
+    first, last = (_percent(float(np.median(values))) for values in (used[0], used[-1]))
     return Picture(
         name="over the training",
         draw=functools.partial(_draw_steps, steps, used, sigma),
-        alt=f"The median module's use of its rank over steps {steps[0]} to {steps[-1]}: "
-        f"{np.nanmedian(used[0]):.0%} to {np.nanmedian(used[-1]):.0%}.",
+        alt=f"The median module's use of its rank over steps {steps[0]} to {steps[-1]}: {first} to {last}.",
         columns=("step", "used_median", "used_least", "used_most", "sigma_max_median"),
         rows=[
-            (step, *map(float, (np.nanmedian(u), np.nanmin(u), np.nanmax(u), np.nanmedian(s))))
+            (step, *map(float, (np.median(u), min(u), max(u), np.median(s))))
             for step, u, s in zip(steps, used, sigma, strict=True)
         ],
     )
 
 
 def _over_steps(one: Audit, metric: str) -> list[list[float]]:
-    """The modules' values at every step; NaN alone where no module has one."""
+    """The modules' values at every step; one NaN, and nothing else, where no module has any."""
     found = []
     for snapshot in one.snapshots:
         values = [getattr(row, metric) for row in snapshot.rows.values()]
@@ -149,14 +150,19 @@ def _over_steps(one: Audit, metric: str) -> list[list[float]]:
     return found
 
 
+def _percent(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.0%}"
+
+
 def _draw_steps(steps: Sequence[int], used: Sequence[Sequence[float]], sigma: Sequence[Sequence[float]]) -> Figure:
     figure = Figure(figsize=(8.5, 2.8), layout="constrained")
+    places = [float(step) for step in steps]  # a name may say more than an int of numpy's holds
     for axes, values, label, (colour, marker) in zip(
         figure.subplots(1, 2), (used, sigma), ("effective rank / r", "σ₁ of ΔW"), SERIES, strict=False
     ):
-        low, middle, high = (np.array([np.nanquantile(one, q) for one in values]) for q in (0, 0.5, 1))
-        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0, label="all modules")
-        axes.plot(steps, middle, marker=marker, color=colour, markersize=4, label="median")
+        low, middle, high = (np.array([np.quantile(one, q) for one in values]) for q in (0, 0.5, 1))
+        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0, label="all modules")
+        axes.plot(places, middle, marker=marker, color=colour, markersize=4, label="median")
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)

@@ -1,5 +1,6 @@
 """Audits as SARIF 2.1.0 (OASIS 2020), which code hosts show beside the files."""
 
+import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -48,7 +49,7 @@ def _results(one: Audit) -> list[dict[str, Any]]:
 
 
 def _result(rule: str, severity: str, text: str, file: Path, modules: Sequence[str]) -> dict[str, Any]:
-    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": quote(file.as_posix())}}}
+    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": quote(os.fsencode(file.as_posix()))}}}
     if modules:
         location["logicalLocations"] = [{"fullyQualifiedName": name, "kind": "module"} for name in modules]
     return {"ruleId": rule, "level": severity, "message": {"text": text}, "locations": [location]}

@@ -12,7 +12,7 @@ __all__ = ["Series", "in_series"]
 _STEP = re.compile(
     r"""(?:checkpoint|step|iter(?:ation)?|epoch)[-_]?(?P<named>\d+)  # transformers, diffusers, most scripts
       | (?P<mlx>\d{5,})(?=_adapters)                                 # MLX: 0000100_adapters
-      | (?<=-)(?P<kohya>\d{6})$                                      # kohya: name-000004""",
+      | (?<=-)(?P<kohya>0\d{5})$                                     # kohya: name-000004; name-240131 is a day""",
     re.IGNORECASE | re.VERBOSE,
 )
 
@@ -63,4 +63,5 @@ def _without_step(path: Path) -> tuple[Path, int | None]:
         return path, None
     number = found[-1].lastgroup or "named"
     start, end = found[-1].span(number)
-    return path.with_name(f"{name[:start]}…{name[end:]}"), int(found[-1][number])
+    ending = path.name.removeprefix(name)  # the same weights in another format are no further step
+    return path.with_name(f"{name[:start]}…{name[end:]}{ending}"), int(found[-1][number])

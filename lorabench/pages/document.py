@@ -36,16 +36,22 @@ def document(template: Path, reload: int | None = None, **values: object) -> str
     )
     page.filters["svg"] = lambda picture: Markup(inline_svg(picture, next(numbers)))  # noqa: S704  # drawn here, escaped
     page.filters["csv"] = _csv
-    return page.get_template(template.name).render(
+    text = page.get_template(template.name).render(
         style=Markup((_HERE / "page.css").read_text()),  # noqa: S704  # a file of the package
         script=Markup((_HERE / "page.js").read_text()),  # noqa: S704
         version=version("lorabench"),
         reload=reload,
         **values,
     )
+    return _utf8(text).decode()
 
 
 def _csv(part: Picture | Sheet) -> Markup:
     """A link's address that holds the numbers."""
-    data = base64.b64encode(csv_text(part.columns, part.rows).encode()).decode()
+    data = base64.b64encode(_utf8(csv_text(part.columns, part.rows))).decode()
     return Markup(f"data:text/csv;charset=utf-8;base64,{data}")  # noqa: S704  # letters of base64
+
+
+def _utf8(text: str) -> bytes:
+    """A file's name may hold bytes that are no text; they are shown as "?"."""
+    return text.encode(errors="replace")

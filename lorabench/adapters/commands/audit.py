@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from lorabench.adapters.reading.opening import ADAPTER_SUFFIXES
 from lorabench.commands.frame import Outcome
 from lorabench.commands.options import path_name, positive_int
 from lorabench.errors import explain_writing
@@ -44,13 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=positive_int, default=20, metavar="N", help="modules in the table of one adapter")
     parser.add_argument("--html", type=path_name, metavar="FILE", help="a page with figures")
     parser.add_argument("--sarif", type=path_name, metavar="FILE", help="for a code host")
-    parser.set_defaults(wrong_usage=parser.error)
 
 
 def run(args: argparse.Namespace) -> Outcome:
     """Look, write what was asked for, and say what the rules say."""
     if args.intruders and args.base is None:
-        args.wrong_usage("--intruders compares with the base's weights: give --base too")
+        args.refuse("--intruders compares with the base's weights: give --base too")
+    _check_outputs(args)
     from lorabench.health.alerts import SEVERITIES, read_thresholds
     from lorabench.health.auditing import audit
     from lorabench.health.sarif_log import sarif
@@ -75,6 +76,15 @@ def run(args: argparse.Namespace) -> Outcome:
         "written": [path for path, _ in written],
     }
     return Outcome(data, _text(audits, args.top, [path for path, _ in written]), ok=not failed)
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """A page of last week is written over; an adapter is not."""
+    for option, path in (("--html", args.html), ("--sarif", args.sarif)):
+        if path is not None and path.name.endswith(ADAPTER_SUFFIXES):
+            args.refuse(f"{option} {path} is called as an adapter is: give another name")
+    if args.html is not None and args.html == args.sarif:
+        args.refuse(f"--html and --sarif are both {args.html}: give two names")
 
 
 def _text(audits: "list[Audit]", top: int, written: list[object]) -> str:

@@ -19,13 +19,13 @@ class Thresholds:
         clear: part of the way from a limit to nothing at which a rule that has spoken falls silent again: above a
             limit it is limit · clear, below one it is limit / clear. 1: no hysteresis.
         asked: whether the rule is asked without being named.
-        after: step of a training before which it is not asked; a file is always asked.
+        after: step of a training before which it is not asked; a file and a last checkpoint always are.
         window: steps that a rule over time looks back.
         most: severity where it speaks of over half of the modules that it has judged; None: as of one.
     """
 
-    limits: Mapping[str, float]
-    clear: float = 1.0
+    limits: Mapping[str, float | int]
+    clear: float | int = 1.0
     asked: bool = True
     after: int = 0
     window: int = 0
