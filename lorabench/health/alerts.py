@@ -212,4 +212,4 @@ def _updated(path: Path, name: str, thresholds: Thresholds, entry: object) -> Th
         )
     if not 0 < entry.get("clear", 1.0) <= 1:
         raise LorabenchError(f"{path}: {name}.clear is {entry['clear']!r}; a number above 0, at most 1, is allowed.")
-    return replace(thresholds, **entry)
+    return replace(thresholds, **{**entry, "limits": {severity: float(limit) for severity, limit in limits.items()}})

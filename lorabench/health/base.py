@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ _QUANTISED = (".absmax", ".quant_map", ".quant_state", ".SCB", ".qweight", ".qze
 _INTRUDERS, _MATCH = 10, 0.5
 
 
+@runtime_checkable
 class Weights(Protocol):
     """Where a base's weights are."""
 
