@@ -106,7 +106,7 @@ def test_every_layer_of_pefts_is_read_as_peft_has_it(kind):
         assert {id(part) for part in one.parameters()} <= {id(part) for part in model.parameters()}
 
 
-@pytest.mark.parametrize("kind", sorted(set(LAYERS) - {"half", "dora"}))
+@pytest.mark.parametrize("kind", sorted(set(LAYERS) - {"half", "dora", "attention"}))  # PEFT warns of a second there
 def test_the_base_is_what_it_was_before_the_merge(kind):
     make, options = LAYERS[kind]
     model = with_peft(net(layer=make()), "one", "two", target_modules=["layer"], **options)

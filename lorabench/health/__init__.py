@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     from lorabench.health.alerts import SEVERITIES, Alert, Watch, read_thresholds
     from lorabench.health.analyzer import Analysis, LoRAAnalyzer
     from lorabench.health.auditing import Audit, audit
+    from lorabench.health.hugging_face import HuggingFaceMonitor
+    from lorabench.health.lightning import FineTuneMonitor
     from lorabench.health.live import live_modules
     from lorabench.health.metrics import LoRAAdapterMetrics, module_metrics
+    from lorabench.health.monitor import Monitor
     from lorabench.health.sarif_log import sarif
     from lorabench.health.structure import LoRAStructuralMetrics, structural_metrics
     from lorabench.health.trajectory import LoRADynamicsMetrics, Snapshot, dynamics
@@ -21,10 +24,13 @@ __all__ = [
     "Alert",
     "Analysis",
     "Audit",
+    "FineTuneMonitor",
+    "HuggingFaceMonitor",
     "LoRAAdapterMetrics",
     "LoRAAnalyzer",
     "LoRADynamicsMetrics",
     "LoRAStructuralMetrics",
+    "Monitor",
     "Snapshot",
     "Watch",
     "audit",
@@ -40,8 +46,11 @@ _HOMES = {
     "alerts": ("SEVERITIES", "Alert", "Watch", "read_thresholds"),
     "analyzer": ("Analysis", "LoRAAnalyzer"),
     "auditing": ("Audit", "audit"),
+    "hugging_face": ("HuggingFaceMonitor",),
+    "lightning": ("FineTuneMonitor",),
     "live": ("live_modules",),
     "metrics": ("LoRAAdapterMetrics", "module_metrics"),
+    "monitor": ("Monitor",),
     "sarif_log": ("sarif",),
     "structure": ("LoRAStructuralMetrics", "structural_metrics"),
     "trajectory": ("LoRADynamicsMetrics", "Snapshot", "dynamics"),

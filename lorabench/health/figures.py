@@ -16,7 +16,7 @@ from lorabench.pages.parts import Picture
 from lorabench.pages.svg import tip
 from lorabench.pictures import BLUE, GREEN, GREY, ORANGE, SERIES, drawable, tidy
 
-__all__ = ["dominance_picture", "rank_picture", "steps_picture"]
+__all__ = ["dominance_picture", "draw_steps", "rank_picture", "steps_picture"]
 
 _TIPS = 400  # marks that say what they are, on a page of some hundred kB
 
@@ -126,7 +126,7 @@ def steps_picture(one: Audit) -> Picture | None:
     sigma = _over_steps(one, "sigma_max")
     return Picture(
         name="over the training",
-        draw=functools.partial(_draw_steps, steps, used, sigma),
+        draw=functools.partial(draw_steps, steps, used, sigma),
         alt=f"The median module's use of its rank over steps {steps[0]} to {steps[-1]}: "
         f"{np.nanmedian(used[0]):.0%} to {np.nanmedian(used[-1]):.0%}.",
         columns=("step", "used_median", "used_least", "used_most", "sigma_max_median"),
@@ -146,7 +146,14 @@ def _over_steps(one: Audit, metric: str) -> list[list[float]]:
     return found
 
 
-def _draw_steps(steps: Sequence[int], used: Sequence[Sequence[float]], sigma: Sequence[Sequence[float]]) -> Figure:
+def draw_steps(steps: Sequence[int], used: Sequence[Sequence[float]], sigma: Sequence[Sequence[float]]) -> Figure:
+    """Use of the rank and σ₁ of ΔW over the steps: the median, and from the lowest to the highest.
+
+    Args:
+        steps: of the looks.
+        used: effective rank / r at each of them, of all modules, or the lowest, the median and the highest of them.
+        sigma: σ₁ of ΔW in the same way.
+    """
     figure = Figure(figsize=(8.5, 2.8), layout="constrained")
     for axes, values, label, (colour, marker) in zip(
         figure.subplots(1, 2), (used, sigma), ("effective rank / r", "σ₁ of ΔW"), SERIES, strict=False

@@ -21,6 +21,7 @@ _PAIRS = (("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora_a", "lora_b"))
 _SCALES = ("scaling", "scale")
 _EPS = 1e-5  # of PEFT's AdaLoRA
 _NESTED = ".base_layer"
+_INSIDE = ".base_model.model."  # where a LightningModule, say, holds PEFT's model
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def live_modules(model: nn.Module, adapter: str | None = None) -> dict[str, Live
 def _found(model: nn.Module) -> Iterator[LiveModule]:
     for path, owner in model.named_modules():
         for adapter in adapters_of(owner):
-            name = unwrap(path).name
+            name = unwrap(path).name.replace(_INSIDE, ".")
             if not hasattr(owner, "parameter_name"):
                 yield LiveModule(name, owner, adapter)
                 continue
