@@ -345,11 +345,11 @@ def test_names_that_are_logged_are_those_of_the_table(tmp_path):
 
 def test_a_long_training_keeps_the_last_looks_and_fewer_of_the_older():
     model, monitor = adapted(target_modules=["up"]), Monitor(every=1)
-    for _ in range(300):
+    for _ in range(150):
         monitor.step(model)
     steps = [one.step for one in monitor.snapshots]
     assert len(steps) <= 128
-    assert steps[-60:] == list(range(241, 301))
+    assert steps[-60:] == list(range(91, 151))
     assert steps[0] == 1
 
 
@@ -419,8 +419,9 @@ def fit(folder, callbacks=(), resume=None, poison_at=None, **options):
     pl.seed_everything(0, verbose=False)
     module = Lit(poison_at)
     trainer = pl.Trainer(
-        callbacks=list(callbacks), logger=CSVLogger(str(folder), name="", version=""), accelerator="cpu", devices=1,
-        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, **{"max_epochs": 2, **options},
+        callbacks=list(callbacks), logger=CSVLogger(str(folder), name="", version=""), accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+        **{"max_epochs": 2, "devices": 1, **options},
     )  # fmt: skip
     trainer.fit(module, DataLoader(Tokens(), batch_size=2), ckpt_path=resume)
     return module, trainer
@@ -476,7 +477,16 @@ def test_transformers_trainer(tmp_path):
     def run(folder, *callbacks, poison_at=None):
         torch.manual_seed(0)
         base = LlamaForCausalLM(
-            LlamaConfig(VOCABULARY, 32, 64, 2, 4, bos_token_id=1, eos_token_id=2, max_position_embeddings=LENGTH)
+            LlamaConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                bos_token_id=1,
+                eos_token_id=2,
+                max_position_embeddings=LENGTH,
+            )
         )
         model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
         if poison_at is not None:
