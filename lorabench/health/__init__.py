@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from lorabench.health.allotment import Allotment, allot_ranks
     from lorabench.health.analyzer import Analysis, LoRAAnalyzer
     from lorabench.health.auditing import Audit, audit
+    from lorabench.health.hugging_face import HuggingFaceMonitor
+    from lorabench.health.lightning import FineTuneMonitor
     from lorabench.health.live import live_modules
     from lorabench.health.metrics import LoRAAdapterMetrics, module_metrics
+    from lorabench.health.monitor import Monitor
     from lorabench.health.sarif_log import sarif
     from lorabench.health.structure import LoRAStructuralMetrics, structural_metrics
     from lorabench.health.trajectory import LoRADynamicsMetrics, Snapshot, dynamics
@@ -25,10 +28,13 @@ __all__ = [
     "Allotment",
     "Analysis",
     "Audit",
+    "FineTuneMonitor",
+    "HuggingFaceMonitor",
     "LoRAAdapterMetrics",
     "LoRAAnalyzer",
     "LoRADynamicsMetrics",
     "LoRAStructuralMetrics",
+    "Monitor",
     "Snapshot",
     "Watch",
     "advise",
@@ -48,8 +54,11 @@ _HOMES = {
     "alerts": ("SEVERITIES", "Alert", "Watch", "read_thresholds"),
     "analyzer": ("Analysis", "LoRAAnalyzer"),
     "auditing": ("Audit", "audit"),
+    "hugging_face": ("HuggingFaceMonitor",),
+    "lightning": ("FineTuneMonitor",),
     "live": ("live_modules",),
     "metrics": ("LoRAAdapterMetrics", "module_metrics"),
+    "monitor": ("Monitor",),
     "sarif_log": ("sarif",),
     "structure": ("LoRAStructuralMetrics", "structural_metrics"),
     "trajectory": ("LoRADynamicsMetrics", "Snapshot", "dynamics"),

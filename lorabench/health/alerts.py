@@ -11,9 +11,10 @@ import yaml
 
 from lorabench.adapters.reading.opening import explain_reading
 from lorabench.errors import LorabenchError
+from lorabench.health.metrics import LoRAAdapterMetrics
 from lorabench.health.rules import rules
 from lorabench.health.rules.base import Look, Rule, Thresholds
-from lorabench.health.trajectory import Snapshot
+from lorabench.health.trajectory import Snapshot, packed, unpacked
 from lorabench.text import counted
 
 __all__ = ["SEVERITIES", "Alert", "Watch", "read_thresholds"]
@@ -71,13 +72,17 @@ class Watch:
     Args:
         thresholds: rule -> its limits; of a rule that is not there, and None: those of thresholds.yaml.
         names: rules that are asked, whether they are on or not; None: those that are asked without.
+        most: looks that are kept; of more, every second of the older half is let go. None: all.
 
     Raises:
         LorabenchError: there is no rule of such a name.
     """
 
     def __init__(
-        self, thresholds: Mapping[str, Thresholds] | None = None, names: Collection[str] | None = None
+        self,
+        thresholds: Mapping[str, Thresholds] | None = None,
+        names: Collection[str] | None = None,
+        most: int | None = None,
     ) -> None:
         self.thresholds = {**read_thresholds(), **(thresholds or {})}
         unknown = sorted({*(names or ()), *self.thresholds} - rules().keys())
@@ -86,14 +91,36 @@ class Watch:
         self.names = [
             name for name in rules() if (self.thresholds[name].asked if names is None else name in set(names))
         ]
+        self._most = most
         self._snapshots: list[Snapshot] = []
+        self._past: dict[str, list[tuple[int, LoRAAdapterMetrics]]] = {}
         self._raised: dict[tuple[str, str], str] = {}
         self._before: dict[str, str] = {}
 
     @property
     def snapshots(self) -> Sequence[Snapshot]:
-        """All looks so far."""
+        """The looks so far that are kept."""
         return self._snapshots
+
+    def state_dict(self, looks: int) -> dict[str, Any]:
+        """What was raised, and the last looks, in plain types; a training goes on from it.
+
+        Args:
+            looks: how many.
+        """
+        return {
+            "raised": [[rule, module, severity] for (rule, module), severity in self._raised.items()],
+            "before": dict(self._before),
+            "snapshots": [packed(snapshot) for snapshot in self._snapshots[-looks:]],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._raised = {(rule, module): severity for rule, module, severity in state["raised"]}
+        self._before = dict(state["before"])
+        self._snapshots, self._past = [], {}
+        for one in state["snapshots"]:
+            self._keep(unpacked(one))
 
     def look(self, snapshot: Snapshot, last: bool = False) -> list[Alert]:
         """What there is to say now, the gravest first; what was said before is not `new`.
@@ -103,14 +130,22 @@ class Watch:
             last: whether none comes after it: then no rule waits for a later step.
         """
         step = snapshot.step
-        looks = {
-            name: Look(row, step, [(one.step or 0, one.rows[name]) for one in self._snapshots if name in one.rows])
-            for name, row in snapshot.rows.items()
-        }
+        looks = {name: Look(row, step, self._past.get(name, ())) for name, row in snapshot.rows.items()}
         alerts = [alert for name in self.names if (alert := self._ask(name, looks, step, last)) is not None]
-        self._snapshots.append(snapshot)
+        self._keep(snapshot)
         self._before = {alert.rule: alert.severity for alert in alerts}
         return sorted(alerts, key=lambda alert: -SEVERITIES.index(alert.severity))
+
+    def _keep(self, snapshot: Snapshot) -> None:
+        self._snapshots.append(snapshot)
+        kept = [snapshot]
+        if self._most is not None and len(self._snapshots) > self._most:
+            half = self._most // 2
+            kept = self._snapshots = [*self._snapshots[:half:2], *self._snapshots[half:]]
+            self._past = {}
+        for one in kept:
+            for name, row in one.rows.items():
+                self._past.setdefault(name, []).append((one.step or 0, row))
 
     def _ask(self, name: str, looks: Mapping[str, Look], step: int | None, last: bool) -> Alert | None:
         rule, thresholds = rules()[name], self.thresholds[name]
@@ -217,7 +252,7 @@ def _updated(path: Path, name: str, thresholds: Thresholds, entry: object) -> Th
         )
     if not 0 < entry.get("clear", 1.0) <= 1:
         raise LorabenchError(f"{path}: {name}.clear is {entry['clear']!r}; a number above 0, at most 1, is allowed.")
-    return replace(thresholds, **entry)
+    return replace(thresholds, **{**entry, "limits": {severity: float(limit) for severity, limit in limits.items()}})
 
 
 def _is_limit(value: object) -> bool:

@@ -17,7 +17,7 @@ from lorabench.pages.parts import Picture
 from lorabench.pages.svg import tip
 from lorabench.pictures import BLUE, GREEN, GREY, ORANGE, SERIES, drawable, tidy
 
-__all__ = ["dominance_picture", "rank_picture", "steps_picture"]
+__all__ = ["dominance_picture", "draw_steps", "rank_picture", "steps_picture"]
 
 _TIPS = 400  # marks that say what they are, on a page of some hundred kB
 
@@ -131,7 +131,7 @@ def steps_picture(one: Audit) -> Picture | None:
     first, last = (_percent(float(np.median(values))) for values in (used[0], used[-1]))
     return Picture(
         name="over the training",
-        draw=functools.partial(_draw_steps, steps, used, sigma),
+        draw=functools.partial(draw_steps, steps, used, sigma),
         alt=f"The median module's use of its rank over steps {steps[0]} to {steps[-1]}: {first} to {last}.",
         columns=("step", "used_median", "used_least", "used_most", "sigma_max_median"),
         rows=[
@@ -154,7 +154,14 @@ def _percent(value: float) -> str:
     return "none" if math.isnan(value) else f"{value:.0%}"
 
 
-def _draw_steps(steps: Sequence[int], used: Sequence[Sequence[float]], sigma: Sequence[Sequence[float]]) -> Figure:
+def draw_steps(steps: Sequence[int], used: Sequence[Sequence[float]], sigma: Sequence[Sequence[float]]) -> Figure:
+    """Use of the rank and σ₁ of ΔW over the steps: the median, and from the lowest to the highest.
+
+    Args:
+        steps: of the looks.
+        used: effective rank / r at each of them, of all modules, or the lowest, the median and the highest of them.
+        sigma: σ₁ of ΔW in the same way.
+    """
     figure = Figure(figsize=(8.5, 2.8), layout="constrained")
     places = [float(step) for step in steps]  # a name may say more than an int of numpy's holds
     for axes, values, label, (colour, marker) in zip(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from lorabench.adapters.adapter import LoraModule
@@ -14,12 +14,14 @@ from lorabench.errors import LorabenchError
 from lorabench.health.base import as_delta
 from lorabench.text import some
 
-__all__ = ["LiveModule", "live_modules", "read_all"]
+__all__ = ["LiveModule", "adapters_of", "live_modules", "read_all"]
 
 _PAIRS = (("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora_a", "lora_b"))
 """What trainers without PEFT call down and up: loralib and litgpt, kohya and diffusers, torchtune."""
 _SCALES = ("scaling", "scale")
 _EPS = 1e-5  # of PEFT's AdaLoRA
+_NESTED = ".base_layer"
+_INSIDE = ".base_model.model."  # where a LightningModule, say, holds PEFT's model
 
 
 @dataclass(frozen=True)
@@ -39,54 +41,113 @@ class LiveModule:
     expert: int | None = None
 
     def read(self) -> LoraModule:
-        """The factors as they are now, where they are now, without gradients."""
-        down, up, scale, alpha, embedding = _factors(self.owner, self.adapter)
-        kernel = tuple(down.shape[2:])
-        if self.expert is not None:
-            experts = _experts(self.owner)
-            down = down.reshape(experts, -1, down.shape[-1])[self.expert]
-            up = up.reshape(up.shape[0], -1, experts)[..., self.expert]
-        return LoraModule(
-            down.detach().flatten(1),
-            up.detach().flatten(1),
-            scale,
-            alpha,
-            dtype=down.dtype,
-            embedding=embedding,
-            kernel=kernel,
-            kind="dora" if self.adapter in getattr(self.owner, "lora_magnitude_vector", {}) else "lora",
+        """The factors as they are now, where they are now, in float32 and without gradients."""
+        parts = _parts(self.owner, self.adapter)
+        down, up = self._matrices(
+            parts, parts.down if parts.diagonal is None else parts.down * parts.diagonal, parts.up
         )
+        return LoraModule(
+            down, up, parts.scale, parts.alpha,
+            dtype=parts.down.dtype,
+            embedding=parts.embedding,
+            kernel=tuple(parts.down.shape[2:]),
+            kind=self._kind(parts),
+        )  # fmt: skip
+
+    def gradient(self) -> LoraModule | None:
+        """∂B·A + B·∂A as one pair of rank 2r: what a step of gradient descent adds to BA, to first order.
+
+        Returns:
+            None where no factor holds a gradient; a factor that holds none is taken as frozen.
+        """
+        parts = _parts(self.owner, self.adapter)
+        if not any(part.grad is not None for part in parts.trained):
+            return None
+        down, to_down = parts.down.detach(), _gradient(parts.down)
+        if parts.diagonal is not None:
+            to_down = to_down * parts.diagonal.detach() + down * _gradient(parts.diagonal)
+            down = down * parts.diagonal.detach()
+        down, up = self._matrices(parts, down, parts.up)
+        to_down, to_up = self._matrices(parts, to_down, _gradient(parts.up))
+        return LoraModule(torch.cat([down, to_down]), torch.cat([to_up, up], dim=1), dtype=parts.down.dtype)
 
     @property
     def trains(self) -> bool:
         """Whether a factor requires a gradient."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
-    def parameters(self) -> tuple[Tensor, Tensor]:
-        """The parameters of down and up themselves, an expert's those of all experts."""
-        down, up, *_ = _factors(self.owner, self.adapter)
-        return down, up
+    @property
+    def merged(self) -> bool:
+        """Whether the base's weight has the update in it, so that the factors get no gradient."""
+        named = getattr(self.owner, "merged_adapters", None)
+        return self.adapter in named if named is not None else bool(getattr(self.owner, "merged", False))
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The parameters themselves: down, up, and AdaLoRA's diagonal; an expert's are those of all experts."""
+        return _parts(self.owner, self.adapter).trained
 
     def base(self) -> Float[Tensor, "d_out d_in"] | None:
         """W as [d_out, d_in], dequantised by PEFT's own helper, and without what is merged into it; None without one.
+
+        None too where a DoRA is merged, which scales W itself.
 
         Raises:
             LorabenchError: it has another shape than ΔW.
         """
         weight = _weight(self.owner)
-        if weight is None:
+        merged = getattr(self.owner, "merged_adapters", [self.adapter] if self.merged else [])
+        if weight is None or any(adapter in getattr(self.owner, "lora_magnitude_vector", {}) for adapter in merged):
             return None
-        module = self.read()
-        if self.expert is not None and weight.ndim == 3:
-            weight = weight[self.expert]
         turned = bool(getattr(self.owner, "fan_in_fan_out", False))
-        base = as_delta(weight, self.name, module, f"the weight of {self.name}", turned)
-        merged = getattr(self.owner, "merged_adapters", [])
-        own = f" ({self.adapter})"
+        if hasattr(self.owner, "parameter_name") and weight.ndim == 3:
+            weight = weight[self.expert or 0]
+            turned = not getattr(self.owner, "_did_swap_in_out_features", False)  # [experts, d_in, d_out]
+        base = as_delta(_dense(self.owner, weight), self.name, self.read(), f"the weight of {self.name}", turned)
         for adapter in merged:
-            other = LiveModule(self.name.removesuffix(own), self.owner, adapter, self.expert).read()
-            base = base - other.delta().to(base)
+            base = base - LiveModule(self.name, self.owner, adapter, self.expert).read().delta().to(base)
         return base
+
+    def _kind(self, parts: "_Parts") -> str:
+        if parts.diagonal is not None:
+            return "adalora"
+        return "dora" if self.adapter in getattr(self.owner, "lora_magnitude_vector", {}) else "lora"
+
+    def _matrices(
+        self, parts: "_Parts", down: Float[Tensor, "..."], up: Float[Tensor, "..."]
+    ) -> tuple[Float32[Tensor, "r d_in"], Float32[Tensor, "d_out r"]]:
+        """Down and up of this module alone, as matrices."""
+        if self.expert is not None:
+            experts = _experts(self.owner)
+            down = down.reshape(experts, -1, down.shape[-1])[self.expert]
+            up = up.reshape(up.shape[0], -1, experts)[..., self.expert]
+        down, up = down.detach().float().flatten(1), up.detach().float().flatten(1)
+        return down, up if down.shape[0] == up.shape[1] else _block_diagonal(up, parts.switched_on)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a module holds of one adapter.
+
+    Attributes:
+        down, up: as they lie there.
+        scale: of their product.
+        alpha: where it is known.
+        embedding: whether it adapts an embedding.
+        diagonal: AdaLoRA's, between the two.
+        switched_on: of the parts of a merged projection or the groups of a convolution, which have a block in up.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+    alpha: float | None = None
+    embedding: bool = False
+    diagonal: Tensor | None = None
+    switched_on: tuple[bool, ...] = (True,)
+
+    @property
+    def trained(self) -> tuple[Tensor, ...]:
+        return (self.down, self.up) if self.diagonal is None else (self.down, self.up, self.diagonal)
 
 
 def live_modules(model: nn.Module, adapter: str | None = None) -> dict[str, LiveModule]:
@@ -120,14 +181,18 @@ def live_modules(model: nn.Module, adapter: str | None = None) -> dict[str, Live
 
 def _found(model: nn.Module) -> Iterator[LiveModule]:
     for path, owner in model.named_modules():
-        name = unwrap(path).name
-        for adapter in _adapters(owner):
-            experts = _experts(owner)
-            if experts == 1:
+        for adapter in adapters_of(owner):
+            name = unwrap(path).name.replace(_INSIDE, ".")
+            if not hasattr(owner, "parameter_name"):
+                yield LiveModule(name, owner, adapter)
+                continue
+            while name.endswith(_NESTED):  # wrappers of several parameters of one module lie in each other
+                name = name.removesuffix(_NESTED)
+            name = f"{name}.{owner.parameter_name}".removesuffix(".weight")
+            if (experts := _experts(owner)) == 1:
                 yield LiveModule(name, owner, adapter)
             else:
-                parameter = f"{name}.{getattr(owner, 'parameter_name', 'experts')}"
-                yield from (LiveModule(f"{parameter}.{number}", owner, adapter, number) for number in range(experts))
+                yield from (LiveModule(f"{name}.{number}", owner, adapter, number) for number in range(experts))
 
 
 def _experts(owner: nn.Module) -> int:
@@ -135,26 +200,29 @@ def _experts(owner: nn.Module) -> int:
     return int(getattr(owner, "num_experts", 1)) if hasattr(owner, "parameter_name") else 1
 
 
-def _adapters(owner: nn.Module) -> list[str]:
-    """PEFT's adapters on a module; [""] for one factor pair of another trainer; [] where there is none."""
+def adapters_of(owner: nn.Module) -> list[str]:
+    """PEFT's adapters on a module; [""] for one factor pair of another trainer; [] where there is none.
+
+    One of rank 0, as AdaLoRA may leave it, is none.
+    """
     held = _held(owner)
     if held is None:
         return []
     down, _ = held
     if isinstance(down, nn.ModuleDict | nn.ParameterDict):
         embedded = getattr(owner, "lora_embedding_A", {})
-        return list(dict.fromkeys([*down.keys(), *embedded.keys()]))
+        ranks = getattr(owner, "r", {})
+        return [name for name in dict.fromkeys([*down.keys(), *embedded.keys()]) if ranks.get(name, 1) != 0]
     return [""]
 
 
 def _held(owner: nn.Module) -> tuple[Any, Any] | None:
     for down_name, up_name in _PAIRS:
-        down, up = getattr(owner, down_name, None), getattr(owner, up_name, None)
-        kinds = nn.ModuleDict | nn.ParameterDict | nn.Module | Tensor
-        if isinstance(down, kinds) and isinstance(up, kinds):
-            same = isinstance(down, nn.ModuleDict | nn.ParameterDict)
-            if same or (_tensor(down) is not None and _tensor(up) is not None):
-                return down, up
+        down = getattr(owner, down_name, None)
+        up = None if down is None else getattr(owner, up_name, None)
+        same = isinstance(down, nn.ModuleDict | nn.ParameterDict) and isinstance(up, nn.ModuleDict | nn.ParameterDict)
+        if same or (_tensor(down) is not None and _tensor(up) is not None):
+            return down, up
     return None
 
 
@@ -170,27 +238,34 @@ def _as_tensor(part: Any) -> Tensor:
     return weight
 
 
-def _factors(owner: nn.Module, adapter: str) -> tuple[Tensor, Tensor, float, float | None, bool]:
-    """Down, up, scale, α, and whether it adapts an embedding."""
+def _gradient(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach()
+
+
+def _parts(owner: nn.Module, adapter: str) -> _Parts:
+    """The factors themselves, and what is told of them."""
     held = _held(owner)
     if held is None:
         raise LorabenchError(f"{type(owner).__name__}: its LoRA factors are gone. Look for the model's modules again.")
     if not adapter:
         return _plain(owner, *held)
     peft: Any = owner
-    scale, alpha = float(peft.scaling[adapter]), getattr(peft, "lora_alpha", {}).get(adapter)
+    if adapter not in peft.scaling:
+        raise LorabenchError(f"{type(owner).__name__}: adapter {adapter} is gone. Look for the model's modules again.")
+    scale, alpha = float(peft.scaling[adapter]), _number(getattr(peft, "lora_alpha", {}).get(adapter))
     if adapter in getattr(peft, "lora_embedding_A", {}):
-        return peft.lora_embedding_A[adapter], peft.lora_embedding_B[adapter], scale, alpha, True
+        return _Parts(peft.lora_embedding_A[adapter], peft.lora_embedding_B[adapter], scale, alpha, embedding=True)
     down, up = _as_tensor(held[0][adapter]), _as_tensor(held[1][adapter])
     if adapter in getattr(peft, "lora_E", {}):
-        down = down * peft.lora_E[adapter]
-        scale /= float(peft.ranknum[adapter]) + _EPS
-    return down, up, scale, alpha, False
+        return _Parts(down, up, scale / (float(peft.ranknum[adapter]) + _EPS), alpha, diagonal=peft.lora_E[adapter])
+    groups = getattr(held[1][adapter], "groups", 1)
+    return _Parts(down, up, scale, alpha, switched_on=(True,) * groups)
 
 
-def _plain(owner: nn.Module, held_down: Any, held_up: Any) -> tuple[Tensor, Tensor, float, float | None, bool]:
+def _plain(owner: nn.Module, held_down: Any, held_up: Any) -> _Parts:
     down, up = _as_tensor(held_down), _as_tensor(held_up)
-    if down.shape[0] != up.shape[1]:
+    switched_on = tuple(bool(one) for one in getattr(owner, "enable_lora", (True,)))  # loralib's merged projection
+    if down.shape[0] != up.shape[1] * sum(switched_on) or up.shape[0] % sum(switched_on):
         raise LorabenchError(
             f"{type(owner).__name__}: its factors are {list(down.shape)} and {list(up.shape)}; down [r, d_in] and up "
             "[d_out, r] are expected."
@@ -198,14 +273,32 @@ def _plain(owner: nn.Module, held_down: Any, held_up: Any) -> tuple[Tensor, Tens
     alpha = _number(getattr(owner, "alpha", getattr(owner, "lora_alpha", None)))
     scale = next((value for name in _SCALES if (value := _number(getattr(owner, name, None))) is not None), None)
     if scale is None:
-        scale = 1.0 if alpha is None else alpha / down.shape[0]
-    return down, up, scale, alpha, False
+        scale = 1.0 if alpha is None else alpha * sum(switched_on) / down.shape[0]
+    return _Parts(down, up, scale, alpha, isinstance(owner, nn.Embedding), switched_on=switched_on)
 
 
 def _number(value: Any) -> float | None:
     if isinstance(value, Tensor) and value.numel() == 1:
         return float(value)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _block_diagonal(up: Float32[Tensor, "rows r"], switched_on: tuple[bool, ...]) -> Float32[Tensor, "d_out all_r"]:
+    """Up of a merged projection, or of a convolution with groups: a block a part, zero rows for parts without one."""
+    blocks = iter(up.chunk(sum(switched_on)))
+    height = up.shape[0] // sum(switched_on)
+    return _blocks(*(next(blocks) if on else up.new_zeros(height, 0) for on in switched_on))
+
+
+def _blocks(*blocks: Tensor) -> Tensor:
+    whole: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return whole
+
+
+def _dense(owner: nn.Module, weight: Tensor) -> Tensor:
+    """The weight of a convolution with groups as that of one without: what ΔW is added to."""
+    groups = int(getattr(getattr(owner, "base_layer", owner), "groups", 1))
+    return weight if groups == 1 else _blocks(*weight.flatten(1).chunk(groups))
 
 
 def _weight(owner: nn.Module) -> Tensor | None:
@@ -220,7 +313,7 @@ def _weight(owner: nn.Module) -> Tensor | None:
 
         weight = dequantize_module_weight(base)
     else:
-        weight = getattr(base, "weight", None)
+        weight = getattr(base, "weight", getattr(base, "in_proj_weight", None))  # the latter of nn.MultiheadAttention
         original = getattr(owner, "org_module", None)  # kohya keeps what it adapts beside its factors
         weight = getattr(original, "weight", None) if weight is None and original is not None else weight
     return weight.detach() if isinstance(weight, Tensor) else None

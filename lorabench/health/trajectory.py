@@ -2,14 +2,16 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from lorabench.health.metrics import LoRAAdapterMetrics
 
-__all__ = ["LoRADynamicsMetrics", "Snapshot", "dynamics"]
+__all__ = ["LoRADynamicsMetrics", "Snapshot", "dynamics", "packed", "unpacked"]
 
 _TREND = 0.10
 _SATURATED = 0.02
+_FIELDS = [field.name for field in fields(LoRAAdapterMetrics)]
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Snapshot:
     Attributes:
         step: of the optimiser, counted from 1; of a checkpoint, the step that it is called by; None of a file alone.
         rows: module -> its metrics.
-        gradient_ranks: module -> effective rank of the gradient of ΔW's factors, where gradients were at hand.
+        gradient_ranks: module -> effective rank of ∂B·A + B·∂A, what a step of gradient descent adds to BA to first
+            order, from 1 to 2r; of those modules whose gradients were at hand.
     """
 
     step: int | None
@@ -41,7 +44,7 @@ class LoRADynamicsMetrics:
             where the look before the last does.
         kappa_A_volatility, kappa_B_volatility: standard deviation / mean of κ(A), and of κ(B), over the looks where
             they are finite; None of fewer than two. Diagnostics of training: the gauge changes them.
-        gradient_rank: effective rank of the gradient at the last look; None where none was at hand.
+        gradient_rank: at the last look (see `Snapshot.gradient_ranks`); None where no gradient was at hand.
     """
 
     module: str
@@ -51,6 +54,31 @@ class LoRADynamicsMetrics:
     kappa_A_volatility: float | None
     kappa_B_volatility: float | None
     gradient_rank: float | None
+
+
+def packed(snapshot: Snapshot) -> dict[str, Any]:
+    """A snapshot in plain types, as a checkpoint may hold it."""
+    return {
+        "step": snapshot.step,
+        "gradient_ranks": dict(snapshot.gradient_ranks),
+        "rows": [[_listed(getattr(row, name)) for name in _FIELDS] for row in snapshot.rows.values()],
+    }
+
+
+def unpacked(state: Mapping[str, Any]) -> Snapshot:
+    """The snapshot that `packed` has put away."""
+    rows = []
+    for values in state["rows"]:
+        named: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in zip(_FIELDS, values, strict=True)
+        }
+        rows.append(LoRAAdapterMetrics(**named))
+    return Snapshot(state["step"], {row.module: row for row in rows}, state["gradient_ranks"])
+
+
+def _listed(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def dynamics(snapshots: Sequence[Snapshot]) -> list[LoRADynamicsMetrics]:

@@ -7,13 +7,14 @@ from tests.bench import (
     bench_learned,
     bench_members,
     bench_merge,
+    bench_monitor,
     bench_reading,
     bench_resize,
 )
 
 for bench in (
     bench_features, bench_members, bench_ablation, bench_learned, bench_reading, bench_resize, bench_merge,
-    bench_inspect,
+    bench_inspect, bench_monitor,
 ):  # fmt: skip
     print(f"\n== {bench.__name__.rsplit('.', 1)[1]}")
     bench.main()

@@ -15,8 +15,11 @@ class IllConditioned(Rule):
     source = "convention: κ above 1000 leaves three digits fewer, of the seven that float32 has"
 
     def measure(self, look: Look, _thresholds: Thresholds) -> float | None:
-        """The larger condition number; dimensions that are zero on both sides have a rule of their own."""
-        return None if look.now.untrained or look.now.stuck_dimensions else look.now.factor_condition
+        """The larger condition number; nothing where a dimension adds nothing, a pruned one of AdaLoRA's say.
+
+        Its zero makes κ infinite, and loses no digits.
+        """
+        return None if look.now.untrained or look.now.dead_dimensions else look.now.factor_condition
 
     def words(self, look: Look, _value: float) -> str:
         """Both condition numbers."""

@@ -1,0 +1,86 @@
+"""The monitor as a callback of transformers' Trainer."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorabench.errors import LorabenchError
+from lorabench.health.monitor import Log, Monitor
+from lorabench.health.rules.base import Thresholds
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as error:
+    raise LorabenchError(
+        "HuggingFaceMonitor needs transformers, which is not installed: pip install transformers, or call "
+        "lorabench.health.Monitor in your own loop."
+    ) from error
+
+__all__ = ["HuggingFaceMonitor"]
+
+
+class HuggingFaceMonitor(TrainerCallback):
+    """Looks at the LoRA modules every few steps of the optimiser, while the gradients of the step are at hand.
+
+    Numbers go into the trainer's history (`trainer.state.log_history`, `trainer_state.json`); a callback cannot reach
+    the services of `report_to`, so give `log` for those: `log=lambda values, step: wandb.log(values)`. Several
+    callbacks of one class share a training badly, says transformers, so one monitor watches all adapters.
+
+    Args:
+        every: optimiser steps from one look to the next.
+        adapter: see `Monitor`, as are all that follow.
+        thresholds: see `Monitor`.
+        rules: see `Monitor`.
+        on_alert: "stop" sets `control.should_training_stop`, on all processes at once.
+        out: see `Monitor`.
+        log: see `Monitor`.
+        base: see `Monitor`.
+
+    Attributes:
+        monitor: that does the work.
+
+    Raises:
+        LorabenchError: an argument is none of these, or transformers is not installed.
+    """
+
+    def __init__(
+        self,
+        every: int = 10,
+        adapter: str | None = None,
+        thresholds: Mapping[str, Thresholds] | None = None,
+        rules: Collection[str] | None = None,
+        on_alert: str = "log",
+        out: Path | str | None = None,
+        log: Log | None = None,
+        base: bool = False,
+    ) -> None:
+        self._given_log = log
+        self._state: TrainerState | None = None
+        self.monitor = Monitor(every, adapter, thresholds, rules, on_alert, out, self._log, base)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look behind the optimiser's step, before gradients are set to zero and the trainer counts the step."""
+        del args, control
+        self._state = state
+        self.monitor.step(kwargs["model"], state.global_step + 1)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask the trainer to stop, if the look says so."""
+        del args, state, kwargs
+        if self.monitor.should_stop:
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draw the trajectory."""
+        del args, state, control, kwargs
+        self.monitor.finish()
+
+    def _log(self, values: dict[str, float], step: int) -> None:
+        if self._state is not None:
+            self._state.log_history.append({**values, "epoch": self._state.epoch, "step": step})
+        if self._given_log is not None:
+            self._given_log(values, step)
