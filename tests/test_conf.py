@@ -14,9 +14,14 @@ CONF = conf_dir()
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent.name != "_parts")  # those are parts of others
 
 
-def composed(overrides):
+def composed(overrides, root="config"):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides)
+        return compose(root, overrides)
+
+
+def root_of(path: Path) -> str:
+    """Which configuration a yaml belongs to: that of runs, or that of studies."""
+    return "studies" if path.parent.name == "study" or path.name == "studies.yaml" else "config"
 
 
 def choice(path: Path) -> list[str]:
@@ -31,7 +36,7 @@ def test_the_groups_of_the_house_are_there():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(CONF).as_posix())
 def test_yaml_composes(path):
-    config = composed(choice(path))
+    config = composed(choice(path), root_of(path))
     OmegaConf.to_container(config, resolve=True)
     assert OmegaConf.is_struct(config)
 
@@ -40,9 +45,10 @@ def test_yaml_composes(path):
 def test_the_head_of_a_yaml_shows_a_command_that_composes(path):
     lines = path.read_text().splitlines()
     head = lines[1] if lines[0].startswith("# @package") else lines[0]
-    assert head.startswith("# python -m lorabench "), head
-    words = shlex.split(head.removeprefix("# python -m lorabench ").removeprefix("--multirun "))
-    composed(words)
+    program = "lorabench" if root_of(path) == "config" else "lorabench.studies"
+    assert head.startswith(f"# python -m {program} "), head
+    words = shlex.split(head.removeprefix(f"# python -m {program} ").removeprefix("--multirun "))
+    composed(words, root_of(path))
     group = path.parent.relative_to(CONF).as_posix()
     if group != ".":
         assert f"{group}={path.stem}" in words
@@ -57,7 +63,7 @@ def test_every_target_exists(path):
             for value in node.values():
                 yield from targets(value)
 
-    config = OmegaConf.to_container(composed(choice(path)), resolve=False)
+    config = OmegaConf.to_container(composed(choice(path), root_of(path)), resolve=False)
     found = list(targets(config))
     assert found
     for target in found:

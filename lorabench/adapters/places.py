@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from lorabench.adapters.names.identity import component
 from lorabench.errors import LorabenchError
 
-__all__ = ["GROUPINGS", "Depth", "Place", "block_labels", "by_depth", "groups", "kinds_in_order", "place"]
+__all__ = [
+    "GROUPINGS",
+    "Depth",
+    "Place",
+    "block_labels",
+    "by_depth",
+    "groups",
+    "kinds_in_order",
+    "module_type",
+    "place",
+]
 
 GROUPINGS = ("block", "attention", "projection", "factor", "depth")
 """What layers can be grouped by."""
@@ -143,6 +153,18 @@ def place(name: str) -> Place:
     attention, projection = _inside(rest)
     kind = re.sub(r"\b(to_out)\.0$", r"\1", re.sub(r"^layer\.\d+\.", "", rest))  # T5 numbers its sub-layers
     return Place(module, factor, part, block, inner, (order, stage, container, numbers), attention, projection, kind)
+
+
+def module_type(name: str) -> str:
+    """What a module is part of, by its name: "attention", "feed-forward", or "other" where it does not say.
+
+    >>> module_type("model.layers.0.self_attn.q_proj"), module_type("h.0.mlp.c_fc"), module_type("lm_head")
+    ('attention', 'feed-forward', 'other')
+    """
+    part = place(name).attention
+    if not part:
+        return "other"
+    return "attention" if _ATTENTION.fullmatch(part) else "feed-forward"
 
 
 def by_depth(names: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorabench.adapters.adapter import LoraModule, alike
 from lorabench.adapters.comparing.spectra import spectra
-from lorabench.adapters.places import place
+from lorabench.adapters.places import module_type
 from lorabench.adapters.resizing.ranks import budget_ranks, energy_ranks
 from lorabench.errors import LorabenchError
 from lorabench.health.kohya import block_dims
@@ -190,7 +190,7 @@ def _shuffled(
 def _by_type(modules: Mapping[str, LoraModule], ranks: Mapping[str, int]) -> dict[str, tuple[int, float, float]]:
     types: dict[str, list[str]] = {}
     for name in ranks:
-        types.setdefault(_type_of(name), []).append(name)
+        types.setdefault(module_type(name), []).append(name)
     return {
         kind: (
             len(names),
@@ -199,13 +199,6 @@ def _by_type(modules: Mapping[str, LoraModule], ranks: Mapping[str, int]) -> dic
         )
         for kind, names in sorted(types.items())
     }
-
-
-def _type_of(name: str) -> str:
-    attention = place(name).attention
-    if not attention:
-        return "other"
-    return "attention" if "att" in attention.lower() else "feed-forward"
 
 
 def _command(loss: float, parameters: int | None) -> str:

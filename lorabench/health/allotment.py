@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import effective_rank, matrix_singular_values
+from lorabench.machine import map_in_lanes
 
 __all__ = ["Allotment", "ModuleGradient", "allot_ranks"]
 
 _LARGEST = 2048  # of the short side, whose Gram matrix has all singular values
 _SKETCHED = 256
+_ITERATIONS = 4
 _DRAWS = 20
 
 
@@ -158,7 +160,9 @@ def _allotted(
     gradients = {name: sum((half[name] for half in halves), torch.zeros(())) for name in weights}
     importance = {name: _importance(weight, gradients[name]) for name, weight in weights.items()}
     ranks = _by_importance(weights, importance, rank)
-    spectra = {name: _spectrum(gradient, max(ranks[name], rank)) for name, gradient in gradients.items()}
+    most = {name: max(value, rank) for name, value in ranks.items()}
+    found = map_in_lanes(lambda name: _spectrum(gradients[name], most[name]), gradients)
+    spectra = dict(zip(gradients, found, strict=True))
     captured = _captured(gradients, spectra)
     rows = [
         ModuleGradient(
@@ -203,9 +207,11 @@ def _spectrum(gradient: Float[Tensor, "d_out d_in"], most: int) -> Float64[Tenso
     """All singular values, by the Gram matrix of the short side; the first of a large matrix, by a random sketch."""
     if min(gradient.shape) <= _LARGEST:
         return matrix_singular_values(gradient)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return torch.svd_lowrank(gradient, q=max(_SKETCHED, most + 16), niter=4)[1].double()
+    start = torch.randn(gradient.shape[1], max(_SKETCHED, most + 16), generator=torch.Generator().manual_seed(0))
+    basis = torch.linalg.qr(gradient @ start.to(gradient)).Q
+    for _ in range(_ITERATIONS):  # subspace iteration (Halko et al. 2011)
+        basis = torch.linalg.qr(gradient @ torch.linalg.qr(gradient.mT @ basis).Q).Q
+    return matrix_singular_values(basis.mT @ gradient)
 
 
 def _captured(
