@@ -563,3 +563,37 @@ def test_the_numbers_of_a_page_can_be_taken_away(folder, tmp_path, capsys):
     by_module = {row[0]: float(row[2]) for row in ranks[1:]}
     (one,) = audit(folder / "sound.safetensors")
     assert by_module == pytest.approx({row.module: row.effective_rank_BA for row in one.rows})
+
+
+def test_one_checkpoint_that_cannot_be_read_does_not_hide_the_others(tmp_path, capsys):
+    for step, size in ((100, 0.1), (200, math.nan), (300, 0.2)):
+        write(tmp_path / "run" / f"checkpoint-{step}" / "adapter_model.safetensors", size=size)
+    page, log = tmp_path / "page.html", tmp_path / "log.sarif"
+    (found,) = ask(capsys, tmp_path / "run", "--html", page, "--sarif", log, code=1)["adapters"]
+    assert found["steps"] == [100, 300]
+    assert len(found["modules"]) == 4
+    assert found["unreadable"] is None
+    ((file, reason),) = found["skipped"].items()
+    assert Path(file).parent.name == "checkpoint-200"
+    assert "NaN or infinite" in reason
+    assert found["severity"] == "error"
+    assert "NaN or infinite" in page.read_text()
+    (result,) = [one for one in json.loads(log.read_text())["runs"][0]["results"] if one["ruleId"] == "unreadable"]
+    assert "checkpoint-200" in result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+    assert "not readable: " in run(tmp_path / "run", code=1).stdout
+
+
+def test_what_is_known_of_a_base_is_not_read_again_for_the_next_adapter(tmp_path, base, capsys, monkeypatch):
+    for number in range(3):
+        write(tmp_path / f"{number}.safetensors", seed=number)
+    reads = []
+    from lorabench.health import base as module
+
+    true = module.read_tensor
+    monkeypatch.setattr(module, "read_tensor", lambda header, key: (reads.append(key), true(header, key))[1])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # one lane
+    found = ask(capsys, tmp_path, "--base", base, code=1)["adapters"]
+    assert len(reads) == 3
+    for one in found:
+        alone = ask(capsys, one["name"], "--base", base, code=1)["adapters"][0]
+        assert [row["dominance"] for row in alone["modules"]] == [row["dominance"] for row in one["modules"]]

@@ -5,13 +5,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorabench.adapters.adapter import Adapter
 from lorabench.adapters.reading.files import load
 from lorabench.adapters.reading.folders import AdapterPlace, adapter_files
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, explain_reading, find_adapter_file
 from lorabench.errors import LorabenchError
 from lorabench.health.alerts import SEVERITIES, Alert, Watch
-from lorabench.health.base import BaseFile, against_base
+from lorabench.health.base import BaseFile, Sizes, against_base
 from lorabench.health.metrics import LoRAAdapterMetrics, module_metrics
 from lorabench.health.rules.base import Thresholds
 from lorabench.health.series import Series, in_series
@@ -34,7 +33,8 @@ class Audit:
         dynamics: of every module, where there are checkpoints.
         alerts: what the rules say, the gravest first; of checkpoints also what ceased before the last, with its step.
         unsupported: kind -> how many tensors were no part of a ΔW, and are not judged.
-        unreadable: why it could not be read; None where it could.
+        skipped: checkpoints that could not be read, and why; an error, though the others are judged.
+        unreadable: why it could not be read, of checkpoints not one; None where it could.
     """
 
     name: Path
@@ -44,6 +44,7 @@ class Audit:
     dynamics: Sequence[LoRADynamicsMetrics] = ()
     alerts: Sequence[Alert] = ()
     unsupported: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[Path, str] = field(default_factory=dict)
     unreadable: str | None = None
 
     @property
@@ -54,7 +55,7 @@ class Audit:
     @property
     def severity(self) -> str | None:
         """The gravest of its alerts; "error" where it cannot be read; None where nothing is said."""
-        if self.unreadable is not None:
+        if self.unreadable is not None or self.skipped:
             return "error"
         return max((alert.severity for alert in self.alerts), key=SEVERITIES.index, default=None)
 
@@ -65,6 +66,7 @@ class Audit:
             "files": self.files,
             "severity": self.severity,
             "unreadable": self.unreadable,
+            "skipped": self.skipped,
             "alerts": [asdict(alert) for alert in self.alerts],
             "structure": None if self.structure is None else asdict(self.structure),
             "modules": [_as_dict(row) for row in self.rows],
@@ -99,11 +101,12 @@ def audit(
     """
     series = _series(Path(path))
     weights = None if base is None else BaseFile.open(Path(base))
+    sizes: Sizes = {}
     Watch(thresholds, rules)  # wrong names are told before anything is read
 
     def look(one: Series) -> Audit:
         try:
-            return _audited(one, weights, Watch(thresholds, rules), count_intruders)
+            return _audited(one, weights, Watch(thresholds, rules), count_intruders, sizes)
         except LorabenchError as error:
             if len(series) == 1:
                 raise
@@ -126,23 +129,32 @@ def _series(path: Path) -> list[Series]:
     return in_series(places)
 
 
-def _audited(series: Series, base: BaseFile | None, watch: Watch, count_intruders: bool) -> Audit:
+def _audited(series: Series, base: BaseFile | None, watch: Watch, count_intruders: bool, sizes: Sizes) -> Audit:
     said: dict[str, Alert] = {}
-    adapter: Adapter | None = None
+    files: list[Path] = []
+    skipped: dict[Path, str] = {}
+    unsupported: dict[str, int] = {}
     for place, step in zip(series.places, series.steps, strict=True):
-        last = place == series.places[-1]
-        adapter = load(place.file)
+        try:
+            adapter = load(place.file)
+        except LorabenchError as error:
+            if len(skipped) + 1 == len(series.places):  # not one of them can be read
+                raise
+            skipped[place.file] = str(error)
+            continue
         rows = module_metrics(adapter.modules)
         if base is not None:
             turned = adapter.config.get("fan_in_fan_out") is True
-            rows = against_base(rows, adapter.modules, base, turned, count_intruders)
+            rows = against_base(rows, adapter.modules, base, turned, count_intruders, sizes)
         snapshot = Snapshot(step, {row.module: row for row in rows})
-        said |= {alert.rule: alert for alert in watch.look(snapshot, last)}
-    unsupported = {} if adapter is None else {kind: len(keys) for kind, keys in adapter.unsupported.items()}
-    several = len(series.places) > 1
+        said |= {alert.rule: alert for alert in watch.look(snapshot, place == series.places[-1])}
+        files.append(place.file)
+        unsupported = {kind: len(keys) for kind, keys in adapter.unsupported.items()}
+    several = len(files) > 1
     return Audit(
         name=series.name,
-        files=[place.file for place in series.places],
+        files=files,
+        skipped=skipped,
         snapshots=list(watch.snapshots),
         structure=structural_metrics(list(watch.snapshots[-1].rows.values())),
         dynamics=dynamics(watch.snapshots) if several else (),

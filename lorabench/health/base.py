@@ -20,11 +20,14 @@ from lorabench.health.metrics import LoRAAdapterMetrics
 from lorabench.lowrank import largest_singular_value
 from lorabench.text import some
 
-__all__ = ["BaseFile", "Weights", "against_base", "as_delta", "intruders"]
+__all__ = ["BaseFile", "Sizes", "Weights", "against_base", "as_delta", "intruders"]
 
 _WEIGHT = ".weight"
 _QUANTISED = (".absmax", ".quant_map", ".quant_state", ".SCB", ".qweight", ".qzeros", ".scales", ".weight_scale")
 _INTRUDERS, _MATCH = 10, 0.5
+
+Sizes = dict[tuple[Identity, tuple[int, int]], tuple[float, float]]
+"""Module and shape of its ΔW -> σ_max(W) and ‖W‖_F."""
 
 
 @runtime_checkable  # for beartype, in tests
@@ -167,6 +170,7 @@ def against_base(
     base: Weights,
     transposed: bool = False,
     count_intruders: bool = False,
+    sizes: Sizes | None = None,
 ) -> list[LoRAAdapterMetrics]:
     """The metrics with what they are beside the base's weights, which are read one after another.
 
@@ -176,16 +180,28 @@ def against_base(
         base: where W is; a module that it lacks stays without.
         transposed: PEFT's `fan_in_fan_out`.
         count_intruders: whether to count intruder dimensions: two dense SVDs a module.
+        sizes: σ_max(W) and ‖W‖_F of modules that were looked at; it grows, and what it has is not read again. One for
+            all adapters of a base.
 
     Raises:
         LorabenchError: no module is in the base, or one has another shape there, or holds NaN.
     """
-    found, known = [], []
+    found = []
     for row in rows:
+        key = (identity(row.module), row.shape)
+        if sizes is not None and key in sizes and not count_intruders:
+            found.append(replace(row, base_sigma_max=sizes[key][0], base_frobenius=sizes[key][1]))
+            continue
         weight = base.weight(row.module, modules[row.module], transposed)
-        known.append(weight is not None)
-        found.append(row if weight is None else _beside(row, modules[row.module], weight, base.where, count_intruders))
-    if rows and not any(known):
+        if weight is None:
+            found.append(row)
+            continue
+        sigma, norm = _sizes(row, weight, base.where)
+        if sizes is not None:
+            sizes[key] = (sigma, norm)
+        counted = intruders(weight, modules[row.module]) if count_intruders and row.finite else None
+        found.append(replace(row, base_sigma_max=sigma, base_frobenius=norm, intruder_dimensions=counted))
+    if rows and all(row.base_sigma_max is None for row in found):
         raise LorabenchError(
             f"{base.where}: holds no weight of the adapter's modules ({some([row.module for row in rows])}). "
             "Give the base model that the adapter was trained on."
@@ -193,18 +209,12 @@ def against_base(
     return found
 
 
-def _beside(
-    row: LoRAAdapterMetrics, module: LoraModule, weight: Float[Tensor, "d_out d_in"], where: str, count_intruders: bool
-) -> LoRAAdapterMetrics:
+def _sizes(row: LoRAAdapterMetrics, weight: Float[Tensor, "d_out d_in"], where: str) -> tuple[float, float]:
+    """σ_max(W) and ‖W‖_F."""
     sigma = largest_singular_value(weight)
     if not math.isfinite(sigma):
         raise LorabenchError(f"{where}: the weight of {row.module} holds NaN or infinity. Give a base that is whole.")
-    return replace(
-        row,
-        base_sigma_max=sigma,
-        base_frobenius=float(torch.linalg.vector_norm(weight, dtype=torch.float64)),
-        intruder_dimensions=intruders(weight, module) if count_intruders and row.finite else None,
-    )
+    return sigma, float(torch.linalg.vector_norm(weight, dtype=torch.float64))
 
 
 def intruders(weight: Float[Tensor, "d_out d_in"], module: LoraModule) -> int:

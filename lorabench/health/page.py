@@ -38,7 +38,7 @@ def page_html(audits: Sequence[Audit]) -> str:
         _TEMPLATE,
         summary=summary(audits),
         adapters=adapters_sheet(audits),
-        unreadable=[str(one.unreadable) for one in audits if one.unreadable is not None],
+        unreadable=[reason for one in audits for reason in (one.unreadable, *one.skipped.values()) if reason],
         sections=[
             section
             for number, (name, one) in enumerate(zip(names, shown, strict=True))

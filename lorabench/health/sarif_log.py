@@ -42,7 +42,7 @@ def _results(one: Audit) -> list[dict[str, Any]]:
     file = one.files[-1]
     if one.unreadable is not None:
         return [_result(_UNREADABLE, "error", one.unreadable, file, ())]
-    return [
+    return [_result(_UNREADABLE, "error", reason, path, ()) for path, reason in one.skipped.items()] + [
         _result(alert.rule, alert.severity, f"{alert.message}. {alert.action}", file, alert.modules)
         for alert in one.alerts
     ]

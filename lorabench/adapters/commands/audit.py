@@ -105,7 +105,7 @@ def _text(audits: "list[Audit]", top: int, written: list[object]) -> str:
 
 
 def _said(one: "Audit") -> list[str]:
-    return [
+    return [f"not readable: {reason}" for reason in one.skipped.values()] + [
         f"{alert.severity}, {alert.rule}{'' if alert.step is None else f', step {alert.step}'}: {alert.message}"
         for alert in one.alerts
     ]
