@@ -165,6 +165,7 @@ def test_intervals_are_the_t_distributions_and_a_correlation_has_its_bootstrap()
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
     assert (mean_of([2.0]).low, str(mean_of([2.0]))) == (None, "2")
     assert paired([1.0, 2.0], [0.0, 3.0]).mean == 0.0
+    assert paired([1.0, 2.0], [0.5, 1.5]).low is None, "the same difference twice is no certainty"
     a = list(rng.normal(size=30))
     strong = correlation(a, [value + 0.1 * other for value, other in zip(a, rng.normal(size=30), strict=True)])
     assert strong.low is not None

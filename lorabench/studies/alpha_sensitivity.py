@@ -85,6 +85,6 @@ def _volatility(outcome: Outcome, metric: str) -> float:
 
 def _told(low: float | None, high: float | None) -> str:
     if low is None or high is None:
-        return " (one seed, no interval)."
+        return " (no interval)."
     told = "told apart" if low > 0 or high < 0 else "not told apart"
     return f" [{low:+.3f}, {high:+.3f}]: {told}."

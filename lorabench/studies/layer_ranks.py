@@ -1,6 +1,7 @@
 """Where is a fixed budget of parameters best spent: attention, feed-forward, everywhere, or where the gradient says?"""
 
 import random
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -67,7 +68,7 @@ class LayerRanks(Study):
             [
                 name,
                 str(mean_of(values)),
-                str(mean_of([float(one.parameters) for one in groups[name]]).mean),
+                f"{statistics.fmean(one.parameters for one in groups[name]):.0f}",
                 "" if name == "uniform" else str(paired(values, accuracy["uniform"])),
             ]
             for name, values in accuracy.items()
@@ -75,7 +76,7 @@ class LayerRanks(Study):
         says = []
         for name in ("attention", "feed-forward", "by importance", "shuffled"):
             one = paired(accuracy[name], accuracy["uniform"])
-            told = "no interval of one seed" if one.low is None or one.high is None else (
+            told = "no interval" if one.low is None or one.high is None else (
                 "better" if one.low > 0 else "worse" if one.high < 0 else "not told apart"
             )  # fmt: skip
             says.append(f"{name} against uniform: {one.mean:+.3f}, {told}.")

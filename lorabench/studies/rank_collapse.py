@@ -76,7 +76,7 @@ def _rank(outcome: Outcome, place: int) -> float:
 
 def _changed(name: str, difference: Mean) -> str:
     if difference.low is None or difference.high is None:
-        return f"{name}: {difference.mean:+.2f} against the centre (one seed, no interval)."
+        return f"{name}: {difference.mean:+.2f} against the centre (no interval)."
     told = "is told from it" if difference.low > 0 or difference.high < 0 else "is not told from it"
     within = f"[{difference.low:+.2f}, {difference.high:+.2f}]"
     return f"{name}: {difference.mean:+.2f} {within} against the centre: it {told}."

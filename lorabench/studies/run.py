@@ -51,9 +51,9 @@ def run_study(
 def _outcomes(
     settings: list[Setting], base: Base, journal: Journal, say: Callable[[str], None]
 ) -> dict[Setting, Outcome]:
-    package = Path(__file__).parents[1]
-    sources = (file for room in ("studies", "health") for file in (package / room).glob("*.py"))
-    code = files_hash(*sorted([package / "lowrank.py", *sources]))
+    here, package = Path(__file__).parent, Path(__file__).parents[1]
+    own = [here / f"{name}.py" for name in ("models", "tasks", "training")]
+    code = files_hash(*sorted([package / "lowrank.py", *own, *(package / "health").glob("*.py")]))
     found, started, done = {}, time.monotonic(), 0
     for place, setting in enumerate(settings, start=1):
         key = digest(setting=asdict(setting), model=base.name, code=code, torch=torch.__version__)

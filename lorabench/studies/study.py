@@ -19,7 +19,7 @@ _DRAWS = 2000
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean with its 95 % t-interval; the interval is None of a single value."""
+    """A mean and its 95 % t-interval: none of a single value, nor where all are the same, as counts of few may be."""
 
     mean: float
     low: float | None
@@ -93,7 +93,7 @@ def mean_of(values: Sequence[float]) -> Mean:
     '2 [-0.484, 4.48]'
     """
     mean = float(np.mean(values))
-    if len(values) < 2:
+    if len(set(values)) < 2:
         return Mean(mean, None, None, len(values))
     half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
     return Mean(mean, mean - half, mean + half, len(values))
