@@ -21,6 +21,7 @@ from lorabench.adapters.__main__ import main
 from lorabench.errors import LorabenchError
 from lorabench.health import audit, read_thresholds
 from lorabench.health.rules import rules
+from lorabench.text import to_json
 from tests.real_adapters import SHARED, real_files
 
 SCRIPT = "<script>alert(1)</script>"
@@ -597,3 +598,14 @@ def test_what_is_known_of_a_base_is_not_read_again_for_the_next_adapter(tmp_path
     for one in found:
         alone = ask(capsys, one["name"], "--base", base, code=1)["adapters"][0]
         assert [row["dominance"] for row in alone["modules"]] == [row["dominance"] for row in one["modules"]]
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_large_folder_say_what_one_says(tmp_path, capsys):
+    for number in range(110):
+        write(tmp_path / f"{number:03}.safetensors", count=1, seed=number, collapsed=number % 7 == 0)
+    (tmp_path / "broken.safetensors").write_bytes(b"no adapter")
+    shared = json.loads(run(tmp_path, "--json", code=1).stdout)["adapters"]
+    alone = json.loads(to_json([one.as_dict() for one in audit(tmp_path)]))
+    assert len(shared) == 111
+    assert shared == alone

@@ -1,9 +1,14 @@
 """An audit: every adapter at a path, checkpoints of one training as a trajectory, and what the rules say of each."""
 
+import functools
+import multiprocessing
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lorabench.adapters.reading.files import load
 from lorabench.adapters.reading.folders import AdapterPlace, adapter_files
@@ -16,9 +21,10 @@ from lorabench.health.rules.base import Thresholds
 from lorabench.health.series import Series, in_series
 from lorabench.health.structure import LoRAStructuralMetrics, structural_metrics
 from lorabench.health.trajectory import LoRADynamicsMetrics, Snapshot, dynamics
-from lorabench.machine import map_in_lanes
 
 __all__ = ["Audit", "audit"]
+
+_MANY = 100  # adapters; fewer are done before processes have started
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ def audit(
     rules: Collection[str] | None = None,
     thresholds: Mapping[str, Thresholds] | None = None,
     count_intruders: bool = False,
+    processes: int = 1,
 ) -> list[Audit]:
     """Look at one adapter, or at all below a folder.
 
@@ -95,24 +102,47 @@ def audit(
         rules: names of the rules that are asked; None: those that are asked without.
         thresholds: of `lorabench.health.read_thresholds`; None: the project's own.
         count_intruders: whether to count intruder dimensions, two dense SVDs a module.
+        processes: that share a folder of a hundred adapters and more; with more than one the caller's module has to
+            be importable (`if __name__ == "__main__":`), as `multiprocessing` asks.
 
     Raises:
         LorabenchError: nothing is there, the only adapter cannot be read, or no adapter has the base's modules.
     """
     series = _series(Path(path))
     weights = None if base is None else BaseFile.open(Path(base))
-    sizes: Sizes = {}
     Watch(thresholds, rules)  # wrong names are told before anything is read
+    work = functools.partial(
+        _judged, base=weights, rules=rules, thresholds=thresholds, count_intruders=count_intruders,
+        alone=len(series) == 1,
+    )  # fmt: skip
+    if processes < 2 or len(series) < _MANY:
+        return work(series)
+    # Python's own work is most of it, so threads would wait for each other.
+    step = -(-len(series) // (4 * processes))
+    parts = [series[start : start + step] for start in range(0, len(series), step)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return [one for audits in pool.map(work, parts) for one in audits]
 
-    def look(one: Series) -> Audit:
+
+def _judged(
+    series: Sequence[Series],
+    base: BaseFile | None,
+    rules: Collection[str] | None,
+    thresholds: Mapping[str, Thresholds] | None,
+    count_intruders: bool,
+    alone: bool,
+) -> list[Audit]:
+    """One after another; what is known of the base is kept for the next."""
+    audits, sizes = [], Sizes()
+    for one in series:
         try:
-            return _audited(one, weights, Watch(thresholds, rules), count_intruders, sizes)
+            audits.append(_audited(one, base, Watch(thresholds, rules), count_intruders, sizes))
         except LorabenchError as error:
-            if len(series) == 1:
+            if alone:
                 raise
-            return Audit(one.name, [place.file for place in one.places], unreadable=str(error))
-
-    return map_in_lanes(look, series)
+            audits.append(Audit(one.name, [place.file for place in one.places], unreadable=str(error)))
+    return audits
 
 
 def _series(path: Path) -> list[Series]:

@@ -32,7 +32,7 @@ def over_steps(groups: Mapping[str, Sequence[Outcome]], metric: str, label: str)
 
 
 def bars(groups: Mapping[str, Sequence[float]], label: str) -> Figure:
-    """Means over seeds with their intervals, and the seeds as points."""
+    """Shares: means over seeds with their intervals, and the seeds as marks. Two seeds may reach out of the picture."""
     figure = Figure(figsize=(6.5, 0.9 + 0.34 * len(groups)), layout="constrained")
     axes = figure.subplots()
     for place, values in enumerate(groups.values()):
@@ -42,6 +42,7 @@ def bars(groups: Mapping[str, Sequence[float]], label: str) -> Figure:
         axes.errorbar([mean.mean], [place], xerr=error, fmt="o", color=SERIES[0][0], capsize=3, markersize=5)
     axes.set_yticks(range(len(groups)), list(groups))
     axes.set_ylim(len(groups) - 0.5, -0.5)
+    axes.set_xlim(0, 1)
     axes.set_xlabel(label)
     tidy(axes, "x")
     return figure

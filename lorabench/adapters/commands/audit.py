@@ -1,6 +1,7 @@
 """`audit`: does an adapter use its rank, and what does it do to its base."""
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 from lorabench.adapters.reading.opening import ADAPTER_SUFFIXES
@@ -56,7 +57,8 @@ def run(args: argparse.Namespace) -> Outcome:
     from lorabench.health.auditing import audit
     from lorabench.health.sarif_log import sarif
 
-    audits = audit(args.path, args.base, args.rules, read_thresholds(args.thresholds), args.intruders)
+    thresholds = read_thresholds(args.thresholds)
+    audits = audit(args.path, args.base, args.rules, thresholds, args.intruders, processes=os.cpu_count() or 1)
     written = []
     if args.html is not None:
         from lorabench.health.page import page_html
