@@ -348,3 +348,15 @@ def test_a_frozen_factor_takes_no_part_in_the_gradient():
     down, up = one.parameters()
     up.grad = torch.randn(up.shape)
     torch.testing.assert_close(one.gradient().delta(), up.grad @ down.detach())
+
+
+def test_a_model_without_any_base_weight_is_analysed_by_itself():
+    class Pair(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lora_down, self.lora_up = torch.nn.Linear(6, 2, bias=False), torch.nn.Linear(2, 5, bias=False)
+
+    (row,) = LoRAAnalyzer(torch.nn.ModuleDict({"one": Pair()})).analyze().rows
+    assert row.module == "one"
+    assert (row.dominance, row.shape) == (None, (5, 6))
+    assert row.sigma_max > 0

@@ -60,7 +60,8 @@ class LoRAAnalyzer:
         self._weights: Weights | None = None if base is None else BaseFile.open(Path(base))
         if isinstance(model_or_file, nn.Module):
             self._live = live_modules(model_or_file, adapter)
-            self._weights = self._weights or LiveBase(self._live)
+            if self._weights is None and any(one.base() is not None for one in self._live.values()):
+                self._weights = LiveBase(self._live)
         else:
             if adapter is not None:
                 raise LorabenchError(f"adapter {adapter!r}: a file holds one adapter. Leave it away.")

@@ -1,5 +1,7 @@
 """The factors' condition: a diagnostic of training, which the gauge changes."""
 
+import math
+
 from lorabench.health.rules.base import Look, Rule, Thresholds
 
 __all__ = ["RULE"]
@@ -27,7 +29,7 @@ class IllConditioned(Rule):
 
 
 def _said(kappa: float | None) -> str:
-    return "undefined" if kappa is None else f"{kappa:.3g}"
+    return "undefined" if kappa is None else "∞" if math.isinf(kappa) else f"{kappa:.3g}"
 
 
 RULE = IllConditioned()

@@ -32,8 +32,8 @@ class LowRankUse(Rule):
         row = look.now
         return (
             f"{row.module}: stable rank {row.stable_rank:.2f} where rank {row.nominal_rank} has "
-            f"{row.nominal_rank**_GROWTH:.2f} by the published growth; it uses {row.rank_utilization:.0%} of its rank, "
-            f"where random directions of the same norms use {(row.effective_rank_norms or 0) / row.nominal_rank:.0%}"
+            f"{row.nominal_rank**_GROWTH:.2f} by the published growth; {row.rank_utilization:.0%} of the rank is used "
+            f"(random directions: {(row.effective_rank_norms or 0) / row.nominal_rank:.0%})"
         )
 
 
