@@ -122,7 +122,7 @@ def unicode_names() -> Mapping[str, Sequence[str]]:
 
 @functools.cache
 def wordnet() -> Mapping[str, Sequence[str]]:
-    """Lexical file of WordNet ("noun.animal") -> its glosses, where Debian's wordnet-base lies."""
+    """Lexical file of WordNet ("noun.05", the animals) -> its glosses, where Debian's wordnet-base lies."""
     texts: dict[str, set[str]] = {}
     for part in ("noun", "verb", "adj", "adv"):
         file = _WORDNET / f"data.{part}"
