@@ -1,5 +1,6 @@
 """`python -m lorabench.studies study=NAME`: one study, by Hydra."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,15 +38,22 @@ def _study(cfg: DictConfig) -> None:
 
 
 def main(argv: Sequence[str] | None = None, name: str = "lorabench.studies") -> int:
-    """Run studies with Hydra's words.
+    """Run studies with Hydra's words; without any it is wrong usage.
 
     Args:
         argv: the words; None: what the process was started with.
         name: how it is called.
     """
-    if argv is not None:
-        sys.argv = [name, *argv]
-    _study()
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words:
+        sys.stderr.write(f"usage: {name} ... (--help says more): study=NAME is needed\n")
+        sys.exit(2)
+    sys.argv = [name, *words]
+    try:
+        _study()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`: nobody reads on, and nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
