@@ -530,7 +530,7 @@ def poison_after(batches):
 
 
 DDP = """
-import json, sys, warnings
+import json, os, sys
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch.nn.parallel import DistributedDataParallel
@@ -551,7 +551,8 @@ def work(rank, folder, poison):
     monitor.finish()
     with open(f"{folder}/{poison}-{rank}.json", "w") as file:
         json.dump({"losses": len(losses), "logged": logged, "looks": [one.step for one in monitor.snapshots]}, file)
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # gloo's own end waits for ever now and then, where the other process has gone
 
 if __name__ == "__main__":
     multiprocessing.spawn(work, (sys.argv[1], bool(int(sys.argv[2]))), nprocs=2)
