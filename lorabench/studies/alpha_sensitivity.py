@@ -1,5 +1,6 @@
 """What does α do at one rank, and the rank at one α: accuracy, the gradient's variance, and how κ moves."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class AlphaSensitivity(Study):
 
 def _volatility(outcome: Outcome, metric: str) -> float:
     """Standard deviation / mean over the second half of the looks."""
-    values = [look[metric] for look in outcome.looks.values() if metric in look]
+    values = [look[metric] for look in outcome.looks.values() if math.isfinite(look.get(metric, math.inf))]
     values = values[len(values) // 2 :]
     return statistics.pstdev(values) / statistics.fmean(values) if len(values) > 1 else float("nan")
 

@@ -52,8 +52,8 @@ class GradientRank(Study):
             after = [outcomes[one].looks for one in self._of(task, max(self.ranks))]
             used.append(statistics.fmean(list(looks.values())[-1]["effective_rank"] for looks in after))
             gradients.append(gradient)
-            best_ranks.append(best)
-            widths.append(int(task[1]))
+            best_ranks.append(float(best))
+            widths.append(float(task[1]))
             name = " ".join(map(str, task))
             rows.append(
                 [

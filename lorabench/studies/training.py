@@ -12,6 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from lorabench.adapters.places import module_type, place
+from lorabench.errors import LorabenchError
 from lorabench.health.advisor import advise
 from lorabench.health.allotment import Allotment, allot_ranks
 from lorabench.health.live import LiveModule, live_modules, read_all
@@ -59,6 +60,18 @@ class Setting:
     nf4: bool = False
     seed: int = 0
     every: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse what no training can have.
+
+        Raises:
+            LorabenchError: a number is below 1, or the learning rate is not above 0.
+        """
+        for name in ("classes", "train", "test", "rank", "alpha", "steps", "batch", "every"):
+            if getattr(self, name) < 1:
+                raise LorabenchError(f"{name}={getattr(self, name)}: a whole number from 1 on is needed.")
+        if not self.learning_rate > 0:
+            raise LorabenchError(f"learning_rate={self.learning_rate}: a number above 0 is needed.")
 
 
 @dataclass(frozen=True)
