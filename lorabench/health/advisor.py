@@ -11,12 +11,13 @@ from typing import Any
 from jaxtyping import Float64
 from torch import Tensor
 
-from lorabench.adapters.adapter import LoraModule, alike
+from lorabench.adapters.adapter import LoraModule
 from lorabench.adapters.comparing.spectra import spectra
 from lorabench.adapters.places import module_type
 from lorabench.adapters.resizing.ranks import budget_ranks, energy_ranks
 from lorabench.errors import LorabenchError
 from lorabench.health.kohya import block_dims
+from lorabench.health.shuffling import shuffled
 
 __all__ = ["Advice", "Choice", "advise"]
 
@@ -177,14 +178,9 @@ def _shuffled(
 ) -> list[float]:
     """Errors of the ranks on other modules of the same shape and rank, which cost the same."""
     generator = random.Random(seed)  # noqa: S311  # a baseline, no secret
-    groups = alike({name: modules[name] for name, rank in ranks.items() if rank})
-    errors = []
-    for _ in range(_DRAWS):
-        drawn: dict[str, int] = {}
-        for names in groups:
-            drawn |= zip(names, generator.sample([ranks[name] for name in names], len(names)), strict=True)
-        errors.append(tally("shuffled", drawn).error)
-    return errors
+    kinds = {name: (modules[name].shape, modules[name].rank) for name in ranks}
+    trained = {name: rank for name, rank in ranks.items() if rank}
+    return [tally("shuffled", shuffled(trained, kinds, generator)).error for _ in range(_DRAWS)]
 
 
 def _by_type(modules: Mapping[str, LoraModule], ranks: Mapping[str, int]) -> dict[str, tuple[int, float, float]]:

@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from lorabench.errors import LorabenchError
+from lorabench.health.shuffling import shuffled
 from lorabench.lowrank import effective_rank, matrix_singular_values
 from lorabench.machine import map_in_lanes
 
@@ -164,6 +165,8 @@ def _allotted(
     found = map_in_lanes(lambda name: _spectrum(gradients[name], most[name]), gradients)
     spectra = dict(zip(gradients, found, strict=True))
     captured = _captured(gradients, spectra)
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    generator = random.Random(seed)  # noqa: S311  # a baseline, no secret
     rows = [
         ModuleGradient(
             module=name,
@@ -183,7 +186,7 @@ def _allotted(
         agreement=_agreement(weights, halves) if count > 1 and len(weights) > 1 else None,
         captured=captured(ranks),
         captured_uniform=captured(dict.fromkeys(ranks, rank)),
-        captured_shuffled=statistics.fmean(captured(one) for one in _shuffles(weights, ranks, seed)),
+        captured_shuffled=statistics.fmean(captured(shuffled(ranks, shapes, generator)) for _ in range(_DRAWS)),
     )
 
 
@@ -228,15 +231,3 @@ def _agreement(
     if any(len(set(one)) == 1 for one in both):
         return None
     return float(spearmanr(*both).statistic)
-
-
-def _shuffles(weights: Mapping[str, nn.Parameter], ranks: Mapping[str, int], seed: int) -> Iterator[dict[str, int]]:
-    generator = random.Random(seed)  # noqa: S311  # a baseline, no secret
-    shapes: dict[tuple[int, ...], list[str]] = {}
-    for name, weight in weights.items():
-        shapes.setdefault(tuple(weight.shape), []).append(name)
-    for _ in range(_DRAWS):
-        drawn: dict[str, int] = {}
-        for names in shapes.values():
-            drawn |= zip(names, generator.sample([ranks[name] for name in names], len(names)), strict=True)
-        yield drawn

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from lorabench.adapters.adapter import LoraModule, alike
-from lorabench.adapters.comparing.deviation import chunks
+from lorabench.adapters.adapter import LoraModule
+from lorabench.adapters.comparing.deviation import batches
 from lorabench.errors import LorabenchError
 from lorabench.health.analyzer import LiveBase
 from lorabench.health.base import against_base
@@ -111,11 +111,10 @@ def gradient_ranks(modules: Mapping[str, LiveModule]) -> dict[str, float]:
     with torch.no_grad():
         pairs = {name: pair for name, one in modules.items() if (pair := one.gradient()) is not None}
     ranks: dict[str, float] = {}
-    for group in alike(pairs):
-        for names in chunks(group, pairs[group[0]].down.numel() + pairs[group[0]].up.numel()):
-            down = torch.stack([pairs[name].down for name in names]).double()
-            up = torch.stack([pairs[name].up for name in names]).double()
-            finite = torch.isfinite(down).flatten(1).all(1) & torch.isfinite(up).flatten(1).all(1)
-            down, up = (torch.where(finite[:, None, None], part, 0.0) for part in (down, up))
-            ranks |= zip(names, effective_rank(singular_values(down, up)).tolist(), strict=True)
+    for names in batches(pairs):
+        down = torch.stack([pairs[name].down for name in names]).double()
+        up = torch.stack([pairs[name].up for name in names]).double()
+        finite = torch.isfinite(down).flatten(1).all(1) & torch.isfinite(up).flatten(1).all(1)
+        down, up = (torch.where(finite[:, None, None], part, 0.0) for part in (down, up))
+        ranks |= zip(names, effective_rank(singular_values(down, up)).tolist(), strict=True)
     return {name: ranks[name] for name in pairs if not math.isnan(ranks[name])}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from matplotlib.figure import Figure
 
 from lorabench.adapters.places import module_type
+from lorabench.health.shuffling import shuffled
 from lorabench.studies.models import Base
 from lorabench.studies.plots import bars
 from lorabench.studies.study import Report, Study, mean_of, paired
@@ -46,7 +47,8 @@ class LayerRanks(Study):
             wider = {"attention": whole / inside, "feed-forward": whole / (whole - inside)}
             # Names as PEFT's patterns match them: of the wrapped model, without what the classifier puts before them.
             pattern = {row.module.removeprefix("body."): row.rank for row in found.modules}
-            drawn = _shuffled(pattern, {row.module.removeprefix("body."): row.shape for row in found.modules}, seed)
+            shapes = {row.module.removeprefix("body."): row.shape for row in found.modules}
+            drawn = shuffled(pattern, shapes, random.Random(seed))  # noqa: S311  # a baseline, no secret
             spreads = {
                 "uniform": plain,
                 **{
@@ -96,15 +98,3 @@ class LayerRanks(Study):
             return "uniform" if setting.targets == "all" else setting.targets
         same = [one for one in outcomes if one.seed == setting.seed and one.pattern]
         return "by importance" if setting == same[0] else "shuffled"
-
-
-def _shuffled(ranks: Mapping[str, int], shapes: Mapping[str, tuple[int, int]], seed: int) -> dict[str, int]:
-    """The ranks on other modules of one shape."""
-    generator = random.Random(seed)  # noqa: S311  # a baseline, no secret
-    groups: dict[tuple[int, int], list[str]] = {}
-    for name, shape in shapes.items():
-        groups.setdefault(shape, []).append(name)
-    drawn: dict[str, int] = {}
-    for names in groups.values():
-        drawn |= zip(names, generator.sample([ranks[name] for name in names], len(names)), strict=True)
-    return {name: drawn[name] for name in ranks}
