@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from lorabench.adapters.adapter import LoraModule
 from lorabench.adapters.comparing.deviation import batches
 from lorabench.errors import LorabenchError
 from lorabench.health.analyzer import LiveBase
-from lorabench.health.base import against_base
+from lorabench.health.base import Sizes, against_base
 from lorabench.health.live import LiveModule, adapters_of, live_modules, read_all
 from lorabench.health.metrics import LoRAAdapterMetrics, module_metrics
 from lorabench.health.trajectory import Snapshot
@@ -35,7 +34,7 @@ class Watched:
         self._found: dict[str, LiveModule] = {}
         self._modules: dict[str, LiveModule] = {}
         self._seen: object = None
-        self._sizes: dict[str, tuple[float | None, float | None]] = {}
+        self._sizes: Sizes = {}
 
     def look(self, model: nn.Module, step: int) -> Snapshot:
         """The metrics now.
@@ -91,19 +90,13 @@ class Watched:
     def _beside_base(
         self, rows: Mapping[str, LoRAAdapterMetrics], factors: Mapping[str, LoraModule]
     ) -> dict[str, LoRAAdapterMetrics]:
-        new = {name: row for name, row in rows.items() if name not in self._sizes}
-        if new:
-            try:
-                measured = against_base(list(new.values()), factors, LiveBase(self._modules))
-            except LorabenchError as error:
-                self._warn(f"nothing is held against the base: {error}")
-                self._base = False
-                return dict(rows)
-            self._sizes |= {row.module: (row.base_sigma_max, row.base_frobenius) for row in measured}
-        return {
-            name: replace(row, base_sigma_max=self._sizes[name][0], base_frobenius=self._sizes[name][1])
-            for name, row in rows.items()
-        }
+        try:
+            measured = against_base(list(rows.values()), factors, LiveBase(self._modules), sizes=self._sizes)
+        except LorabenchError as error:
+            self._warn(f"nothing is held against the base: {error}")
+            self._base = False
+            return dict(rows)
+        return {row.module: row for row in measured}
 
 
 def gradient_ranks(modules: Mapping[str, LiveModule]) -> dict[str, float]:
