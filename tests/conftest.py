@@ -1,5 +1,6 @@
 """What several tests share. Nothing here touches the cache of the person who runs the tests."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -34,6 +35,15 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.delenv(name, raising=False)
         patch.setenv("WANDB_CACHE_DIR", str(folder / "wandb"))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """No test may set up the logging of those that follow it: which ones those are, the worker's order decides."""
+    level, handlers = logging.root.level, [type(handler) for handler in logging.root.handlers]
+    yield
+    assert logging.root.level == level
+    assert [type(handler) for handler in logging.root.handlers] == handlers
 
 
 @pytest.fixture(params=["made", *["published"] * SHARED.is_dir()])
