@@ -1,11 +1,9 @@
 """Another rank for every module: by the SVD of ΔW, which is optimal, or by padding and cutting its factors."""
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from jaxtyping import Float32, Float64
@@ -15,15 +13,15 @@ from torch.nn import functional
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.comparing.deviation import Deviation, batches, deviations, total
 from lorabench.adapters.comparing.spectra import spectra, stack
-from lorabench.adapters.layouts import written_layout
 from lorabench.adapters.names.identity import component
 from lorabench.adapters.reading.naming import KEPT
-from lorabench.adapters.resizing.ranks import budget_ranks, energy_ranks, limits_by_module, spectral_rank
+from lorabench.adapters.resizing.choosing import UNTRAINED, Choice, Sizes, clamped
+from lorabench.adapters.resizing.ranks import limits_by_module
 from lorabench.adapters.resizing.receipt import ModuleReceipt, Receipt
 from lorabench.adapters.resizing.rule import ResizeRule, spelled
-from lorabench.adapters.writing.converting import about_wrappers, prepare
+from lorabench.adapters.writing.converting import about_wrappers
 from lorabench.adapters.writing.refusals import refuse_infinite, refuse_unsupported
-from lorabench.adapters.writing.saving import carries_extras, layout_of, save, stored_type
+from lorabench.adapters.writing.saving import carries_extras, layout_of, stored_type
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import thin_svd
 from lorabench.text import some
@@ -32,8 +30,6 @@ __all__ = ["RESIZE_KEY", "resize"]
 
 RESIZE_KEY = "lorabench_resize"
 """Metadata entry that says how an adapter was resized."""
-
-_UNTRAINED = "untrained: ΔW is zero, so it has no spectrum"
 
 
 @dataclass(frozen=True)
@@ -74,6 +70,7 @@ def resize(
             `drop_unsupported`, a size that nothing fits into, NaN, or values that leave the stored type's range.
 
     Example:
+        >>> from pathlib import Path
         >>> adapter = Adapter(Path("x"), (), {"q": LoraModule(torch.eye(2, 5), torch.eye(4, 2) * 3.0)})
         >>> small, receipt = resize(adapter, ResizeRule(rank=1))
         >>> small.modules["q"].rank, round(receipt.measured, 4)
@@ -83,11 +80,10 @@ def resize(
     _check_kinds(adapter, rule.drop_dora)
     carried = carries_extras(adapter, layout or layout_of(adapter)) and not rule.drop_unsupported
     refuse_unsupported(adapter, rule.drop_unsupported, carried)
-    at_most = limits_by_module(adapter.modules, rule.limits)
     if rule.mode in ("pad", "truncate"):
-        resized = _simple(rule, adapter.modules, at_most)
+        resized = _simple(rule, adapter.modules)
     else:
-        resized = _optimal(rule, adapter.modules, at_most, _of_all(rule, adapter, at_most, dtype, layout))
+        resized = _optimal(adapter.modules, Choice(rule, adapter, Sizes(adapter, dtype, layout)))
     modules = {name: _rounded(name, resized[name].module, dtype) for name in adapter.modules}
     receipt = _receipt(rule, adapter, resized, modules)
     said = {"mode": rule.mode, "value": rule.value, "from": adapter.path.name, "relative_error": receipt.predicted}
@@ -106,40 +102,16 @@ def _check_kinds(adapter: Adapter, drop_dora: bool) -> None:
         )
 
 
-def _optimal(
-    rule: ResizeRule, modules: Mapping[str, LoraModule], at_most: Mapping[str, int], fixed: Mapping[str, int]
-) -> dict[str, _Resized]:
+def _optimal(modules: Mapping[str, LoraModule], choice: Choice) -> dict[str, _Resized]:
     found = {}
     for names in batches(modules):
         batch = [modules[name] for name in names]
         left, sigma, right = thin_svd(*stack(batch))
-        counts = [0] * len(batch)
-        if rule.mode not in ("rank", "size_mib", "total_energy", "parameters"):
-            counts = spectral_rank(rule.mode, rule.value, sigma, rule.kohya_counts).tolist()
         for i, name in enumerate(names):
-            wanted, notes = _wanted(rule, batch[i], sigma[i], fixed.get(name, counts[i]), at_most.get(name))
+            wanted, notes = choice.rank(name, sigma[i])
             tail = float(sigma[i, wanted:].norm())
             found[name] = _Resized(_cut(batch[i], left[i], sigma[i], right[i], wanted), tail, tail, notes)
     return found
-
-
-def _wanted(
-    rule: ResizeRule, module: LoraModule, sigma: Float64[Tensor, " k"], count: int, limit: int | None
-) -> tuple[int, tuple[str, ...]]:
-    """The new rank of one module, and what is not as asked."""
-    notes = [] if sigma[0] > 0 else [_UNTRAINED]
-    if rule.mode != "rank":
-        count = max(count, min(rule.min_rank, len(sigma)))
-        return min([count, *(bound for bound in (limit, rule.max_rank) if bound is not None)]), tuple(notes)
-    wanted, most = int(rule.value), min(module.shape)
-    if limit is not None:
-        wanted = min(wanted, limit)
-    if wanted > most:
-        notes.append(_clamped(module, wanted, most))
-        wanted = most
-    if wanted > module.rank:
-        notes.append(f"grown from rank {module.rank} with zeros: ΔW is as it was")
-    return wanted, tuple(notes)
 
 
 def _cut(
@@ -169,8 +141,8 @@ def _made(module: LoraModule, down: Float32[Tensor, "r d_in"], up: Float32[Tenso
     return replace(module, down=down, up=up, alpha=module.scale * down.shape[0], kind="lora")
 
 
-def _simple(rule: ResizeRule, modules: Mapping[str, LoraModule], at_most: Mapping[str, int]) -> dict[str, _Resized]:
-    rank = int(rule.value)
+def _simple(rule: ResizeRule, modules: Mapping[str, LoraModule]) -> dict[str, _Resized]:
+    rank, at_most = int(rule.value), limits_by_module(modules, rule.limits)
     if rule.mode == "pad":
         over = [name for name, module in modules.items() if module.rank > rank]
         if over:
@@ -187,7 +159,7 @@ def _simple(rule: ResizeRule, modules: Mapping[str, LoraModule], at_most: Mappin
             module,
             errors[name].difference,
             min(float(sigma[name][ranks[name] :].norm()), errors[name].difference),
-            () if sigma[name][0] > 0 else (_UNTRAINED,),
+            () if sigma[name][0] > 0 else (UNTRAINED,),
         )
         for name, module in cut.items()
     }
@@ -196,87 +168,8 @@ def _simple(rule: ResizeRule, modules: Mapping[str, LoraModule], at_most: Mappin
 def _padded(module: LoraModule, rank: int) -> _Resized:
     """No rank above the short side of ΔW does more, and one by mistake would fill the memory with zeros."""
     most = max(module.rank, min(rank, *module.shape))
-    notes = () if most == rank else (_clamped(module, rank, most),)
+    notes = () if most == rank else (clamped(module, rank, most),)
     return _Resized(_with_rows(module, most), 0.0, 0.0, notes)
-
-
-def _clamped(module: LoraModule, rank: int, most: int) -> str:
-    what = "short side" if most == min(module.shape) else "old rank"
-    return f"rank {rank} is clamped to {most}, the {what} of ΔW {list(module.shape)}"
-
-
-def _of_all(
-    rule: ResizeRule, adapter: Adapter, at_most: Mapping[str, int], dtype: torch.dtype | None, layout: str | None
-) -> dict[str, int]:
-    """The ranks of modes that look at all modules together; none of other modes."""
-    if rule.mode == "size_mib":
-        return _by_size(rule, adapter, at_most, dtype, layout)
-    if rule.mode == "total_energy":
-        return energy_ranks(spectra(adapter.modules), _bounds(rule, adapter.modules, at_most), rule.value)
-    if rule.mode != "parameters":
-        return {}
-    bounds, cost = _bounds(rule, adapter.modules, at_most), _numbers(adapter.modules)
-    least = sum(cost[name] * rank for name, (rank, _) in bounds.items())
-    if rule.value < least:
-        raise LorabenchError(f"{spelled('parameters', rule.value)}: the least ranks have {least}. Allow as many.")
-    return budget_ranks(spectra(adapter.modules), cost, bounds, int(rule.value))
-
-
-def _numbers(modules: Mapping[str, LoraModule]) -> dict[str, int]:
-    """Module -> numbers of one rank dimension."""
-    return {name: sum(module.shape) for name, module in modules.items()}
-
-
-def _by_size(
-    rule: ResizeRule, adapter: Adapter, at_most: Mapping[str, int], dtype: torch.dtype | None, layout: str | None
-) -> dict[str, int]:
-    modules, budget = adapter.modules, int(rule.value * 2**20)
-    bounds = _bounds(rule, modules, at_most)
-    cost = {
-        name: numbers * stored_type(modules[name], dtype or "stored").itemsize
-        for name, numbers in _numbers(modules).items()
-    }
-    layout = layout or layout_of(adapter)
-    renamed = prepare(adapter, layout)  # as the command writes it; `save` alone keeps the names
-    written = [adapter] + [renamed.adapter] * (list(renamed.names) != list(renamed.adapter.modules))
-    beside = max(_beside_weights(one, dtype, layout) for one in written)
-    try:
-        return budget_ranks(spectra(modules), cost, bounds, budget - beside)
-    except LorabenchError as error:
-        least = beside + sum(cost[name] * bounds[name][0] for name in modules)
-        raise LorabenchError(
-            f"{spelled('size_mib', rule.value)}: {error}. The smallest file of this adapter has "
-            f"{least / 2**20:.4g} MiB ({beside / 2**20:.4g} of them names and metadata). Allow more, or name a "
-            "smaller type."
-        ) from error
-
-
-def _bounds(
-    rule: ResizeRule, modules: Mapping[str, LoraModule], at_most: Mapping[str, int]
-) -> dict[str, tuple[int, int]]:
-    """Module -> the least and the largest rank that the rule's limits leave."""
-    bounds = {}
-    for name, module in modules.items():
-        limits = [limit for limit in (at_most.get(name), rule.max_rank) if limit is not None]
-        most = min(module.rank, *module.shape, *limits)
-        bounds[name] = min(rule.min_rank, most), most
-    return bounds
-
-
-def _beside_weights(adapter: Adapter, dtype: torch.dtype | None, layout: str) -> int:
-    """Bytes of the file that are no factors: a file of rank 1 is written to a scratch folder and weighed."""
-    thin = {
-        name: _made(module, torch.ones_like(module.down[:1]), torch.ones_like(module.up[:, :1]))
-        for name, module in adapter.modules.items()
-    }
-    weights = sum(sum(module.shape) * stored_type(module, dtype or "stored").itemsize for module in thin.values())
-    with tempfile.TemporaryDirectory(prefix="lorabench-") as folder:
-        in_folder = written_layout(layout).folder
-        path = Path(folder) / ("thin" if in_folder else "thin.safetensors")
-        save(path, replace(adapter, modules=thin), layout, dtype="stored" if dtype is None else dtype)
-        file = path / "adapter_model.safetensors" if in_folder else path
-        # Higher ranks write longer numbers (one shape, two offsets) for three tensors; 1 KiB is for metadata.
-        return file.stat().st_size - weights + 9 * 3 * len(thin) + 1024
 
 
 def _rounded(name: str, module: LoraModule, dtype: torch.dtype | None) -> LoraModule:
