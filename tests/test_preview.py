@@ -48,6 +48,7 @@ def test_what_is_foreseen_is_what_a_resize_promises(rule: ResizeRule, adapter: A
     assert seen.ranks == {one.module: one.new_rank for one in receipt.modules}
     assert seen.error == pytest.approx(receipt.predicted or 0.0, rel=1e-9, abs=1e-14)
     assert seen.weight_bytes == receipt.weight_bytes
+    assert seen.parameters * 4 == seen.weight_bytes  # all float32
     for one in receipt.modules:
         assert seen.errors[one.module] == pytest.approx(one.predicted or 0.0, rel=1e-9, abs=1e-14)
 

@@ -14,7 +14,7 @@ from lorabench.errors import LorabenchError
 from lorabench.storage import write_chunks
 from lorabench.text import to_json
 
-__all__ = ["COLUMNS", "is_one_adapter", "scan", "write_rows"]
+__all__ = ["COLUMNS", "is_one_adapter", "row_of", "scan", "write_rows"]
 
 COLUMNS: Mapping[str, type] = {
     "file": str, "size": int, "valid": bool, "error": str, "warnings": list, "format": str, "naming": list,
@@ -60,9 +60,9 @@ def scan(
     paths = adapter_files(root).files
     if jobs is None:
         jobs = max(1, min(os.cpu_count() or 1, len(paths) // _ENOUGH))
-    row_of = partial(_row_of, root=root, strict=strict, hashes=hashes)
+    row = partial(row_of, root=root, strict=strict, hashes=hashes)
     if jobs == 1:
-        yield from map(row_of, paths)
+        yield from map(row, paths)
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
@@ -73,9 +73,27 @@ def scan(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=gc.set_threshold, initargs=(200_000,)) as pool:
         try:
-            yield from pool.map(row_of, paths, chunksize=_CHUNK)
+            yield from pool.map(row, paths, chunksize=_CHUNK)
         except BrokenProcessPool as error:
             raise LorabenchError(f"{root}: a helper process was killed. Try again with one job.") from error
+
+
+def row_of(path: Path, root: Path, strict: bool = False, hashes: bool = False) -> dict[str, Any]:
+    """The row of one file, as `scan` yields it.
+
+    Args:
+        path: the file.
+        root: above it; the column "file" is relative to it.
+        strict: whether a tensor that cannot be analysed makes the file invalid.
+        hashes: whether to read the file whole and check the hashes that it bears.
+    """
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row["file"] = path.relative_to(root).as_posix()
+    try:
+        row |= _row(inspect(path, strict=strict, hashes=None if hashes else False))
+    except LorabenchError as error:
+        row |= {"valid": False, "error": str(error).removeprefix(f"{path}: "), "size": _size(path)}
+    return row
 
 
 def is_one_adapter(folder: Path) -> bool:
@@ -96,16 +114,6 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     if path.suffix not in writers:
         raise LorabenchError(f"--output {path}: the name must end in {', '.join(writers)}.")
     write_chunks(path, writers[path.suffix](rows))
-
-
-def _row_of(path: Path, root: Path, strict: bool, hashes: bool) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(COLUMNS)
-    row["file"] = path.relative_to(root).as_posix()
-    try:
-        row |= _row(inspect(path, strict=strict, hashes=None if hashes else False))
-    except LorabenchError as error:
-        row |= {"valid": False, "error": str(error).removeprefix(f"{path}: "), "size": _size(path)}
-    return row
 
 
 def _row(found: Inspection) -> dict[str, Any]:

@@ -21,12 +21,14 @@ class Foreseen:
         errors: module -> ‖ΔW − ΔW'‖_F / ‖ΔW‖_F; 0 where ΔW is 0.
         error: the same of all modules together.
         weight_bytes: of all factors.
+        parameters: numbers in all factors.
     """
 
     ranks: dict[str, int]
     errors: dict[str, float]
     error: float
     weight_bytes: int
+    parameters: int
 
 
 class Preview:
@@ -74,7 +76,8 @@ class Preview:
         tails = {name: float(sigma[ranks[name] :].norm()) for name, sigma in self._sigma.items()}
         norms = {name: float(sigma.norm()) for name, sigma in self._sigma.items()}
         errors = {name: _share(tail, norms[name]) for name, tail in tails.items()}
-        return Foreseen(ranks, errors, _share(_norm(tails), _norm(norms)), self._sizes.bytes_of(ranks))
+        parameters = sum(numbers * ranks[name] for name, numbers in self._sizes.numbers.items())
+        return Foreseen(ranks, errors, _share(_norm(tails), _norm(norms)), self._sizes.bytes_of(ranks), parameters)
 
 
 def _norm(parts: dict[str, float]) -> float:

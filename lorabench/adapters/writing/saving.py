@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.layouts import WrittenLayout, written_layout, written_layouts
-from lorabench.adapters.names.identity import DENOISER_WORDS, identity, split_part
+from lorabench.adapters.names.identity import identity, split_part
 from lorabench.adapters.reading.beside import CONFIG
 from lorabench.adapters.reading.hashes import HASH_KEYS, sshs_hashes_of
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES
@@ -21,6 +21,7 @@ from lorabench.adapters.reading.naming import parse_key
 from lorabench.adapters.reading.sorting import ORDER_KEY
 from lorabench.adapters.writing.configuration import configuration
 from lorabench.adapters.writing.kept import kept_metadata
+from lorabench.adapters.writing.nearest import nearest_layout
 from lorabench.adapters.writing.refusals import refuse_embeddings, refuse_magnitudes, refuse_options
 from lorabench.adapters.writing.tensors import scaled_biases, tensors_in
 from lorabench.errors import LorabenchError
@@ -122,14 +123,7 @@ def stored_type(module: LoraModule, dtype: torch.dtype | Literal["stored"] = "st
 
 def layout_of(adapter: Adapter) -> str:
     """The layout that is nearest to the one that the adapter was read from."""
-    for layout in reversed(written_layouts().values()):  # kohya's α before diffusers' none, where a file has both
-        if layout.nearest_to & set(adapter.schemes):
-            return layout.name
-    of_a_pipeline = all(identity(name).part for name in adapter.modules)
-    if not of_a_pipeline or adapter.config or adapter.path.stem == "adapter_model":
-        return "peft"
-    words = {split_part(name)[0] for name in adapter.modules}
-    return "comfyui" if words & set(DENOISER_WORDS) else "diffusers-peft"
+    return nearest_layout(adapter.schemes, adapter.modules, adapter.config, adapter.path)
 
 
 def carries_extras(adapter: Adapter, layout: str) -> bool:

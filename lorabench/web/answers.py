@@ -1,0 +1,136 @@
+"""What a job has answered: its figures and pages to look at, its text to read, its files to take along."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from nicegui import ui
+
+from lorabench.web.figures import heat_map, lines, scatter
+from lorabench.web.frame import Here
+from lorabench.web.queue import Job
+
+__all__ = ["show_answer"]
+
+_PICTURES = (".svg", ".png")
+_SHOWN = 40
+"""Rows and columns of a heat map."""
+
+
+def show_answer(here: Here, job: Job) -> None:
+    """All of it."""
+    site, user = here.site, here.user
+    answer = site.queue.answer(user, job.id) or {}
+    files = site.queue.files(user, job.id)
+    if job.error:
+        ui.label(job.error).classes("text-negative break-all").props("role=alert").mark("error")
+    _files(here, job, files)
+    data = answer.get("data")
+    special = _SPECIAL.get(job.words[0])
+    if special is not None and isinstance(data, dict):
+        special(here, job, data)
+    for name in files:
+        address = _address(job, name)
+        if name.endswith(_PICTURES):
+            ui.element("img").props(f'src="{address}?show=true" alt="{name}"').classes("max-w-full bg-white")
+        elif name.endswith(".html"):
+            ui.element("iframe").props(f'src="{address}?show=true" title="{name}"').classes("w-full h-[80vh]")
+    if answer.get("text"):
+        ui.label("As the command line says it").classes("text-sm font-bold")
+        ui.label(str(answer["text"])).classes("w-full overflow-x-auto text-xs font-mono whitespace-pre").mark("text")
+    log = site.queue.log(user, job.id)
+    if log:
+        with ui.expansion("Log").classes("w-full"):
+            ui.code(log).classes("w-full")
+
+
+def _files(here: Here, job: Job, files: Sequence[str]) -> None:
+    if not files:
+        return
+    made = {item.name.partition("/")[2]: item for item in here.items() if item.source == job.id}
+    with ui.card().classes("w-full").props("flat bordered"):
+        for name in files:
+            with ui.row().classes("items-center"):
+                ui.link(name, _address(job, name)).props("download").mark("download")
+                if name in made:
+                    ui.link("look at it", f"/adapter/{made[name].id}")
+                    ui.link("health", f"/audit?of={made[name].id}")
+
+
+def _address(job: Job, name: str) -> str:
+    return f"/api/jobs/{job.id}/files/{quote(name)}"
+
+
+def _components(here: Here, job: Job, data: dict[str, Any]) -> None:
+    """Of one adapter: variances layer by layer, and the components of one. Of several: a map of them."""
+    if "modules" in data:
+        _map(data)
+        return
+    layers: dict[str, Any] = {name: layer for name, layer in data["layers"].items() if not layer["reason"]}
+    if not layers:
+        return
+    shares = {name: layer["explained_variance_ratio"] for name, layer in layers.items()}
+    first = dict(list(shares.items())[:_SHOWN])
+    ui.echart(heat_map("explained variance, layer by component", list(first), [
+        values[:_SHOWN] for values in first.values()
+    ])).classes("w-full").style(f"height: {max(240, 16 * len(first) + 110)}px")  # fmt: skip
+    chosen = ui.select(list(layers), value=next(iter(layers)), label="Layer", with_input=True).classes("w-full")
+    place = ui.column().classes("w-full")
+
+    def draw() -> None:
+        place.clear()
+        layer = layers[str(chosen.value)]
+        charts = {
+            "explained variance": layer["explained_variance_ratio"],
+            "cumulative": layer["cumulative"],
+            "singular values": layer["singular_values"],
+        }
+        with place, ui.row().classes("w-full"):
+            for title, values in charts.items():
+                ui.echart(lines(title, {title: values})).classes("w-full md:w-[31%] h-64")
+            _weights(here, job, str(chosen.value))
+
+    chosen.on_value_change(draw)
+    draw()
+
+
+def _weights(here: Here, job: Job, layer: str) -> None:
+    """The components themselves, which are in the file alone."""
+    if "components.json" not in here.site.queue.files(here.user, job.id):
+        return
+    written = json.loads(here.site.queue.file(here.user, job.id, "components.json").read_text())
+    components = written["layers"][layer].get("components") or []
+    if components:
+        rows = [f"component {place}" for place, _ in enumerate(components[:_SHOWN], 1)]
+        values = [[round(value, 5) for value in row[: 4 * _SHOWN]] for row in components[:_SHOWN]]
+        low = min(min(row) for row in values)
+        title = f"components of {layer}" + (
+            f", the first {4 * _SHOWN} features" if len(components[0]) > 4 * _SHOWN else ""
+        )
+        ui.echart(heat_map(title, rows, values, low)).classes("w-full h-96")
+
+
+def _map(data: Mapping[str, Any]) -> None:
+    modules = {name: module for name, module in data["modules"].items() if not module["reason"]}
+    if not modules:
+        return
+    names = [str(name).rsplit("/", maxsplit=1)[-1] for name in data["adapters"]]
+    chosen = ui.select(list(modules), value=next(iter(modules)), label="Module", with_input=True).classes("w-full")
+    place = ui.column().classes("w-full")
+
+    def draw() -> None:
+        place.clear()
+        scores = modules[str(chosen.value)]["scores"]
+        points = {
+            f"{number} {name}": (row[0], row[1] if len(row) > 1 else 0.0)
+            for number, (name, row) in enumerate(zip(names, scores, strict=True), 1)
+        }
+        with place:
+            ui.echart(scatter(f"adapters by ΔW of {chosen.value}", points)).classes("w-full h-96")
+
+    chosen.on_value_change(draw)
+    draw()
+
+
+_SPECIAL: Mapping[str, Callable[[Here, Job, dict[str, Any]], None]] = {"pca": _components}

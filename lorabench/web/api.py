@@ -1,0 +1,233 @@
+"""The JSON API under /api: what the panels do, for scripts and other front ends."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import UploadFile as Received
+
+from lorabench.adapters.metadata.inspection import inspect
+from lorabench.adapters.resizing.rule import ResizeRule
+from lorabench.commands.options import from_args
+from lorabench.errors import LorabenchError
+from lorabench.text import plain
+from lorabench.web.queue import Job
+from lorabench.web.shelf import Item
+from lorabench.web.site import Site
+from lorabench.web.tools import TOOLS, tool
+from lorabench.web.uploads import Brought
+
+__all__ = ["EMBEDDED", "Wanted", "api", "make_rule", "start"]
+
+EMBEDDED = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; "
+    "sandbox allow-scripts allow-downloads"
+)
+"""What a page that a command wrote may do inside a panel: nothing but show itself."""
+
+_Id = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+_PAGES = {".html": "text/html", ".svg": "image/svg+xml", ".png": "image/png"}
+
+
+class Wanted(BaseModel):
+    """A command over adapters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    command: Literal[TOOLS] = Field(description="one of /api/commands")  # type: ignore[valid-type]
+    adapters: list[Annotated[str, Field(max_length=64)]] = Field(min_length=1, max_length=64, description="their ids")
+    options: dict[str, Any] = Field(default_factory=dict, max_length=64, description="option -> value")
+
+
+class _Errors(APIRoute):
+    """What the toolkit refuses is an answer of its own: 400, or 404 where it names nothing that is there."""
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except LorabenchError as error:
+                missing = str(error).startswith(("there is no ", "no such "))
+                return JSONResponse({"error": str(error)}, 404 if missing else 400)
+
+        return handle
+
+
+def start(site: Site, user: str, wanted: Wanted) -> Job:
+    """Put a command into the queue.
+
+    Raises:
+        LorabenchError: an option or an adapter that is not there, or the queue is full.
+    """
+    if site.used(user) > site.settings.quota:
+        raise LorabenchError("your room on this server is used up. Remove uploads or jobs first.")
+    items = [site.shelf.item(user, item_id) for item_id in wanted.adapters]
+    wish = tool(wanted.command).wish(
+        [item.input for item in items], wanted.options, lambda item_id: site.shelf.item(user, item_id).input
+    )
+    title = f"{wanted.command} {', '.join(item.name for item in items[:3])}{', …' if len(items) > 3 else ''}"
+    return site.queue.add(user, title, wish.words, wish.shown)
+
+
+def _job_data(job: Job) -> dict[str, Any]:
+    """A job for JSON: no path of the server's."""
+    names = ("id", "title", "shown", "made", "started", "ended", "state", "code", "error")
+    return {name: getattr(job, name) for name in names}
+
+
+def api(site: Site) -> APIRouter:
+    """The routes over a server's parts."""
+    router = APIRouter(prefix="/api", route_class=_Errors, responses=_failures())
+    _add_adapters(router, site)
+    _add_jobs(router, site)
+
+    @router.get("/runs")
+    def runs() -> list[dict[str, Any]]:
+        """Runs and sweeps of the benchmark."""
+        hidden = ("folder",)
+        return [{name: value for name, value in asdict(run).items() if name not in hidden} for run in site.runs.all()]
+
+    @router.get("/runs/{run_id}/page", response_class=HTMLResponse)
+    def page(run_id: _Id) -> HTMLResponse:
+        """The report of one."""
+        return HTMLResponse(site.runs.page(run_id), headers={"Content-Security-Policy": EMBEDDED})
+
+    return router
+
+
+def _failures() -> dict[int | str, dict[str, Any]]:
+    words = {400: "cannot be used", 401: "not signed in", 403: "from another site", 404: "not there"}
+    return {code: {"description": text} for code, text in words.items()}
+
+
+def _user(request: Request) -> str:
+    return str(request.state.user)
+
+
+def _add_adapters(router: APIRouter, site: Site) -> None:
+    @router.get("/adapters")
+    def adapters(request: Request) -> list[dict[str, Any]]:
+        """The adapters that you may choose from, with what their headers say."""
+        return [_item_data(site, item) for item in site.shelf.items(_user(request))]
+
+    @router.post("/adapters", status_code=201, responses={413: {"description": "too large"}}, openapi_extra=_MULTIPART)
+    async def bring(request: Request) -> list[str]:
+        """Bring adapters, or one with its adapter_config.json; answers their ids."""
+        user = _user(request)
+        length = request.headers.get("content-length", "")
+        used = await run_in_threadpool(site.queue.size, user)
+        with site.uploads.room(user, int(length) if length.isdecimal() else None, used):
+            async with request.form(max_files=200, max_fields=8) as form:
+                files = [one for one in form.getlist("file") if isinstance(one, Received)]
+                brought = [Brought(one.filename or "", one.size or 0, one.file) for one in files]
+                added = await run_in_threadpool(site.uploads.add, user, brought)
+        items = {item.path: item.id for item in await run_in_threadpool(site.shelf.items, user)}
+        return [items[upload.path] for upload in added]
+
+    @router.get("/adapters/{adapter_id}")
+    def adapter(request: Request, adapter_id: _Id) -> dict[str, Any]:
+        """What one says of itself, as `inspect --json` has it."""
+        item = site.shelf.item(_user(request), adapter_id)
+        found: dict[str, Any] = plain(inspect(item.path).as_dict())
+        return {"id": item.id, "name": item.name, "origin": item.origin} | found
+
+    @router.delete("/adapters/{adapter_id}", status_code=204)
+    def remove(request: Request, adapter_id: _Id) -> None:
+        """Remove an upload of yours."""
+        site.shelf.remove(_user(request), adapter_id)
+
+    @router.get("/adapters/{adapter_id}/file", response_class=FileResponse)
+    def file(request: Request, adapter_id: _Id) -> FileResponse:
+        """The file itself."""
+        item = site.shelf.item(_user(request), adapter_id)
+        return FileResponse(item.path, filename=item.path.name, media_type="application/octet-stream")
+
+    @router.post("/adapters/{adapter_id}/foresee")
+    def foresee(request: Request, adapter_id: _Id, rule: dict[str, Any]) -> dict[str, Any]:
+        """What a resize would cost, before anything is written; the rule as the options of `resize`."""
+        item = site.shelf.item(_user(request), adapter_id)
+        return asdict(site.previews.of(item).under(make_rule(item, rule)))
+
+
+def make_rule(item: Item, options: dict[str, Any]) -> ResizeRule:
+    """A resize's rule by the command's options.
+
+    Raises:
+        LorabenchError: an unknown option, or a value out of its range.
+    """
+    known = {name: value for name, value in options.items() if name in ResizeRule.__dataclass_fields__}
+    return from_args(ResizeRule, tool("resize").wish([item.input], known | {"dry_run": True}).parsed())
+
+
+def _item_data(site: Site, item: Item) -> dict[str, Any]:
+    return {"id": item.id, "origin": item.origin, "changed": item.changed} | dict(site.shelf.row(item))
+
+
+def _add_jobs(router: APIRouter, site: Site) -> None:
+    @router.get("/commands")
+    def commands() -> list[dict[str, Any]]:
+        """The commands that a job may be, with their options."""
+        return [plain(asdict(tool(name))) for name in TOOLS]
+
+    @router.post("/jobs", status_code=202)
+    def add(request: Request, wanted: Wanted) -> dict[str, Any]:
+        """Start a command; it waits for its turn."""
+        return _job_data(start(site, _user(request), wanted))
+
+    @router.get("/jobs")
+    def jobs(request: Request) -> list[dict[str, Any]]:
+        """Yours, the newest first."""
+        return [_job_data(job) for job in site.queue.jobs(_user(request))]
+
+    @router.get("/jobs/{job_id}")
+    def job(request: Request, job_id: _Id) -> dict[str, Any]:
+        """One, with its progress, its answer and the names of its files."""
+        user = _user(request)
+        found = site.queue.job(user, job_id)
+        return _job_data(found) | {
+            "progress": site.queue.progress(user, job_id),
+            "answer": site.queue.answer(user, job_id),
+            "files": site.queue.files(user, job_id),
+        }
+
+    @router.post("/jobs/{job_id}/cancel")
+    def cancel(request: Request, job_id: _Id) -> dict[str, Any]:
+        """End one."""
+        return _job_data(site.queue.cancel(_user(request), job_id))
+
+    @router.delete("/jobs/{job_id}", status_code=204)
+    def forget(request: Request, job_id: _Id) -> None:
+        """Remove one that has ended, and its files."""
+        site.queue.forget(_user(request), job_id)
+
+    @router.get("/jobs/{job_id}/files/{name:path}", response_class=FileResponse)
+    def file(request: Request, job_id: _Id, name: str, show: bool = False) -> FileResponse:
+        """One of its files; with `show` pages and pictures as such."""
+        path = site.queue.file(_user(request), job_id, name)
+        kind = _PAGES.get(path.suffix) if show else None
+        if kind is None:
+            return FileResponse(path, filename=path.name, media_type="application/octet-stream")
+        return FileResponse(path, media_type=kind, headers={"Content-Security-Policy": EMBEDDED})
+
+
+_MULTIPART: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
+            }
+        },
+    }
+}

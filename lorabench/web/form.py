@@ -1,0 +1,105 @@
+"""A command's options as a form, made from what its parser says of them."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from nicegui import ui
+
+from lorabench.web.frame import Here
+from lorabench.web.tools import Argument, Tool
+
+__all__ = ["Form", "choose"]
+
+_FIRST = 3
+"""Options that are shown at once, beside those that must be given."""
+
+
+def choose(here: Here, many: bool, chosen: Iterable[str], changed: Callable[[], None]) -> ui.select:
+    """A list of all adapters to choose from, with a search in it.
+
+    Args:
+        here: whose.
+        many: whether several may be chosen; their order is that in which they were.
+        chosen: ids of those that are chosen at first; such as are not there are passed over.
+        changed: called when others are chosen.
+    """
+    names = {item.id: item.name for item in here.items()}
+    first = [item_id for item_id in chosen if item_id in names]
+    label = "Adapters" if many else "Adapter"
+    select = ui.select(
+        names, multiple=many, with_input=True, clearable=True, label=label, on_change=lambda _: changed(),
+        value=first if many else next(iter(first), None),
+    )  # fmt: skip
+    return select.classes("w-full").props("use-chips" if many else "")
+
+
+class Form:
+    """Inputs for the options of a command.
+
+    Args:
+        here: whose page it is on.
+        tool: the command.
+        changed: called when a value changes.
+        without: names of options that the panel asks for in its own way.
+    """
+
+    def __init__(self, here: Here, tool: Tool, changed: Callable[[], None], without: Iterable[str] = ()) -> None:
+        self._here, self._changed = here, changed
+        self._values: dict[str, Any] = {}
+        shown = [one for one in tool.arguments if one.name not in set(without)]
+        first = [one for one in shown if one.required] or shown[:_FIRST]
+        for argument in first:
+            self._add(argument)
+        rest = [one for one in shown if one not in first]
+        if rest:
+            with ui.expansion("More options", icon="tune").classes("w-full"):
+                for argument in rest:
+                    self._add(argument)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Option -> its value, for those that say something."""
+        return {name: value for name, value in self._values.items() if value not in (None, "", [])}
+
+    def _set(self, argument: Argument, value: Any) -> None:
+        if argument.kind == "whole" and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if argument.many == "+" and isinstance(value, list):
+            value = [_number(one) for one in value]
+        self._values[argument.name] = value
+        self._changed()
+
+    def _add(self, argument: Argument) -> None:
+        label = argument.spelled.lstrip("-").replace("-", " ")
+        default = argument.default if isinstance(argument.default, bool | int | float | str) else None
+
+        def keep(event: Any) -> None:
+            self._set(argument, event.value)
+
+        element: ui.element
+        with ui.column().classes("w-full gap-0"):
+            if argument.kind == "flag":
+                element = ui.switch(argument.name.replace("_", " "), value=bool(default), on_change=keep)
+            elif argument.many:
+                element = ui.input_chips(label, on_change=keep).classes("w-full").props("dense")
+            elif argument.kind == "choice":
+                element = ui.select(
+                    list(argument.choices), value=default, label=label, clearable=not argument.required, on_change=keep
+                ).classes("w-full")
+            elif argument.kind == "adapter":
+                names = {item.id: item.name for item in self._here.items()}
+                element = ui.select(names, label=label, clearable=True, with_input=True, on_change=keep)
+                element.classes("w-full")
+            elif argument.kind in ("whole", "number"):
+                element = ui.number(label, value=default, on_change=keep).classes("w-full")
+            else:
+                element = ui.input(label, value=default or "", on_change=keep).classes("w-full")
+            ui.label(argument.help).classes("text-xs opacity-70")
+        element.mark(argument.name)
+
+
+def _number(text: Any) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text

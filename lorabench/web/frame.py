@@ -1,0 +1,135 @@
+"""What every panel has around it: the way to the others, who one is, what jobs have ended."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from nicegui import ui
+from starlette.requests import Request
+
+from lorabench.errors import LorabenchError
+from lorabench.web.queue import Job
+from lorabench.web.shelf import Item
+from lorabench.web.site import Site
+
+__all__ = ["PANELS", "Here", "frame", "state_chip", "telling"]
+
+PANELS = {
+    "/": ("Library", "inventory_2"),
+    "/pca": ("PCA", "scatter_plot"),
+    "/resize": ("Resize", "compress"),
+    "/merge": ("Merge", "merge"),
+    "/compare": ("Compare", "compare_arrows"),
+    "/convert": ("Convert", "swap_horiz"),
+    "/plot": ("Plot", "insert_chart"),
+    "/audit": ("Health", "monitor_heart"),
+    "/advise": ("Ranks", "tune"),
+    "/results": ("Results", "leaderboard"),
+    "/jobs": ("Jobs", "work_history"),
+}
+"""Path -> title and icon of every panel."""
+_EVERY = 1.0
+"""Seconds between looks at the user's jobs."""
+_COLOURS: dict[str, str] = {
+    "done": "positive", "failed": "negative", "lost": "negative", "cancelled": "grey-7", "running": "primary",
+    "waiting": "grey-7",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Here:
+    """Whose page this is, on which server.
+
+    Attributes:
+        site: the server's parts.
+        user: who looks.
+    """
+
+    site: Site
+    user: str
+
+    def items(self) -> list[Item]:
+        """The adapters to choose from."""
+        return self.site.shelf.items(self.user)
+
+    def item(self, item_id: str) -> Item:
+        """One of them."""
+        return self.site.shelf.item(self.user, item_id)
+
+    def jobs(self) -> list[Job]:
+        """The user's, the newest first."""
+        return self.site.queue.jobs(self.user)
+
+
+@contextmanager
+def frame(site: Site, request: Request, title: str) -> Iterator[Here]:
+    """A page with its content inside.
+
+    Args:
+        site: the server's parts.
+        request: of the page; it says who asks.
+        title: of the page.
+    """
+    here = Here(site, str(request.state.user))
+    ui.page_title(f"{title} · lorabench")
+    ui.dark_mode(None)
+    ui.colors(primary="#3b5bdb")
+    with ui.left_drawer(bordered=True).classes("bg-grey-1 dark:bg-dark").props("width=190 breakpoint=900") as drawer:
+        _links(request.url.path)
+    with ui.header(elevated=False).classes("items-center justify-between"):
+        with ui.row().classes("items-center gap-2"):
+            ui.button(icon="menu", on_click=drawer.toggle).props('flat color=white aria-label="Menu"')
+            ui.link("lorabench", "/").classes("text-lg font-bold text-white no-underline")
+        with ui.row().classes("items-center gap-2"):
+            ui.label(here.user).classes("text-sm")
+            with ui.element("form").props("method=post action=/sign-out"):
+                ui.button("Sign out").props("flat color=white type=submit dense no-caps")
+    with ui.column().classes("w-full max-w-6xl mx-auto gap-4"):
+        ui.label(title).classes("text-2xl font-bold").props('role=heading aria-level="1"')
+        yield here
+    _watch(here)
+
+
+def _links(path: str) -> None:
+    with ui.element("nav").props('aria-label="Panels"').classes("w-full"), ui.list().classes("w-full"):
+        for target, (title, icon) in PANELS.items():
+            with ui.item(on_click=lambda target=target: ui.navigate.to(target)) as entry:
+                if path == target:
+                    entry.props('active aria-current="page"')
+                with ui.item_section().props("avatar"):
+                    ui.icon(icon)
+                ui.item_section(title)
+
+
+def _watch(here: Here) -> None:
+    """Tell of jobs that end while this page is open."""
+    known = {job.id: job.state for job in here.jobs()}
+
+    def look() -> None:
+        for job in here.jobs():
+            before = known.get(job.id)
+            if before != job.state and before in (None, "waiting", "running"):
+                known[job.id] = job.state
+                if job.state in ("done", "failed", "lost"):
+                    good = job.state == "done"
+                    ui.notify(
+                        f"{job.title}: {job.state}" + (f". {job.error}" if job.error else ""),
+                        type="positive" if good else "negative", close_button="Close", timeout=8000 if good else 0,
+                    )  # fmt: skip
+
+    ui.timer(_EVERY, look)
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """What the toolkit refuses is told, and the page stays."""
+    try:
+        yield
+    except LorabenchError as error:
+        ui.notify(str(error), type="negative", close_button="Close", timeout=0, multi_line=True)
+
+
+def state_chip(state: Literal["waiting", "running", "done", "failed", "cancelled", "lost"]) -> ui.badge:
+    """How a job stands."""
+    return ui.badge(state, color=_COLOURS[state])

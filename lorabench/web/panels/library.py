@@ -1,0 +1,127 @@
+"""All adapters as one table, and the place to bring more."""
+
+import time
+from typing import Any
+
+from nicegui import run, ui
+from starlette.requests import Request
+
+from lorabench.web.frame import PANELS, Here, frame
+from lorabench.web.shelf import Item
+from lorabench.web.site import Site
+
+__all__ = ["add"]
+
+_COLUMNS = {
+    "name": "name",
+    "valid": "valid",
+    "family": "base",
+    "rank": "rank",
+    "modules": "modules",
+    "kib": "KiB",
+    "method": "method",
+    "origin": "from",
+    "changed": "changed",
+}
+_NUMBERS = ("rank", "modules", "kib")
+_AT_ONCE = 64
+"""Headers that are read between two looks of the page."""
+_ACTIONS = ("/pca", "/resize", "/merge", "/compare", "/convert", "/plot", "/audit", "/advise")
+
+
+def add(site: Site) -> None:
+    """The panel."""
+
+    @ui.page("/")
+    async def page(request: Request) -> None:
+        with frame(site, request, "Library") as here:
+            _bring(here)
+            table = _table(here)
+        await ui.context.client.connected()
+        await _fill(here, table)
+
+
+def _bring(here: Here) -> None:
+    """Bytes go to the API, which counts them as they come; nothing of them passes through the page."""
+    most = here.site.settings.max_upload
+    uploader = ui.element("q-uploader").classes("w-full").mark("bring")
+    uploader.props(
+        "url=/api/adapters field-name=file batch multiple auto-upload flat bordered "
+        f'label="Bring .safetensors files (with adapter_config.json where there is one)" max-total-size={most}'
+    )
+    uploader.on("uploaded", lambda _: ui.navigate.reload())
+    uploader.on("failed", lambda event: _refused(event.args), ["xhr"], js_handler=_REASON)
+    uploader.on(
+        "rejected", lambda _: ui.notify(f"refused: more than {most / 2**20:g} MiB at once", type="negative"), []
+    )
+
+
+_REASON = "(info) => emit(info.xhr ? info.xhr.responseText.slice(0, 2000) : '')"
+"""The server's words; an event of the browser's cannot be sent whole."""
+
+
+def _refused(text: Any) -> None:
+    import json
+
+    try:
+        said = json.loads(str(text))["error"]
+    except (ValueError, KeyError, TypeError):
+        said = "the upload was broken off; it may be too large"
+    ui.notify(said, type="negative", close_button="Close", timeout=0, multi_line=True)
+
+
+def _table(here: Here) -> ui.table:
+    columns = [
+        {"name": name, "label": label, "field": name, "sortable": True,
+         "align": "right" if name in _NUMBERS else "left"}
+        for name, label in _COLUMNS.items()
+    ]  # fmt: skip
+    with ui.row().classes("w-full items-center"):
+        search = ui.input("Search").props("clearable dense").classes("grow").mark("search")
+        buttons = ui.row().classes("gap-1")
+    rows = [_row(here, item) for item in here.items()]
+    table = ui.table(rows=rows, columns=columns, row_key="id", selection="multiple", pagination=25)
+    table.classes("w-full").mark("library").bind_filter_from(search, "value", lambda text: text or "")
+    table.add_slot(
+        "body-cell-name",
+        '<q-td :props="props"><a :href="`/adapter/${props.row.id}`" class="text-primary">{{ props.value }}</a></q-td>',
+    )
+    with buttons:
+        for path in _ACTIONS:
+            title, icon = PANELS[path]
+            ui.button(title, icon=icon, on_click=lambda path=path: _go(path, table)).props("flat dense no-caps")
+    return table
+
+
+def _go(path: str, table: ui.table) -> None:
+    chosen = ",".join(str(row["id"]) for row in table.selected)
+    ui.navigate.to(f"{path}?of={chosen}")
+
+
+async def _fill(here: Here, table: ui.table) -> None:
+    """Read the headers that nobody has asked for yet, and show them as they come."""
+    waiting = [item for item in here.items() if not here.site.shelf.known(item)]
+    places = {row["id"]: place for place, row in enumerate(table.rows)}
+    while waiting:
+        chunk, waiting = waiting[:_AT_ONCE], waiting[_AT_ONCE:]
+        await run.io_bound(lambda items=chunk: [here.site.shelf.row(item) for item in items])
+        for item in chunk:
+            if item.id in places:
+                table.rows[places[item.id]] = _row(here, item)
+        table.update()
+
+
+def _row(here: Here, item: Item) -> dict[str, Any]:
+    row = {"id": item.id, "name": item.name, "origin": item.origin, "kib": round(item.size / 1024)}
+    row["changed"] = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.changed))
+    if not here.site.shelf.known(item):
+        return row
+    said = here.site.shelf.row(item)
+    ranks = said["ranks"] or []
+    return row | {
+        "valid": "yes" if said["valid"] else "no",
+        "family": said["family"] or said["base_model"] or "",
+        "rank": f"{ranks[0]}..{ranks[-1]}" if len(ranks) > 1 else said["rank"],
+        "modules": said["modules"],
+        "method": said["method"] or "",
+    }

@@ -1,0 +1,86 @@
+"""What one server has: made once, given to the API and to every panel."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from lorabench.adapters.reading.files import load
+from lorabench.adapters.resizing.preview import Preview
+from lorabench.web.access import Access
+from lorabench.web.queue import Queue
+from lorabench.web.runs import Runs
+from lorabench.web.settings import Settings
+from lorabench.web.shelf import Item, Shelf
+from lorabench.web.uploads import Uploads
+
+__all__ = ["Previews", "Site", "make_site"]
+
+_KEPT = 16
+
+
+class Previews:
+    """Adapters' spectra, the last few that were asked for."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[object, ...], Preview] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, item: Item) -> Preview:
+        """An adapter's; it is read the first time. One is read at a time, so that memory stays bounded.
+
+        Raises:
+            LorabenchError: it cannot be read.
+        """
+        key = item.path, item.changed, item.size
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = Preview(load(item.path))
+            self._known.move_to_end(key)
+            while len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+            return self._known[key]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server's parts.
+
+    Attributes:
+        settings: how it is run.
+        access: who is let in.
+        uploads: what users brought.
+        queue: what runs.
+        shelf: adapters to choose from.
+        runs: of the benchmark.
+        previews: of resizes.
+    """
+
+    settings: Settings
+    access: Access
+    uploads: Uploads
+    queue: Queue
+    shelf: Shelf
+    runs: Runs
+    previews: Previews = field(default_factory=Previews)
+
+    def used(self, user: str) -> int:
+        """Bytes that a user's uploads and jobs take."""
+        return self.uploads.size(user) + self.queue.size(user)
+
+    def tidy(self) -> None:
+        """Take away what is older than the settings allow."""
+        seconds = self.settings.keep_days * 86400
+        self.uploads.forget_older(seconds)
+        self.queue.forget_older(seconds)
+
+
+def make_site(settings: Settings, access: Access) -> Site:
+    """The parts over a server's folder.
+
+    Raises:
+        LorabenchError: a folder is not there or cannot be written, or another server works on it.
+    """
+    uploads = Uploads(settings.data / "uploads", settings.max_upload, settings.quota)
+    queue = Queue(settings.data / "jobs", settings.jobs)
+    shelf = Shelf(settings.folder, uploads, queue)
+    return Site(settings, access, uploads, queue, shelf, Runs(settings.runs))
