@@ -15,7 +15,7 @@ from lorabench.errors import LorabenchError
 from lorabench.web.access import Access, TooManyTries, add_user, remove_user
 
 TOKEN = "t" * 32
-PASSWORD = "correct horse"
+PASSWORD = "correct horse"  # noqa: S105
 MINUTES = 60.0
 
 
