@@ -71,7 +71,7 @@ def write_chunks(path: Path, chunks: Chunks) -> None:
         replace_file(real, chunks)
 
 
-def replace_file(path: Path, content: Content, durable: bool = True) -> None:
+def replace_file(path: Path, content: Content, durable: bool = True, mode: int = 0o666) -> None:
     """`write_chunks` for code that deals with the system's errors by itself: they pass as they are.
 
     Args:
@@ -79,6 +79,7 @@ def replace_file(path: Path, content: Content, durable: bool = True) -> None:
         content: what it shall hold.
         durable: whether to wait until it is on the disk. What can be made again, and is known to be whole by its
             checksum, need not wait.
+        mode: rights of a file that is new, less the umask; they hold from the first moment on.
 
     Raises:
         OSError: the file cannot be written; the old one is left.
@@ -87,7 +88,7 @@ def replace_file(path: Path, content: Content, durable: bool = True) -> None:
     real.parent.mkdir(parents=True, exist_ok=True)
     partial = neighbour(real)
     # Not `mkstemp`, whose file nobody else may read: the system takes the umask off these rights by itself.
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
     try:
         with os.fdopen(handle, "wb") as file:
             file.writelines(_chunks(content))
