@@ -1,0 +1,1 @@
+"""The web page: the toolkit for those who never type."""
