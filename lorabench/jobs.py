@@ -36,6 +36,7 @@ __all__ = [
     "at_work",
     "output_folder",
     "peak_memory_mb",
+    "process_lives",
     "queue",
     "read_jobs",
     "read_status",
@@ -204,13 +205,26 @@ def abandon(folder: Path) -> None:
 
 def _lives(pid: int | None, folder: Path) -> bool:
     """Whether the process that wrote a status is there: one that is younger than what it is to have written is not."""
+    try:
+        return process_lives(pid, (folder / STATUS).stat().st_mtime + _CLOCKS_S)
+    except OSError:
+        return False
+
+
+def process_lives(pid: int | None, began_before: float | int) -> bool:
+    """Whether a process of this machine is there, and not a younger one that got the same pid.
+
+    Args:
+        pid: its number; None: there is none.
+        began_before: when it had begun at the latest, in seconds since 1970.
+    """
     import psutil  # few runs are looked at while they run
 
     try:
         process = psutil.Process(pid or -1)
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
-        return bool(process.create_time() < (folder / STATUS).stat().st_mtime + _CLOCKS_S)
+        return bool(process.create_time() < began_before)
     except (psutil.NoSuchProcess, ValueError, OSError):
         return False
     except psutil.AccessDenied:  # another user's

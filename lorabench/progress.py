@@ -1,13 +1,13 @@
 """Progress bars: one a phase, shown only where someone watches and the phase lasts over two seconds.
 
-A phase within another shows its bar below the other's.
+A phase within another shows its bar below the other's. Who shows it otherwise than on a terminal asks by `watched`.
 """
 
 import importlib.util
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from rich import console, progress
 
-__all__ = ["Bar", "bar", "track"]
+__all__ = ["Bar", "bar", "track", "watched"]
 
 T = TypeVar("T")
 _PATIENCE_SECONDS = 2.0
@@ -66,6 +66,34 @@ class _Display:
 _DISPLAY = _Display()
 
 
+class _Watch:
+    """Who is told of the outermost phase whose end is known: phases within it would go back and forth."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._phase: Bar | None = None
+        self.tell: Callable[[float | int], None] | None = None
+
+    def advanced(self, phase: "Bar", share: float | int) -> None:
+        """Tell of a phase, if it is the one."""
+        with self._lock:
+            if self.tell is None:
+                return
+            if self._phase is None:
+                self._phase = phase
+            if self._phase is phase:
+                self.tell(min(share, 1.0))
+
+    def ended(self, phase: "Bar") -> None:
+        """The next one may be told of."""
+        with self._lock:
+            if self._phase is phase:
+                self._phase = None
+
+
+_WATCH = _Watch()
+
+
 class Bar:
     """A progress bar that appears after two seconds, on a terminal only, on standard error."""
 
@@ -82,6 +110,8 @@ class Bar:
         self._task: progress.TaskID | None = None
 
     def __enter__(self) -> "Bar":
+        if self._total:
+            _WATCH.advanced(self, 0.0)
         if self._console is not None:
             # A phase of one long step shows a bar too.
             self._timer = threading.Timer(_PATIENCE_SECONDS, self.advance, [0])
@@ -92,6 +122,7 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _WATCH.ended(self)
         with self._lock:
             self._closed = True
             if self._timer is not None:
@@ -106,6 +137,8 @@ class Bar:
 
     def _advance(self, step: float | int, note: str) -> None:
         self._done += step
+        if self._total and not self._closed:
+            _WATCH.advanced(self, self._done / self._total)
         late = time.monotonic() - self._started >= _PATIENCE_SECONDS
         if self._task is None and late and not self._closed and self._console is not None:
             self._task = _DISPLAY.add(self._console, self._description, self._total)
@@ -132,6 +165,20 @@ def _drawn_on(screen: "console.Console") -> "progress.Progress":
         console=screen,
         redirect_stdout=sys.stdout.isatty(),  # what goes into a file or a pipe is no business of the terminal
     )
+
+
+@contextmanager
+def watched(tell: Callable[[float | int], None]) -> Iterator[None]:
+    """Tell somebody, for as long as this is open, what share of the outermost phase is done; terminals or none.
+
+    Args:
+        tell: called with 0 to 1 from whatever thread advances a bar; every phase begins at 0 again.
+    """
+    _WATCH.tell = tell
+    try:
+        yield
+    finally:
+        _WATCH.tell = None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -22,6 +23,7 @@ __all__ = [
     "file_sha256",
     "files_hash",
     "is_locked",
+    "is_neighbour",
     "locked",
     "neighbour",
     "new_folder",
@@ -36,6 +38,7 @@ __all__ = [
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What a PEFT folder written here holds; a folder with anything else is never replaced."""
 
+_NEIGHBOUR = re.compile(r"\..{1,32}-[0-9a-f]{12}(-old)?", re.DOTALL)
 Chunks = Iterable[bytes | memoryview]
 Content = Chunks | bytes | str
 """What a file shall hold; a text is written in UTF-8."""
@@ -189,6 +192,11 @@ def new_folder(path: Path, replace: bool = True) -> Iterator[Path]:
 def neighbour(path: Path) -> Path:
     """A hidden name beside `path` that nobody uses; not the whole name, which may be as long as names can be."""
     return path.with_name(f".{path.name[:32]}-{uuid.uuid4().hex[:12]}")
+
+
+def is_neighbour(name: str) -> bool:
+    """Whether a name is one that `neighbour` makes: what a kill has left of something that never became whole."""
+    return _NEIGHBOUR.fullmatch(name) is not None
 
 
 def take_place(new: Path, path: Path) -> None:

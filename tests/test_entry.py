@@ -117,3 +117,17 @@ def test_words_that_are_no_arguments_come_to_a_command_that_wants_them(command: 
     vars(command).update(add_arguments=lambda parser: parser.set_defaults(more=[]), run=run)
     assert MANY.run(["act", "dataset.path=x", "--json", "rank=4"]) == 0
     assert got == ["dataset.path=x", "rank=4"]
+
+
+def test_a_program_that_is_asked_prints_nothing(command: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    fine = MANY.ask(["act", "fine"])
+    assert (fine.code, fine.error) == (0, None)
+    assert fine.outcome is not None
+    assert fine.outcome.text == "said fine"
+    asked = [MANY.ask(words) for words in (["act", "broken"], ["act", "odd"], ["act"], ["nothing"], ["act", "stopped"])]
+    assert [answer.code for answer in asked] == [1, 2, 2, 2, 130]
+    assert [answer.outcome for answer in asked] == [None] * 5
+    assert asked[0].error == "x.safetensors: it is broken. Mend it."
+    assert asked[1].error == "odd words are not allowed"
+    assert all(answer.error for answer in asked)
+    assert capsys.readouterr() == ("", "")

@@ -80,3 +80,17 @@ def test_lines_on_standard_output_are_not_taken_away(screen, capsys):
         time.sleep(0.3)
         print("a line")
     assert capsys.readouterr().out == "a line\n"
+
+
+def test_who_asks_is_told_of_the_outermost_phase_without_a_terminal(screen):
+    text, told = screen(False), []
+    with progress.watched(told.append):
+        with progress.bar("Outer", 2) as outer:
+            list(progress.track(range(3), "Inner"))
+            outer.advance()
+            outer.advance(4)
+        with progress.bar("No end"):
+            list(progress.track(range(1), "Next"))
+    list(progress.track(range(3), "Later"))
+    assert told == [0.0, 0.5, 1.0, 0.0, 1.0]
+    assert text.getvalue() == ""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lorabench.commands.frame import Program
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "main", "program"]
 
 COMMANDS = {
     "inspect": "what a file is, where it comes from, and whether it is whole; a folder as one table",
@@ -22,9 +22,14 @@ COMMANDS = {
 """Every command, a module of `commands` each, and what it is for."""
 
 
+def program(name: str = "lorabench-adapter") -> Program:
+    """The program, for those who want its answers and not its prints."""
+    return Program(name, "One LoRA adapter file, from any trainer.", COMMANDS, "lorabench.adapters.commands")
+
+
 def main(argv: Sequence[str] | None = None, name: str = "lorabench-adapter") -> int:
     """Run one command; see `lorabench.commands.frame` for what it prints and returns."""
-    return Program(name, "One LoRA adapter file, from any trainer.", COMMANDS, "lorabench.adapters.commands").run(argv)
+    return program(name).run(argv)
 
 
 if __name__ == "__main__":

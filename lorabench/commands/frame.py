@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from lorabench.errors import LorabenchError
 from lorabench.text import to_json
 
-__all__ = ["Outcome", "Program", "run_single"]
+__all__ = ["Answer", "Outcome", "Program", "run_single"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,25 @@ class Outcome:
     data: Any
     text: str
     ok: bool = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How one command ended; what is printed is made of it.
+
+    Attributes:
+        code: the exit code.
+        outcome: what it answers; None where it ended by an error.
+        error: what is wrong, in one line.
+        program: the program and its command, as it was called.
+        for_machines: whether `--json` was said.
+    """
+
+    code: int
+    outcome: Outcome | None = None
+    error: str | None = None
+    program: str = ""
+    for_machines: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,13 +77,21 @@ class Program:
     package: str
 
     def run(self, argv: Sequence[str] | None = None) -> int:
-        """Run one command.
+        """Run one command, and print what it answers.
 
         Args:
             argv: its name and its arguments; None: what the process was started with.
 
         Returns:
-            The exit code; argparse leaves by `SystemExit` with 2 on wrong usage, and with 0 after help.
+            The exit code; it leaves by `SystemExit` with 2 on wrong usage, and with 0 after help.
+        """
+        return _print(self.ask(argv), self.name)
+
+    def ask(self, argv: Sequence[str] | None = None) -> Answer:
+        """Run one command, and print nothing; only help is printed, and leaves by `SystemExit` with 0.
+
+        Args:
+            argv: as `run`.
         """
         words = list(sys.argv[1:] if argv is None else argv)
         parser = _Parser(prog=self.name, description=self.description)
@@ -72,10 +99,13 @@ class Program:
         for command, what in self.commands.items():
             commands.add_parser(command, help=what, description=f"{command}: {what}.", formatter_class=_Formatter)
         if not words or words[0] not in self.commands:
-            parser.parse_args(words)  # help, or wrong usage
-            parser.error("COMMAND comes first")
+            try:
+                parser.parse_args(words)  # help, or wrong usage
+                parser.error("COMMAND comes first")
+            except _WrongUsage as wrong:
+                return wrong.answer
         module = importlib.import_module(f"{self.package}.{words[0]}")  # no other command's options are needed
-        return _run(self.name, commands.choices[words[0]], module, words[1:])
+        return _ask(commands.choices[words[0]], module, words[1:])
 
 
 def run_single(name: str, description: str, module: Any, argv: Sequence[str] | None = None) -> int:
@@ -91,7 +121,15 @@ def run_single(name: str, description: str, module: Any, argv: Sequence[str] | N
         The exit code, as `Program.run`.
     """
     parser = _Parser(prog=name, description=description, formatter_class=_Formatter)
-    return _run(name, parser, module, list(sys.argv[1:] if argv is None else argv))
+    return _print(_ask(parser, module, list(sys.argv[1:] if argv is None else argv)), name)
+
+
+class _WrongUsage(SystemExit):
+    """Passes through a command as argparse's own end does."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.code)
+        self.answer = answer
 
 
 class _Parser(argparse.ArgumentParser):
@@ -99,7 +137,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Leave with code 2."""
-        self.exit(2, f"usage: {self.prog} ... (--help says more): {message}\n")
+        raise _WrongUsage(Answer(2, error=message, program=self.prog))
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -110,29 +148,41 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
         return action.help if silent else super()._get_help_string(action)
 
 
-def _run(program: str, parser: argparse.ArgumentParser, module: Any, words: Sequence[str]) -> int:
-    """Parse, run, answer."""
+def _ask(parser: argparse.ArgumentParser, module: Any, words: Sequence[str]) -> Answer:
+    """Parse and run."""
     parser.set_defaults(refuse=parser.error)
     module.add_arguments(parser)
     parser.epilog = f"{parser.epilog or ''}example:\n  {module.EXAMPLE}"
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
-    args, unknown = parser.parse_known_args(words)
-    if unknown and not hasattr(args, "more"):
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    args.more = unknown
+    machines = False
     try:
+        args, unknown = parser.parse_known_args(words)
+        if unknown and not hasattr(args, "more"):
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        args.more, machines = unknown, args.json
         outcome: Outcome = module.run(args)
+    except _WrongUsage as wrong:
+        return wrong.answer
     except LorabenchError as error:
-        if args.json:
-            _say(to_json({"error": str(error)}), program)
-        sys.stderr.write(f"{parser.prog}: {error}\n")
-        return 1
+        return Answer(1, error=str(error), program=parser.prog, for_machines=machines)
     except KeyboardInterrupt:
         left = getattr(module, "INTERRUPTED", "nothing half-written was left")
-        sys.stderr.write(f"{parser.prog}: interrupted; {left}\n")
-        return 130
-    said = _say(to_json(outcome.data, indent=1) if args.json else outcome.text, program)
-    return 0 if said and outcome.ok else 1
+        return Answer(130, error=f"interrupted; {left}", program=parser.prog)
+    return Answer(0 if outcome.ok else 1, outcome, None, parser.prog, machines)
+
+
+def _print(answer: Answer, program: str) -> int:
+    """Say it: the outcome on stdout, or the line of error on stderr."""
+    if answer.outcome is not None:
+        data, text = answer.outcome.data, answer.outcome.text
+        return answer.code if _say(to_json(data, indent=1) if answer.for_machines else text, program) else 1
+    if answer.for_machines:
+        _say(to_json({"error": answer.error}), program)
+    if answer.code == 2:
+        sys.stderr.write(f"usage: {answer.program} ... (--help says more): {answer.error}\n")
+        sys.exit(2)
+    sys.stderr.write(f"{answer.program}: {answer.error}\n")
+    return answer.code
 
 
 def _say(text: str, program: str) -> bool:
