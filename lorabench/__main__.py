@@ -11,6 +11,7 @@ PROGRAMS = {
     "adapters": "one LoRA adapter file, any trainer's: look at it, resize, merge, compare, convert, interpolate, draw",
     "zoo": "a zoo of adapters: is it sound, and its adapters as files",
     "report": "runs and sweeps side by side: what failed, and which representation is shown to be better",
+    "web": "all of it in a browser: adapters, their health, the results of runs (docs/web.md)",
     "studies": "trainings that ask whether the advice on ranks holds (docs/studies.md); Hydra's words",
     "dashboard": "a Weights & Biases workspace over the runs of logger=wandb",
 }

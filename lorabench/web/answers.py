@@ -21,10 +21,12 @@ _SHOWN = 40
 def show_answer(here: Here, job: Job) -> None:
     """All of it."""
     site, user = here.site, here.user
-    answer = site.queue.answer(user, job.id) or {}
+    answer = site.answer(job) or {}
     files = site.queue.files(user, job.id)
     if job.error:
-        ui.label(job.error).classes("text-negative break-all").props("role=alert").mark("error")
+        ui.label(str(answer.get("error") or job.error)).classes("text-negative break-all").props("role=alert").mark(
+            "error"
+        )
     _files(here, job, files)
     data = answer.get("data")
     special = _SPECIAL.get(job.words[0])
@@ -38,7 +40,9 @@ def show_answer(here: Here, job: Job) -> None:
             ui.element("iframe").props(f'src="{address}?show=true" title="{name}"').classes("w-full h-[80vh]")
     if answer.get("text"):
         ui.label("As the command line says it").classes("text-sm font-bold")
-        ui.label(str(answer["text"])).classes("w-full overflow-x-auto text-xs font-mono whitespace-pre").mark("text")
+        ui.label(str(answer["text"])).classes(
+            "w-full max-h-[32rem] overflow-auto text-xs font-mono whitespace-pre"
+        ).mark("text")
     log = site.queue.log(user, job.id)
     if log:
         with ui.expansion("Log").classes("w-full"):

@@ -22,7 +22,7 @@ from lorabench.web.site import Site
 from lorabench.web.tools import TOOLS, tool
 from lorabench.web.uploads import Brought
 
-__all__ = ["EMBEDDED", "Wanted", "api", "make_rule", "start"]
+__all__ = ["EMBEDDED", "PRIVATE", "Wanted", "api", "make_rule", "start"]
 
 EMBEDDED = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; "
@@ -30,6 +30,8 @@ EMBEDDED = (
 )
 """What a page that a command wrote may do inside a panel: nothing but show itself."""
 
+PRIVATE = ("folder",)
+"""What `inspect` says of a file that is the server's own affair."""
 _Id = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 _PAGES = {".html": "text/html", ".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -76,10 +78,10 @@ def start(site: Site, user: str, wanted: Wanted) -> Job:
     return site.queue.add(user, title, wish.words, wish.shown)
 
 
-def _job_data(job: Job) -> dict[str, Any]:
+def _job_data(site: Site, job: Job) -> dict[str, Any]:
     """A job for JSON: no path of the server's."""
-    names = ("id", "title", "shown", "made", "started", "ended", "state", "code", "error")
-    return {name: getattr(job, name) for name in names}
+    names = ("id", "title", "shown", "made", "started", "ended", "state", "code")
+    return {name: getattr(job, name) for name in names} | {"error": job.error and site.named(job, job.error)}
 
 
 def api(site: Site) -> APIRouter:
@@ -136,6 +138,8 @@ def _add_adapters(router: APIRouter, site: Site) -> None:
         """What one says of itself, as `inspect --json` has it."""
         item = site.shelf.item(_user(request), adapter_id)
         found: dict[str, Any] = plain(inspect(item.path).as_dict())
+        for name in PRIVATE:
+            found["file_info"].pop(name, None)
         return {"id": item.id, "name": item.name, "origin": item.origin} | found
 
     @router.delete("/adapters/{adapter_id}", status_code=204)
@@ -179,28 +183,28 @@ def _add_jobs(router: APIRouter, site: Site) -> None:
     @router.post("/jobs", status_code=202)
     def add(request: Request, wanted: Wanted) -> dict[str, Any]:
         """Start a command; it waits for its turn."""
-        return _job_data(start(site, _user(request), wanted))
+        return _job_data(site, start(site, _user(request), wanted))
 
     @router.get("/jobs")
     def jobs(request: Request) -> list[dict[str, Any]]:
         """Yours, the newest first."""
-        return [_job_data(job) for job in site.queue.jobs(_user(request))]
+        return [_job_data(site, job) for job in site.queue.jobs(_user(request))]
 
     @router.get("/jobs/{job_id}")
     def job(request: Request, job_id: _Id) -> dict[str, Any]:
         """One, with its progress, its answer and the names of its files."""
         user = _user(request)
         found = site.queue.job(user, job_id)
-        return _job_data(found) | {
+        return _job_data(site, found) | {
             "progress": site.queue.progress(user, job_id),
-            "answer": site.queue.answer(user, job_id),
+            "answer": site.answer(found),
             "files": site.queue.files(user, job_id),
         }
 
     @router.post("/jobs/{job_id}/cancel")
     def cancel(request: Request, job_id: _Id) -> dict[str, Any]:
         """End one."""
-        return _job_data(site.queue.cancel(_user(request), job_id))
+        return _job_data(site, site.queue.cancel(_user(request), job_id))
 
     @router.delete("/jobs/{job_id}", status_code=204)
     def forget(request: Request, job_id: _Id) -> None:

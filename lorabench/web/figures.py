@@ -1,9 +1,10 @@
 """Figures of the panels, as options of ECharts; the numbers come from the toolkit."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lorabench.adapters.resizing.preview import Foreseen
+if TYPE_CHECKING:
+    from lorabench.adapters.resizing.preview import Foreseen
 
 __all__ = ["bars", "error_curve", "heat_map", "lines", "scatter"]
 
@@ -13,7 +14,7 @@ _GREY = "#868e96"  # to be read on white and on black
 _TEXT = {"textStyle": {"color": _GREY}}
 
 
-def error_curve(curve: Sequence[Foreseen], chosen: Foreseen) -> dict[str, Any]:
+def error_curve(curve: "Sequence[Foreseen]", chosen: "Foreseen") -> dict[str, Any]:
     """Error against the size of the weights: uniform ranks as a line, what is chosen as a point on or below it."""
     line = [[one.weight_bytes / _MIB, 100 * one.error] for one in curve]
     points = [

@@ -10,9 +10,6 @@ from lorabench.web.tools import Argument, Tool
 
 __all__ = ["Form", "choose"]
 
-_FIRST = 3
-"""Options that are shown at once, beside those that must be given."""
-
 
 def choose(here: Here, many: bool, chosen: Iterable[str], changed: Callable[[], None]) -> ui.select:
     """A list of all adapters to choose from, with a search in it.
@@ -41,13 +38,16 @@ class Form:
         tool: the command.
         changed: called when a value changes.
         without: names of options that the panel asks for in its own way.
+        count: options that are shown at once where none must be given.
     """
 
-    def __init__(self, here: Here, tool: Tool, changed: Callable[[], None], without: Iterable[str] = ()) -> None:
+    def __init__(
+        self, here: Here, tool: Tool, changed: Callable[[], None], without: Iterable[str] = (), count: int = 3
+    ) -> None:
         self._here, self._changed = here, changed
         self._values: dict[str, Any] = {}
         shown = [one for one in tool.arguments if one.name not in set(without)]
-        first = [one for one in shown if one.required] or shown[:_FIRST]
+        first = [one for one in shown if one.required] or shown[:count]
         for argument in first:
             self._add(argument)
         rest = [one for one in shown if one not in first]

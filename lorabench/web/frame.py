@@ -75,6 +75,7 @@ def frame(site: Site, request: Request, title: str) -> Iterator[Here]:
     ui.page_title(f"{title} · lorabench")
     ui.dark_mode(None)
     ui.colors(primary="#3b5bdb")
+    ui.add_css(".command pre, .command code { white-space: pre-wrap; overflow-wrap: anywhere; }")
     with ui.left_drawer(bordered=True).classes("bg-grey-1 dark:bg-dark").props("width=190 breakpoint=900") as drawer:
         _links(request.url.path)
     with ui.header(elevated=False).classes("items-center justify-between"):
@@ -114,7 +115,7 @@ def _watch(here: Here) -> None:
                 if job.state in ("done", "failed", "lost"):
                     good = job.state == "done"
                     ui.notify(
-                        f"{job.title}: {job.state}" + (f". {job.error}" if job.error else ""),
+                        f"{job.title}: {job.state}" + (f". {here.site.named(job, job.error)}" if job.error else ""),
                         type="positive" if good else "negative", close_button="Close", timeout=8000 if good else 0,
                     )  # fmt: skip
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from lorabench.errors import LorabenchError
 from lorabench.jobs import JOBS, LOCK, RESULTS, STATUS, read_jobs, read_status
-from lorabench.report.folders import entries
-from lorabench.report.page import page_html
 from lorabench.storage import is_locked
 
 __all__ = ["Run", "Runs"]
@@ -68,6 +66,11 @@ class Runs:
         found = next((run for run in self.all() if run.id == run_id), None)
         if found is None:
             raise LorabenchError(f"there is no run {run_id[:40]!r} here.")
+        from lorabench.report.folders import (
+            entries,  # it takes seconds to import, and the server shall be there at once
+        )
+        from lorabench.report.page import page_html
+
         return page_html(entries([found.folder]), _RELOAD if found.live else None)
 
 

@@ -1,17 +1,20 @@
 """What one server has: made once, given to the API and to every panel."""
 
+import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from lorabench.adapters.reading.files import load
-from lorabench.adapters.resizing.preview import Preview
 from lorabench.web.access import Access
-from lorabench.web.queue import Queue
+from lorabench.web.queue import Job, Queue
 from lorabench.web.runs import Runs
 from lorabench.web.settings import Settings
 from lorabench.web.shelf import Item, Shelf
 from lorabench.web.uploads import Uploads
+
+if TYPE_CHECKING:
+    from lorabench.adapters.resizing.preview import Preview
 
 __all__ = ["Previews", "Site", "make_site"]
 
@@ -25,12 +28,15 @@ class Previews:
         self._known: OrderedDict[tuple[object, ...], Preview] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, item: Item) -> Preview:
+    def of(self, item: Item) -> "Preview":
         """An adapter's; it is read the first time. One is read at a time, so that memory stays bounded.
 
         Raises:
             LorabenchError: it cannot be read.
         """
+        from lorabench.adapters.reading.files import load  # torch takes seconds; the server shall be there at once
+        from lorabench.adapters.resizing.preview import Preview
+
         key = item.path, item.changed, item.size
         with self._lock:
             if key not in self._known:
@@ -67,6 +73,21 @@ class Site:
         """Bytes that a user's uploads and jobs take."""
         return self.uploads.size(user) + self.queue.size(user)
 
+    def answer(self, job: Job) -> dict[str, Any] | None:
+        """What a job has answered, adapters called by their names and not by where they lie; None: nothing yet."""
+        found = self.queue.answer(job.user, job.id)
+        if found is None:
+            return None
+        answer: dict[str, Any] = json.loads(self.named(job, json.dumps(found, ensure_ascii=False)))
+        return answer
+
+    def named(self, job: Job, text: str) -> str:
+        """Words of a job's, with the names of its adapters for their paths."""
+        for item in self.shelf.items(job.user):
+            if str(item.path) in job.words:
+                text = text.replace(str(item.path), item.name)
+        return text
+
     def tidy(self) -> None:
         """Take away what is older than the settings allow."""
         seconds = self.settings.keep_days * 86400
@@ -80,7 +101,8 @@ def make_site(settings: Settings, access: Access) -> Site:
     Raises:
         LorabenchError: a folder is not there or cannot be written, or another server works on it.
     """
-    uploads = Uploads(settings.data / "uploads", settings.max_upload, settings.quota)
-    queue = Queue(settings.data / "jobs", settings.jobs)
-    shelf = Shelf(settings.folder, uploads, queue)
+    uploads = Uploads(settings.data.absolute() / "uploads", settings.max_upload, settings.quota)
+    queue = Queue(settings.data.absolute() / "jobs", settings.jobs)
+    # Jobs have working directories of their own, so paths must lead to the same place from anywhere.
+    shelf = Shelf(settings.folder and settings.folder.absolute(), uploads, queue)
     return Site(settings, access, uploads, queue, shelf, Runs(settings.runs))

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = read_object(folder / JOB) or {}
         program = importlib.import_module(f"{package}.__main__").program(f"lorabench {package.rpartition('.')[2]}")
         with watched(_Progress(folder / PROGRESS)):
-            ended: Answer = program.ask(job["words"])
+            ended: Answer = program.ask([*job["words"], "--json"])
         answer(ended)
     return ended.code
 

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from lorabench.adapters.metadata.inspection import Inspection, inspect
 from lorabench.errors import LorabenchError
 from lorabench.text import plain
+from lorabench.web.api import PRIVATE
 from lorabench.web.frame import PANELS, Here, frame, telling
 from lorabench.web.panels.command import CommandPanel
 from lorabench.web.shelf import Item
@@ -45,7 +46,7 @@ def _shown(here: Here, item: Item, found: Inspection) -> None:
             ui.button(title, icon=icon, on_click=lambda path=path: ui.navigate.to(f"{path}?of={item.id}")).props(
                 "flat dense no-caps"
             )
-        ui.link("Download", f"/api/adapters/{item.id}/file").props("download")
+        ui.link("Download", f"/api/adapters/{item.id}/file").props("download").classes("self-center px-2")
         if item.origin == "upload":
             ui.button("Remove", icon="delete", on_click=lambda: _remove(here, item)).props("flat dense no-caps")
     _validation(found.validation_info)
@@ -58,10 +59,7 @@ def _shown(here: Here, item: Item, found: Inspection) -> None:
     with ui.expansion("Edit the metadata, or redact what tells of people, places and data", icon="edit").classes(
         "w-full"
     ):
-        panel = CommandPanel(
-            here, "inspect", [item.id], ("modules", "hashes", "values", "strict", "tags"), changed=lambda: None
-        )
-        panel.finish()
+        CommandPanel(here, "inspect", [item.id], ("modules", "hashes", "values", "strict", "tags")).finish()
 
 
 def _remove(here: Here, item: Item) -> None:
@@ -86,6 +84,7 @@ def _block(title: str, said: Mapping[str, Any]) -> None:
     rows = [
         {"name": name.replace("_", " "), "value": _text(entry["value"]), "source": str(entry["source"])}
         for name, entry in said.items()
+        if name not in PRIVATE
     ]
     ui.label(title).classes("text-lg font-bold").props('role=heading aria-level="2"')
     columns = [{"name": name, "label": name, "field": name, "align": "left"} for name in ("name", "value", "source")]

@@ -59,6 +59,8 @@ class CommandPanel:
         changed: called when adapters or values change.
     """
 
+    _form: Form
+
     def __init__(
         self,
         here: Here,
@@ -69,20 +71,20 @@ class CommandPanel:
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._here, self._tool, self._own, self._told = here, tool(name), own, changed
-        self._many = self._tool.most != 1
-        self._ready = False
-        self.chooser = choose(here, self._many, chosen, self.refresh)
-        self._form = Form(here, self._tool, self.refresh, without)
+        self._ready, self._without = False, tuple(without)
+        self.chooser = choose(here, self._tool.most != 1, chosen, self.refresh)
 
-    def finish(self, check: tuple[str, str] | None = None) -> None:
-        """The command to copy, and the buttons that run it.
+    def finish(self, check: tuple[str, str] | None = None, first: int = 3) -> None:
+        """The options, the command to copy, and the buttons that run it.
 
         Args:
             check: option that looks without writing, and what its button says.
+            first: options that are shown at once.
         """
+        self._form = Form(self._here, self._tool, self.refresh, self._without, first)
         with ui.card().classes("w-full").props("flat bordered"):
             ui.label("The same on a command line").classes("text-sm font-bold")
-            self._line = ui.code("", language="bash").classes("w-full")
+            self._line = ui.code("", language="bash").classes("w-full command")
             self._wrong = ui.label().classes("text-negative").props('role="status"')
         with ui.row():
             self._button = ui.button("Run", icon="play_arrow", on_click=lambda: self._run({})).mark("run")

@@ -62,7 +62,7 @@ def _list(here: Here) -> None:
 
 def _one(here: Here, job: Job) -> None:
     ui.label(job.title).classes("text-lg break-all")
-    ui.code(job.shown, language="bash").classes("w-full")
+    ui.code(job.shown, language="bash").classes("w-full command")
     head = ui.row().classes("w-full items-center")
     body = ui.column().classes("w-full")
     with head:

@@ -24,8 +24,8 @@ _COLUMNS = {
     "changed": "changed",
 }
 _NUMBERS = ("rank", "modules", "kib")
-_AT_ONCE = 64
-"""Headers that are read between two looks of the page."""
+_PATIENCE = 0.3
+"""Seconds for which headers are read before those that were are shown."""
 _ACTIONS = ("/pca", "/resize", "/merge", "/compare", "/convert", "/plot", "/audit", "/advise")
 
 
@@ -81,10 +81,13 @@ def _table(here: Here) -> ui.table:
         buttons = ui.row().classes("gap-1")
     rows = [_row(here, item) for item in here.items()]
     table = ui.table(rows=rows, columns=columns, row_key="id", selection="multiple", pagination=25)
-    table.classes("w-full").mark("library").bind_filter_from(search, "value", lambda text: text or "")
+    table.classes("w-full").props("dense flat bordered").mark("library")
+    table.bind_filter_from(search, "value", lambda text: text or "")
     table.add_slot(
         "body-cell-name",
-        '<q-td :props="props"><a :href="`/adapter/${props.row.id}`" class="text-primary">{{ props.value }}</a></q-td>',
+        '<q-td :props="props"><a :href="`/adapter/${props.row.id}`" class="text-primary" '
+        'style="display:block;max-width:26rem;overflow:hidden;text-overflow:ellipsis;direction:rtl;text-align:left" '
+        ':title="props.value">&lrm;{{ props.value }}</a></q-td>',
     )
     with buttons:
         for path in _ACTIONS:
@@ -102,10 +105,16 @@ async def _fill(here: Here, table: ui.table) -> None:
     """Read the headers that nobody has asked for yet, and show them as they come."""
     waiting = [item for item in here.items() if not here.site.shelf.known(item)]
     places = {row["id"]: place for place, row in enumerate(table.rows)}
+
+    def read_some() -> list[Item]:
+        until, done = time.monotonic() + _PATIENCE, []
+        while waiting and time.monotonic() < until:
+            done.append(waiting.pop(0))
+            here.site.shelf.row(done[-1])
+        return done
+
     while waiting:
-        chunk, waiting = waiting[:_AT_ONCE], waiting[_AT_ONCE:]
-        await run.io_bound(lambda items=chunk: [here.site.shelf.row(item) for item in items])
-        for item in chunk:
+        for item in await run.io_bound(read_some):
             if item.id in places:
                 table.rows[places[item.id]] = _row(here, item)
         table.update()

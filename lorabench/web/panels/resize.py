@@ -1,13 +1,12 @@
 """Another rank: what it would cost is drawn before anything is written."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nicegui import run, ui
 from starlette.requests import Request
 
 from lorabench.adapters.resizing.checks import validate
-from lorabench.adapters.resizing.preview import Foreseen, Preview
 from lorabench.adapters.resizing.rule import MODES
 from lorabench.errors import LorabenchError
 from lorabench.web.api import make_rule
@@ -15,6 +14,9 @@ from lorabench.web.figures import bars, error_curve
 from lorabench.web.frame import Here, frame, telling
 from lorabench.web.panels.command import CommandPanel
 from lorabench.web.site import Site
+
+if TYPE_CHECKING:
+    from lorabench.adapters.resizing.preview import Foreseen, Preview
 
 __all__ = ["add"]
 
@@ -39,8 +41,8 @@ _MIB = 2**20
 class _State:
     """What is chosen, and what is known of it."""
 
-    preview: Preview | None = None
-    curve: list[Foreseen] | None = None
+    preview: "Preview | None" = None
+    curve: "list[Foreseen] | None" = None
     of: str | None = None
 
 
@@ -61,7 +63,7 @@ class _Resizer:
         with ui.row().classes("w-full"):
             self._curve = ui.echart({}).classes("w-full md:w-[48%] h-80")
             self._bars = ui.echart({}).classes("w-full md:w-[48%] h-80")
-        self._panel.finish()
+        self._panel.finish(first=0)
 
     def _own(self) -> dict[str, Any]:
         value = self._slider.value
@@ -120,7 +122,7 @@ class _Resizer:
         _show(self._bars, bars("error by module, the worst first (%)", [(name, 100 * error) for name, error in worst]))
 
 
-def _range(mode: str, curve: list[Foreseen]) -> tuple[float, float, float, float]:
+def _range(mode: str, curve: "list[Foreseen]") -> tuple[float, float, float, float]:
     """Least, largest, step and first value of the slider."""
     most = len(curve)
     if mode in ("rank", "truncate"):
