@@ -25,7 +25,7 @@ OPEN_PATHS = frozenset({"/sign-in", "/enter"})
 # Vue compiles templates in the browser, NiceGUI's page has scripts and styles in it: none of the unsafe ones can go.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self'; connect-src 'self'; frame-src 'self'; "
+    "img-src 'self' data:; font-src 'self'; connect-src 'self'; frame-src 'self'; "
     "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 """Of a page that brings no policy of its own."""
