@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Request
 from fastapi.concurrency import run_in_threadpool
@@ -33,6 +34,10 @@ EMBEDDED = (
 PRIVATE = ("folder",)
 """What `inspect` says of a file that is the server's own affair."""
 _Id = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+_ANY = "application/octet-stream"
+_TEXTS = (".html", ".sarif", ".json", ".svg")
+"""Files with words in them, in which paths of the server's are names of adapters to whoever reads them."""
+_LONGEST_TEXT = 16 * 2**20
 _PAGES = {".html": "text/html", ".svg": "image/svg+xml", ".png": "image/png"}
 
 
@@ -151,7 +156,7 @@ def _add_adapters(router: APIRouter, site: Site) -> None:
     def file(request: Request, adapter_id: _Id) -> FileResponse:
         """The file itself."""
         item = site.shelf.item(_user(request), adapter_id)
-        return FileResponse(item.path, filename=item.path.name, media_type="application/octet-stream")
+        return FileResponse(item.path, filename=item.path.name, media_type=_ANY)
 
     @router.post("/adapters/{adapter_id}/foresee")
     def foresee(request: Request, adapter_id: _Id, rule: dict[str, Any]) -> dict[str, Any]:
@@ -212,13 +217,18 @@ def _add_jobs(router: APIRouter, site: Site) -> None:
         site.queue.forget(_user(request), job_id)
 
     @router.get("/jobs/{job_id}/files/{name:path}", response_class=FileResponse)
-    def file(request: Request, job_id: _Id, name: str, show: bool = False) -> FileResponse:
+    def file(request: Request, job_id: _Id, name: str, show: bool = False) -> Response:
         """One of its files; with `show` pages and pictures as such."""
-        path = site.queue.file(_user(request), job_id, name)
-        kind = _PAGES.get(path.suffix) if show else None
-        if kind is None:
-            return FileResponse(path, filename=path.name, media_type="application/octet-stream")
-        return FileResponse(path, media_type=kind, headers={"Content-Security-Policy": EMBEDDED})
+        user = _user(request)
+        path = site.queue.file(user, job_id, name)
+        kind = _PAGES.get(path.suffix, _ANY) if show else _ANY
+        how = {"Content-Security-Policy": EMBEDDED} if kind != _ANY else {}
+        if path.suffix in _TEXTS and path.stat().st_size < _LONGEST_TEXT:
+            if kind == _ANY:
+                how["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(path.name)}"
+            text = site.named(site.queue.job(user, job_id), path.read_text("utf-8"))
+            return Response(text, media_type=kind, headers=how)
+        return FileResponse(path, filename=path.name if kind == _ANY else None, media_type=kind, headers=how)
 
 
 _MULTIPART: dict[str, Any] = {

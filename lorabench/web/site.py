@@ -1,5 +1,6 @@
 """What one server has: made once, given to the API and to every panel."""
 
+import html
 import json
 import threading
 from collections import OrderedDict
@@ -85,7 +86,8 @@ class Site:
         """Words of a job's, with the names of its adapters for their paths."""
         for item in self.shelf.items(job.user):
             if str(item.path) in job.words:
-                text = text.replace(str(item.path), item.name)
+                for spelt in (str, html.escape):
+                    text = text.replace(spelt(str(item.path)), spelt(item.name))
         return text
 
     def tidy(self) -> None:
@@ -101,8 +103,9 @@ def make_site(settings: Settings, access: Access) -> Site:
     Raises:
         LorabenchError: a folder is not there or cannot be written, or another server works on it.
     """
-    uploads = Uploads(settings.data.absolute() / "uploads", settings.max_upload, settings.quota)
-    queue = Queue(settings.data.absolute() / "jobs", settings.jobs)
     # Jobs have working directories of their own, so paths must lead to the same place from anywhere.
-    shelf = Shelf(settings.folder and settings.folder.absolute(), uploads, queue)
+    data, folder = settings.data.resolve(), settings.folder and settings.folder.resolve()
+    uploads = Uploads(data / "uploads", settings.max_upload, settings.quota)
+    queue = Queue(data / "jobs", settings.jobs)
+    shelf = Shelf(folder, uploads, queue)
     return Site(settings, access, uploads, queue, shelf, Runs(settings.runs))

@@ -1,0 +1,281 @@
+"""The API: uploads, the library, jobs and their files, each user's own; and whatever else is sent to it."""
+
+import asyncio
+import io
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+import torch
+from hypothesis import HealthCheck, settings
+from safetensors.torch import load, load_file
+
+from lorabench.adapters.reading.files import load as load_adapter
+from lorabench.errors import LorabenchError
+from lorabench.web.site import Site
+from tests.make_adapters import made_adapters
+from tests.web_site import Scripts, ended, make
+
+OLD = made_adapters() / "diffusers_old" / "pytorch_lora_weights.safetensors"
+GPT2 = made_adapters() / "peft" / "gpt2"
+USER = "me"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One whose queue runs."""
+    made = make(tmp_path_factory.mktemp("site"), max_upload=2**20, quota=20 * 2**20)
+    made.queue.start()
+    yield made
+    made.queue.stop()
+
+
+@pytest.fixture(scope="module")
+def scripts(site: Site) -> Scripts:
+    return Scripts(site)
+
+
+def asked(scripts: Scripts, method: str, path: str, **how: Any) -> httpx.Response:
+    return asyncio.run(scripts.ask(method, path, **how))
+
+
+def brought(scripts: Scripts, *files: tuple[str, bytes]) -> httpx.Response:
+    return asyncio.run(scripts.bring(files))
+
+
+def item_id(scripts: Scripts, end: str) -> str:
+    return next(str(item["id"]) for item in asked(scripts, "GET", "/api/adapters").json() if item["file"].endswith(end))
+
+
+def test_the_library_is_the_table_of_inspect_and_has_no_path(scripts: Scripts, site: Site) -> None:
+    rows = {row["file"]: row for row in asked(scripts, "GET", "/api/adapters").json()}
+    assert rows["old/pytorch_lora_weights.safetensors"]["valid"] is True
+    assert rows["gpt2/adapter_model.safetensors"]["method"] == "LoRA"
+    assert rows["broken/text.safetensors"]["valid"] is False
+    assert "JSON text" in rows["broken/text.safetensors"]["error"]
+    said = json.dumps(rows) + json.dumps(asked(scripts, "GET", f"/api/adapters/{item_id(scripts, '.bin')}").json())
+    assert str(site.settings.data.parent) not in said
+
+
+def test_an_upload_is_there_is_the_same_bytes_and_goes_again(scripts: Scripts) -> None:
+    (new,) = brought(scripts, ("my style.safetensors", OLD.read_bytes())).json()
+    assert asked(scripts, "GET", f"/api/adapters/{new}").json()["name"] == "my style.safetensors"
+    assert asked(scripts, "GET", f"/api/adapters/{new}/file").content == OLD.read_bytes()
+    assert asked(scripts, "DELETE", f"/api/adapters/{new}").status_code == 204
+    assert asked(scripts, "GET", f"/api/adapters/{new}").status_code == 404
+
+
+def test_a_configuration_comes_with_its_adapter(scripts: Scripts, site: Site) -> None:
+    names = ("adapter_model.safetensors", "adapter_config.json")
+    (new,) = brought(scripts, *((name, (GPT2 / name).read_bytes()) for name in names)).json()
+    own, there = load_adapter(site.shelf.item(USER, new).path), load_adapter(GPT2)
+    assert {name: module.alpha for name, module in own.modules.items()} == {
+        name: module.alpha for name, module in there.modules.items()
+    }
+    assert own.config == there.config
+
+
+def _lying(length: int) -> bytes:
+    return struct.pack("<Q", length) + b'{"a":' + b"1" * 100
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.safetensors", b"", "a.safetensors"),
+        ("a.safetensors", b"not an adapter at all", "a.safetensors"),
+        ("a.safetensors", _lying(2**62), "a.safetensors"),
+        ("a.safetensors", OLD.read_bytes()[:-1], "a.safetensors"),
+        ("a.safetensors", b"PK\x03\x04" + bytes(200), "a.safetensors"),
+        ("a.bin", OLD.read_bytes(), "cannot be brought"),
+        ("../../etc/a.safetensors", OLD.read_bytes(), "cannot be brought"),
+        ("a/b.safetensors", OLD.read_bytes(), "cannot be brought"),
+        (".hidden.safetensors", OLD.read_bytes(), "cannot be brought"),
+        ("-rf.safetensors", OLD.read_bytes(), "cannot be brought"),
+        ("a\n.safetensors", OLD.read_bytes(), "cannot be brought"),
+        ("x" * 200 + ".safetensors", OLD.read_bytes(), "cannot be brought"),
+        ("adapter_config.json", b"{}", "0 adapters and 1 adapter_config.json came"),
+    ],
+)
+def test_what_is_no_adapter_is_refused_and_nothing_is_left(
+    scripts: Scripts, site: Site, name: str, data: bytes, message: str
+) -> None:
+    before = site.uploads.size(USER)
+    answer = brought(scripts, (name, data))
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]
+    assert str(site.settings.data) not in answer.text
+    assert site.uploads.size(USER) == before
+
+
+def test_one_bad_file_of_a_request_keeps_out_all(scripts: Scripts, site: Site) -> None:
+    before = site.uploads.size(USER)
+    assert brought(scripts, ("a.safetensors", OLD.read_bytes()), ("b.safetensors", b"no")).status_code == 400
+    assert site.uploads.size(USER) == before
+    assert not [one for one in (site.settings.data / "uploads").rglob("*") if one.name.startswith(".")]
+
+
+def test_sizes_are_held_while_the_bytes_come(scripts: Scripts, site: Site) -> None:
+    async def endless() -> Any:
+        for _ in range(10_000):
+            yield bytes(2**16)
+
+    answer = brought(scripts, ("a.safetensors", bytes(2**20 + 1)))
+    assert answer.status_code == 400
+    assert "at most 1 MiB" in answer.json()["error"]
+    unsaid = asked(scripts, "POST", "/api/adapters", content=endless(), headers={"Content-Type": "multipart/form-data; boundary=x"})  # fmt: skip
+    assert unsaid.status_code == 400
+    assert "must say its size" in unsaid.json()["error"]
+    assert asked(scripts, "POST", "/api/adapters", content=bytes(3 * 2**20)).status_code == 413
+
+
+def test_many_at_once_stay_within_the_quota(scripts: Scripts, site: Site) -> None:
+    with site.uploads.room("other", 2**20, 18 * 2**20):
+        with site.uploads.room("other", 2**20 // 2, 18 * 2**20):
+            pass
+        with pytest.raises(LorabenchError, match="of 20 MiB are used"), site.uploads.room("other", 2**20, 18 * 2**20 + 1):
+            pass
+    with site.uploads.room("other", 2**20, 19 * 2**20):
+        pass
+
+
+def test_two_hundred_uploads_at_once_of_which_eight_are_hostile(scripts: Scripts, site: Site) -> None:
+    hostile = [b"", b"PK\x03\x04", _lying(2**62), _lying(3), OLD.read_bytes()[:50], bytes(1000), b"{" * 999, b"\x80\x04."]
+    small = OLD.read_bytes()
+
+    async def all_at_once() -> list[httpx.Response]:
+        files = [(f"n{i}.safetensors", hostile[i // 25] if i % 25 == 0 else small) for i in range(200)]
+        return await asyncio.gather(*(scripts.bring([one]) for one in files))
+
+    before = len(site.uploads.of(USER))
+    answers = asyncio.run(all_at_once())
+    good = [answer for answer in answers if answer.status_code == 201]
+    assert len(good) == 192
+    assert {answer.status_code for answer in answers} == {201, 400}
+    assert len(site.uploads.of(USER)) == before + 192
+    assert not [one for one in (site.settings.data / "uploads").rglob("*") if one.name.startswith(".")]
+    for upload in site.uploads.of(USER):
+        site.uploads.remove(USER, upload.id)
+
+
+def test_a_resize_foreseen_is_the_resize_done(scripts: Scripts, site: Site) -> None:
+    one = item_id(scripts, "old/pytorch_lora_weights.safetensors")
+    seen = asked(scripts, "POST", f"/api/adapters/{one}/foresee", json={"rank": 2}).json()
+    job = asked(scripts, "POST", "/api/jobs", json={"command": "resize", "adapters": [one], "options": {"rank": 2}})
+    assert job.status_code == 202
+    done = ended(site, USER, job.json()["id"])
+    assert done["state"] == "done", done
+    answer = asked(scripts, "GET", f"/api/jobs/{job.json()['id']}").json()
+    assert answer["answer"]["data"]["predicted"] == pytest.approx(seen["error"], rel=1e-9)
+    (name,) = answer["files"]
+    content = asked(scripts, "GET", f"/api/jobs/{job.json()['id']}/files/{name}").content
+    ranks = {value.shape[0] for key, value in load(content).items() if "down" in key}
+    assert ranks == {2}
+    assert str(site.settings.data.parent) not in json.dumps(answer)
+
+
+def test_what_a_job_made_is_on_the_shelf_and_can_be_used_again(scripts: Scripts, site: Site) -> None:
+    one = item_id(scripts, "gpt2/adapter_model.safetensors")
+    first = asked(scripts, "POST", "/api/jobs", json={"command": "resize", "adapters": [one], "options": {"rank": 1}})
+    assert ended(site, USER, first.json()["id"])["state"] == "done"
+    made = item_id(scripts, "gpt2-resized/adapter_model.safetensors")
+    again = asked(scripts, "POST", "/api/jobs", json={"command": "merge", "adapters": [made, one], "options": {}})
+    done = ended(site, USER, again.json()["id"])
+    assert done["state"] == "done", done
+    merged = next(item for item in site.shelf.items(USER) if item.name.endswith("merged/adapter_model.safetensors"))
+    tensors = load_file(merged.path)
+    assert all(bool(torch.isfinite(value).all()) for value in tensors.values())
+
+
+def test_a_page_of_a_job_is_shown_in_a_frame_of_its_own_alone(scripts: Scripts, site: Site) -> None:
+    one = item_id(scripts, "old/pytorch_lora_weights.safetensors")
+    job = asked(scripts, "POST", "/api/jobs", json={"command": "audit", "adapters": [one]}).json()["id"]
+    assert ended(site, USER, job)["state"] == "done"
+    page = asked(scripts, "GET", f"/api/jobs/{job}/files/audit.html?show=true")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "sandbox" in page.headers["content-security-policy"]
+    assert "old/pytorch_lora_weights.safetensors" in page.text
+    assert str(site.settings.folder) not in page.text
+    taken = asked(scripts, "GET", f"/api/jobs/{job}/files/audit.html")
+    assert taken.headers["content-disposition"].startswith("attachment")
+
+
+def test_another_users_things_are_not_there(scripts: Scripts, site: Site) -> None:
+    (new,) = brought(scripts, ("mine.safetensors", OLD.read_bytes())).json()
+    assert new in {item.id for item in site.shelf.items(USER)}
+    assert new not in {item.id for item in site.shelf.items("other")}
+    with pytest.raises(LorabenchError, match="there is no adapter"):
+        site.shelf.item("other", new)
+    for job in site.queue.jobs(USER):
+        with pytest.raises(LorabenchError, match="no such job"):
+            site.queue.job("other", job.id)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/api/adapters/nothing", None, 404),
+        ("GET", "/api/jobs/nothing", None, 404),
+        ("GET", "/api/runs/nothing/page", None, 404),
+        ("POST", "/api/jobs/nothing/cancel", None, 404),
+        ("DELETE", "/api/jobs/nothing", None, 404),
+        ("DELETE", "/api/adapters/nothing", None, 404),
+        ("POST", "/api/jobs", {"command": "resize", "adapters": ["nothing"], "options": {"rank": 2}}, 404),
+        ("POST", "/api/jobs", {"command": "resize", "adapters": []}, 422),
+        ("POST", "/api/jobs", {"command": "rm", "adapters": ["a"]}, 422),
+        ("POST", "/api/jobs", {"command": "resize", "adapters": ["a"], "out": "/tmp/x"}, 422),
+    ],
+)
+def test_what_is_not_there(scripts: Scripts, method: str, path: str, body: object, status: int) -> None:
+    answer = asked(scripts, method, path, json=body)
+    assert answer.status_code == status
+
+
+def test_adapters_of_the_folder_stay(scripts: Scripts) -> None:
+    one = item_id(scripts, "old/pytorch_lora_weights.safetensors")
+    answer = asked(scripts, "DELETE", f"/api/adapters/{one}")
+    assert answer.status_code == 400
+    assert "no upload of yours" in answer.json()["error"]
+
+
+def test_the_commands_are_told_with_their_options(scripts: Scripts) -> None:
+    told = {one["name"]: one for one in asked(scripts, "GET", "/api/commands").json()}
+    assert {"resize", "merge", "audit"} <= set(told)
+    assert "rank" in {argument["name"] for argument in told["resize"]["arguments"]}
+
+
+@pytest.mark.slow
+def test_nothing_that_is_sent_breaks_it(scripts: Scripts) -> None:
+    schema = schemathesis.openapi.from_asgi("/api/openapi.json", scripts.app_of(USER))
+
+    @schema.parametrize()
+    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+    def holds(case: schemathesis.Case) -> None:
+        answer = case.call()
+        assert answer.status_code < 500, answer.text
+
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        @settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        def tried(case: schemathesis.Case) -> None:
+            answer = case.call()
+            assert answer.status_code < 500, answer.text
+
+        operation.as_strategy()
+        schemathesis_given(operation, tried)
+
+
+def schemathesis_given(operation: Any, test: Any) -> None:
+    """Run a test over an operation's cases."""
+    from hypothesis import given
+
+    given(case=operation.as_strategy())(test)()
+
+
+_ = io, Path

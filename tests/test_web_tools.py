@@ -1,0 +1,110 @@
+"""The commands as the page and the API have them: told by their parsers, and by nobody else."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorabench.adapters.__main__ import COMMANDS
+from lorabench.errors import LorabenchError
+from lorabench.web.tools import TOOLS, Input, tool
+from tests.make_adapters import made_adapters
+
+OLD = Input(made_adapters() / "diffusers_old" / "pytorch_lora_weights.safetensors", "sub/a style.safetensors")
+PEFT = Input(made_adapters() / "peft" / "gpt2" / "adapter_model.safetensors", "gpt2/adapter_model.safetensors")
+OPTIONS = {"resize": {"rank": 2}, "convert": {"layout": "kohya"}, "plot": {"kind": "ranks"}, "inspect": {"redact": True}}
+
+
+def test_every_command_that_works_on_files_alone_is_offered() -> None:
+    assert set(COMMANDS) - set(TOOLS) == {"interpolate"}  # it needs a run of the benchmark
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_wish_is_what_its_own_parser_reads_and_what_a_person_types(name: str) -> None:
+    wish = tool(name).wish([OLD], OPTIONS.get(name, {}))
+    assert wish.words[:2] == (name, str(OLD.path))
+    typed = shlex.split(wish.shown)
+    assert typed[:3] == ["lorabench", "adapters", name]
+    assert typed[3] == OLD.name
+    assert typed[4:] == list(wish.words[2:])
+    read = vars(wish.parsed())
+    for option, value in OPTIONS.get(name, {}).items():
+        assert read[option] == value
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_no_option_names_a_file_of_the_servers(name: str) -> None:
+    for argument in tool(name).arguments:
+        if argument.kind == "adapter":
+            with pytest.raises(LorabenchError, match="cannot be named here|no such"):
+                tool(name).wish([OLD], OPTIONS.get(name, {}) | {argument.name: "/etc/passwd"})
+    for hidden in ("out", "output", "figure", "html", "sarif", "force", "thresholds", "json"):
+        with pytest.raises(LorabenchError, match="has no option"):
+            tool(name).wish([OLD], OPTIONS.get(name, {}) | {hidden: "x"})
+
+
+@given(value=st.text(max_size=30))
+def test_what_a_text_holds_is_never_another_option(value: str) -> None:
+    wish = tool("pca").wish([OLD], {"layers": value})
+    read = vars(wish.parsed())
+    assert read["layers"] == (value or None)
+    assert read["paths"] == [OLD.path]
+    assert read["force"] is False
+
+
+@given(value=st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.text()), st.just({})))
+def test_any_value_is_read_or_refused_in_one_line(value: object) -> None:
+    for name in TOOLS:
+        for argument in tool(name).arguments:
+            try:
+                tool(name).wish([OLD], OPTIONS.get(name, {}) | {argument.name: value}, lambda _: PEFT).parsed()
+            except LorabenchError as error:
+                assert "\n" not in str(error)
+
+
+def test_peft_is_written_as_a_folder_and_the_rest_as_files() -> None:
+    assert tool("resize").wish([PEFT], {"rank": 2}).words[-1] == "gpt2-resized"
+    assert tool("resize").wish([PEFT], {"rank": 2, "layout": "kohya"}).words[-1] == "gpt2-resized.safetensors"
+    assert tool("convert").wish([OLD], {"layout": "peft"}).words[-1] == "a-style-converted"
+    assert tool("merge").wish([OLD, OLD], {}).words[-1] == "merged.safetensors"
+
+
+def test_what_writes_nothing_has_no_output() -> None:
+    assert "--out" not in tool("resize").wish([OLD], {"rank": 2, "dry_run": True}).words
+    assert "--out" not in tool("merge").wish([OLD, OLD], {"preflight": True}).words
+    assert tool("inspect").wish([OLD], {}).words == ("inspect", str(OLD.path))
+
+
+def test_values_that_are_the_default_are_not_spelt() -> None:
+    assert "--min-rank=1" not in tool("resize").wish([OLD], {"rank": 2, "min_rank": 1}).words
+    assert "--no-normalize" not in tool("merge").wish([OLD], {"normalize": True}).words
+    assert "--no-normalize" in tool("merge").wish([OLD], {"normalize": False}).words
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "options", "message"),
+    [
+        ("resize", [OLD], {}, "one of the arguments --rank"),
+        ("resize", [OLD], {"rank": 0}, "a whole number from 1 is needed, not '0'"),
+        ("resize", [OLD], {"rank": 2, "energy": 0.5}, "not allowed with"),
+        ("resize", [], {"rank": 2}, "resize takes one adapter, 0 came"),
+        ("resize", [OLD, OLD], {"rank": 2}, "resize takes one adapter, 2 came"),
+        ("resize", [OLD], {"drop_dora": "yes"}, "drop_dora: true or false is needed"),
+        ("resize", [OLD], {"rank": [1, 2]}, "rank: one value is needed"),
+        ("convert", [OLD], {}, "--to"),
+        ("plot", [OLD], {"kind": "portrait"}, "invalid choice"),
+        ("nothing", [OLD], {}, "is no command here"),
+    ],
+)
+def test_wrong_wishes(name: str, inputs: list[Input], options: dict[str, object], message: str) -> None:
+    with pytest.raises(LorabenchError, match=message):
+        tool(name).wish(inputs, options)
+
+
+def test_names_of_files_are_made_of_letters_that_harm_nobody() -> None:
+    odd = Input(OLD.path, "../..; rm -rf $HOME `x`\n/étude #1.safetensors")
+    written = tool("resize").wish([odd], {"rank": 2}).words[-1]
+    assert written == "étude--1-resized.safetensors"
+    assert Path(written).name == written
