@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -214,7 +215,13 @@ def served(*arguments: str) -> Iterator[tuple[str, int]]:
     command = [sys.executable, "-m", "tests.web_server", str(port), *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         try:
-            yield server.stdout.readline().strip(), port
+            address = server.stdout.readline().strip()
+            for _ in range(300):
+                with socket.socket() as knocking:
+                    if knocking.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            yield address, port
         finally:
             server.terminate()
 

@@ -257,6 +257,28 @@ def test_a_websocket_ends_with_its_session(access, session, user):
     assert sent[1]["text"] == "me: x"
 
 
+def test_nothing_is_heard_of_a_websocket_whose_session_is_over(access, session, user):
+    heard: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (message := await receive())["type"] != "websocket.disconnect":
+            heard.append(message.get("text", ""))
+
+    gate, headers = Gate(app, access, {HOST}, MAX_BODY), {"Host": HOST, **OWN, **user.cookies}
+    sent = websocket(gate, headers, [text("x"), lambda: access.sign_out(session), text("y")])
+    assert heard == ["", "x"]
+    assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+@pytest.mark.parametrize("path", sorted(OPEN_PATHS))
+def test_no_websocket_is_open_to_strangers(access, path):
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError(path)
+
+    sent = websocket(Gate(app, access, {HOST}, MAX_BODY), {"Host": HOST, **OWN}, [], path)
+    assert [message["type"] for message in sent] == ["websocket.close"]
+
+
 def test_nothing_is_sent_to_a_websocket_whose_session_is_over(access, session, user):
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "websocket.accept"})
@@ -278,7 +300,7 @@ PATHS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(path=PATHS, method=st.sampled_from(["GET", "HEAD", "POST", "PUT", "OPTIONS", "DELETE"]), html=st.booleans())
 def test_no_path_is_shown_without_a_session(path, method, html):
     gate, sent = site(Access(token=TOKEN)), []
@@ -324,6 +346,18 @@ def test_bodies_in_chunks_are_counted_as_they_come(user):
     assert user.post("/body", content=endless()).status_code == 413
     assert len(taken) < 20
     assert user.post("/api/body", content=chunks(MAX_BODY, 1)).status_code == 413
+
+
+def test_a_length_that_is_too_much_is_refused_before_a_byte_is_read(user):
+    taken = []
+
+    async def body() -> AsyncIterator[bytes]:
+        taken.append(1)
+        yield b"x"
+
+    too_much = {**OWN, "Content-Length": str(MAX_BODY + 1)}
+    assert user.post("/body", too_much, content=body()).status_code == 413
+    assert taken == []
 
 
 def test_an_answer_that_has_begun_breaks_off(access, session):
