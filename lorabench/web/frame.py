@@ -72,6 +72,7 @@ def frame(site: Site, request: Request, title: str) -> Iterator[Here]:
         title: of the page.
     """
     here = Here(site, str(request.state.user))
+    _bind(here.user)
     ui.page_title(f"{title} · lorabench")
     ui.dark_mode(None)
     ui.colors(primary="#3b5bdb")
@@ -90,6 +91,18 @@ def frame(site: Site, request: Request, title: str) -> Iterator[Here]:
         ui.label(title).classes("text-2xl font-bold").props('role=heading aria-level="1"')
         yield here
     _watch(here)
+
+
+def _bind(user: str) -> None:
+    """Nobody else's socket is given this page, though he knew its id."""
+    client = ui.context.client
+
+    def check() -> None:
+        scope = (client.environ or {}).get("asgi.scope", {})
+        if scope.get("state", {}).get("user") != user:
+            client.delete()
+
+    client.on_connect(check)
 
 
 def _links(path: str) -> None:

@@ -23,6 +23,8 @@ from lorabench.web.site import Site
 __all__ = ["application", "listen", "serve"]
 
 _TIDY_EVERY = 3600.0
+_AT_ONCE = 1000
+"""Requests at one time; more are told to come again."""
 _SPARE = 2**20
 """Bytes of a request beside what is uploaded."""
 
@@ -104,6 +106,6 @@ def serve(site: Site, listening: socket.socket, ready: Callable[[], None]) -> No
 
     config = uvicorn.Config(
         application(site), log_level="warning", access_log=False, server_header=False, proxy_headers=False,
-        timeout_graceful_shutdown=3, ws_max_size=2**20,
+        timeout_graceful_shutdown=3, ws_max_size=2**20, limit_concurrency=_AT_ONCE,
     )  # fmt: skip
     _Server(config).run(sockets=[listening])

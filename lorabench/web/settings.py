@@ -32,7 +32,7 @@ class Settings:
     runs: tuple[Path, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8765
-    hosts: tuple[str, ...] = LOOPBACK
+    hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
     max_upload: int = 2**30
     quota: int = 8 * 2**30
     keep_days: float = 14.0

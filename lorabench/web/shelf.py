@@ -11,7 +11,7 @@ from typing import Any, Literal
 from lorabench.adapters.metadata.library import row_of
 from lorabench.adapters.reading.folders import adapter_files
 from lorabench.errors import LorabenchError
-from lorabench.web.queue import Queue
+from lorabench.web.queue import Job, Queue
 from lorabench.web.tools import Input
 from lorabench.web.uploads import Uploads
 
@@ -72,16 +72,16 @@ class Shelf:
     def items(self, user: str) -> list[Item]:
         """What a user may choose, the user's own first."""
         own = [
-            _item("upload", upload.name, upload.path, upload.brought, upload.id) for upload in self._uploads.of(user)
+            _item("upload", upload.name, upload.path, upload.id, upload.brought) for upload in self._uploads.of(user)
         ]
         made = [
-            _item("job", f"{job.id[:4]}/{name}", self._queue.file(user, job.id, name), job.made, job.id)
+            self._made(job, name)
             for job in self._queue.jobs(user)
             if job.state == "done"
             for name in self._queue.files(user, job.id)
             if name.endswith(".safetensors")
         ]
-        return [*own, *made, *self._common()]
+        return [*(item for item in (*own, *made) if item is not None), *self._common()]
 
     def item(self, user: str, item_id: str) -> Item:
         """One of them.
@@ -120,6 +120,13 @@ class Shelf:
         known = self._rows.get(item.path)
         return known is not None and known[0] == self._state(item)
 
+    def _made(self, job: Job, name: str) -> Item | None:
+        try:
+            path = self._queue.file(job.user, job.id, name)
+        except LorabenchError:  # the job was removed meanwhile
+            return None
+        return _item("job", f"{job.id[:4]}/{name}", path, job.id, job.made)
+
     @staticmethod
     def _state(item: Item) -> tuple[int, int]:
         return round(item.changed * 1e6), item.size
@@ -129,19 +136,17 @@ class Shelf:
             return []
         if time.monotonic() - self._listed[0] > _FRESH:
             files = (place.file for place in adapter_files(self._folder).adapters)
-            found = [_of_folder(file, self._folder) for file in files]
+            found = [_item("folder", file.relative_to(self._folder).as_posix(), file) for file in files]
             self._listed = time.monotonic(), [item for item in found if item is not None]
         return self._listed[1]
 
 
-def _of_folder(file: Path, root: Path) -> Item | None:
-    name = file.relative_to(root).as_posix()
+def _item(origin: Origin, name: str, path: Path, source: str = "", changed: float | None = None) -> Item | None:
+    """None: it went between the listing and here."""
     try:
-        return _item("folder", name, file, file.stat().st_mtime)
-    except OSError:  # it went between the listing and here
+        found = path.stat()
+    except OSError:
         return None
-
-
-def _item(origin: Origin, name: str, path: Path, changed: float, source: str = "") -> Item:
     key = f"{origin}:{source}:{name}".encode("utf-8", "surrogateescape")
-    return Item(hashlib.sha256(key).hexdigest()[:16], name, path, origin, changed, path.stat().st_size, source)
+    digest = hashlib.sha256(key).hexdigest()[:16]
+    return Item(digest, name, path, origin, found.st_mtime if changed is None else changed, found.st_size, source)

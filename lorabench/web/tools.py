@@ -299,6 +299,8 @@ def _spelt(argument: Argument, value: Any) -> list[tuple[str, ...]]:
     if wrong is not None or (len(values) > 1 and not argument.many):
         raise LorabenchError(f"{argument.name}: one value is needed, not {value!r}.")
     texts = [str(one) for one in values]
+    if "--" in texts:  # argparse takes it for the end of all options, behind a "=" too
+        raise LorabenchError(f"{argument.name}: -- is no value here.")
     # "=" and not a word of its own: a value that begins with "-" would be taken for an option.
     if argument.many == "+":
         return [(argument.spelled, *texts)]

@@ -16,6 +16,7 @@ from lorabench.adapters.reading.beside import CONFIG
 from lorabench.adapters.reading.table import read_table
 from lorabench.errors import LorabenchError
 from lorabench.storage import new_folder, replace_file
+from lorabench.web.job import size_of
 
 __all__ = ["Brought", "Upload", "Uploads"]
 
@@ -131,7 +132,7 @@ class Uploads:
             *self._place(user).glob("[!.]*/*.safetensors"),
             *self._place(user).glob("[!.]*/*/adapter_model.safetensors"),
         ]
-        found = [_upload(file.relative_to(self._place(user)).parts[0], file) for file in files]
+        found = [one for file in files if (one := _upload(file.relative_to(self._place(user)).parts[0], file))]
         return sorted(found, key=lambda upload: upload.brought, reverse=True)
 
     def remove(self, user: str, upload_id: str) -> None:
@@ -147,7 +148,7 @@ class Uploads:
 
     def size(self, user: str) -> int:
         """Bytes of all that a user has brought."""
-        return sum(file.stat().st_size for file in self._place(user).rglob("*") if file.is_file())
+        return size_of(self._place(user))
 
     def forget_older(self, seconds: float) -> None:
         """Take away what was brought longer ago, of all users, and what an interrupted upload has left."""
@@ -178,8 +179,11 @@ class Uploads:
         return self._folder / user
 
 
-def _upload(upload_id: str, file: Path) -> Upload:
-    return Upload(upload_id, file, file.stat().st_mtime)
+def _upload(upload_id: str, file: Path) -> Upload | None:
+    try:
+        return Upload(upload_id, file, file.stat().st_mtime)
+    except OSError:  # it was removed between the listing and here
+        return None
 
 
 def _check_name(name: str) -> None:
