@@ -102,16 +102,12 @@ class Watch:
         """The looks so far that are kept."""
         return self._snapshots
 
-    def state_dict(self, looks: int) -> dict[str, Any]:
-        """What was raised, and the last looks, in plain types; a training goes on from it.
-
-        Args:
-            looks: how many.
-        """
+    def state_dict(self) -> dict[str, Any]:
+        """What was raised, and the looks that are kept, in plain types; a training goes on from it."""
         return {
             "raised": [[rule, module, severity] for (rule, module), severity in self._raised.items()],
             "before": dict(self._before),
-            "snapshots": [packed(snapshot) for snapshot in self._snapshots[-looks:]],
+            "snapshots": [packed(snapshot) for snapshot in self._snapshots],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
