@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lorabench.adapters.adapter import Adapter
 from lorabench.adapters.reading.files import load
 from lorabench.adapters.reading.folders import AdapterPlace, adapter_files
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, explain_reading, find_adapter_file
@@ -25,6 +26,10 @@ from lorabench.health.trajectory import LoRADynamicsMetrics, Snapshot, dynamics
 __all__ = ["Audit", "audit"]
 
 _MANY = 100  # adapters; fewer are done before processes have started
+
+
+class _UnlikeError(LorabenchError):
+    """Files that are called as one training's are adapters of several models."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +140,15 @@ def _judged(
 ) -> list[Audit]:
     """One after another; what is known of the base is kept for the next."""
     audits, sizes = [], Sizes()
-    for one in series:
+    waiting = list(reversed(series))
+    while waiting:
+        one = waiting.pop()
         try:
             audits.append(_audited(one, base, Watch(thresholds, rules), count_intruders, sizes))
+        except _UnlikeError:
+            waiting += reversed(_by_modules(one))
         except LorabenchError as error:
-            if alone:
+            if alone and one == series[0]:
                 raise
             audits.append(Audit(one.name, [place.file for place in one.places], unreadable=str(error)))
     return audits
@@ -159,11 +168,34 @@ def _series(path: Path) -> list[Series]:
     return in_series(places)
 
 
+def _by_modules(series: Series) -> list[Series]:
+    """The series apart: one for all that change the same weights; what cannot be read stands alone."""
+    groups: dict[object, dict[AdapterPlace, int | None]] = {}
+    for place, step in zip(series.places, series.steps, strict=True):
+        try:
+            weights: object = _weights(load(place.file))
+        except LorabenchError:
+            weights = place
+        groups.setdefault(weights, {})[place] = step
+    return [
+        Series(series.name, tuple(steps), tuple(steps.values()))
+        if len(steps) > 1
+        else Series(next(iter(steps)).path, tuple(steps), (None,))
+        for steps in groups.values()
+    ]
+
+
+def _weights(adapter: Adapter) -> frozenset[tuple[str, tuple[int, int]]]:
+    """What it changes: names and shapes, of which none goes with the rank."""
+    return frozenset((name, module.shape) for name, module in adapter.modules.items())
+
+
 def _audited(series: Series, base: BaseFile | None, watch: Watch, count_intruders: bool, sizes: Sizes) -> Audit:
     said: dict[str, Alert] = {}
     files: list[Path] = []
     skipped: dict[Path, str] = {}
     unsupported: dict[str, int] = {}
+    weights = None
     for place, step in zip(series.places, series.steps, strict=True):
         try:
             adapter = load(place.file)
@@ -172,6 +204,9 @@ def _audited(series: Series, base: BaseFile | None, watch: Watch, count_intruder
                 raise
             skipped[place.file] = str(error)
             continue
+        if weights not in (None, _weights(adapter)):
+            raise _UnlikeError(f"{place.file}: changes other weights than {files[0]}.")
+        weights = _weights(adapter)
         rows = module_metrics(adapter.modules)
         if base is not None:
             turned = adapter.config.get("fan_in_fan_out") is True
