@@ -260,6 +260,16 @@ def test_an_adapter_of_another_base_among_several_is_told_and_the_others_are_jud
     assert by_name["a"]["structure"]["max_dominance"] > 0
     assert "changes a weight of [24, 17]" in by_name["b"]["unreadable"]
     assert "holds no weight of the adapter's modules" in by_name["c"]["unreadable"]
+    assert {name: one["misfit"] for name, one in by_name.items()} == {"a": False, "b": True, "c": True}
+    (tmp_path / "d.safetensors").write_text("no adapter")
+    page = tmp_path / "page.html"
+    assert main(["audit", str(tmp_path), "--base", str(base), "--html", str(page)]) == 1
+    said = capsys.readouterr().out
+    (line,) = [line for line in said.splitlines() if "[24, 17]" in line]
+    assert re.fullmatch(r"  does not fit the base: .*mid_block\.0\.to_q\.weight is \[24, 16\], and .*", line)
+    assert said.count("not readable: ") == 1
+    assert [line.split()[-2:] for line in said.splitlines() if line.startswith(" b.safe")] == [["other", "base"]]
+    assert "Does not fit the base: " in page.read_text()
 
 
 def test_sarif_is_what_a_code_host_takes(folder, tmp_path, capsys):
@@ -400,6 +410,28 @@ def test_what_ceased_before_the_last_checkpoint_is_told_with_its_step(tmp_path, 
     a_training(tmp_path / "run", [False, True, False])
     (one,) = ask(capsys, tmp_path / "run")["adapters"]
     assert {alert["rule"]: alert["step"] for alert in one["alerts"]}["collapsed_early"] == 20
+
+
+def test_what_has_ceased_is_no_failure_and_what_no_rule_judges_any_more_is(tmp_path, capsys):
+    run_of = {"back": (False, True, False), "late": (False, True, True)}
+    for name, uses in run_of.items():
+        a_training(tmp_path / name, uses)
+    last = tmp_path / "late" / "checkpoint-30"
+    last.rename(last.with_name("checkpoint-3000"))  # behind the window of the rule
+    log = tmp_path / "log.sarif"
+    options = ("--rule", "collapsed_early", "--fail-on", "warning")
+    (back,) = ask(capsys, tmp_path / "back", *options, "--sarif", log)["adapters"]
+    assert (back["severity"], back["ceased"], [alert["step"] for alert in back["alerts"]]) == (
+        None, ["collapsed_early"], [20],
+    )  # fmt: skip
+    assert [one["level"] for one in json.loads(log.read_text())["runs"][0]["results"]] == ["note"]
+    (late,) = ask(capsys, tmp_path / "late", *options, code=1)["adapters"]
+    assert (late["severity"], late["ceased"], late["steps"][-1]) == ("warning", [], 3000)
+    assert main(["audit", str(tmp_path / "back"), *options]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("1 adapter, of whose last checkpoint nothing is said\n")
+    assert "warning, collapsed_early, step 20, ceased since: 4 of 4 modules" in said
+    assert " (collapsed_early)" in said
 
 
 def test_epochs_that_never_trained_are_an_error_and_are_drawn(tmp_path):

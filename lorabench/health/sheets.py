@@ -37,7 +37,8 @@ def summary(audits: Sequence[Audit]) -> str:
     grave = {name: sum(one.severity == name for one in audits) for name in reversed(SEVERITIES)}
     worst = ", ".join(f"{count} with {name}s at worst" for name, count in grave.items() if count)
     if len(audits) == 1:
-        return f"1 adapter, {audits[0].severity}s at worst" if worst else "1 adapter, of which nothing is said"
+        silent = "whose last checkpoint" if audits[0].ceased else "which"
+        return f"1 adapter, {audits[0].severity}s at worst" if worst else f"1 adapter, of {silent} nothing is said"
     return f"{counted(len(audits), 'adapter')}: {worst or 'nothing is said'}"
 
 
@@ -73,7 +74,7 @@ def short_names(audits: Sequence[Audit]) -> list[str]:
 def _adapter(name: str, one: Audit) -> tuple[str, ...]:
     name = f"{name} ({len(one.files)} checkpoints)" if len(one.files) > 1 else name
     if one.unreadable is not None:
-        return (name, "–", "–", "–", "–", "error", "unreadable", "")
+        return (name, "–", "–", "–", "–", "error", "other base" if one.misfit else "unreadable", "")
     rows = one.rows
     ranks = sorted({row.nominal_rank for row in rows})
     return (
@@ -83,7 +84,7 @@ def _adapter(name: str, one: Audit) -> tuple[str, ...]:
         _percent(_median([row.rank_utilization for row in rows])),
         _number(_median([row.stable_rank for row in rows])),
         one.severity or "",
-        ", ".join(alert.rule for alert in one.alerts),
+        ", ".join(f"({alert.rule})" if alert.rule in one.ceased else alert.rule for alert in one.alerts),
         some([f"{kind}: {count}" for kind, count in one.unsupported.items()]),
     )
 
@@ -97,7 +98,7 @@ def alerts_sheet(one: Audit) -> Sheet:
         rows=[
             (
                 alert.severity,
-                alert.rule,
+                f"{alert.rule} (ceased)" if alert.rule in one.ceased else alert.rule,
                 *((str(alert.step),) if several else ()),
                 alert.message,
                 alert.action,

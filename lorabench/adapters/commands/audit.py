@@ -41,8 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--thresholds", type=path_name, metavar="YAML", help="of one's own, see lorabench/health/thresholds.yaml"
     )
     parser.add_argument(
-        "--fail-on", choices=("note", "warning", "error", _NEVER), default="error", help="exit with 1 from here on"
-    )
+        "--fail-on", choices=("note", "warning", "error", _NEVER), default="error",
+        help="exit with 1 from here on; not of what has ceased",
+    )  # fmt: skip
     parser.add_argument("--top", type=positive_int, default=20, metavar="N", help="modules in the table of one adapter")
     parser.add_argument("--html", type=path_name, metavar="FILE", help="a page with figures")
     parser.add_argument("--sarif", type=path_name, metavar="FILE", help="for a code host")
@@ -96,7 +97,7 @@ def _text(audits: "list[Audit]", top: int, written: list[object]) -> str:
     ordered = gravest_first(audits)
     lines = [summary(audits), "", sheets_text([adapters_sheet(audits)])]
     for name, one in zip(short_names(ordered), ordered, strict=True):
-        said = [f"not readable: {one.unreadable}"] if one.unreadable is not None else _said(one)
+        said = [*one.faults, *_said(one)]
         if said:
             lines += [name, *(f"  {line}" for line in said)]
     lines += _remedies(audits)
@@ -107,10 +108,12 @@ def _text(audits: "list[Audit]", top: int, written: list[object]) -> str:
 
 
 def _said(one: "Audit") -> list[str]:
-    return [f"not readable: {reason}" for reason in one.skipped.values()] + [
-        f"{alert.severity}, {alert.rule}{'' if alert.step is None else f', step {alert.step}'}: {alert.message}"
-        for alert in one.alerts
-    ]
+    lines = []
+    for alert in one.alerts:
+        step = "" if alert.step is None else f", step {alert.step}"
+        ceased = ", ceased since" if alert.rule in one.ceased else ""
+        lines.append(f"{alert.severity}, {alert.rule}{step}{ceased}: {alert.message}")
+    return lines
 
 
 def _remedies(audits: "list[Audit]") -> list[str]:
