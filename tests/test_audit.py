@@ -21,6 +21,8 @@ from lorabench.adapters.__main__ import main
 from lorabench.errors import LorabenchError
 from lorabench.health import audit, read_thresholds
 from lorabench.health.rules import rules
+from lorabench.health.sheets import adapters_sheet, modules_sheet
+from lorabench.sheet import sheets_text
 from lorabench.text import to_json
 from tests.real_adapters import SHARED, real_files
 
@@ -91,6 +93,22 @@ def test_a_folder_is_a_table_with_what_the_rules_say_and_what_to_do(folder):
     assert re.search(r"not readable: .*text\.safetensors: ", said)
     assert said.count(f"  untrained: {rules()['untrained'].action}") == 1
     assert "notes.txt" not in said
+
+
+def test_on_a_terminal_of_a_hundred_columns_tables_are_folded_and_lose_nothing(folder, base, tmp_path):
+    long = tmp_path / "an-organisation-of-many-words__and-its-adapters" / "weights" / "text_encoder_of_the_first"
+    write(long / "collapsed.safetensors", collapsed=True, size=9.0)
+    write(tmp_path / "sound.safetensors", name="a_rather_long_prefix.of_a_module.{i}.that_has.many_parts")
+    audits = [*audit(tmp_path), *audit(folder / "sound.safetensors", base, count_intruders=True)]
+    whole = [adapters_sheet(audits), *(modules_sheet(one) for one in audits)]
+    text = sheets_text(whole, width=100)
+    tables = [line for line in text.splitlines() if not line.startswith(("κ", "by norms", "used"))]
+    assert max(map(len, tables)) <= 100 < max(map(len, sheets_text(whole).splitlines()))
+    together = "".join(text.split())
+    for part in ("organisation-", "text_encoder_of_the_first/", "low_rank_use", "ill_conditioned", "many_parts"):
+        assert part in together
+    assert "left out on a narrow terminal: by norms, κ(B), κ(A); --json has them" in text
+    assert "…" not in text
 
 
 def test_json_is_json_and_says_the_numbers_of_dense_algebra(folder, capsys):

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
 from lorabench.adapters.reading.opening import ADAPTER_SUFFIXES
@@ -9,7 +11,7 @@ from lorabench.commands.frame import Outcome
 from lorabench.commands.options import path_name, positive_int
 from lorabench.errors import explain_writing
 from lorabench.storage import replace_file
-from lorabench.text import to_json
+from lorabench.text import some, to_json
 
 if TYPE_CHECKING:
     from lorabench.health.auditing import Audit
@@ -95,7 +97,8 @@ def _text(audits: "list[Audit]", top: int, written: list[object]) -> str:
     from lorabench.sheet import sheets_text
 
     ordered = gravest_first(audits)
-    lines = [summary(audits), "", sheets_text([adapters_sheet(audits)])]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    lines = [summary(audits), "", sheets_text([adapters_sheet(audits)], width)]
     for name, one in zip(short_names(ordered), ordered, strict=True):
         said = [*one.faults, *_said(one)]
         if said:
@@ -103,7 +106,7 @@ def _text(audits: "list[Audit]", top: int, written: list[object]) -> str:
     lines += _remedies(audits)
     if len(audits) == 1:
         sheets = [steps_sheet(audits[0])] if len(audits[0].files) > 1 else []
-        lines += ["", sheets_text([*sheets, modules_sheet(audits[0], top)])]
+        lines += ["", sheets_text([*sheets, modules_sheet(audits[0], top)], width)]
     return "\n".join([*lines, *(f"wrote {path}" for path in written)]).rstrip()
 
 
@@ -113,7 +116,8 @@ def _said(one: "Audit") -> list[str]:
         step = "" if alert.step is None else f", step {alert.step}"
         ceased = ", ceased since" if alert.rule in one.ceased else ""
         lines.append(f"{alert.severity}, {alert.rule}{step}{ceased}: {alert.message}")
-    return lines
+    tensors = [f"{kind}: {count}" for kind, count in one.unsupported.items()]
+    return [*lines, f"tensors that are not judged: {some(tensors)}"] if tensors else lines
 
 
 def _remedies(audits: "list[Audit]") -> list[str]:
