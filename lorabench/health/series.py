@@ -40,32 +40,42 @@ def in_series(places: Sequence[AdapterPlace]) -> list[Series]:
     >>> [(str(one.name), one.steps) for one in in_series([AdapterPlace(path, path / "a.bin") for path in paths])]
     [('run/checkpoint-…', (50, 100)), ('run/final', (None,)), ('r/rank4', (None,)), ('r/rank8', (None,))]
     """
+    called = {place: _called(place.path) for place in places}
     trainings: dict[Path, dict[AdapterPlace, int]] = {}
     ends: dict[Path, Path] = {}
-    for place in places:
-        called = _called(place.path)
-        if called is not None:
-            trainings.setdefault(called.training, {})[place] = called.step
-            if called.end is not None:
-                ends[called.end] = called.training
+    for place, name in called.items():
+        if name is not None:
+            trainings.setdefault(name.training, {})[place] = name.step
+            if name.end is not None:
+                ends[name.end] = name.training
     for place in places:
         if place.path in ends:  # its own number is not told: it comes after the others
             training = trainings[ends[place.path]]
             training[place] = max(training.values()) + 1
-    names = {place: name for name, training in trainings.items() for place in training if len(training) > 1}
+    training_of = {place: one for one, steps in trainings.items() for place in steps if len(steps) > 1}
     series = {}
     for place in places:
-        name = names.get(place, place.path)
-        steps: dict[AdapterPlace, int | None] = {**trainings[name]} if place in names else {place: None}
+        key = training_of.get(place, place.path)
+        steps: dict[AdapterPlace, int | None] = {**trainings[key]} if place in training_of else {place: None}
         ordered = sorted(steps, key=lambda one: steps[one] or 0)
-        series[name] = Series(name, tuple(ordered), tuple(steps[one] for one in ordered))
+        shared = {name.but_step for one in ordered if (name := called[one]) is not None}
+        common = shared.pop() if len(ordered) > 1 and len(shared) == 1 else key
+        series[key] = Series(common, tuple(ordered), tuple(steps[one] for one in ordered))
     return list(series.values())
 
 
 @dataclass(frozen=True)
 class _Called:
-    """What a path says: the training it is of, its step, and what the training's end is called."""
+    """What a path says.
 
+    Attributes:
+        but_step: the path without its step.
+        training: the path without its epoch too, where it has both.
+        step: the number.
+        end: what the training's last file is called; None where trainers number it.
+    """
+
+    but_step: Path
     training: Path
     step: int
     end: Path | None = None
@@ -78,13 +88,15 @@ def _called(path: Path) -> _Called | None:
     found = list(_STEP.finditer(name)) if kohya is None else [kohya]
     if not found:
         return None
-    told = [one for one in found if one.lastgroup != "epoch"] or found
-    step = told[-1]
-    numbers = {step, *(one for one in found if one.lastgroup == "epoch")}
-    masked = name
-    for one in reversed(found):
-        if one in numbers:
+    epochs = [one for one in found if one.lastgroup == "epoch"]
+    step = ([one for one in found if one not in epochs] or found)[-1]
+
+    def without(*numbers: re.Match[str]) -> Path:
+        masked = name
+        for one in sorted(numbers, key=re.Match.start, reverse=True):
             start, end = one.span(one.lastgroup or 0)
             masked = f"{masked[:start]}…{masked[end:]}"
-    end_name = None if kohya is None else path.with_name(f"{name[: kohya.start()]}{ending}")
-    return _Called(path.with_name(f"{masked}{ending}"), int(step[step.lastgroup or 0]), end_name)
+        return path.with_name(f"{masked}{ending}")
+
+    end = None if kohya is None else path.with_name(f"{name[: kohya.start()]}{ending}")
+    return _Called(without(step), without(step, *set(epochs) - {step}), int(step[step.lastgroup or 0]), end)
