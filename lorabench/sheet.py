@@ -1,6 +1,7 @@
 """A table as plain cells, and how it is fitted to a terminal without cutting anything."""
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,8 +27,9 @@ class Sheet:
         rows: cells, one for every column.
         caption: lines below it.
         text: columns that are aligned left.
-        names: columns of layers, which may be folded: "<module> up" over several lines.
+        names: columns of layers or paths, which may be folded: "<module> up" over several lines.
         spare: columns that a narrow terminal is spared, in this order.
+        elsewhere: what has the columns that a terminal is spared.
         long: whether a terminal is spared it all.
     """
 
@@ -38,6 +40,7 @@ class Sheet:
     text: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     spare: tuple[str, ...] = ()
+    elsewhere: str = "results.txt"
     long: bool = False
 
     def without(self, column: str) -> "Sheet":
@@ -61,9 +64,8 @@ def fitted(sheet: Sheet, width: int | None = None) -> Table:
         sheet = sheet.without(column)
         spared.append(column.replace("\n", " "))
     if spared:
-        sheet = replace(
-            sheet, caption=[*sheet.caption, f"left out on a narrow terminal: {', '.join(spared)}; results.txt has them"]
-        )
+        note = f"left out on a narrow terminal: {', '.join(spared)}; {sheet.elsewhere} has them"
+        sheet = replace(sheet, caption=[*sheet.caption, note])
     excess = width_of(_table(sheet)) - width
     named = [name for name in sheet.names if name in sheet.columns]
     if excess > 0 and named:
@@ -86,11 +88,11 @@ def print_sheets(sheets: Sequence[Sheet], console: Console | None = None) -> Non
         console.print(table)
 
 
-def sheets_text(sheets: Sequence[Sheet]) -> str:
-    """Tables as plain text, as wide as they need."""
+def sheets_text(sheets: Sequence[Sheet], width: int | None = None) -> str:
+    """Tables as plain text, as wide as they need, or with names folded to fit a width."""
     lines: list[str] = []
     for sheet in sheets:
-        table, text = fitted(sheet), io.StringIO()
+        table, text = fitted(sheet, width), io.StringIO()
         Console(file=text, width=max(width_of(table), 80), no_color=True).print(table)
         lines += ["", *text.getvalue().splitlines()] if lines else text.getvalue().splitlines()
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -110,15 +112,13 @@ def _folded(sheet: Sheet, width: int) -> Sheet:
 
 
 def _fold(name: str, width: int) -> str:
-    """The name on several lines, broken behind dots; a word that is longer than a line stays whole."""
+    """The name on several lines, broken behind dots, slashes and hyphens; a longer word stays whole."""
     for factor in ("down", "up"):
         name = name.replace(f".lora.{factor}.weight", f" {factor}")
     if len(name) <= width:
         return name
     lines = [""]
-    words = name.split(".")
-    for number, word in enumerate(words):
-        piece = word if number == len(words) - 1 else f"{word}."
+    for piece in re.split(r"(?<=[./-])", name):
         if lines[-1] and len(lines[-1]) + len(piece) > width:
             lines.append("  ")
         lines[-1] += piece

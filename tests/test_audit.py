@@ -21,6 +21,8 @@ from lorabench.adapters.__main__ import main
 from lorabench.errors import LorabenchError
 from lorabench.health import audit, read_thresholds
 from lorabench.health.rules import rules
+from lorabench.health.sheets import adapters_sheet, modules_sheet
+from lorabench.sheet import sheets_text
 from lorabench.text import to_json
 from tests.real_adapters import SHARED, real_files
 
@@ -91,6 +93,22 @@ def test_a_folder_is_a_table_with_what_the_rules_say_and_what_to_do(folder):
     assert re.search(r"not readable: .*text\.safetensors: ", said)
     assert said.count(f"  untrained: {rules()['untrained'].action}") == 1
     assert "notes.txt" not in said
+
+
+def test_on_a_terminal_of_a_hundred_columns_tables_are_folded_and_lose_nothing(folder, base, tmp_path):
+    long = tmp_path / "an-organisation-of-many-words__and-its-adapters" / "weights" / "text_encoder_of_the_first"
+    write(long / "collapsed.safetensors", collapsed=True, size=9.0)
+    write(tmp_path / "sound.safetensors", name="a_rather_long_prefix.of_a_module.{i}.that_has.many_parts")
+    audits = [*audit(tmp_path), *audit(folder / "sound.safetensors", base, count_intruders=True)]
+    whole = [adapters_sheet(audits), *(modules_sheet(one) for one in audits)]
+    text = sheets_text(whole, width=100)
+    tables = [line for line in text.splitlines() if not line.startswith(("κ", "by norms", "used"))]
+    assert max(map(len, tables)) <= 100 < max(map(len, sheets_text(whole).splitlines()))
+    together = "".join(text.split())
+    for part in ("organisation-", "text_encoder_of_the_first/", "low_rank_use", "ill_conditioned", "many_parts"):
+        assert part in together
+    assert "left out on a narrow terminal: by norms, κ(B), κ(A); --json has them" in text
+    assert "…" not in text
 
 
 def test_json_is_json_and_says_the_numbers_of_dense_algebra(folder, capsys):
@@ -260,6 +278,16 @@ def test_an_adapter_of_another_base_among_several_is_told_and_the_others_are_jud
     assert by_name["a"]["structure"]["max_dominance"] > 0
     assert "changes a weight of [24, 17]" in by_name["b"]["unreadable"]
     assert "holds no weight of the adapter's modules" in by_name["c"]["unreadable"]
+    assert {name: one["misfit"] for name, one in by_name.items()} == {"a": False, "b": True, "c": True}
+    (tmp_path / "d.safetensors").write_text("no adapter")
+    page = tmp_path / "page.html"
+    assert main(["audit", str(tmp_path), "--base", str(base), "--html", str(page)]) == 1
+    said = capsys.readouterr().out
+    (line,) = [line for line in said.splitlines() if "[24, 17]" in line]
+    assert re.fullmatch(r"  does not fit the base: .*mid_block\.0\.to_q\.weight is \[24, 16\], and .*", line)
+    assert said.count("not readable: ") == 1
+    assert [line.split()[-2:] for line in said.splitlines() if line.startswith(" b.safe")] == [["other", "base"]]
+    assert "Does not fit the base: " in page.read_text()
 
 
 def test_sarif_is_what_a_code_host_takes(folder, tmp_path, capsys):
@@ -400,6 +428,28 @@ def test_what_ceased_before_the_last_checkpoint_is_told_with_its_step(tmp_path, 
     a_training(tmp_path / "run", [False, True, False])
     (one,) = ask(capsys, tmp_path / "run")["adapters"]
     assert {alert["rule"]: alert["step"] for alert in one["alerts"]}["collapsed_early"] == 20
+
+
+def test_what_has_ceased_is_no_failure_and_what_no_rule_judges_any_more_is(tmp_path, capsys):
+    run_of = {"back": (False, True, False), "late": (False, True, True)}
+    for name, uses in run_of.items():
+        a_training(tmp_path / name, uses)
+    last = tmp_path / "late" / "checkpoint-30"
+    last.rename(last.with_name("checkpoint-3000"))  # behind the window of the rule
+    log = tmp_path / "log.sarif"
+    options = ("--rule", "collapsed_early", "--fail-on", "warning")
+    (back,) = ask(capsys, tmp_path / "back", *options, "--sarif", log)["adapters"]
+    assert (back["severity"], back["ceased"], [alert["step"] for alert in back["alerts"]]) == (
+        None, ["collapsed_early"], [20],
+    )  # fmt: skip
+    assert [one["level"] for one in json.loads(log.read_text())["runs"][0]["results"]] == ["note"]
+    (late,) = ask(capsys, tmp_path / "late", *options, code=1)["adapters"]
+    assert (late["severity"], late["ceased"], late["steps"][-1]) == ("warning", [], 3000)
+    assert main(["audit", str(tmp_path / "back"), *options]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("1 adapter, of whose last checkpoint nothing is said\n")
+    assert "warning, collapsed_early, step 20, ceased since: 4 of 4 modules" in said
+    assert " (collapsed_early)" in said
 
 
 def test_epochs_that_never_trained_are_an_error_and_are_drawn(tmp_path):

@@ -269,6 +269,18 @@ def test_saturation_waits_until_its_window_is_full():
     assert said == [False] * 5 + [True] * 5  # 600 is the first step that has one 500 steps before it
 
 
+def test_saturated_says_over_how_many_steps_the_effective_rank_has_not_changed():
+    watch = Watch(names=["saturated"])
+    said = []
+    for step, used in zip(range(100, 1301, 100), [0.2, 0.3, 0.4] + [0.5, 0.502] * 4 + [0.5, 0.6], strict=True):
+        alerts = watch.look(Snapshot(step, {"m": replace(sound(), rank_utilization=used)}))
+        said.append(alerts[0].message if alerts else None)
+    assert said[:8] == [None] * 8
+    assert said[8] == "m is saturated: it uses 50% of rank 4, which has changed by 0.4% over 500 steps"
+    assert said[11] == "m is saturated: it uses 50% of rank 4, which has changed by 0.4% over 800 steps"
+    assert said[12] is None, "it moves again"
+
+
 def test_a_module_that_has_not_moved_is_said_to_since_when():
     watch = Watch(names=["never_moves"])
     for step in (10, 20, 30):

@@ -74,6 +74,9 @@ class Watch:
         names: rules that are asked, whether they are on or not; None: those that are asked without.
         most: looks that are kept; of more, every second of the older half is let go. None: all.
 
+    Attributes:
+        standing: rules that have spoken, and have not since judged a module without speaking of any.
+
     Raises:
         LorabenchError: there is no rule of such a name.
     """
@@ -91,6 +94,7 @@ class Watch:
         self.names = [
             name for name in rules() if (self.thresholds[name].asked if names is None else name in set(names))
         ]
+        self.standing: set[str] = set()
         self._most = most
         self._snapshots: list[Snapshot] = []
         self._past: dict[str, list[tuple[int, LoRAAdapterMetrics]]] = {}
@@ -102,16 +106,12 @@ class Watch:
         """The looks so far that are kept."""
         return self._snapshots
 
-    def state_dict(self, looks: int) -> dict[str, Any]:
-        """What was raised, and the last looks, in plain types; a training goes on from it.
-
-        Args:
-            looks: how many.
-        """
+    def state_dict(self) -> dict[str, Any]:
+        """What was raised, and the looks that are kept, in plain types; a training goes on from it."""
         return {
             "raised": [[rule, module, severity] for (rule, module), severity in self._raised.items()],
             "before": dict(self._before),
-            "snapshots": [packed(snapshot) for snapshot in self._snapshots[-looks:]],
+            "snapshots": [packed(snapshot) for snapshot in self._snapshots],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -160,7 +160,9 @@ class Watch:
             self._raised.pop((name, module), None)
         self._raised |= {(name, module): severity for module, severity in raised.items()}
         if not raised:
+            self.standing -= {name} if judged else set()
             return None
+        self.standing.add(name)
         severity = max(raised.values(), key=SEVERITIES.index)
         limit = float(thresholds.limits[severity])
         if thresholds.most and len(raised) > len(judged) / 2:

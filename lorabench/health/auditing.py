@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from lorabench.adapters.adapter import Adapter
 from lorabench.adapters.reading.files import load
 from lorabench.adapters.reading.folders import AdapterPlace, adapter_files
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, explain_reading, find_adapter_file
 from lorabench.errors import LorabenchError
 from lorabench.health.alerts import SEVERITIES, Alert, Watch
-from lorabench.health.base import BaseFile, Sizes, against_base
+from lorabench.health.base import BaseFile, MisfitError, Sizes, against_base
 from lorabench.health.metrics import LoRAAdapterMetrics, module_metrics
 from lorabench.health.rules.base import Thresholds
 from lorabench.health.series import Series, in_series
@@ -25,6 +26,10 @@ from lorabench.health.trajectory import LoRADynamicsMetrics, Snapshot, dynamics
 __all__ = ["Audit", "audit"]
 
 _MANY = 100  # adapters; fewer are done before processes have started
+
+
+class _UnlikeError(LorabenchError):
+    """Files that are called as one training's are adapters of several models."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,11 @@ class Audit:
         structure: of the adapter as a whole; None where it could not be read.
         dynamics: of every module, where there are checkpoints.
         alerts: what the rules say, the gravest first; of checkpoints also what ceased before the last, with its step.
+        ceased: rules of alerts that have ceased, as they judged a later checkpoint and said nothing.
         unsupported: kind -> how many tensors were no part of a ΔW, and are not judged.
         skipped: checkpoints that could not be read, and why; an error, though the others are judged.
-        unreadable: why it could not be read, of checkpoints not one; None where it could.
+        unreadable: why it could not be read, of checkpoints not one, or held against the base; None where it could.
+        misfit: whether that is because the base is another model's.
     """
 
     name: Path
@@ -49,9 +56,11 @@ class Audit:
     structure: LoRAStructuralMetrics | None = None
     dynamics: Sequence[LoRADynamicsMetrics] = ()
     alerts: Sequence[Alert] = ()
+    ceased: Collection[str] = ()
     unsupported: Mapping[str, int] = field(default_factory=dict)
     skipped: Mapping[Path, str] = field(default_factory=dict)
     unreadable: str | None = None
+    misfit: bool = False
 
     @property
     def rows(self) -> Sequence[LoRAAdapterMetrics]:
@@ -60,10 +69,18 @@ class Audit:
 
     @property
     def severity(self) -> str | None:
-        """The gravest of its alerts; "error" where it cannot be read; None where nothing is said."""
+        """The gravest of its alerts that have not ceased; "error" where it cannot be read; None where there is none."""
         if self.unreadable is not None or self.skipped:
             return "error"
-        return max((alert.severity for alert in self.alerts), key=SEVERITIES.index, default=None)
+        standing = [alert.severity for alert in self.alerts if alert.rule not in self.ceased]
+        return max(standing, key=SEVERITIES.index, default=None)
+
+    @property
+    def faults(self) -> list[str]:
+        """What could not be judged, and why: a line for the adapter, or for every checkpoint."""
+        if self.unreadable is not None:
+            return [f"{'does not fit the base' if self.misfit else 'not readable'}: {self.unreadable}"]
+        return [f"not readable: {reason}" for reason in self.skipped.values()]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -72,8 +89,10 @@ class Audit:
             "files": self.files,
             "severity": self.severity,
             "unreadable": self.unreadable,
+            "misfit": self.misfit,
             "skipped": self.skipped,
             "alerts": [asdict(alert) for alert in self.alerts],
+            "ceased": self.ceased,
             "structure": None if self.structure is None else asdict(self.structure),
             "modules": [_as_dict(row) for row in self.rows],
             "dynamics": [asdict(one) for one in self.dynamics],
@@ -135,13 +154,18 @@ def _judged(
 ) -> list[Audit]:
     """One after another; what is known of the base is kept for the next."""
     audits, sizes = [], Sizes()
-    for one in series:
+    waiting = list(reversed(series))
+    while waiting:
+        one = waiting.pop()
         try:
             audits.append(_audited(one, base, Watch(thresholds, rules), count_intruders, sizes))
+        except _UnlikeError:
+            waiting += reversed(_by_modules(one))
         except LorabenchError as error:
-            if alone:
+            if alone and one == series[0]:
                 raise
-            audits.append(Audit(one.name, [place.file for place in one.places], unreadable=str(error)))
+            files, misfit = [place.file for place in one.places], isinstance(error, MisfitError)
+            audits.append(Audit(one.name, files, unreadable=str(error), misfit=misfit))
     return audits
 
 
@@ -159,11 +183,34 @@ def _series(path: Path) -> list[Series]:
     return in_series(places)
 
 
+def _by_modules(series: Series) -> list[Series]:
+    """The series apart: one for all that change the same weights; what cannot be read stands alone."""
+    groups: dict[object, dict[AdapterPlace, int | None]] = {}
+    for place, step in zip(series.places, series.steps, strict=True):
+        try:
+            weights: object = _weights(load(place.file))
+        except LorabenchError:
+            weights = place
+        groups.setdefault(weights, {})[place] = step
+    return [
+        Series(series.name, tuple(steps), tuple(steps.values()))
+        if len(steps) > 1
+        else Series(next(iter(steps)).path, tuple(steps), (None,))
+        for steps in groups.values()
+    ]
+
+
+def _weights(adapter: Adapter) -> frozenset[tuple[str, tuple[int, int]]]:
+    """What it changes: names and shapes, of which none goes with the rank."""
+    return frozenset((name, module.shape) for name, module in adapter.modules.items())
+
+
 def _audited(series: Series, base: BaseFile | None, watch: Watch, count_intruders: bool, sizes: Sizes) -> Audit:
     said: dict[str, Alert] = {}
     files: list[Path] = []
     skipped: dict[Path, str] = {}
     unsupported: dict[str, int] = {}
+    weights = None
     for place, step in zip(series.places, series.steps, strict=True):
         try:
             adapter = load(place.file)
@@ -172,6 +219,9 @@ def _audited(series: Series, base: BaseFile | None, watch: Watch, count_intruder
                 raise
             skipped[place.file] = str(error)
             continue
+        if weights not in (None, _weights(adapter)):
+            raise _UnlikeError(f"{place.file}: changes other weights than {files[0]}.")
+        weights = _weights(adapter)
         rows = module_metrics(adapter.modules)
         if base is not None:
             turned = adapter.config.get("fan_in_fan_out") is True
@@ -189,5 +239,6 @@ def _audited(series: Series, base: BaseFile | None, watch: Watch, count_intruder
         structure=structural_metrics(list(watch.snapshots[-1].rows.values())),
         dynamics=dynamics(watch.snapshots) if several else (),
         alerts=sorted(said.values(), key=lambda alert: -SEVERITIES.index(alert.severity)),
+        ceased=sorted(said.keys() - watch.standing),
         unsupported=unsupported,
     )

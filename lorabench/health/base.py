@@ -20,7 +20,7 @@ from lorabench.health.metrics import LoRAAdapterMetrics
 from lorabench.lowrank import largest_singular_value
 from lorabench.text import some
 
-__all__ = ["BaseFile", "Sizes", "Weights", "against_base", "as_delta", "intruders"]
+__all__ = ["BaseFile", "MisfitError", "Sizes", "Weights", "against_base", "as_delta", "intruders"]
 
 _WEIGHT = ".weight"
 _QUANTISED = (".absmax", ".quant_map", ".quant_state", ".SCB", ".qweight", ".qzeros", ".scales", ".weight_scale")
@@ -28,6 +28,10 @@ _INTRUDERS, _MATCH = 10, 0.5
 
 Sizes = dict[tuple[Identity, tuple[int, int]], tuple[float, float]]
 """Module and shape of its ΔW -> σ_max(W) and ‖W‖_F."""
+
+
+class MisfitError(LorabenchError):
+    """The base is another model's than the adapter's."""
 
 
 @runtime_checkable  # for beartype, in tests
@@ -148,7 +152,8 @@ def as_delta(
             a square W leaves open.
 
     Raises:
-        LorabenchError: it is of neither shape, or holds no plain numbers.
+        MisfitError: it is of neither shape.
+        LorabenchError: it holds no plain numbers.
     """
     if not weight.is_floating_point() or weight.element_size() < 2:
         raise LorabenchError(f"{where} is stored as {weight.dtype}. Give the base in float16, bfloat16 or float32.")
@@ -158,7 +163,7 @@ def as_delta(
         return flat.mT
     if as_is:
         return flat
-    raise LorabenchError(
+    raise MisfitError(
         f"{where} is {list(weight.shape)}, and the adapter's {name} changes a weight of {list(module.shape)}. "
         "Give the base model that the adapter was trained on."
     )
@@ -184,7 +189,8 @@ def against_base(
             all adapters of a base.
 
     Raises:
-        LorabenchError: no module is in the base, or one has another shape there, or holds NaN.
+        MisfitError: no module is in the base, or one has another shape there.
+        LorabenchError: a weight holds NaN or cannot be read.
     """
     found = []
     for row in rows:
@@ -202,7 +208,7 @@ def against_base(
         counted = intruders(weight, modules[row.module]) if count_intruders and row.finite else None
         found.append(replace(row, base_sigma_max=sigma, base_frobenius=norm, intruder_dimensions=counted))
     if rows and all(row.base_sigma_max is None for row in found):
-        raise LorabenchError(
+        raise MisfitError(
             f"{base.where}: holds no weight of the adapter's modules ({some([row.module for row in rows])}). "
             "Give the base model that the adapter was trained on."
         )

@@ -89,14 +89,17 @@ class LiveModule:
     def base(self) -> Float[Tensor, "d_out d_in"] | None:
         """W as [d_out, d_in], dequantised by PEFT's own helper, and without what is merged into it; None without one.
 
-        None too where a DoRA is merged, which scales W itself.
+        None too where a DoRA is merged, which scales W itself, or where W is quantised, which merging rounds anew.
 
         Raises:
-            LorabenchError: it has another shape than ΔW.
+            LorabenchError: it has another shape than ΔW, or bitsandbytes has put it into an order of its own.
         """
-        weight = _weight(self.owner)
         merged = getattr(self.owner, "merged_adapters", [self.adapter] if self.merged else [])
-        if weight is None or any(adapter in getattr(self.owner, "lora_magnitude_vector", {}) for adapter in merged):
+        magnitudes = getattr(self.owner, "lora_magnitude_vector", {})
+        if merged and (_quantised(_inmost(self.owner)) or any(adapter in magnitudes for adapter in merged)):
+            return None
+        weight = _weight(self.owner, self.name)
+        if weight is None:
             return None
         turned = bool(getattr(self.owner, "fan_in_fan_out", False))
         if hasattr(self.owner, "parameter_name") and weight.ndim == 3:
@@ -301,22 +304,49 @@ def _dense(owner: nn.Module, weight: Tensor) -> Tensor:
     return weight if groups == 1 else _blocks(*weight.flatten(1).chunk(groups))
 
 
-def _weight(owner: nn.Module) -> Tensor | None:
-    """The frozen weight that a module adapts; dequantised where it is packed."""
+def _inmost(owner: nn.Module) -> Any:
+    """The layer of the model itself, without PEFT's wrappers."""
     base: Any = owner
     while hasattr(base, "base_layer"):
         base = base.base_layer
+    return base
+
+
+def _quantised(base: Any) -> bool:
+    """Whether a layer is HQQ's or bitsandbytes', which quantises a weight when it is moved to its device."""
+    weight: Any = getattr(base, "weight", None)
+    if type(weight).__name__ == "Params4bit":  # packed as uint8, or as the type that FSDP shards
+        return weight.quant_state is not None
+    return hasattr(base, "W_q") or (type(weight).__name__ == "Int8Params" and weight.dtype == torch.int8)
+
+
+def _weight(owner: nn.Module, name: str) -> Tensor | None:
+    """The frozen weight that a module adapts; dequantised where it is packed."""
+    base = _inmost(owner)
     if hasattr(owner, "parameter_name"):
         weight = getattr(base, str(owner.parameter_name), None)
-    elif hasattr(base, "W_q") or type(getattr(base, "weight", None)).__name__ in ("Params4bit", "Int8Params"):
-        from peft.utils.integrations import dequantize_module_weight
-
-        weight = dequantize_module_weight(base)
+    elif _quantised(base):
+        weight = _dequantised(base, name)
     else:
         weight = getattr(base, "weight", getattr(base, "in_proj_weight", None))  # the latter of nn.MultiheadAttention
         original = getattr(owner, "org_module", None)  # kohya keeps what it adapts beside its factors
         weight = getattr(original, "weight", None) if weight is None and original is not None else weight
     return weight.detach() if isinstance(weight, Tensor) else None
+
+
+def _dequantised(base: Any, name: str) -> Tensor:
+    if hasattr(base, "W_q"):
+        weight: Tensor = base.dequantize()
+        return weight
+    from peft.utils.integrations import dequantize_bnb_weight  # its `dequantize_module_weight` sets the weight anew
+
+    if getattr(getattr(base.weight, "quant_state", None), "packing_format_for_cpu", False):
+        # Dequantising would mix up the numbers without a word.
+        raise LorabenchError(
+            f"{name}: bitsandbytes has repacked its 4-bit weight for this CPU, as it does in eval mode. Call "
+            "model.state_dict(), which undoes it, and look before the next forward pass."
+        )
+    return dequantize_bnb_weight(base.weight, getattr(base, "state", None))
 
 
 def read_all(modules: Mapping[str, LiveModule]) -> dict[str, LoraModule]:

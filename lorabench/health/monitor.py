@@ -26,7 +26,7 @@ Log = Callable[[dict[str, float], int], object]
 
 _LOGGER = logging.getLogger("lorabench.health")
 _LEVELS = {"note": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_KEPT, _SAVED = 128, 16  # looks: with all numbers of every module, and in a checkpoint
+_KEPT = 128  # looks, with all numbers of every module
 
 
 class Monitor:
@@ -113,10 +113,10 @@ class Monitor:
             self._guarded(self._draw)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a training that is resumed needs, in plain types: the step, the alerts that are on, the last looks."""
+        """What a training that is resumed needs, in plain types: the step, the alerts that are on, the looks."""
         return {
             "step": self._step,
-            "watch": self._watch.state_dict(_SAVED),
+            "watch": self._watch.state_dict(),
             "trajectory": [list(row) for row in self._trajectory],
         }
 

@@ -38,7 +38,7 @@ def page_html(audits: Sequence[Audit]) -> str:
         _TEMPLATE,
         summary=summary(audits),
         adapters=adapters_sheet(audits),
-        unreadable=[reason for one in audits for reason in (one.unreadable, *one.skipped.values()) if reason],
+        faults=[f"{fault[:1].upper()}{fault[1:]}" for one in audits for fault in one.faults],
         sections=[
             section
             for number, (name, one) in enumerate(zip(names, shown, strict=True))

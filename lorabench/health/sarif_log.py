@@ -42,10 +42,11 @@ def _results(one: Audit) -> list[dict[str, Any]]:
     file = one.files[-1]
     if one.unreadable is not None:
         return [_result(_UNREADABLE, "error", one.unreadable, file, ())]
-    return [_result(_UNREADABLE, "error", reason, path, ()) for path, reason in one.skipped.items()] + [
-        _result(alert.rule, alert.severity, f"{alert.message}. {alert.action}", file, alert.modules)
-        for alert in one.alerts
-    ]
+    results = [_result(_UNREADABLE, "error", reason, path, ()) for path, reason in one.skipped.items()]
+    for alert in one.alerts:
+        severity = "note" if alert.rule in one.ceased else alert.severity
+        results.append(_result(alert.rule, severity, f"{alert.message}. {alert.action}", file, alert.modules))
+    return results
 
 
 def _result(rule: str, severity: str, text: str, file: Path, modules: Sequence[str]) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from lorabench.adapters.reading.folders import AdapterPlace
 __all__ = ["Series", "in_series"]
 
 _STEP = re.compile(
-    r"""(?:checkpoint|step|iter(?:ation)?|epoch)[-_]?(?P<named>\d+)  # transformers, diffusers, most scripts
-      | (?P<mlx>\d{5,})(?=_adapters)                                 # MLX: 0000100_adapters
-      | (?<=-)(?P<kohya>0\d{5})$                                     # kohya: name-000004; name-240131 is a day""",
+    r"""(?:checkpoint|step|iter(?:ation)?)[-_=]?(?P<named>\d+)   # transformers, diffusers, most scripts
+      | epoch[-_=]?(?P<epoch>\d+)                               # which Lightning writes before the step
+      | (?P<mlx>\d{5,})(?=_adapters)                            # MLX: 0000100_adapters""",
     re.IGNORECASE | re.VERBOSE,
 )
+_KOHYA = re.compile(r"-(?:step)?(?P<kohya>0\d{5}(?:\d\d)?)$")  # name-000004, name-step00000500; name-240131 is a day
 
 
 @dataclass(frozen=True)
@@ -39,29 +40,63 @@ def in_series(places: Sequence[AdapterPlace]) -> list[Series]:
     >>> [(str(one.name), one.steps) for one in in_series([AdapterPlace(path, path / "a.bin") for path in paths])]
     [('run/checkpoint-…', (50, 100)), ('run/final', (None,)), ('r/rank4', (None,)), ('r/rank8', (None,))]
     """
-    trainings: dict[Path, list[tuple[int, AdapterPlace]]] = {}
+    called = {place: _called(place.path) for place in places}
+    trainings: dict[Path, dict[AdapterPlace, int]] = {}
+    ends: dict[Path, Path] = {}
+    for place, name in called.items():
+        if name is not None:
+            trainings.setdefault(name.training, {})[place] = name.step
+            if name.end is not None:
+                ends[name.end] = name.training
     for place in places:
-        name, step = _without_step(place.path)
-        if step is not None:
-            trainings.setdefault(name, []).append((step, place))
-    series = []
+        if place.path in ends:  # its own number is not told: it comes after the others
+            training = trainings[ends[place.path]]
+            training[place] = max(training.values()) + 1
+    training_of = {place: one for one, steps in trainings.items() for place in steps if len(steps) > 1}
+    series = {}
     for place in places:
-        name, step = _without_step(place.path)
-        found = trainings.get(name, []) if step is not None else []
-        if len(found) < 2:
-            series.append(Series(place.path, (place,), (None,)))
-        elif found[0][1] == place:
-            ordered = sorted(found, key=lambda pair: pair[0])
-            series.append(Series(name, tuple(one for _, one in ordered), tuple(number for number, _ in ordered)))
-    return series
+        key = training_of.get(place, place.path)
+        steps: dict[AdapterPlace, int | None] = {**trainings[key]} if place in training_of else {place: None}
+        ordered = sorted(steps, key=lambda one: steps[one] or 0)
+        shared = {name.but_step for one in ordered if (name := called[one]) is not None}
+        common = shared.pop() if len(ordered) > 1 and len(shared) == 1 else key
+        series[key] = Series(common, tuple(ordered), tuple(steps[one] for one in ordered))
+    return list(series.values())
 
 
-def _without_step(path: Path) -> tuple[Path, int | None]:
+@dataclass(frozen=True)
+class _Called:
+    """What a path says.
+
+    Attributes:
+        but_step: the path without its step.
+        training: the path without its epoch too, where it has both.
+        step: the number.
+        end: what the training's last file is called; None where trainers number it.
+    """
+
+    but_step: Path
+    training: Path
+    step: int
+    end: Path | None = None
+
+
+def _called(path: Path) -> _Called | None:
     name = path.stem if path.suffix in (".safetensors", ".npz", ".bin", ".pt", ".pth") else path.name
-    found = list(_STEP.finditer(name))
-    if not found:
-        return path, None
-    number = found[-1].lastgroup or "named"
-    start, end = found[-1].span(number)
     ending = path.name.removeprefix(name)  # the same weights in another format are no further step
-    return path.with_name(f"{name[:start]}…{name[end:]}{ending}"), int(found[-1][number])
+    kohya = _KOHYA.search(name)
+    found = list(_STEP.finditer(name)) if kohya is None else [kohya]
+    if not found:
+        return None
+    epochs = [one for one in found if one.lastgroup == "epoch"]
+    step = ([one for one in found if one not in epochs] or found)[-1]
+
+    def without(*numbers: re.Match[str]) -> Path:
+        masked = name
+        for one in sorted(numbers, key=re.Match.start, reverse=True):
+            start, end = one.span(one.lastgroup or 0)
+            masked = f"{masked[:start]}…{masked[end:]}"
+        return path.with_name(f"{masked}{ending}")
+
+    end = None if kohya is None else path.with_name(f"{name[: kohya.start()]}{ending}")
+    return _Called(without(step), without(step, *set(epochs) - {step}), int(step[step.lastgroup or 0]), end)

@@ -11,7 +11,7 @@ from lorabench.health.auditing import Audit
 from lorabench.health.metrics import LoRAAdapterMetrics
 from lorabench.health.trajectory import Snapshot
 from lorabench.sheet import Sheet
-from lorabench.text import counted, some
+from lorabench.text import counted
 
 __all__ = [
     "adapters_sheet",
@@ -37,7 +37,8 @@ def summary(audits: Sequence[Audit]) -> str:
     grave = {name: sum(one.severity == name for one in audits) for name in reversed(SEVERITIES)}
     worst = ", ".join(f"{count} with {name}s at worst" for name, count in grave.items() if count)
     if len(audits) == 1:
-        return f"1 adapter, {audits[0].severity}s at worst" if worst else "1 adapter, of which nothing is said"
+        silent = "whose last checkpoint" if audits[0].ceased else "which"
+        return f"1 adapter, {audits[0].severity}s at worst" if worst else f"1 adapter, of {silent} nothing is said"
     return f"{counted(len(audits), 'adapter')}: {worst or 'nothing is said'}"
 
 
@@ -47,10 +48,11 @@ def adapters_sheet(audits: Sequence[Audit]) -> Sheet:
     names = short_names(ordered)
     return Sheet(
         title="Adapters",
-        columns=("adapter", "modules", "rank", "used", "stable rank", "worst", "rules", "not judged"),
+        columns=("adapter", "modules", "rank", "used", "stable", "worst", "rules"),
         rows=[_adapter(name, one) for name, one in zip(names, ordered, strict=True)],
-        caption=["used: the median module's effective rank / rank; stable rank: the median module's"],
-        text=("adapter", "worst", "rules", "not judged"),
+        caption=["used: the median module's effective rank / rank; stable: the median module's stable rank"],
+        text=("adapter", "worst", "rules"),
+        names=("adapter",),
     )
 
 
@@ -73,7 +75,7 @@ def short_names(audits: Sequence[Audit]) -> list[str]:
 def _adapter(name: str, one: Audit) -> tuple[str, ...]:
     name = f"{name} ({len(one.files)} checkpoints)" if len(one.files) > 1 else name
     if one.unreadable is not None:
-        return (name, "–", "–", "–", "–", "error", "unreadable", "")
+        return (name, "–", "–", "–", "–", "error", "other base" if one.misfit else "unreadable")
     rows = one.rows
     ranks = sorted({row.nominal_rank for row in rows})
     return (
@@ -83,8 +85,7 @@ def _adapter(name: str, one: Audit) -> tuple[str, ...]:
         _percent(_median([row.rank_utilization for row in rows])),
         _number(_median([row.stable_rank for row in rows])),
         one.severity or "",
-        ", ".join(alert.rule for alert in one.alerts),
-        some([f"{kind}: {count}" for kind, count in one.unsupported.items()]),
+        ",\n".join(f"({alert.rule})" if alert.rule in one.ceased else alert.rule for alert in one.alerts),
     )
 
 
@@ -97,7 +98,7 @@ def alerts_sheet(one: Audit) -> Sheet:
         rows=[
             (
                 alert.severity,
-                alert.rule,
+                f"{alert.rule} (ceased)" if alert.rule in one.ceased else alert.rule,
                 *((str(alert.step),) if several else ()),
                 alert.message,
                 alert.action,
@@ -132,6 +133,9 @@ def modules_sheet(one: Audit, most: int | None = None) -> Sheet:
         rows=[_module(row, beside, counted_intruders) for row in shown],
         caption=caption,
         text=("module",),
+        names=("module",),
+        spare=("by norms", "κ(B)", "κ(A)"),
+        elsewhere="--json",
     )
 
 
@@ -162,6 +166,7 @@ def steps_sheet(one: Audit) -> Sheet:
         rows=[_step(snapshot, file) for snapshot, file in zip(one.snapshots, one.files, strict=True)],
         caption=["medians over modules; lowest and highest: of any module's use of its rank", _trends(one)],
         text=("file",),
+        names=("file",),
     )
 
 

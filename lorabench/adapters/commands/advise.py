@@ -57,6 +57,7 @@ def _peft(found: "Advice") -> dict[str, object]:
 
 
 def _lines(found: "Advice", command: str, out: object) -> Sequence[str]:
+    draws = len(found.shuffled_errors)
     beaten = sum(found.advised.error < error for error in found.shuffled_errors)
     types = [[kind, str(count), f"{now:.1f}", f"{new:.1f}"] for kind, (count, now, new) in found.by_type.items()]
     written = f", written to {out}" if out else "; -o FILE writes it"
@@ -64,8 +65,8 @@ def _lines(found: "Advice", command: str, out: object) -> Sequence[str]:
     untrained = sum(rank == 0 for rank in found.advised.ranks.values())
     lines = [
         _choices(found),
-        "uniform: the largest rank for all that has no more parameters; shuffled: the advised ranks on other modules",
-        f"of the same shape; the advised ones lose less than {beaten} of {len(found.shuffled_errors)} such draws",
+        "uniform: the largest rank for all that has no more parameters; shuffled: the advised ranks on",
+        f"other modules of the same shape; the advised ones lose less than {beaten} of {draws} such draws",
         "",
         table(["modules", "count", "mean rank", "advised"], types, numbers=["count", "mean rank", "advised"]),
         "",

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
 from lorabench.adapters.reading.opening import ADAPTER_SUFFIXES
@@ -9,7 +11,7 @@ from lorabench.commands.frame import Outcome
 from lorabench.commands.options import path_name, positive_int
 from lorabench.errors import explain_writing
 from lorabench.storage import replace_file
-from lorabench.text import to_json
+from lorabench.text import some, to_json
 
 if TYPE_CHECKING:
     from lorabench.health.auditing import Audit
@@ -41,8 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--thresholds", type=path_name, metavar="YAML", help="of one's own, see lorabench/health/thresholds.yaml"
     )
     parser.add_argument(
-        "--fail-on", choices=("note", "warning", "error", _NEVER), default="error", help="exit with 1 from here on"
-    )
+        "--fail-on", choices=("note", "warning", "error", _NEVER), default="error",
+        help="exit with 1 from here on; not of what has ceased",
+    )  # fmt: skip
     parser.add_argument("--top", type=positive_int, default=20, metavar="N", help="modules in the table of one adapter")
     parser.add_argument("--html", type=path_name, metavar="FILE", help="a page with figures")
     parser.add_argument("--sarif", type=path_name, metavar="FILE", help="for a code host")
@@ -94,23 +97,27 @@ def _text(audits: "list[Audit]", top: int, written: list[object]) -> str:
     from lorabench.sheet import sheets_text
 
     ordered = gravest_first(audits)
-    lines = [summary(audits), "", sheets_text([adapters_sheet(audits)])]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    lines = [summary(audits), "", sheets_text([adapters_sheet(audits)], width)]
     for name, one in zip(short_names(ordered), ordered, strict=True):
-        said = [f"not readable: {one.unreadable}"] if one.unreadable is not None else _said(one)
+        said = [*one.faults, *_said(one)]
         if said:
             lines += [name, *(f"  {line}" for line in said)]
     lines += _remedies(audits)
     if len(audits) == 1:
         sheets = [steps_sheet(audits[0])] if len(audits[0].files) > 1 else []
-        lines += ["", sheets_text([*sheets, modules_sheet(audits[0], top)])]
+        lines += ["", sheets_text([*sheets, modules_sheet(audits[0], top)], width)]
     return "\n".join([*lines, *(f"wrote {path}" for path in written)]).rstrip()
 
 
 def _said(one: "Audit") -> list[str]:
-    return [f"not readable: {reason}" for reason in one.skipped.values()] + [
-        f"{alert.severity}, {alert.rule}{'' if alert.step is None else f', step {alert.step}'}: {alert.message}"
-        for alert in one.alerts
-    ]
+    lines = []
+    for alert in one.alerts:
+        step = "" if alert.step is None else f", step {alert.step}"
+        ceased = ", ceased since" if alert.rule in one.ceased else ""
+        lines.append(f"{alert.severity}, {alert.rule}{step}{ceased}: {alert.message}")
+    tensors = [f"{kind}: {count}" for kind, count in one.unsupported.items()]
+    return [*lines, f"tensors that are not judged: {some(tensors)}"] if tensors else lines
 
 
 def _remedies(audits: "list[Audit]") -> list[str]:

@@ -1,4 +1,4 @@
-"""The utilization has not changed for many steps."""
+"""The effective rank has not changed for many steps of a training that goes on."""
 
 from lorabench.health.rules.base import Look, Rule, Thresholds
 
@@ -6,14 +6,14 @@ __all__ = ["RULE"]
 
 
 class Saturated(Rule):
-    """(highest − lowest utilization) / lowest, over the window."""
+    """(highest − lowest effective rank) / lowest, over the window."""
 
     above = False
     action = "More steps will not use more of the rank: stop, or decide about the rank now (`resize`)."
     source = "this project's own: a change below 1 % over the window"
 
     def measure(self, look: Look, thresholds: Thresholds) -> float | None:
-        """The relative range; nothing before the window is full."""
+        """The relative range, which r does not change; nothing before the window is full."""
         if look.step is None or look.now.rank_utilization is None or not look.past:
             return None
         start = look.step - thresholds.window
@@ -24,9 +24,19 @@ class Saturated(Rule):
         return (max(values) - min(values)) / min(values) if len(values) > 2 else None
 
     def words(self, look: Look, value: float) -> str:
-        """Where it stands, and by how much it moved."""
-        used, rank = look.now.rank_utilization, look.now.nominal_rank
-        return f"{look.now.module} uses {used:.0%} of rank {rank}, and moved by {value:.1%} over the last looks"
+        """Where it stands, and since when it has not moved by more."""
+        used = low = high = look.now.rank_utilization or 0.0
+        since = step = look.step or 0
+        for before, row in reversed(look.past):
+            if row.rank_utilization is not None:
+                low, high = min(low, row.rank_utilization), max(high, row.rank_utilization)
+            if high - low > value * low:
+                break
+            since = before
+        return (
+            f"{look.now.module} is saturated: it uses {used:.0%} of rank {look.now.nominal_rank}, which has changed by "
+            f"{value:.1%} over {step - since} steps"
+        )
 
 
 RULE = Saturated()
