@@ -1,7 +1,6 @@
 """`lorabench web` as a person uses it, in a real browser."""
 
 import contextlib
-import os
 import re
 import select
 import shutil
@@ -61,8 +60,13 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
+        self.kill()
+
+    def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +173,9 @@ def test_a_wrong_file_is_refused_with_the_reason(page: "Page", tmp_path: Path) -
 def test_a_resize_is_foreseen_done_and_taken_home(page: "Page", tmp_path: Path) -> None:
     page.goto(f"/resize?of={_id_of(page, 'old/pytorch_lora_weights.safetensors')}")
     page.get_by_text(re.compile(r"rank \d+: error [\d.e-]+ %, weights")).wait_for()
-    slider = page.get_by_role("slider").first
-    slider.focus()
-    page.keyboard.press("Home")
+    page.get_by_role("slider").first.locator("[tabindex='0']").focus()
+    for _ in range(20):
+        page.keyboard.press("ArrowLeft")
     said = page.get_by_text(re.compile("rank 1: error"))
     said.wait_for()
     foreseen = float(re.search(r"error ([\d.e-]+) %", said.inner_text())[1])  # type: ignore[index]
@@ -265,6 +269,7 @@ def test_a_job_is_cancelled_and_one_outlives_its_server(browser: "Browser", tmp_
         page.goto(f"/pca?of={_id_of(page, 'slow.safetensors')}")
         page.get_by_role("button", name="Run", exact=True).click()
         page.wait_for_url("**/jobs/*")
+        page.wait_for_function("window.did_handshake")  # what is clicked before is clicked on a picture of a page
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("cancelled", exact=True).first.wait_for()
         assert page.get_by_role("link", name="components.json").count() == 0
@@ -276,8 +281,7 @@ def test_a_job_is_cancelled_and_one_outlives_its_server(browser: "Browser", tmp_
         job = page.url.rsplit("/", maxsplit=1)[-1]
         context.close()
     finally:
-        os.kill(started.process.pid, signal.SIGKILL)
-        started.process.wait()
+        started.kill()
 
     again = Server(tmp_path / "data", str(slow_adapter))
     try:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--intruders", action="store_true", help="count intruder dimensions: two dense SVDs a module; needs --base"
     )
     parser.add_argument(
-        "--rule", action="append", metavar="NAME", dest="rules", help="ask this rule alone; may be repeated"
+        "--rule", action="append", metavar="NAME", dest="rules", default=[], help="ask this rule alone; may be repeated"
     )
     parser.add_argument(
         "--thresholds", type=path_name, metavar="YAML", help="of one's own, see lorabench/health/thresholds.yaml"
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from lorabench.health.sarif_log import sarif
 
     thresholds = read_thresholds(args.thresholds)
-    audits = audit(args.path, args.base, args.rules, thresholds, args.intruders, processes=os.cpu_count() or 1)
+    audits = audit(args.path, args.base, args.rules or None, thresholds, args.intruders, processes=os.cpu_count() or 1)
     written = []
     if args.html is not None:
         from lorabench.health.page import page_html
