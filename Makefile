@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 .DEFAULT_GOAL := help
-.PHONY: help install run sweep test test-slurm coverage lint fix bench bench-gpu docs wheel constraints clean
+.PHONY: help install run sweep web test test-slurm coverage lint fix bench bench-gpu docs wheel constraints clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -26,6 +26,10 @@ run: install ## the quick ablation on the embedded zoo of real adapters; ARGS="n
 
 sweep: install ## 18 jobs on the embedded zoo: three representations, all layers and without the best five, three seeds
 	$(BIN)/python -m lorabench --multirun experiment=sweep representation=stats,norms,flat top_k=0,5 seed=0,1,2 $(ARGS)
+
+web: install ## the page on the embedded zoo's adapters, which it makes at first; ARGS="--port 9000" goes to it
+	test -d build/adapters || $(BIN)/python -m lorabench zoo export glyphs build/adapters --format peft
+	$(BIN)/python -m lorabench web build/adapters --runs outputs multirun --open $(ARGS)
 
 lint: install ## ruff, mypy and the floors of the house
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ fi
 "$python" -m venv "$scratch/venv"
 pip="$scratch/venv/bin/python -m pip"
 $pip install --quiet torch
-$pip install --quiet --editable '.[dev,docs]' hatchling
+$pip install --quiet --editable '.[dev,docs,studies]' hatchling
 # Without the build of torch ("+cpu"), as which it is asked for; in the order of names, "_" as "-".
 $pip freeze --exclude-editable >"$scratch/freeze.txt"
 "$python" - "$scratch/freeze.txt" <<'CODE' >"$scratch/constraints.txt"

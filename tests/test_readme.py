@@ -18,6 +18,7 @@ from lorabench.adapters import LoraModule
 from lorabench.adapters import save as save_adapter
 from tests.conftest import ROOT, TINY_ZOO
 from tests.synthetic_zoo import make_zoo
+from tests.web_process import Server
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -54,6 +55,9 @@ def test_every_command_runs(tmp_path):
         _run(_small_make(words), ROOT, tmp_path)
     _own_files(tmp_path)
     for words in pythons:
+        if words[1:4] == ["-m", "lorabench", "web"]:
+            Server(tmp_path / "web", *words[4:], cwd=tmp_path).end()
+            continue
         _run([sys.executable, *_small_python(words[1:])], tmp_path, tmp_path)
     assert len(list(tmp_path.glob("multirun/*/*/*/results.json"))) == 4
     assert (tmp_path / "adapters" / "labels.csv").exists()

@@ -62,6 +62,14 @@ def test_the_library_is_the_table_of_inspect_and_has_no_path(scripts: Scripts, s
     assert str(site.settings.data.parent) not in said
 
 
+def test_the_library_comes_in_parts(scripts: Scripts) -> None:
+    whole = asked(scripts, "GET", "/api/adapters")
+    assert whole.headers["x-total-count"] == str(len(whole.json()))
+    part = asked(scripts, "GET", "/api/adapters?offset=1&limit=2")
+    assert part.json() == whole.json()[1:3]
+    assert asked(scripts, "GET", "/api/adapters?limit=0").status_code == 422
+
+
 def test_an_upload_is_there_is_the_same_bytes_and_goes_again(scripts: Scripts) -> None:
     (new,) = brought(scripts, ("my style.safetensors", OLD.read_bytes())).json()
     assert asked(scripts, "GET", f"/api/adapters/{new}").json()["name"] == "my style.safetensors"

@@ -1,13 +1,9 @@
 """`lorabench web` as a person uses it, in a real browser."""
 
-import contextlib
 import re
-import select
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.make_adapters import made_adapters
+from tests.web_process import Server
 from tests.web_site import folder_of_adapters
 
 if TYPE_CHECKING:
@@ -30,43 +27,6 @@ PHONE = {"width": 390, "height": 844}
 PANELS = ("/", "/pca", "/resize", "/merge", "/compare", "/convert", "/plot", "/audit", "/advise", "/results", "/jobs")
 SECONDS = 90_000
 """That a page may take on a busy machine, in ms."""
-
-
-class Server:
-    """The server, in a process of its own.
-
-    Args:
-        place: for its data.
-        words: more of its command line.
-    """
-
-    def __init__(self, place: Path, *words: str) -> None:
-        command = [sys.executable, "-m", "lorabench", "web", *words, "--port", "0", "--data", str(place)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.url = self._url()
-        self.base = re.match(r"http://[^/]+", self.url)[0]  # type: ignore[index]
-
-    def _url(self) -> str:
-        stream, said, until = self.process.stderr, "", time.monotonic() + 120
-        assert stream is not None
-        while time.monotonic() < until and self.process.poll() is None:
-            if select.select([stream], [], [], 1)[0]:
-                said += (line := stream.readline())
-                if found := re.search(r"http://\S+", line):
-                    return found[0]
-        raise AssertionError(f"no address: {said}")
-
-    def end(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(20)
-        self.kill()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import getpass
 import importlib.util
 import os
 import sys
+import webbrowser
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--name", action="append", default=[], metavar="HOST", help="a name that browsers call the server by; again"
     )
+    parser.add_argument("--open", action="store_true", help="show the page in this machine's browser")
     parser.add_argument("--https", action="store_true", help="a proxy before the server speaks HTTPS")
     parser.add_argument("--users", type=path_name, metavar="FILE", help="names and hashed passwords of who may enter")
     parser.add_argument(
@@ -82,10 +84,10 @@ def run(args: Namespace) -> Outcome:
         jobs=args.jobs,
         https=args.https,
     )
-    return _serve(settings, args.users, token)
+    return _serve(settings, args.users, token, args.open)
 
 
-def _serve(settings: Settings, users: Path | None, token: str | None) -> Outcome:
+def _serve(settings: Settings, users: Path | None, token: str | None, show: bool) -> Outcome:
     from lorabench.web.access import Access
     from lorabench.web.serve import listen, serve
     from lorabench.web.site import make_site
@@ -102,6 +104,8 @@ def _serve(settings: Settings, users: Path | None, token: str | None) -> Outcome
         def ready() -> None:
             sys.stderr.write(f"lorabench web: {where}\n")
             sys.stderr.flush()
+            if show:
+                webbrowser.open(where)
 
         serve(site, listening, ready)
     return Outcome({"address": address}, f"{address} has ended; {INTERRUPTED}")

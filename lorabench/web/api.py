@@ -1,11 +1,11 @@
 """The JSON API under /api: what the panels do, for scripts and other front ends."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.routing import APIRoute
@@ -54,7 +54,7 @@ class Wanted(BaseModel):
 class _Errors(APIRoute):
     """What the toolkit refuses is an answer of its own: 400, or 404 where it names nothing that is there."""
 
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
@@ -120,9 +120,16 @@ def _user(request: Request) -> str:
 
 def _add_adapters(router: APIRouter, site: Site) -> None:
     @router.get("/adapters")
-    def adapters(request: Request) -> list[dict[str, Any]]:
-        """The adapters that you may choose from, with what their headers say."""
-        return [_item_data(site, item) for item in site.shelf.items(_user(request))]
+    def adapters(
+        request: Request,
+        response: Response,
+        offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> list[dict[str, Any]]:
+        """The adapters that you may choose from, with what their headers say; X-Total-Count says how many there are."""
+        items = site.shelf.items(_user(request))
+        response.headers["X-Total-Count"] = str(len(items))
+        return [_item_data(site, item) for item in items[offset : offset + limit]]
 
     @router.post("/adapters", status_code=201, responses={413: {"description": "too large"}}, openapi_extra=_MULTIPART)
     async def bring(request: Request) -> list[str]:

@@ -6,21 +6,22 @@ from typing import Any
 from nicegui import ui
 
 from lorabench.web.frame import Here
+from lorabench.web.shelf import Item
 from lorabench.web.tools import Argument, Tool
 
 __all__ = ["Form", "choose"]
 
 
-def choose(here: Here, many: bool, chosen: Iterable[str], changed: Callable[[], None]) -> ui.select:
-    """A list of all adapters to choose from, with a search in it.
+def choose(items: Iterable[Item], many: bool, chosen: Iterable[str], changed: Callable[[], None]) -> ui.select:
+    """A list of adapters to choose from, with a search in it.
 
     Args:
-        here: whose.
+        items: the adapters.
         many: whether several may be chosen; their order is that in which they were.
         chosen: ids of those that are chosen at first; such as are not there are passed over.
         changed: called when others are chosen.
     """
-    names = {item.id: item.name for item in here.items()}
+    names = {item.id: item.name for item in items}
     first = [item_id for item_id in chosen if item_id in names]
     label = "Adapters" if many else "Adapter"
     select = ui.select(
@@ -72,6 +73,7 @@ class Form:
     def _add(self, argument: Argument) -> None:
         label = argument.spelled.lstrip("-").replace("-", " ")
         default = argument.default if isinstance(argument.default, bool | int | float | str) else None
+        number = default if isinstance(default, int | float) else None
 
         def keep(event: Any) -> None:
             self._set(argument, event.value)
@@ -91,9 +93,9 @@ class Form:
                 element = ui.select(names, label=label, clearable=True, with_input=True, on_change=keep)
                 element.classes("w-full")
             elif argument.kind in ("whole", "number"):
-                element = ui.number(label, value=default, on_change=keep).classes("w-full")
+                element = ui.number(label, value=number, on_change=keep).classes("w-full")
             else:
-                element = ui.input(label, value=default or "", on_change=keep).classes("w-full")
+                element = ui.input(label, value=str(default or ""), on_change=keep).classes("w-full")
             ui.label(argument.help).classes("text-xs opacity-70")
         element.mark(argument.name)
 

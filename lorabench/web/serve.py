@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import socket
 from collections.abc import AsyncIterator, Callable
 
@@ -23,6 +24,7 @@ from lorabench.web.site import Site
 __all__ = ["application", "listen", "serve"]
 
 _TIDY_EVERY = 3600.0
+_WARM_AFTER = 3.0
 _AT_ONCE = 1000
 """Requests at one time; more are told to come again."""
 _SPARE = 2**20
@@ -39,11 +41,12 @@ def application(site: Site) -> ASGIApp:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         site.queue.start()
-        tidying = asyncio.create_task(_tidy(site))
+        tasks = [asyncio.create_task(_tidy(site)), asyncio.create_task(_warm())]
         try:
             yield
         finally:
-            tidying.cancel()
+            for task in tasks:
+                task.cancel()
             site.queue.stop()
 
     app = FastAPIOffline(
@@ -68,6 +71,12 @@ async def _tidy(site: Site) -> None:
     while True:
         await asyncio.to_thread(site.tidy)
         await asyncio.sleep(_TIDY_EVERY)
+
+
+async def _warm() -> None:
+    """Import what the resizer needs, which takes seconds, once the first page is there."""
+    await asyncio.sleep(_WARM_AFTER)
+    await asyncio.to_thread(importlib.import_module, "lorabench.adapters.resizing.preview")
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -10,7 +10,7 @@ import shlex
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -310,9 +310,16 @@ def _spelt(argument: Argument, value: Any) -> list[tuple[str, ...]]:
 def _in_a_folder(path: Path, layout: Any) -> bool:
     """Whether what is written is a folder, as PEFT's is."""
     if layout is None:
-        table = read_table(path)
-        layout = nearest_layout(table.schemes, [row.module for row in table.rows], table.config, table.file)
+        found = path.stat()
+        layout = _layout_of(path, found.st_mtime_ns, found.st_size)
     return str(layout) in written_layouts() and written_layout(str(layout)).folder
+
+
+@lru_cache(maxsize=256)
+def _layout_of(path: Path, _changed: int, _size: int) -> str:
+    """Its header is read once for each state of the file: a form asks with every letter."""
+    table = read_table(path)
+    return nearest_layout(table.schemes, [row.module for row in table.rows], table.config, table.file)
 
 
 def _flat(groups: Sequence[tuple[str, ...]]) -> list[str]:

@@ -1,10 +1,11 @@
 """One adapter: what it says of itself, whether it is whole, and its metadata to be edited."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from nicegui import run, ui
+from nicegui import ui
 from starlette.requests import Request
 
 from lorabench.adapters.metadata.inspection import Inspection, inspect
@@ -19,6 +20,8 @@ from lorabench.web.site import Site
 __all__ = ["add"]
 
 _BLOCKS = {"file_info": "File", "model_info": "Model", "training_info": "Training", "architecture_info": "Architecture"}
+_LOOKS = ("modules", "hashes", "values", "strict", "tags")
+"""Options of `inspect` that change nothing in the file."""
 _LONGEST = 300
 _NEXT = ("/pca", "/resize", "/merge", "/compare", "/convert", "/plot", "/audit", "/advise")
 
@@ -31,7 +34,7 @@ def add(site: Site) -> None:
         with frame(site, request, "Adapter") as here:
             try:
                 item = here.item(item_id)
-                found = await run.io_bound(inspect, item.path)
+                found = await asyncio.to_thread(inspect, item.path)
             except LorabenchError as error:
                 ui.label(str(error)).classes("text-negative")
                 return
@@ -54,12 +57,12 @@ def _shown(here: Here, item: Item, found: Inspection) -> None:
         _block(title, getattr(found, name))
     with ui.expansion("Raw metadata", icon="data_object").classes("w-full"):
         ui.code(json.dumps(plain(dict(found.raw_metadata)), indent=1), language="json").classes("w-full")
-    with ui.expansion(f"Modules ({len(found.modules)})", icon="view_list").classes("w-full"):
-        _modules(found)
+    modules = ui.expansion(f"Modules ({len(found.rows)})", icon="view_list").classes("w-full")
+    modules.on_value_change(lambda: _modules(modules, found))
     with ui.expansion("Edit the metadata, or redact what tells of people, places and data", icon="edit").classes(
         "w-full"
     ):
-        CommandPanel(here, "inspect", [item.id], ("modules", "hashes", "values", "strict", "tags")).finish()
+        CommandPanel(here, "inspect", [item.id], _LOOKS, among=[item]).finish()
 
 
 def _remove(here: Here, item: Item) -> None:
@@ -91,11 +94,15 @@ def _block(title: str, said: Mapping[str, Any]) -> None:
     ui.table(rows=rows, columns=columns, row_key="name").classes("w-full").props("dense wrap-cells flat")
 
 
-def _modules(found: Inspection) -> None:
+def _modules(place: ui.expansion, found: Inspection) -> None:
+    """The table, when it is asked for: there may be thousands."""
+    if place.default_slot.children:
+        return
     rows = [{name: _text(value) for name, value in plain(module).items()} for module in found.modules]
     names = list(rows[0]) if rows else []
     columns = [{"name": name, "label": name, "field": name, "align": "left", "sortable": True} for name in names]
-    ui.table(rows=rows, columns=columns, row_key=names[0] if names else "id", pagination=25).classes("w-full")
+    with place:
+        ui.table(rows=rows, columns=columns, row_key=names[0] if names else "id", pagination=25).classes("w-full")
 
 
 def _text(value: Any) -> str:

@@ -1,6 +1,6 @@
 """A command of the toolkit as a panel: adapters, options, the same command to copy, and a job that runs it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from lorabench.errors import LorabenchError
 from lorabench.web.api import Wanted, start
 from lorabench.web.form import Form, choose
 from lorabench.web.frame import PANELS, Here, frame, telling
+from lorabench.web.shelf import Item
 from lorabench.web.site import Site
 from lorabench.web.tools import tool
 
@@ -57,6 +58,7 @@ class CommandPanel:
         without: options that the panel asks for in its own way, which `own` gives.
         own: values of these.
         changed: called when adapters or values change.
+        among: adapters to choose from; None: all.
     """
 
     _form: Form
@@ -69,10 +71,12 @@ class CommandPanel:
         without: Iterable[str] = (),
         own: Callable[[], dict[str, Any]] = dict,
         changed: Callable[[], None] = lambda: None,
+        among: Sequence[Item] | None = None,
     ) -> None:
         self._here, self._tool, self._own, self._told = here, tool(name), own, changed
         self._ready, self._without = False, tuple(without)
-        self.chooser = choose(here, self._tool.most != 1, chosen, self.refresh)
+        items = here.items() if among is None else among
+        self.chooser = choose(items, self._tool.most != 1, chosen, self.refresh)
 
     def finish(self, check: tuple[str, str] | None = None, first: int = 3) -> None:
         """The options, the command to copy, and the buttons that run it.

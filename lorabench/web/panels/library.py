@@ -1,9 +1,10 @@
 """All adapters as one table, and the place to bring more."""
 
+import asyncio
 import time
 from typing import Any
 
-from nicegui import run, ui
+from nicegui import ui
 from starlette.requests import Request
 
 from lorabench.web.frame import PANELS, Here, frame
@@ -113,8 +114,9 @@ async def _fill(here: Here, table: ui.table) -> None:
             here.site.shelf.row(done[-1])
         return done
 
-    while waiting:
-        for item in await run.io_bound(read_some):
+    client = ui.context.client
+    while waiting and client.has_socket_connection:
+        for item in await asyncio.to_thread(read_some):
             if item.id in places:
                 table.rows[places[item.id]] = _row(here, item)
         table.update()

@@ -1,9 +1,10 @@
 """Another rank: what it would cost is drawn before anything is written."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nicegui import run, ui
+from nicegui import ui
 from starlette.requests import Request
 
 from lorabench.adapters.resizing.checks import validate
@@ -88,10 +89,10 @@ class _Resizer:
             return
         with telling():
             item = self._here.item(chosen)
-            found = await run.io_bound(validate, item.path)
+            found = await asyncio.to_thread(validate, item.path)
             ranks = ", ".join(f"{count} of rank {rank}" for rank, count in found.ranks.items())
             self._facts.set_text(f"{item.name}: {ranks or 'no modules'}. {' '.join((*found.problems, *found.notes))}")
-            self._state.preview = await run.io_bound(self._here.site.previews.of, item)
+            self._state.preview = await asyncio.to_thread(self._here.site.previews.of, item)
             self._state.curve = list(self._state.preview.uniform())
             self._other_mode()
 

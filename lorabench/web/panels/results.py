@@ -1,8 +1,9 @@
 """What the benchmark found: runs and sweeps with their report, live while they run."""
 
+import asyncio
 import time
 
-from nicegui import run, ui
+from nicegui import ui
 from starlette.requests import Request
 
 from lorabench.web.frame import frame
@@ -18,7 +19,7 @@ def add(site: Site) -> None:
     @ui.page("/results")
     async def page(request: Request, of: str = "") -> None:
         with frame(site, request, "Results"):
-            runs = await run.io_bound(site.runs.all)
+            runs = await asyncio.to_thread(site.runs.all)
             if not runs:
                 ui.label("No run and no sweep here. Start the server with --runs DIR, outputs/ or multirun/ say.")
             for one in runs:
