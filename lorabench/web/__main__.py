@@ -23,6 +23,7 @@ _DESCRIPTION = (
     "leaves it. Needs the extra `web`: pip install 'lorabench[web]'."
 )
 _NEEDED = ("nicegui", "fastapi_offline", "argon2", "multipart")
+_LAST_PORT = 65535
 _CACHE = "~/.cache/lorabench"  # as conf/config.yaml has it, which is Hydra's to read
 _TOKEN = "LORABENCH_WEB_TOKEN"  # noqa: S105  # the name of a variable
 
@@ -66,6 +67,8 @@ def run(args: Namespace) -> Outcome:
         raise LorabenchError(f"lorabench web needs {', '.join(missing)}: pip install 'lorabench[web]'")
     if args.add_user is not None or args.remove_user is not None:
         return _users(args)
+    if args.port > _LAST_PORT:
+        args.refuse(f"--port {args.port}: there are ports up to {_LAST_PORT}")
     token = os.environ.get(_TOKEN)
     if args.host not in LOOPBACK and args.users is None and token is None:
         args.refuse(f"--host {args.host} lets others in: give --users FILE, or a token in {_TOKEN}")

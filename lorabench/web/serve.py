@@ -40,14 +40,12 @@ def application(site: Site) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        site.queue.start()
         tasks = [asyncio.create_task(_tidy(site)), asyncio.create_task(_warm())]
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
-            site.queue.stop()
 
     app = FastAPIOffline(
         title="lorabench",
@@ -106,6 +104,9 @@ def serve(site: Site, listening: socket.socket, ready: Callable[[], None]) -> No
         site: the server's parts.
         listening: as `listen` gives it.
         ready: called when pages are there.
+
+    Raises:
+        LorabenchError: another server runs the jobs of its folder.
     """
 
     class _Server(uvicorn.Server):
@@ -117,4 +118,8 @@ def serve(site: Site, listening: socket.socket, ready: Callable[[], None]) -> No
         application(site), log_level="warning", access_log=False, server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=3, ws_max_size=2**20, limit_concurrency=_AT_ONCE,
     )  # fmt: skip
-    _Server(config).run(sockets=[listening])
+    site.queue.start()
+    try:
+        _Server(config).run(sockets=[listening])
+    finally:
+        site.queue.stop()
