@@ -87,7 +87,7 @@ def _table(here: Here) -> ui.table:
     table.add_slot(
         "body-cell-name",
         '<q-td :props="props"><a :href="`/adapter/${props.row.id}`" class="text-primary" '
-        'style="display:block;max-width:26rem;overflow:hidden;text-overflow:ellipsis;direction:rtl;text-align:left" '
+        'style="display:block;max-width:20rem;overflow:hidden;text-overflow:ellipsis;direction:rtl;text-align:left" '
         ':title="props.value">&lrm;{{ props.value }}</a></q-td>',
     )
     with buttons:
