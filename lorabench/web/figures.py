@@ -46,7 +46,7 @@ def bars(title: str, values: Sequence[tuple[str, float]]) -> dict[str, Any]:
         "yAxis": {
             "type": "category",
             "inverse": True,
-            "data": [_end(name) for name, _ in values],
+            "data": [_ends(name) for name, _ in values],
             "axisLabel": {"color": _GREY, "fontSize": 10},
         },
         "series": [{"type": "bar", "data": [round(value, 6) for _, value in values], "itemStyle": {"color": _BLUE}}],
@@ -100,7 +100,7 @@ def heat_map(title: str, rows: Sequence[str], values: Sequence[Sequence[float]],
         "yAxis": {
             "type": "category",
             "inverse": True,
-            "data": [_end(row) for row in rows],
+            "data": [_ends(row) for row in rows],
             "axisLabel": {"color": _GREY, "fontSize": 10},
         },
         "visualMap": {
@@ -112,9 +112,9 @@ def heat_map(title: str, rows: Sequence[str], values: Sequence[Sequence[float]],
     }  # fmt: skip
 
 
-def _end(name: str) -> str:
-    """The end of a name, by which modules differ."""
-    return name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
+def _ends(name: str) -> str:
+    """Both ends of a name, by which modules differ."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[1 - _LONGEST // 2 :]}"
 
 
 def _base(title: str) -> dict[str, Any]:
