@@ -31,6 +31,8 @@ def test_a_program_is_called_by_its_word(word: str, tmp_path: Path) -> None:
     # Not in this process: Hydra sets up the logging of the process that it is called in, for its help too.
     helped = lorabench(word, "--help", cwd=tmp_path)
     assert helped.stdout.startswith(f"usage: lorabench {word} ")
+    if word == "web":
+        return  # it needs no word: there may be nothing but what is brought to it
     refused = lorabench(word, cwd=tmp_path, code=2)
     assert refused.stderr.startswith(f"usage: lorabench {word} ... (--help says more): ")
 

@@ -18,4 +18,5 @@ cd "$scratch/empty"
 "$scratch/venv/bin/lorabench" dataset.per_category=12 dataset.pretrain_steps=40 dataset.steps=10 \
     representation=stats num_runs=2 cache_dir="$scratch/cache"
 test -s outputs/*/*/results.json
+"$scratch/venv/bin/lorabench" web 2>&1 | grep -q "pip install 'lorabench\[web\]'" || { echo "web does not say its extra"; exit 1; }
 echo "The wheel works: built, installed in an empty venv, run in an empty folder."
