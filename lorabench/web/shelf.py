@@ -149,4 +149,5 @@ def _item(origin: Origin, name: str, path: Path, source: str = "", changed: floa
         return None
     key = f"{origin}:{source}:{name}".encode("utf-8", "surrogateescape")
     digest = hashlib.sha256(key).hexdigest()[:16]
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # JSON has no other bytes
     return Item(digest, name, path, origin, found.st_mtime if changed is None else changed, found.st_size, source)

@@ -6,6 +6,7 @@ get names from here, and lie in the job's own folder.
 
 import argparse
 import importlib
+import re
 import shlex
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,8 @@ _WRITES_LAYOUT = ("resize", "merge", "convert")
 _PASSED_OVER = ("help", "force", "json", "jobs", "output", "format", "full", "thresholds", "duplicates")
 _NO_OUTPUT = {"resize": "dry_run", "merge": "preflight"}
 """Options with which these commands write nothing."""
+_UNWRITABLE = re.compile(r"[\x00\ud800-\udfff]")
+_NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")  # what argparse takes for a number, and not for an option
 
 
 @dataclass(frozen=True)
@@ -301,6 +304,10 @@ def _spelt(argument: Argument, value: Any) -> list[tuple[str, ...]]:
     texts = [str(one) for one in values]
     if "--" in texts:  # argparse takes it for the end of all options, behind a "=" too
         raise LorabenchError(f"{argument.name}: -- is no value here.")
+    if any(_UNWRITABLE.search(text) for text in texts):
+        raise LorabenchError(f"{argument.name}: {value!r} has a character that no command line takes.")
+    if argument.many == "+" and any(text.startswith("-") and not _NEGATIVE.fullmatch(text) for text in texts):
+        raise LorabenchError(f"{argument.name}: {value!r} has a word that would be read as an option.")
     # "=" and not a word of its own: a value that begins with "-" would be taken for an option.
     if argument.many == "+":
         return [(argument.spelled, *texts)]
