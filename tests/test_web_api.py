@@ -247,6 +247,15 @@ def test_what_is_not_there(scripts: Scripts, method: str, path: str, body: objec
     assert answer.status_code == status
 
 
+@pytest.mark.parametrize("name", ["NaN", '"\\ud800"', "[" * 900 + "]" * 900])
+def test_what_is_no_json_is_refused(scripts: Scripts, name: str) -> None:
+    for body in (f'{{"command": {name}}}', f'{{"command": "pca", "adapters": ["x", {name}]}}', f'{{"rank": {name}}}'):
+        for path in ("/api/jobs", "/api/adapters/nothing/foresee"):
+            answer = asked(scripts, "POST", path, content=body, headers={"Content-Type": "application/json"})
+            assert answer.status_code in (404, 422)
+            assert len(answer.content) < 2000
+
+
 def test_adapters_of_the_folder_stay(scripts: Scripts) -> None:
     one = item_id(scripts, "old/pytorch_lora_weights.safetensors")
     answer = asked(scripts, "DELETE", f"/api/adapters/{one}")

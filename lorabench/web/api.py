@@ -1,5 +1,6 @@
 """The JSON API under /api: what the panels do, for scripts and other front ends."""
 
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
@@ -7,6 +8,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
@@ -60,6 +62,10 @@ class _Errors(APIRoute):
         async def handle(request: Request) -> Response:
             try:
                 return await handler(request)
+            except RequestValidationError as error:
+                # Without what came, which may be long, or no JSON: NaN, half a surrogate.
+                kept = [{name: one[name] for name in ("type", "loc", "msg")} for one in error.errors()]
+                return Response(json.dumps({"detail": kept}), 422, media_type="application/json")
             except LorabenchError as error:
                 missing = str(error).startswith(("there is no ", "no such "))
                 return JSONResponse({"error": str(error)}, 404 if missing else 400)
