@@ -247,6 +247,28 @@ def test_what_is_not_there(scripts: Scripts, method: str, path: str, body: objec
     assert answer.status_code == status
 
 
+def test_a_refusal_names_no_folder_of_the_servers(scripts: Scripts, site: Site) -> None:
+    broken = item_id(scripts, "text.safetensors")
+    for answer in (
+        asked(scripts, "GET", f"/api/adapters/{broken}"),
+        asked(scripts, "POST", f"/api/adapters/{broken}/foresee", json={"rank": 1}),
+        brought(scripts, ("a.safetensors", OLD.read_bytes()), ("adapter_config.json", b"[" * 9000)),
+    ):
+        assert answer.status_code == 400
+        assert str(site.settings.data.parent) not in answer.text
+    assert answer.json()["error"].startswith("a/adapter_config.json: ")
+
+
+def test_an_answer_names_no_folder_when_its_upload_is_gone(scripts: Scripts, site: Site) -> None:
+    (new,) = brought(scripts, ("gone.safetensors", OLD.read_bytes())).json()
+    job = asked(scripts, "POST", "/api/jobs", json={"command": "resize", "adapters": [new], "options": {"rank": 2}})
+    assert ended(site, USER, job.json()["id"])["state"] == "done"
+    asked(scripts, "DELETE", f"/api/adapters/{new}")
+    answer = asked(scripts, "GET", f"/api/jobs/{job.json()['id']}")
+    assert str(site.settings.data) not in answer.text
+    assert "gone.safetensors" in answer.text
+
+
 @pytest.mark.parametrize("name", ["NaN", '"\\ud800"', "[" * 900 + "]" * 900])
 def test_what_is_no_json_is_refused(scripts: Scripts, name: str) -> None:
     for body in (f'{{"command": {name}}}', f'{{"command": "pca", "adapters": ["x", {name}]}}', f'{{"rank": {name}}}'):

@@ -43,7 +43,7 @@ def show_answer(here: Here, job: Job) -> None:
         ui.label(str(answer["text"])).classes(
             "w-full max-h-[32rem] overflow-auto text-xs font-mono whitespace-pre"
         ).mark("text")
-    log = site.queue.log(user, job.id)
+    log = site.named(site.queue.log(user, job.id))
     if log:
         with ui.expansion("Log").classes("w-full"):
             ui.code(log).classes("w-full")

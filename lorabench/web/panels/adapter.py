@@ -33,7 +33,7 @@ def add(site: Site) -> None:
                 item = here.item(item_id)
                 found = await run.io_bound(inspect, item.path)
             except LorabenchError as error:
-                ui.label(str(error)).classes("text-negative")
+                ui.label(here.words(error)).classes("text-negative")
                 return
             _shown(here, item, found)
 
@@ -63,7 +63,7 @@ def _shown(here: Here, item: Item, found: Inspection) -> None:
 
 
 def _remove(here: Here, item: Item) -> None:
-    with telling():
+    with telling(here):
         here.site.shelf.remove(here.user, item.id)
         ui.navigate.to("/")
 

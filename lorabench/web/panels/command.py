@@ -111,7 +111,7 @@ class CommandPanel:
                 [here.item(one).input for one in self.chosen], self._options(), lambda one: here.item(one).input
             )
         except LorabenchError as error:
-            self._wrong.set_text(str(error))
+            self._wrong.set_text(here.words(error))
             self._button.disable()
             return
         self._line.set_content(wish.shown)
@@ -122,7 +122,7 @@ class CommandPanel:
         return self._form.values | self._own()
 
     def _run(self, more: dict[str, Any]) -> None:
-        with telling():
+        with telling(self._here):
             wanted = Wanted(command=self._tool.name, adapters=self.chosen, options=self._options() | more)
             job = start(self._here.site, self._here.user, wanted)
             ui.navigate.to(f"/jobs/{job.id}")

@@ -31,7 +31,7 @@ def add(site: Site) -> None:
             try:
                 job = site.queue.job(here.user, job_id)
             except LorabenchError as error:
-                ui.label(str(error)).classes("text-negative")
+                ui.label(here.words(error)).classes("text-negative")
                 return
             _one(here, job)
 
@@ -110,11 +110,11 @@ def _took(job: Job) -> str:
 
 
 def _cancel(here: Here, job_id: str) -> None:
-    with telling():
+    with telling(here):
         here.site.queue.cancel(here.user, job_id)
 
 
 def _forget(here: Here, job_id: str) -> None:
-    with telling():
+    with telling(here):
         here.site.queue.forget(here.user, job_id)
         ui.navigate.to("/jobs")

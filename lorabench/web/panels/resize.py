@@ -86,7 +86,7 @@ class _Resizer:
         if chosen is None:
             self._draw()
             return
-        with telling():
+        with telling(self._here):
             item = self._here.item(chosen)
             found = await run.io_bound(validate, item.path)
             ranks = ", ".join(f"{count} of rank {rank}" for rank, count in found.ranks.items())
@@ -109,7 +109,7 @@ class _Resizer:
         try:
             seen = preview.under(make_rule(self._here.item(chosen), self._own()))
         except LorabenchError as error:
-            self._said.set_text(str(error))
+            self._said.set_text(self._here.words(error))
             return
         ranks = sorted(set(seen.ranks.values()))
         spread = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
