@@ -81,7 +81,9 @@ def frame(site: Site, request: Request, title: str) -> Iterator[Here]:
     ui.dark_mode(None)
     ui.colors(primary="#3b5bdb")
     ui.add_css(".command pre, .command code { white-space: pre-wrap; overflow-wrap: anywhere; }")
-    with ui.left_drawer(bordered=True).classes("bg-grey-1 dark:bg-dark").props("width=190 breakpoint=900") as drawer:
+    # Not value=None: the server would ask each browser for its width, and log a fault where one has left by then.
+    drawer = ui.left_drawer(value=False, bordered=True).props("show-if-above width=190 breakpoint=900")
+    with drawer.classes("bg-grey-1 dark:bg-dark"):
         _links(request.url.path)
     with ui.header(elevated=False).classes("items-center justify-between"):
         with ui.row().classes("items-center gap-2"):
