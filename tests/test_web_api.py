@@ -4,6 +4,7 @@ import asyncio
 import json
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -267,6 +268,27 @@ def test_an_answer_names_no_folder_when_its_upload_is_gone(scripts: Scripts, sit
     answer = asked(scripts, "GET", f"/api/jobs/{job.json()['id']}")
     assert str(site.settings.data) not in answer.text
     assert "gone.safetensors" in answer.text
+
+
+def test_what_a_job_reads_stays_until_it_has_ended(tmp_path: Path) -> None:
+    idle = make(tmp_path)  # nothing runs, so the job waits
+    own = Scripts(idle)
+    (new,) = brought(own, ("used.safetensors", OLD.read_bytes())).json()
+    job = asked(own, "POST", "/api/jobs", json={"command": "resize", "adapters": [new], "options": {"rank": 2}}).json()
+    answer = asked(own, "DELETE", f"/api/adapters/{new}")
+    assert (answer.status_code, answer.json()["error"]) == (
+        400,
+        "used.safetensors is read by a job: let it end, or cancel it.",
+    )
+    idle.uploads.forget_older(-1.0, idle.queue.reads)
+    assert asked(own, "GET", f"/api/adapters/{new}").status_code == 200
+    asked(own, "POST", f"/api/jobs/{job['id']}/cancel")
+    assert asked(own, "DELETE", f"/api/adapters/{new}").status_code == 204
+
+
+def test_a_name_that_no_disk_takes_is_refused(scripts: Scripts) -> None:
+    answer = brought(scripts, ("漢" * 119 + ".safetensors", OLD.read_bytes()))
+    assert (answer.status_code, "cannot be brought" in answer.json()["error"]) == (400, True)
 
 
 @pytest.mark.parametrize("name", ["NaN", '"\\ud800"', "[" * 900 + "]" * 900])

@@ -89,7 +89,7 @@ def start(site: Site, user: str, wanted: Wanted) -> Job:
         [item.input for item in items], wanted.options, lambda item_id: site.shelf.item(user, item_id).input
     )
     title = f"{wanted.command} {', '.join(item.name for item in items[:3])}{', …' if len(items) > 3 else ''}"
-    return site.queue.add(user, title, wish.words, wish.shown)
+    return site.queue.add(user, title, wish.words, wish.shown, wish.inputs)
 
 
 def _job_data(site: Site, job: Job) -> dict[str, Any]:

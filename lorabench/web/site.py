@@ -106,7 +106,7 @@ class Site:
     def tidy(self) -> None:
         """Take away what is older than the settings allow."""
         seconds = self.settings.keep_days * 86400
-        self.uploads.forget_older(seconds)
+        self.uploads.forget_older(seconds, self.queue.reads)
         self.queue.forget_older(seconds)
 
 

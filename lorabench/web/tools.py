@@ -100,11 +100,13 @@ class Wish:
         command: its name.
         words: behind `lorabench adapters`.
         shown: the whole line.
+        inputs: files that it reads.
     """
 
     command: str
     words: tuple[str, ...]
     shown: str
+    inputs: tuple[Path, ...]
 
     def parsed(self) -> Namespace:
         """As the command's own parser reads it.
@@ -149,6 +151,7 @@ class Tool:
         unknown = next((name for name in options if name not in named), None)
         if unknown is not None:
             raise LorabenchError(f"{self.name} has no option {unknown!r} here. It has {', '.join(named)}.")
+        read = [one.path for one in inputs]
         said: list[tuple[str, ...]] = []
         seen: list[tuple[str, ...]] = []
         for name, value in options.items():
@@ -157,6 +160,7 @@ class Tool:
                 if find is None:
                     raise LorabenchError(f"{name}: adapters cannot be named here.")
                 other = find(str(value))
+                read.append(other.path)
                 said.append((argument.spelled, str(other.path)))
                 seen.append((argument.spelled, other.name))
             else:
@@ -168,7 +172,7 @@ class Tool:
         shown = shlex.join(
             ["lorabench", "adapters", self.name, *(one.name for one in inputs), *_flat(seen), *_flat(outputs)]
         )
-        wish = Wish(self.name, words, shown)
+        wish = Wish(self.name, words, shown, tuple(read))
         wish.parsed()  # what is wrong is said now, not by a job
         return wish
 
