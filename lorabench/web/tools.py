@@ -101,12 +101,14 @@ class Wish:
         words: behind `lorabench adapters`.
         shown: the whole line.
         inputs: files that it reads.
+        writes: whether it writes a file.
     """
 
     command: str
     words: tuple[str, ...]
     shown: str
     inputs: tuple[Path, ...]
+    writes: bool
 
     def parsed(self) -> Namespace:
         """As the command's own parser reads it.
@@ -172,7 +174,7 @@ class Tool:
         shown = shlex.join(
             ["lorabench", "adapters", self.name, *(one.name for one in inputs), *_flat(seen), *_flat(outputs)]
         )
-        wish = Wish(self.name, words, shown, tuple(read))
+        wish = Wish(self.name, words, shown, tuple(read), bool(outputs))
         wish.parsed()  # what is wrong is said now, not by a job
         return wish
 
