@@ -1,7 +1,7 @@
 """The JSON API under /api: what the panels do, for scripts and other front ends."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -57,7 +57,7 @@ def _errors(site: Site) -> type[APIRoute]:
     class Errors(APIRoute):
         """What the toolkit refuses is an answer of its own: 400, or 404 where it names nothing that is there."""
 
-        def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handler = super().get_route_handler()
 
             async def handle(request: Request) -> Response:

@@ -11,6 +11,11 @@ __all__ = ["bars", "error_curve", "heat_map", "lines", "scatter"]
 _MIB = 2**20
 _BLUE, _ORANGE = "#3b5bdb", "#e8590c"
 _GREY = "#868e96"  # to be read on white and on black
+_NUMBERS = {
+    "type": "value", "axisLabel": {"color": _GREY},
+    "splitLine": {"lineStyle": {"color": _GREY, "opacity": 0.3}},
+}  # fmt: skip
+_LONGEST = 34
 _TEXT = {"textStyle": {"color": _GREY}}
 
 
@@ -26,8 +31,8 @@ def error_curve(curve: "Sequence[Foreseen]", chosen: "Foreseen") -> dict[str, An
         **_base("error (%) against size of the weights (MiB)"),
         "tooltip": {"trigger": "item"},
         "legend": {"bottom": 0, **_TEXT},
-        "xAxis": {"type": "value", "name": "MiB", "axisLabel": {"color": _GREY}},
-        "yAxis": {"type": "value", "name": "%", "axisLabel": {"color": _GREY}},
+        "xAxis": {**_NUMBERS, "name": "MiB", "nameLocation": "middle", "nameGap": 24},
+        "yAxis": {**_NUMBERS, "name": "%"},
         "series": [
             {"name": "one rank for all", "type": "line", "data": points, "itemStyle": {"color": _BLUE}},
             {"name": "chosen", "type": "scatter", "symbolSize": 16, "data": point, "itemStyle": {"color": _ORANGE}},
@@ -41,12 +46,12 @@ def bars(title: str, values: Sequence[tuple[str, float]]) -> dict[str, Any]:
         **_base(title),
         "tooltip": {"trigger": "item"},
         "grid": {"containLabel": True, "left": 8, "right": 24, "top": 36, "bottom": 8},
-        "xAxis": {"type": "value", "axisLabel": {"color": _GREY}},
+        "xAxis": _NUMBERS,
         "yAxis": {
             "type": "category",
             "inverse": True,
-            "data": [name for name, _ in values],
-            "axisLabel": {"color": _GREY, "width": 170, "overflow": "truncate", "fontSize": 10},
+            "data": [_end_of(name) for name, _ in values],
+            "axisLabel": {"color": _GREY, "fontSize": 10},
         },
         "series": [{"type": "bar", "data": [round(value, 6) for _, value in values], "itemStyle": {"color": _BLUE}}],
     }
@@ -61,7 +66,7 @@ def lines(title: str, series: Mapping[str, Sequence[float]], first: int = 1) -> 
         "legend": {"bottom": 0, **_TEXT},
         "grid": {"containLabel": True, "left": 8, "right": 16, "top": 36, "bottom": 32},
         "xAxis": {"type": "category", "data": list(range(first, first + longest)), "axisLabel": {"color": _GREY}},
-        "yAxis": {"type": "value", "axisLabel": {"color": _GREY}, "scale": True},
+        "yAxis": {**_NUMBERS, "scale": True},
         "series": [{"name": name, "type": "line", "data": list(values)} for name, values in series.items()],
     }
 
@@ -76,7 +81,7 @@ def scatter(title: str, points: Mapping[str, tuple[float, float]]) -> dict[str, 
         }
         for name, place in points.items()
     ]
-    axis = {"type": "value", "scale": True, "axisLabel": {"color": _GREY}}
+    axis = {**_NUMBERS, "scale": True}
     return {
         **_base(title),
         "tooltip": {"trigger": "item", "formatter": "{b}: {c}"},
@@ -99,8 +104,8 @@ def heat_map(title: str, rows: Sequence[str], values: Sequence[Sequence[float]],
         "yAxis": {
             "type": "category",
             "inverse": True,
-            "data": list(rows),
-            "axisLabel": {"color": _GREY, "width": 190, "overflow": "truncate", "fontSize": 10},
+            "data": [_end_of(row) for row in rows],
+            "axisLabel": {"color": _GREY, "fontSize": 10},
         },
         "visualMap": {
             "min": low, "max": high, "calculable": True, "orient": "horizontal", "left": "center", "bottom": 0,
@@ -109,6 +114,11 @@ def heat_map(title: str, rows: Sequence[str], values: Sequence[Sequence[float]],
         },
         "series": [{"type": "heatmap", "data": cells}],
     }  # fmt: skip
+
+
+def _end_of(name: str) -> str:
+    """Names of modules begin alike, and differ in their ends."""
+    return name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
 
 
 def _base(title: str) -> dict[str, Any]:

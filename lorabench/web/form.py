@@ -91,9 +91,11 @@ class Form:
                 element = ui.select(names, label=label, clearable=True, with_input=True, on_change=keep)
                 element.classes("w-full")
             elif argument.kind in ("whole", "number"):
-                element = ui.number(label, value=default, on_change=keep).classes("w-full")
+                element = ui.number(
+                    label, value=default if isinstance(default, int | float) else None, on_change=keep
+                ).classes("w-full")
             else:
-                element = ui.input(label, value=default or "", on_change=keep).classes("w-full")
+                element = ui.input(label, value=str(default or ""), on_change=keep).classes("w-full")
             ui.label(argument.help).classes("text-xs opacity-70")
         element.mark(argument.name)
 

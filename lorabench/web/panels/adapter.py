@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from nicegui import run, ui
+from fastapi.concurrency import run_in_threadpool
+from nicegui import ui
 from starlette.requests import Request
 
 from lorabench.adapters.metadata.editing import Changes, foresee_edit
@@ -32,7 +33,7 @@ def add(site: Site) -> None:
         with frame(site, request, "Adapter") as here:
             try:
                 item = here.item(item_id)
-                found = await run.io_bound(inspect, item.path)
+                found = await run_in_threadpool(inspect, item.path)
             except LorabenchError as error:
                 ui.label(here.words(error)).classes("text-negative")
                 return
@@ -149,5 +150,16 @@ def _modules(found: Inspection) -> None:
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
+    text = _said(plain(value))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _said(value: Any) -> str:
+    """Plain data as people write it: what is in a list is, and what is counted with its number."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_said(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_said, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

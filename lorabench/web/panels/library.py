@@ -3,7 +3,8 @@
 import time
 from typing import Any
 
-from nicegui import run, ui
+from fastapi.concurrency import run_in_threadpool
+from nicegui import ui
 from starlette.requests import Request
 
 from lorabench.web.frame import PANELS, Here, frame
@@ -114,7 +115,7 @@ async def _fill(here: Here, table: ui.table) -> None:
         return done
 
     while waiting:
-        for item in await run.io_bound(read_some):
+        for item in await run_in_threadpool(read_some):
             if item.id in places:
                 table.rows[places[item.id]] = _row(here, item)
         table.update()

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nicegui import run, ui
+from fastapi.concurrency import run_in_threadpool
+from nicegui import ui
 from starlette.requests import Request
 
 from lorabench.adapters.resizing.checks import validate
@@ -53,7 +54,7 @@ class _Resizer:
         self._here, self._state = here, _State()
         ui.label("The error is that of ΔW, relative to its norm; it is known before anything is written.")
         self._panel = CommandPanel(here, "resize", chosen, (*MODES, "dry_run"), self._own, self._changed)
-        self._facts = ui.label().classes("opacity-80")
+        self._facts = ui.label().classes("opacity-80 break-all")
         with ui.row().classes("w-full items-center no-wrap"):
             self._mode = ui.select(_WORDS, value="rank", label="How", on_change=self._other_mode).classes("w-64")
             self._slider = ui.slider(min=1, max=16, value=4, on_change=lambda _: self._panel.refresh())
@@ -86,14 +87,19 @@ class _Resizer:
         if chosen is None:
             self._draw()
             return
+        self._said.set_text("The spectra are being computed, once: seconds, or a minute for a large LoKr.")
         with telling(self._here):
             item = self._here.item(chosen)
-            found = await run.io_bound(validate, item.path)
+            found = await run_in_threadpool(validate, item.path)
             ranks = ", ".join(f"{count} of rank {rank}" for rank, count in found.ranks.items())
             self._facts.set_text(f"{item.name}: {ranks or 'no modules'}. {' '.join((*found.problems, *found.notes))}")
-            self._state.preview = await run.io_bound(self._here.site.previews.of, item)
-            self._state.curve = list(self._state.preview.uniform())
-            self._other_mode()
+            preview = await run_in_threadpool(self._here.site.previews.of, item)
+            curve = await run_in_threadpool(lambda: list(preview.uniform()))
+            if self._state.of == chosen:  # another one may have been chosen meanwhile
+                self._state.preview, self._state.curve = preview, curve
+                self._other_mode()
+        if self._state.of == chosen and self._state.preview is None:
+            self._said.set_text("")
 
     def _changed(self) -> None:
         if next(iter(self._panel.chosen), None) != self._state.of:

@@ -2,7 +2,8 @@
 
 import time
 
-from nicegui import run, ui
+from fastapi.concurrency import run_in_threadpool
+from nicegui import ui
 from starlette.requests import Request
 
 from lorabench.web.frame import frame
@@ -18,7 +19,7 @@ def add(site: Site) -> None:
     @ui.page("/results")
     async def page(request: Request, of: str = "") -> None:
         with frame(site, request, "Results"):
-            runs = await run.io_bound(site.runs.all)
+            runs = await run_in_threadpool(site.runs.all)
             if not runs:
                 ui.label("No run and no sweep here. Start the server with --runs DIR, outputs/ or multirun/ say.")
             for one in runs:
