@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from lorabench import storage
 from lorabench.adapters import load
 from lorabench.adapters.__main__ import main
-from lorabench.adapters.metadata.editing import edit
+from lorabench.adapters.metadata.editing import edit, foresee_edit
 from lorabench.adapters.metadata.redaction import is_private, redact, redact_config
 from lorabench.adapters.reading.hashes import check_hashes
 from lorabench.adapters.reading.header import read_header
@@ -121,6 +121,26 @@ def test_hashes_are_recomputed_where_the_file_bears_them(tmp_path: Path) -> None
     assert all(one.ok for one in check_hashes(read_header(tmp_path / "b.safetensors")).values())
     edit(write(tmp_path / "c.safetensors", metadata), tmp_path / "d.safetensors", values={"x": "1"})
     assert not any(key.startswith("sshs_") for key in metadata_of(tmp_path / "d.safetensors"))
+
+
+@pytest.mark.parametrize("redacted", [True, False])
+def test_what_is_foreseen_is_what_an_edit_does(tmp_path: Path, redacted: bool) -> None:
+    path, wish = tmp_path / "a.safetensors", {"values": {"x": "2", "new": "3"}, "unset": ["gone"], "redacted": redacted}
+    save_file(TENSORS, path, {**PRIVATE, "x": "1", "gone": "y", "sshs_model_hash": "0" * 64})
+    before = path.read_bytes()
+    planned = foresee_edit(path, **wish)
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (before, [path])
+    done = edit(path, tmp_path / "b.safetensors", **wish)
+    assert planned.removed == done.removed
+    assert planned.anew == ("sshs_model_hash",)
+    assert planned.changed == {key: pair for key, pair in done.changed.items() if key not in planned.anew}
+
+
+def test_an_edit_that_cannot_be_is_not_foreseen(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(TENSORS, path, {"x": "1"})
+    with pytest.raises(LorabenchError, match="no such entry"):
+        foresee_edit(path, unset=["y"])
 
 
 def test_hashes_can_be_dropped_but_not_given(tmp_path: Path) -> None:

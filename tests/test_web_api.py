@@ -4,6 +4,7 @@ import asyncio
 import json
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -253,6 +254,58 @@ def test_another_users_things_are_not_there(scripts: Scripts, site: Site) -> Non
 def test_what_is_not_there(scripts: Scripts, method: str, path: str, body: object, status: int) -> None:
     answer = asked(scripts, method, path, json=body)
     assert answer.status_code == status
+
+
+def test_a_refusal_names_no_folder_of_the_servers(scripts: Scripts, site: Site) -> None:
+    broken = item_id(scripts, "text.safetensors")
+    for answer in (
+        asked(scripts, "GET", f"/api/adapters/{broken}"),
+        asked(scripts, "POST", f"/api/adapters/{broken}/foresee", json={"rank": 1}),
+        brought(scripts, ("a.safetensors", OLD.read_bytes()), ("adapter_config.json", b"[" * 9000)),
+    ):
+        assert answer.status_code == 400
+        assert str(site.settings.data.parent) not in answer.text
+    assert answer.json()["error"].startswith("a/adapter_config.json: ")
+
+
+def test_an_answer_names_no_folder_when_its_upload_is_gone(scripts: Scripts, site: Site) -> None:
+    (new,) = brought(scripts, ("gone.safetensors", OLD.read_bytes())).json()
+    job = asked(scripts, "POST", "/api/jobs", json={"command": "resize", "adapters": [new], "options": {"rank": 2}})
+    assert ended(site, USER, job.json()["id"])["state"] == "done"
+    asked(scripts, "DELETE", f"/api/adapters/{new}")
+    answer = asked(scripts, "GET", f"/api/jobs/{job.json()['id']}")
+    assert str(site.settings.data) not in answer.text
+    assert "gone.safetensors" in answer.text
+
+
+def test_what_a_job_reads_stays_until_it_has_ended(tmp_path: Path) -> None:
+    idle = make(tmp_path)  # nothing runs, so the job waits
+    own = Scripts(idle)
+    (new,) = brought(own, ("used.safetensors", OLD.read_bytes())).json()
+    job = asked(own, "POST", "/api/jobs", json={"command": "resize", "adapters": [new], "options": {"rank": 2}}).json()
+    answer = asked(own, "DELETE", f"/api/adapters/{new}")
+    assert (answer.status_code, answer.json()["error"]) == (
+        400,
+        "used.safetensors is read by a job: let it end, or cancel it.",
+    )
+    idle.uploads.forget_older(-1.0, idle.queue.reads)
+    assert asked(own, "GET", f"/api/adapters/{new}").status_code == 200
+    asked(own, "POST", f"/api/jobs/{job['id']}/cancel")
+    assert asked(own, "DELETE", f"/api/adapters/{new}").status_code == 204
+
+
+def test_a_name_that_no_disk_takes_is_refused(scripts: Scripts) -> None:
+    answer = brought(scripts, ("漢" * 119 + ".safetensors", OLD.read_bytes()))
+    assert (answer.status_code, "cannot be brought" in answer.json()["error"]) == (400, True)
+
+
+@pytest.mark.parametrize("name", ["NaN", '"\\ud800"', "[" * 900 + "]" * 900])
+def test_what_is_no_json_is_refused(scripts: Scripts, name: str) -> None:
+    for body in (f'{{"command": {name}}}', f'{{"command": "pca", "adapters": ["x", {name}]}}', f'{{"rank": {name}}}'):
+        for path in ("/api/jobs", "/api/adapters/nothing/foresee"):
+            answer = asked(scripts, "POST", path, content=body, headers={"Content-Type": "application/json"})
+            assert answer.status_code in (404, 422)
+            assert len(answer.content) < 2000
 
 
 def test_adapters_of_the_folder_stay(scripts: Scripts) -> None:

@@ -123,6 +123,18 @@ def test_an_adapter_is_brought_looked_at_and_removed(page: "Page", tmp_path: Pat
     assert page.get_by_role("link", name="my fox.safetensors").count() == 0
 
 
+def test_an_edit_is_foreseen_and_done(page: "Page") -> None:
+    page.goto(f"/adapter/{_id_of(page, 'kohya/style.safetensors')}")
+    page.get_by_text("Edit the metadata").click()
+    page.get_by_text("what changes stands here").wait_for()
+    page.get_by_role("combobox", name="set", exact=True).fill("modelspec.title=Foxes")
+    page.keyboard.press("Enter")
+    page.get_by_role("cell", name="Foxes", exact=True).wait_for()
+    page.get_by_text(re.compile(r"entr(y|ies) will change")).wait_for()
+    _run(page)
+    page.get_by_text(re.compile("set +modelspec.title = Foxes")).wait_for()
+
+
 def test_a_wrong_file_is_refused_with_the_reason(page: "Page", tmp_path: Path) -> None:
     wrong = tmp_path / "photo.safetensors"
     wrong.write_bytes(b"\x89PNG\r\n" + bytes(500))

@@ -334,6 +334,15 @@ def test_bodies_are_bounded(user):
     assert user.post("/api/body", content=b"x" * (MAX_BODY + 1)).json()["error"].startswith("At most 100000 bytes")
 
 
+def test_one_path_may_take_more(user, access, session):
+    larger = Visitor(Gate(user.gate.app, access, {HOST}, MAX_BODY, {"/body": 2 * MAX_BODY}), session)
+    assert larger.post("/body", content=b"x" * 2 * MAX_BODY).text == str(2 * MAX_BODY)
+    assert larger.post("/body", content=b"x" * (2 * MAX_BODY + 1)).status_code == 413
+    assert larger.post("/api/body", content=b"x" * (MAX_BODY + 1)).status_code == 413
+    stranger = Visitor(larger.gate)
+    assert stranger.post("/body", content=b"x" * MAX_BODY).status_code in (401, 413)
+
+
 def test_bodies_in_chunks_are_counted_as_they_come(user):
     assert user.post("/body", content=chunks(MAX_BODY // 2, MAX_BODY // 2)).text == str(MAX_BODY)
     taken = []

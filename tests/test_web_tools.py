@@ -51,6 +51,22 @@ def test_no_option_names_a_file_of_the_servers(name: str) -> None:
             tool(name).wish([OLD], OPTIONS.get(name, {}) | {hidden: "x"})
 
 
+@pytest.mark.parametrize("word", ["--names-from=/etc/passwd", "--out=/tmp/x", "-o", "-1e5"])
+def test_one_of_several_values_is_no_option(word: str) -> None:
+    with pytest.raises(LorabenchError, match="would be read as an option"):
+        tool("merge").wish([OLD, OLD], {"weights": ["1", word], "preflight": True})
+
+
+def test_several_values_may_be_below_zero() -> None:
+    assert tool("merge").wish([OLD, OLD], {"weights": [-1, "-.5"]}).parsed().weights == [-1.0, -0.5]
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\0b"])
+def test_what_cannot_be_written_is_no_value(text: str) -> None:
+    with pytest.raises(LorabenchError, match="no command line takes"):
+        tool("pca").wish([OLD], {"layers": text})
+
+
 QUICK = settings(max_examples=30, deadline=None)
 EVERY = [(name, argument.name) for name in TOOLS for argument in tool(name).arguments]
 ANY = st.one_of(
@@ -60,7 +76,10 @@ ANY = st.one_of(
 
 @QUICK
 @given(
-    value=st.one_of(st.text(max_size=30), st.sampled_from(["--force", "-o", "-x=1", "--layers=a"])).filter("--".__ne__)
+    value=st.one_of(
+        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30),
+        st.sampled_from(["--force", "-o", "-x=1", "--layers=a"]),
+    ).filter("--".__ne__)
 )
 def test_what_a_text_holds_is_never_another_option(value: str) -> None:
     read = vars(tool("pca").wish([OLD], {"layers": value}).parsed())

@@ -1,10 +1,11 @@
 """What a job has answered: its figures and pages to look at, its text to read, its files to take along."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from fastapi.concurrency import run_in_threadpool
 from nicegui import ui
 
 from lorabench.web.figures import heat_map, lines, scatter
@@ -18,11 +19,11 @@ _SHOWN = 40
 """Rows and columns of a heat map."""
 
 
-def show_answer(here: Here, job: Job) -> None:
-    """All of it."""
-    site, user = here.site, here.user
-    answer = site.answer(job) or {}
-    files = site.queue.files(user, job.id)
+async def show_answer(here: Here, job: Job) -> None:
+    """All of it; what is on the disk is read in a thread, for others wait on the same loop."""
+    answer = await run_in_threadpool(here.site.answer, job) or {}
+    files = await run_in_threadpool(here.site.queue.files, here.user, job.id)
+    log = await run_in_threadpool(here.site.queue.log, here.user, job.id)
     if job.error:
         ui.label(str(answer.get("error") or job.error)).classes("text-negative break-all").props("role=alert").mark(
             "error"
@@ -31,7 +32,7 @@ def show_answer(here: Here, job: Job) -> None:
     data = answer.get("data")
     special = _SPECIAL.get(job.words[0])
     if special is not None and isinstance(data, dict):
-        special(here, job, data)
+        await special(here, job, data)
     for name in files:
         address = _address(job, name)
         if name.endswith(_PICTURES):
@@ -43,10 +44,9 @@ def show_answer(here: Here, job: Job) -> None:
         ui.label(str(answer["text"])).classes(
             "w-full max-h-[32rem] overflow-auto text-xs font-mono whitespace-pre"
         ).mark("text")
-    log = site.queue.log(user, job.id)
     if log:
         with ui.expansion("Log").classes("w-full"):
-            ui.code(log).classes("w-full")
+            ui.code(here.site.named(log)).classes("w-full")
 
 
 def _files(here: Here, job: Job, files: Sequence[str]) -> None:
@@ -66,7 +66,7 @@ def _address(job: Job, name: str) -> str:
     return f"/api/jobs/{job.id}/files/{quote(name)}"
 
 
-def _components(here: Here, job: Job, data: dict[str, Any]) -> None:
+async def _components(here: Here, job: Job, data: dict[str, Any]) -> None:
     """Of one adapter: variances layer by layer, and the components of one. Of several: a map of them."""
     if "modules" in data:
         _map(data)
@@ -82,7 +82,7 @@ def _components(here: Here, job: Job, data: dict[str, Any]) -> None:
     chosen = ui.select(list(layers), value=next(iter(layers)), label="Layer", with_input=True).classes("w-full")
     place = ui.column().classes("w-full")
 
-    def draw() -> None:
+    async def draw() -> None:
         place.clear()
         layer = layers[str(chosen.value)]
         charts = {
@@ -93,18 +93,15 @@ def _components(here: Here, job: Job, data: dict[str, Any]) -> None:
         with place, ui.row().classes("w-full"):
             for title, values in charts.items():
                 ui.echart(lines(title, {title: values})).classes("w-full md:w-[31%] h-64")
-            _weights(here, job, str(chosen.value))
+            await _weights(here, job, str(chosen.value))
 
     chosen.on_value_change(draw)
-    draw()
+    await draw()
 
 
-def _weights(here: Here, job: Job, layer: str) -> None:
+async def _weights(here: Here, job: Job, layer: str) -> None:
     """The components themselves, which are in the file alone."""
-    if "components.json" not in here.site.queue.files(here.user, job.id):
-        return
-    written = json.loads(here.site.queue.file(here.user, job.id, "components.json").read_text())
-    components = written["layers"][layer].get("components") or []
+    components = await run_in_threadpool(_components_of, here, job, layer)
     if components:
         rows = [f"component {place}" for place, _ in enumerate(components[:_SHOWN], 1)]
         values = [[round(value, 5) for value in row[: 4 * _SHOWN]] for row in components[:_SHOWN]]
@@ -113,6 +110,17 @@ def _weights(here: Here, job: Job, layer: str) -> None:
             f", the first {4 * _SHOWN} features" if len(components[0]) > 4 * _SHOWN else ""
         )
         ui.echart(heat_map(title, rows, values, low)).classes("w-full h-96")
+
+
+def _components_of(here: Here, job: Job, layer: str) -> list[list[float]]:
+    """Of one layer: the file has a line for each, and may be too large to be read whole."""
+    if "components.json" not in here.site.queue.files(here.user, job.id):
+        return []
+    starts = tuple(f"  {json.dumps(layer, ensure_ascii=escaped)}: " for escaped in (True, False))
+    with here.site.queue.file(here.user, job.id, "components.json").open(encoding="utf-8") as file:
+        line = next((line for line in file if line.startswith(starts)), "")
+    written = json.loads(line[line.index(": {") + 2 :].rstrip(",\n")) if line else {}
+    return written.get("components") or []
 
 
 def _map(data: Mapping[str, Any]) -> None:
@@ -137,4 +145,4 @@ def _map(data: Mapping[str, Any]) -> None:
     draw()
 
 
-_SPECIAL: Mapping[str, Callable[[Here, Job, dict[str, Any]], None]] = {"pca": _components}
+_SPECIAL: Mapping[str, Callable[[Here, Job, dict[str, Any]], Awaitable[None]]] = {"pca": _components}

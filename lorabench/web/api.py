@@ -1,5 +1,6 @@
 """The JSON API under /api: what the panels do, for scripts and other front ends."""
 
+import json
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
@@ -7,6 +8,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
@@ -51,20 +53,27 @@ class Wanted(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict, max_length=64, description="option -> value")
 
 
-class _Errors(APIRoute):
-    """What the toolkit refuses is an answer of its own: 400, or 404 where it names nothing that is there."""
+def _errors(site: Site) -> type[APIRoute]:
+    class Errors(APIRoute):
+        """What the toolkit refuses is an answer of its own: 400, or 404 where it names nothing that is there."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handler = super().get_route_handler()
 
-        async def handle(request: Request) -> Response:
-            try:
-                return await handler(request)
-            except LorabenchError as error:
-                missing = str(error).startswith(("there is no ", "no such "))
-                return JSONResponse({"error": str(error)}, 404 if missing else 400)
+            async def handle(request: Request) -> Response:
+                try:
+                    return await handler(request)
+                except RequestValidationError as error:
+                    # Without what came, which may be long, or no JSON: NaN, half a surrogate.
+                    kept = [{name: one[name] for name in ("type", "loc", "msg")} for one in error.errors()]
+                    return Response(json.dumps({"detail": kept}), 422, media_type="application/json")
+                except LorabenchError as error:
+                    missing = str(error).startswith(("there is no ", "no such "))
+                    return JSONResponse({"error": site.named(str(error))}, 404 if missing else 400)
 
-        return handle
+            return handle
+
+    return Errors
 
 
 def start(site: Site, user: str, wanted: Wanted) -> Job:
@@ -80,18 +89,18 @@ def start(site: Site, user: str, wanted: Wanted) -> Job:
         [item.input for item in items], wanted.options, lambda item_id: site.shelf.item(user, item_id).input
     )
     title = f"{wanted.command} {', '.join(item.name for item in items[:3])}{', …' if len(items) > 3 else ''}"
-    return site.queue.add(user, title, wish.words, wish.shown)
+    return site.queue.add(user, title, wish.words, wish.shown, wish.inputs)
 
 
 def _job_data(site: Site, job: Job) -> dict[str, Any]:
     """A job for JSON: no path of the server's."""
     names = ("id", "title", "shown", "made", "started", "ended", "state", "code")
-    return {name: getattr(job, name) for name in names} | {"error": job.error and site.named(job, job.error)}
+    return {name: getattr(job, name) for name in names} | {"error": job.error and site.named(job.error)}
 
 
 def api(site: Site) -> APIRouter:
     """The routes over a server's parts."""
-    router = APIRouter(prefix="/api", route_class=_Errors, responses=_failures())
+    router = APIRouter(prefix="/api", route_class=_errors(site), responses=_failures())
     _add_adapters(router, site)
     _add_jobs(router, site)
 
@@ -233,7 +242,7 @@ def _add_jobs(router: APIRouter, site: Site) -> None:
         if path.suffix in _TEXTS and path.stat().st_size < _LONGEST_TEXT:
             if kind == _ANY:
                 how["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(path.name)}"
-            text = site.named(site.queue.job(user, job_id), path.read_text("utf-8"))
+            text = site.named(path.read_text("utf-8"))
             return Response(text, media_type=kind, headers=how)
         return FileResponse(path, filename=path.name if kind == _ANY else None, media_type=kind, headers=how)
 

@@ -27,7 +27,7 @@ def error_curve(curve: "Sequence[Foreseen]", chosen: "Foreseen") -> dict[str, An
         **_base("error (%) against size of the weights (MiB)"),
         "tooltip": {"trigger": "item"},
         "legend": {"bottom": 0, **_TEXT},
-        "xAxis": {"type": "value", "name": "MiB", **_LINES},
+        "xAxis": {"type": "value", "name": "MiB", "nameLocation": "middle", "nameGap": 24, **_LINES},
         "yAxis": {"type": "value", "name": "%", **_LINES},
         "series": [
             {"name": "one rank for all", "type": "line", "data": points, "itemStyle": {"color": _BLUE}},

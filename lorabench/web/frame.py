@@ -63,6 +63,10 @@ class Here:
         """One of them."""
         return self.site.shelf.item(self.user, item_id)
 
+    def words(self, error: LorabenchError) -> str:
+        """What a refusal says."""
+        return self.site.named(str(error))
+
     def jobs(self) -> list[Job]:
         """The user's, the newest first."""
         return self.site.queue.jobs(self.user)
@@ -83,7 +87,9 @@ def frame(site: Site, request: Request, title: str) -> Iterator[Here]:
     ui.dark_mode(None)
     ui.colors(primary="#3b5bdb")
     ui.add_css(_STYLE)
-    with ui.left_drawer(bordered=True).props("width=190 breakpoint=900") as drawer:
+    # Not value=None: the server would ask each browser for its width, and log a fault where one has left by then.
+    drawer = ui.left_drawer(value=False, bordered=True).props("show-if-above width=190 breakpoint=900")
+    with drawer:
         _links(request.url.path)
     with ui.header(elevated=False).classes("items-center justify-between").style("background: #3b5bdb"):
         with ui.row().classes("items-center gap-2"):
@@ -134,7 +140,7 @@ def _watch(here: Here) -> None:
                 if job.state in ("done", "failed", "lost"):
                     good = job.state == "done"
                     ui.notify(
-                        f"{job.title}: {job.state}" + (f". {here.site.named(job, job.error)}" if job.error else ""),
+                        f"{job.title}: {job.state}" + (f". {here.site.named(job.error)}" if job.error else ""),
                         type="positive" if good else "negative", close_button="Close", timeout=8000 if good else 0,
                     )  # fmt: skip
 
@@ -142,12 +148,12 @@ def _watch(here: Here) -> None:
 
 
 @contextmanager
-def telling() -> Iterator[None]:
+def telling(here: Here) -> Iterator[None]:
     """What the toolkit refuses is told, and the page stays."""
     try:
         yield
     except LorabenchError as error:
-        ui.notify(str(error), type="negative", close_button="Close", timeout=0, multi_line=True)
+        ui.notify(here.words(error), type="negative", close_button="Close", timeout=0, multi_line=True)
 
 
 def state_chip(state: Literal["waiting", "running", "done", "failed", "cancelled", "lost"]) -> ui.badge:

@@ -63,16 +63,24 @@ class Gate:
         access: knows sessions and tokens.
         hosts: names that the page is reached by; "name:port" allows this port alone, "name" any.
         max_body: bytes that a request may bring.
+        larger: path -> bytes that a request to it may bring, of paths that do not keep what comes in memory.
 
     Raises:
         LorabenchError: no hosts are given, or one is none.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, hosts: Collection[str], max_body: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        hosts: Collection[str],
+        max_body: int,
+        larger: Mapping[str, int] | None = None,
+    ) -> None:
         self.app = app  # NiceGUI looks for it by this name
         self._access = access
         self._hosts = frozenset(host.lower() for host in hosts)
-        self._max_body = max_body
+        self._max_body, self._larger = max_body, dict(larger or {})
         bad = [host for host in hosts if not _HOST.fullmatch(host.lower())]
         if bad or not hosts:
             raise LorabenchError(f"hosts={', '.join(bad) or None}: names or addresses are needed, a port behind or not")
@@ -92,7 +100,8 @@ class Gate:
             if scope["type"] == "websocket" or scope["method"] not in ("GET", "HEAD"):
                 _check_origin(scope, headers, host, bearer)
             self._check_user(scope, headers, user)
-            limit = self._max_body if user is not None else min(self._max_body, _LARGEST_OF_STRANGERS)
+            limit = self._larger.get(scope["path"], self._max_body)
+            limit = limit if user is not None else min(limit, _LARGEST_OF_STRANGERS)
             _check_length(headers, limit)
         except _Refused as refused:
             await _refuse(refused, scope, receive, send)

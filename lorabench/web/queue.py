@@ -182,16 +182,25 @@ class Queue:
             raise LorabenchError("no such file")
         return place / OUT / name
 
+    def reads(self, folder: Path) -> bool:
+        """Whether a job that has not ended reads what lies in a folder."""
+        with self._lock:
+            active = [job for job in self._jobs.values() if job.state not in ENDED]
+        return any(Path(one).is_relative_to(folder) for job in active for one in job.inputs)
+
     def forget(self, user: str, id: str) -> None:  # noqa: A002
         """Remove a job that has ended, and its files.
 
         Raises:
-            LorabenchError: the user has no such job, it has not ended, or it cannot be removed.
+            LorabenchError: the user has no such job, it has not ended, another one reads what it made, or it cannot
+                be removed.
         """
         with self._lock, explain_disk_errors(self._folder, "Remove it by hand."):
             job = self.job(user, id)
             if job.state not in ENDED:
                 raise LorabenchError("the job has not ended: cancel it first")
+            if self.reads(self._place(job)):
+                raise LorabenchError("another job reads what this one made: let it end, or cancel it")
             with contextlib.suppress(FileNotFoundError):  # somebody did so by hand
                 remove_folder(self._place(job))
             del self._jobs[id]
@@ -200,7 +209,8 @@ class Queue:
         """Remove all jobs that ended longer ago; how many they were."""
         with self._lock:
             line = time.time() - seconds
-            old = [job for job in self._jobs.values() if job.state in ENDED and (job.ended or job.made) < line]
+            ended = [job for job in self._jobs.values() if job.state in ENDED and (job.ended or job.made) < line]
+            old = [job for job in ended if not self.reads(self._place(job))]
             for job in old:
                 self.forget(job.user, job.id)
         return len(old)

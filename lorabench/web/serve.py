@@ -27,6 +27,8 @@ _TIDY_EVERY = 3600.0
 _WARM_AFTER = 3.0
 _AT_ONCE = 1000
 """Requests at one time; more are told to come again."""
+_BODY = 2 * 2**20
+"""Bytes of a request, which is in memory whole; an upload is not."""
 _SPARE = 2**20
 """Bytes of a request beside what is uploaded."""
 
@@ -62,7 +64,8 @@ def application(site: Site) -> ASGIApp:
     for panel in (library, adapter, resize, command, jobs, results):
         panel.add(site)
     ui.run_with(app, title="lorabench", show_welcome_message=False, reconnect_timeout=10.0)
-    return Gate(app, site.access, site.settings.hosts, site.settings.max_upload + _SPARE)
+    larger = {"/api/adapters": site.settings.max_upload + _SPARE}
+    return Gate(app, site.access, site.settings.hosts, _BODY, larger)
 
 
 async def _tidy(site: Site) -> None:

@@ -98,11 +98,13 @@ class Shelf:
         """Take away an upload; what jobs have made goes with its job.
 
         Raises:
-            LorabenchError: the user has none of this id, or it is no upload.
+            LorabenchError: the user has none of this id, it is no upload, or a job reads it.
         """
         item = self.item(user, item_id)
         if item.origin != "upload":
             raise LorabenchError(f"{item.name} is no upload of yours: only those are removed here.")
+        if self._queue.reads(item.path.parent):
+            raise LorabenchError(f"{item.name} is read by a job: let it end, or cancel it.")
         self._uploads.remove(user, item.source)
 
     def row(self, item: Item) -> Mapping[str, Any]:
@@ -149,4 +151,5 @@ def _item(origin: Origin, name: str, path: Path, source: str = "", changed: floa
         return None
     key = f"{origin}:{source}:{name}".encode("utf-8", "surrogateescape")
     digest = hashlib.sha256(key).hexdigest()[:16]
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # JSON has no other bytes
     return Item(digest, name, path, origin, found.st_mtime if changed is None else changed, found.st_size, source)

@@ -1,11 +1,15 @@
 """What one server has: made once, given to the API and to every panel."""
 
+import functools
 import html
 import json
+import re
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from lorabench.web.access import Access
 from lorabench.web.queue import Job, Queue
@@ -79,21 +83,30 @@ class Site:
         found = self.queue.answer(job.user, job.id)
         if found is None:
             return None
-        answer: dict[str, Any] = json.loads(self.named(job, json.dumps(found, ensure_ascii=False)))
+        answer: dict[str, Any] = json.loads(self.named(json.dumps(found, ensure_ascii=False)))
         return answer
 
-    def named(self, job: Job, text: str) -> str:
-        """Words of a job's, with the names of its adapters for their paths."""
-        for item in self.shelf.items(job.user):
-            if str(item.path) in job.words:
-                for spelt in (str, html.escape):
-                    text = text.replace(spelt(str(item.path)), spelt(item.name))
-        return text
+    def named(self, text: str) -> str:
+        """Words of a command's or of a refusal's, without where the server keeps what they are about."""
+        return self._places.sub("", text)
+
+    @functools.cached_property
+    def _places(self) -> re.Pattern[str]:
+        """The server's folders, as they stand in text, in JSON, in pages and in addresses."""
+        own = (
+            r"/uploads/[\w.-]+/\.?[0-9a-f]{16}(?:-\w+)?/?",
+            r"/jobs/[\w.-]+/[0-9a-f]{16}/(?:out/)?",
+            r"(?:/|(?![\w.-]))",
+        )
+        found = [_spelt(self.settings.data) + end for end in own]
+        if self.settings.folder not in (None, Path("/")):
+            found.append(_spelt(self.settings.folder) + own[-1])
+        return re.compile("|".join(found))
 
     def tidy(self) -> None:
         """Take away what is older than the settings allow."""
         seconds = self.settings.keep_days * 86400
-        self.uploads.forget_older(seconds)
+        self.uploads.forget_older(seconds, self.queue.reads)
         self.queue.forget_older(seconds)
 
 
@@ -104,8 +117,21 @@ def make_site(settings: Settings, access: Access) -> Site:
         LorabenchError: a folder is not there or cannot be written, or another server works on it.
     """
     # Jobs have working directories of their own, so paths must lead to the same place from anywhere.
-    data, folder = settings.data.resolve(), settings.folder and settings.folder.resolve()
-    uploads = Uploads(data / "uploads", settings.max_upload, settings.quota)
-    queue = Queue(data / "jobs", settings.jobs)
+    folder = settings.folder and settings.folder.resolve()
+    settings = replace(settings, data=settings.data.resolve(), folder=folder)
+    uploads = Uploads(settings.data / "uploads", settings.max_upload, settings.quota)
+    queue = Queue(settings.data / "jobs", settings.jobs)
     shelf = Shelf(folder, uploads, queue)
     return Site(settings, access, uploads, queue, shelf, Runs(settings.runs))
+
+
+def _spelt(path: Path | None) -> str:
+    text = str(path)
+    spellings = (
+        text,
+        html.escape(text),
+        json.dumps(text)[1:-1],
+        json.dumps(text, ensure_ascii=False)[1:-1],
+        quote(text),
+    )
+    return f"(?:{'|'.join(map(re.escape, dict.fromkeys(spellings)))})"

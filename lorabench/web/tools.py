@@ -6,6 +6,7 @@ get names from here, and lie in the job's own folder.
 
 import argparse
 import importlib
+import re
 import shlex
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,8 @@ _WRITES_LAYOUT = ("resize", "merge", "convert")
 _PASSED_OVER = ("help", "force", "json", "jobs", "output", "format", "full", "thresholds", "duplicates")
 _NO_OUTPUT = {"resize": "dry_run", "merge": "preflight"}
 """Options with which these commands write nothing."""
+_UNWRITABLE = re.compile(r"[\x00\ud800-\udfff]")
+_NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")  # what argparse takes for a number, and not for an option
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,15 @@ class Wish:
         command: its name.
         words: behind `lorabench adapters`.
         shown: the whole line.
+        inputs: files that it reads.
+        writes: whether it writes a file.
     """
 
     command: str
     words: tuple[str, ...]
     shown: str
+    inputs: tuple[Path, ...]
+    writes: bool
 
     def parsed(self) -> Namespace:
         """As the command's own parser reads it.
@@ -146,6 +153,7 @@ class Tool:
         unknown = next((name for name in options if name not in named), None)
         if unknown is not None:
             raise LorabenchError(f"{self.name} has no option {unknown!r} here. It has {', '.join(named)}.")
+        read = [one.path for one in inputs]
         said: list[tuple[str, ...]] = []
         seen: list[tuple[str, ...]] = []
         for name, value in options.items():
@@ -154,6 +162,7 @@ class Tool:
                 if find is None:
                     raise LorabenchError(f"{name}: adapters cannot be named here.")
                 other = find(str(value))
+                read.append(other.path)
                 said.append((argument.spelled, str(other.path)))
                 seen.append((argument.spelled, other.name))
             else:
@@ -165,7 +174,7 @@ class Tool:
         shown = shlex.join(
             ["lorabench", "adapters", self.name, *(one.name for one in inputs), *_flat(seen), *_flat(outputs)]
         )
-        wish = Wish(self.name, words, shown)
+        wish = Wish(self.name, words, shown, tuple(read), bool(outputs))
         wish.parsed()  # what is wrong is said now, not by a job
         return wish
 
@@ -301,6 +310,10 @@ def _spelt(argument: Argument, value: Any) -> list[tuple[str, ...]]:
     texts = [str(one) for one in values]
     if "--" in texts:  # argparse takes it for the end of all options, behind a "=" too
         raise LorabenchError(f"{argument.name}: -- is no value here.")
+    if any(_UNWRITABLE.search(text) for text in texts):
+        raise LorabenchError(f"{argument.name}: {value!r} has a character that no command line takes.")
+    if argument.many == "+" and any(text.startswith("-") and not _NEGATIVE.fullmatch(text) for text in texts):
+        raise LorabenchError(f"{argument.name}: {value!r} has a word that would be read as an option.")
     # "=" and not a word of its own: a value that begins with "-" would be taken for an option.
     if argument.many == "+":
         return [(argument.spelled, *texts)]

@@ -6,7 +6,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,15 @@ from typing import BinaryIO
 
 from lorabench.adapters.reading.beside import CONFIG
 from lorabench.adapters.reading.table import read_table
-from lorabench.errors import LorabenchError
+from lorabench.errors import LorabenchError, explain_writing
 from lorabench.storage import new_folder, replace_file
 from lorabench.web.job import size_of
 
 __all__ = ["Brought", "Upload", "Uploads"]
 
 _NAME = re.compile(r"[^\W.][\w .()+,@#=-]{0,119}\.safetensors")
+_LONGEST = 200
+"""Bytes: a file system takes 255, and names of what is made of it are longer."""
 _PEFT = "adapter_model.safetensors"
 _CHUNK = 2**20
 _MIB = 2**20
@@ -144,16 +146,27 @@ class Uploads:
         found = next((upload for upload in self.of(user) if upload.id == upload_id), None)
         if found is None:
             raise LorabenchError(f"there is no upload {upload_id!r} of yours.")
-        shutil.rmtree(self._place(user) / upload_id)
+        with explain_writing(self._place(user) / upload_id, "Remove it by hand."):
+            shutil.rmtree(self._place(user) / upload_id)
 
     def size(self, user: str) -> int:
         """Bytes of all that a user has brought."""
         return size_of(self._place(user))
 
-    def forget_older(self, seconds: float) -> None:
-        """Take away what was brought longer ago, of all users, and what an interrupted upload has left."""
+    def forget_older(self, seconds: float, needed: Callable[[Path], bool] = lambda _: False) -> None:
+        """Take away what was brought longer ago, of all users, and what an interrupted upload has left.
+
+        Args:
+            seconds: since it was brought.
+            needed: whether a folder has to stay.
+        """
         for folder in self._folder.glob("*/*"):
-            age = time.time() - folder.stat().st_mtime
+            try:
+                age = time.time() - folder.stat().st_mtime
+            except OSError:  # its user has removed it
+                continue
+            if needed(folder):
+                continue
             if age > seconds or (folder.name.startswith(".") and age > 3600):
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -187,7 +200,7 @@ def _upload(upload_id: str, file: Path) -> Upload | None:
 
 
 def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or len(name.encode()) > _LONGEST:
         raise LorabenchError(
             f"{name[:80]!r} cannot be brought: a name of letters, digits, spaces and . _ - with .safetensors at its "
             f"end is needed (or {CONFIG} with one). Convert other files first: lorabench adapters convert."

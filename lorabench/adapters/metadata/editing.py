@@ -19,9 +19,25 @@ from lorabench.adapters.reading.header import (
 from lorabench.errors import LorabenchError, explain_writing
 from lorabench.storage import refuse_overwriting, write_chunks, write_peft_folder
 
-__all__ = ["Edited", "edit"]
+__all__ = ["Changes", "Edited", "edit", "foresee_edit"]
 
 _CHUNK = 1 << 20
+_HASHES = ("sshs_model_hash", "sshs_legacy_hash")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What an edit does to the header.
+
+    Attributes:
+        removed: entries that go.
+        changed: entry -> its value before (None: there was none) and then.
+        anew: hashes that are computed anew as it is written.
+    """
+
+    removed: tuple[str, ...]
+    changed: Mapping[str, tuple[str | None, str]]
+    anew: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,14 +86,11 @@ def edit(
         LorabenchError: the file is no safetensors file, an entry to take away is not there, a hash is to be set by
             hand, something lies at `out`, or the disk is full.
     """
-    file = find_adapter_file(Path(path))
-    if first_look(file)[1] is not None:
-        raise LorabenchError(f"{file}: only a safetensors file has metadata to edit. Convert it first.")
-    header = read_header(file)
+    file, header = _header(path)
     with explain_writing(Path(out), "Give another --out."):
         target, config, notes = _places(file, Path(out), force, redacted)
     metadata = _edited(header, dict(values or {}), unset, redacted)
-    bears = [key for key in ("sshs_model_hash", "sshs_legacy_hash") if key in metadata]
+    bears = [key for key in _HASHES if key in metadata]
     if bears:
         anew = sshs_hashes(replace(header, metadata=metadata))
         metadata |= {key: anew[key] for key in bears}
@@ -88,11 +101,42 @@ def edit(
     else:
         kept = json.dumps(redact_config(config) if redacted else config, indent=2)
         write_peft_folder(target.parent, {CONFIG: (f"{kept}\n".encode(),), target.name: whole})
-    return Edited(
-        path=target,
+    planned = _changes(header, metadata)
+    return Edited(path=target, removed=planned.removed, changed=planned.changed, notes=notes)
+
+
+def foresee_edit(
+    path: Path | str, *, values: Mapping[str, str] | None = None, unset: Sequence[str] = (), redacted: bool = False
+) -> Changes:
+    """What `edit` would change in a file's header; nothing is written, and of the file the header alone is read.
+
+    Args:
+        path: a safetensors file, or a folder with one.
+        values: entry -> value.
+        unset: entries to take away.
+        redacted: whether to take away what tells of people, places and data.
+
+    Raises:
+        LorabenchError: as `edit` raises it.
+    """
+    _, header = _header(path)
+    metadata = _edited(header, dict(values or {}), unset, redacted)
+    # What they become is known when the tensors are read.
+    return _changes(header, metadata, tuple(key for key in _HASHES if key in metadata))
+
+
+def _header(path: Path | str) -> tuple[Path, Header]:
+    file = find_adapter_file(Path(path))
+    if first_look(file)[1] is not None:
+        raise LorabenchError(f"{file}: only a safetensors file has metadata to edit. Convert it first.")
+    return file, read_header(file)
+
+
+def _changes(header: Header, metadata: Mapping[str, str], anew: tuple[str, ...] = ()) -> Changes:
+    return Changes(
         removed=tuple(key for key in header.metadata if key not in metadata),
         changed={k: (header.metadata.get(k), v) for k, v in metadata.items() if header.metadata.get(k) != v},
-        notes=notes,
+        anew=anew,
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 from nicegui import ui
 from starlette.requests import Request
 
+from lorabench.adapters.metadata.editing import Changes, foresee_edit
 from lorabench.adapters.metadata.inspection import Inspection, inspect
 from lorabench.errors import LorabenchError
-from lorabench.text import plain
+from lorabench.text import counted, plain
 from lorabench.web.api import PRIVATE
 from lorabench.web.frame import PANELS, Here, frame, telling
 from lorabench.web.panels.command import CommandPanel
@@ -36,7 +37,7 @@ def add(site: Site) -> None:
                 item = here.item(item_id)
                 found = await asyncio.to_thread(inspect, item.path)
             except LorabenchError as error:
-                ui.label(str(error)).classes("text-negative")
+                ui.label(here.words(error)).classes("text-negative")
                 return
             _shown(here, item, found)
 
@@ -62,11 +63,59 @@ def _shown(here: Here, item: Item, found: Inspection) -> None:
     with ui.expansion("Edit the metadata, or redact what tells of people, places and data", icon="edit").classes(
         "w-full"
     ):
-        CommandPanel(here, "inspect", [item.id], _LOOKS, among=[item]).finish()
+        _Editor(here, item)
+
+
+class _Editor:
+    """The form that edits, and what it would change before it is run.
+
+    Args:
+        here: whose page it is on.
+        item: the adapter.
+    """
+
+    def __init__(self, here: Here, item: Item) -> None:
+        self._here, self._item = here, item
+        self._panel = CommandPanel(here, "inspect", [item.id], _LOOKS, changed=self._foresee, among=[item])
+        self._place = ui.column().classes("w-full gap-1").props('role="status" aria-live="polite"').mark("changes")
+        self._panel.finish()
+        self._place.move()  # below the options: what is typed in stays where it is
+
+    def _foresee(self) -> None:
+        self._place.clear()
+        with self._place:
+            chosen = next(iter(self._panel.chosen), None)
+            try:
+                wish = self._panel.wish()
+                if chosen is None or not wish.writes:
+                    ui.label("Redact, set or unset something, and what changes stands here before it is written.")
+                    return
+                asked = wish.parsed()
+                planned = foresee_edit(
+                    self._here.item(chosen).path, values=dict(asked.set), unset=asked.unset, redacted=asked.redact
+                )
+            except LorabenchError:  # the panel says it
+                return
+            _planned(planned)
+
+
+def _planned(planned: Changes) -> None:
+    rows = [{"entry": key, "before": "", "then": "taken away"} for key in planned.removed]
+    for key, (before, then) in planned.changed.items():
+        rows.append({"entry": key, "before": _text(before or ""), "then": _text(then)})
+    rows += [{"entry": key, "before": "", "then": "computed anew"} for key in planned.anew]
+    if not rows:
+        ui.label("Nothing in this file changes.")
+        return
+    ui.label(f"{counted(len(rows), 'entry', 'entries')} will change; the tensors stay the same bytes.")
+    columns = [{"name": name, "label": name, "field": name, "align": "left"} for name in ("entry", "before", "then")]
+    ui.table(rows=rows, columns=columns, row_key="entry", pagination=25).classes("w-full").props(
+        "dense wrap-cells flat"
+    )
 
 
 def _remove(here: Here, item: Item) -> None:
-    with telling():
+    with telling(here):
         here.site.shelf.remove(here.user, item.id)
         ui.navigate.to("/")
 
@@ -106,5 +155,16 @@ def _modules(place: ui.expansion, found: Inspection) -> None:
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
+    text = _said(plain(value))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _said(value: Any) -> str:
+    """Plain data as people write it: what is in a list is, and what is counted with its number."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_said(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_said, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

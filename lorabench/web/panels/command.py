@@ -13,7 +13,7 @@ from lorabench.web.form import Form, choose
 from lorabench.web.frame import PANELS, Here, frame, telling
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
-from lorabench.web.tools import tool
+from lorabench.web.tools import Wish, tool
 
 __all__ = ["CommandPanel", "add"]
 
@@ -91,10 +91,11 @@ class CommandPanel:
             self._line = ui.code("", language="bash").classes("w-full command")
             self._wrong = ui.label().classes("text-negative").props('role="status"')
         with ui.row():
-            self._button = ui.button("Run", icon="play_arrow", on_click=lambda: self._run({})).mark("run")
+            self._buttons = [ui.button("Run", icon="play_arrow", on_click=lambda: self._run({})).mark("run")]
             if check is not None:
                 option, says = check
-                ui.button(says, icon="fact_check", on_click=lambda: self._run({option: True})).props("outline")
+                button = ui.button(says, icon="fact_check", on_click=lambda: self._run({option: True}))
+                self._buttons.append(button.props("outline"))
         self._ready = True
         self.refresh()
 
@@ -111,22 +112,33 @@ class CommandPanel:
         self._told()
         here = self._here
         try:
-            wish = self._tool.wish(
-                [here.item(one).input for one in self.chosen], self._options(), lambda one: here.item(one).input
-            )
+            wish = self.wish()
         except LorabenchError as error:
-            self._wrong.set_text(str(error))
-            self._button.disable()
+            self._wrong.set_text(here.words(error))
+            self._line.set_content("")
+            for button in self._buttons:
+                button.disable()
             return
         self._line.set_content(wish.shown)
         self._wrong.set_text("")
-        self._button.enable()
+        for button in self._buttons:
+            button.enable()
+
+    def wish(self) -> Wish:
+        """What Run would run.
+
+        Raises:
+            LorabenchError: it would be refused.
+        """
+        here = self._here
+        items = [here.item(one).input for one in self.chosen]
+        return self._tool.wish(items, self._options(), lambda one: here.item(one).input)
 
     def _options(self) -> dict[str, Any]:
         return self._form.values | self._own()
 
     def _run(self, more: dict[str, Any]) -> None:
-        with telling():
+        with telling(self._here):
             wanted = Wanted(command=self._tool.name, adapters=self.chosen, options=self._options() | more)
             job = start(self._here.site, self._here.user, wanted)
             ui.navigate.to(f"/jobs/{job.id}")

@@ -26,14 +26,14 @@ def add(site: Site) -> None:
             _list(here)
 
     @ui.page("/jobs/{job_id}")
-    def one_job(request: Request, job_id: str) -> None:
+    async def one_job(request: Request, job_id: str) -> None:
         with frame(site, request, "Job") as here:
             try:
                 job = site.queue.job(here.user, job_id)
             except LorabenchError as error:
-                ui.label(str(error)).classes("text-negative")
+                ui.label(here.words(error)).classes("text-negative")
                 return
-            _one(here, job)
+            await _one(here, job)
 
 
 def _list(here: Here) -> None:
@@ -45,7 +45,7 @@ def _list(here: Here) -> None:
         for job in jobs:
             with ui.row().classes("w-full items-center"):
                 state_chip(job.state)
-                ui.link(job.title, f"/jobs/{job.id}").classes("grow")
+                ui.link(job.title, f"/jobs/{job.id}").classes("grow break-all")
                 ui.label(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.made))).classes("opacity-70")
 
     shown()
@@ -60,7 +60,7 @@ def _list(here: Here) -> None:
     ui.timer(_EVERY, look)
 
 
-def _one(here: Here, job: Job) -> None:
+async def _one(here: Here, job: Job) -> None:
     ui.label(job.title).classes("text-lg break-all")
     ui.code(job.shown, language="bash").classes("w-full command")
     head = ui.row().classes("w-full items-center")
@@ -75,7 +75,7 @@ def _one(here: Here, job: Job) -> None:
         forget = ui.button("Remove", icon="delete", on_click=lambda: _forget(here, job.id)).props("flat")
     seen: list[str | None] = [None]
 
-    def look() -> None:
+    async def look() -> None:
         try:
             now = here.site.queue.job(here.user, job.id)
         except LorabenchError:
@@ -97,10 +97,10 @@ def _one(here: Here, job: Job) -> None:
         if not active:
             timer.deactivate()
             with body:
-                show_answer(here, now)
+                await show_answer(here, now)
 
     timer = ui.timer(_EVERY, look)
-    look()
+    await look()
 
 
 def _took(job: Job) -> str:
@@ -110,11 +110,11 @@ def _took(job: Job) -> str:
 
 
 def _cancel(here: Here, job_id: str) -> None:
-    with telling():
+    with telling(here):
         here.site.queue.cancel(here.user, job_id)
 
 
 def _forget(here: Here, job_id: str) -> None:
-    with telling():
+    with telling(here):
         here.site.queue.forget(here.user, job_id)
         ui.navigate.to("/jobs")

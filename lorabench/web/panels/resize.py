@@ -54,7 +54,7 @@ class _Resizer:
         self._here, self._state = here, _State()
         ui.label("The error is that of ΔW, relative to its norm; it is known before anything is written.")
         self._panel = CommandPanel(here, "resize", chosen, (*MODES, "dry_run"), self._own, self._changed)
-        self._facts = ui.label().classes("opacity-80")
+        self._facts = ui.label().classes("opacity-80 break-all")
         with ui.row().classes("w-full items-center no-wrap"):
             self._mode = ui.select(_WORDS, value="rank", label="How", on_change=self._other_mode).classes("w-64")
             self._slider = ui.slider(min=1, max=16, value=4, on_change=lambda _: self._panel.refresh())
@@ -87,14 +87,19 @@ class _Resizer:
         if chosen is None:
             self._draw()
             return
-        with telling():
+        self._said.set_text("The spectra are being computed, once: seconds, or a minute for a large LoKr.")
+        with telling(self._here):
             item = self._here.item(chosen)
             found = await asyncio.to_thread(validate, item.path)
             ranks = ", ".join(f"{count} of rank {rank}" for rank, count in found.ranks.items())
             self._facts.set_text(f"{item.name}: {ranks or 'no modules'}. {' '.join((*found.problems, *found.notes))}")
-            self._state.preview = await asyncio.to_thread(self._here.site.previews.of, item)
-            self._state.curve = list(self._state.preview.uniform())
-            self._other_mode()
+            preview = await asyncio.to_thread(self._here.site.previews.of, item)
+            curve = await asyncio.to_thread(lambda: list(preview.uniform()))
+            if self._state.of == chosen:  # another one may have been chosen meanwhile
+                self._state.preview, self._state.curve = preview, curve
+                self._other_mode()
+        if self._state.of == chosen and self._state.preview is None:
+            self._said.set_text("")
 
     def _changed(self) -> None:
         if next(iter(self._panel.chosen), None) != self._state.of:
@@ -110,7 +115,7 @@ class _Resizer:
         try:
             seen = preview.under(make_rule(self._here.item(chosen), self._own()))
         except LorabenchError as error:
-            self._said.set_text(str(error))
+            self._said.set_text(self._here.words(error))
             return
         ranks = sorted(set(seen.ranks.values()))
         spread = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
