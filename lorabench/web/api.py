@@ -113,7 +113,7 @@ def api(site: Site) -> APIRouter:
     @router.get("/runs/{run_id}/page", response_class=HTMLResponse)
     def page(run_id: _Id) -> HTMLResponse:
         """The report of one."""
-        return HTMLResponse(site.runs.page(run_id), headers={"Content-Security-Policy": EMBEDDED})
+        return HTMLResponse(site.named(site.runs.page(run_id)), headers={"Content-Security-Policy": EMBEDDED})
 
     return router
 
