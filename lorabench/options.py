@@ -201,7 +201,8 @@ class Allowed:
         if not isinstance(value, kinds) or (isinstance(value, bool) and self.kind is not bool):
             return False
         if isinstance(value, int | float):
-            return math.isfinite(value) and all(bound.allows(value) for bound in self.bounds)
+            finite = isinstance(value, int) or math.isfinite(value)  # a whole number may be too large for a float
+            return finite and all(bound.allows(value) for bound in self.bounds)
         return self.choices is None or value in self.choices.names()
 
     def allows_all(self, value: object) -> bool:

@@ -294,6 +294,12 @@ def test_what_a_job_reads_stays_until_it_has_ended(tmp_path: Path) -> None:
     assert asked(own, "DELETE", f"/api/adapters/{new}").status_code == 204
 
 
+def test_a_rank_may_have_any_number_of_digits(scripts: Scripts) -> None:
+    one = item_id(scripts, "old/pytorch_lora_weights.safetensors")
+    answer = asked(scripts, "POST", f"/api/adapters/{one}/foresee", json={"rank": 10**1000})
+    assert (answer.status_code, answer.json()["error"]) == (200, 0.0)
+
+
 def test_a_name_that_no_disk_takes_is_refused(scripts: Scripts) -> None:
     answer = brought(scripts, ("漢" * 119 + ".safetensors", OLD.read_bytes()))
     assert (answer.status_code, "cannot be brought" in answer.json()["error"]) == (400, True)

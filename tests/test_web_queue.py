@@ -147,6 +147,17 @@ def adapter(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_job_writes_no_file_larger_than_its_room(opened: Callable[..., Queue], adapter: Path) -> None:
+    queue = opened(program="lorabench.adapters")
+    words = ["resize", str(adapter), "-o", "large.safetensors", "--pad", "40"]
+    job = ended(queue, queue.add("ann", "Pad", words, "lorabench adapters resize in --pad 40", room=1000))
+    assert job.state == "failed"
+    assert job.error is not None
+    assert "large.safetensors" in job.error
+    assert queue.files("ann", job.id) == []
+    assert queue.size("ann") < 4000
+
+
 def test_real_commands_answer_and_leave_their_files(opened: Callable[..., Queue], adapter: Path, tmp_path: Path):
     queue = opened(program="lorabench.adapters", at_once=2)
     looked = queue.add("ann", "Inspect", ["inspect", str(adapter)], "lorabench adapters inspect in", [adapter])

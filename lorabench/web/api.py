@@ -39,6 +39,8 @@ _Id = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 _ANY = "application/octet-stream"
 _TEXTS = (".html", ".sarif", ".json", ".svg")
 """Files with words in them, in which paths of the server's are names of adapters to whoever reads them."""
+_LEAST_ROOM = 16 * 2**20
+"""Bytes that a job may write though its user has no more: its answer shall be heard."""
 _LONGEST_TEXT = 16 * 2**20
 _PAGES = {".html": "text/html", ".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -82,14 +84,15 @@ def start(site: Site, user: str, wanted: Wanted) -> Job:
     Raises:
         LorabenchError: an option or an adapter that is not there, or the queue is full.
     """
-    if site.used(user) > site.settings.quota:
+    room = site.settings.quota - site.used(user)
+    if room < 0:
         raise LorabenchError("your room on this server is used up. Remove uploads or jobs first.")
     items = [site.shelf.item(user, item_id) for item_id in wanted.adapters]
     wish = tool(wanted.command).wish(
         [item.input for item in items], wanted.options, lambda item_id: site.shelf.item(user, item_id).input
     )
     title = f"{wanted.command} {', '.join(item.name for item in items[:3])}{', …' if len(items) > 3 else ''}"
-    return site.queue.add(user, title, wish.words, wish.shown, wish.inputs)
+    return site.queue.add(user, title, wish.words, wish.shown, wish.inputs, max(room, _LEAST_ROOM))
 
 
 def _job_data(site: Site, job: Job) -> dict[str, Any]:
@@ -113,7 +116,7 @@ def api(site: Site) -> APIRouter:
     @router.get("/runs/{run_id}/page", response_class=HTMLResponse)
     def page(run_id: _Id) -> HTMLResponse:
         """The report of one."""
-        return HTMLResponse(site.runs.page(run_id), headers={"Content-Security-Policy": EMBEDDED})
+        return HTMLResponse(site.named(site.runs.page(run_id)), headers={"Content-Security-Policy": EMBEDDED})
 
     return router
 

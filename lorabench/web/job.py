@@ -64,6 +64,7 @@ class Job:
         state: "waiting", "running", "done" (it gave its answer, which may say that something is wrong), "failed"
             (it could not), "cancelled" or "lost" (its process is gone without a word).
         inputs: files that it reads.
+        room: bytes that a file which it writes may have; None: any number.
         started: when its process began.
         ended: when it was over.
         code: the command's exit code.
@@ -80,6 +81,7 @@ class Job:
     made: float | int
     state: State = "waiting"
     inputs: tuple[str, ...] = ()
+    room: int | None = None
     started: float | int | None = None
     ended: float | int | None = None
     code: int | None = None
@@ -144,7 +146,12 @@ def _read_job(path: Path) -> Job | None:
         job = Job(**known)
         times = (job.made, job.started, job.ended, job.stopping)
         sound = job.state in get_args(State) and all(isinstance(time, int | float | None) for time in times)
-        sound = sound and isinstance(job.made, int | float) and isinstance(job.pid, int | None)
+        sound = (
+            sound
+            and isinstance(job.made, int | float)
+            and isinstance(job.pid, int | None)
+            and isinstance(job.room, int | None)
+        )
         named = (job.user, job.id) == (path.parent.parent.name, path.parent.name)
     except (KeyError, TypeError):
         return None

@@ -85,7 +85,10 @@ class Queue:
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
-    def add(self, user: str, title: str, words: Sequence[str], shown: str, inputs: Sequence[str | Path] = ()) -> Job:
+    def add(
+        self, user: str, title: str, words: Sequence[str], shown: str, inputs: Sequence[str | Path] = (),
+        room: int | None = None,
+    ) -> Job:  # fmt: skip
         """Have a command wait for its turn.
 
         Args:
@@ -94,6 +97,7 @@ class Queue:
             words: the command and its arguments; relative names of outputs land in the job's `out/`.
             shown: the command as a person would type it.
             inputs: files that it reads, to be kept until it has ended.
+            room: bytes that a file which it writes may have; None: any number.
 
         Raises:
             LorabenchError: too many jobs wait, or the disk takes no more.
@@ -103,7 +107,9 @@ class Queue:
             self._check_room(user)
             last = max((job.made for job in self._jobs.values()), default=0.0)
             made = max(time.time(), last + 1e-6)  # the order stays, whatever becomes of the clock
-            job = Job(secrets.token_hex(8), user, title, tuple(words), shown, made, inputs=tuple(map(str, inputs)))
+            job = Job(
+                secrets.token_hex(8), user, title, tuple(words), shown, made, inputs=tuple(map(str, inputs)), room=room
+            )
             with explain_disk_errors(self._folder, _REMEDY):
                 make_folder(self._place(job), job)
             self._remember(job)

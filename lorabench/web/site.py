@@ -99,8 +99,8 @@ class Site:
             r"(?:/|(?![\w.-]))",
         )
         found = [_spelt(self.settings.data) + end for end in own]
-        if self.settings.folder not in (None, Path("/")):
-            found.append(_spelt(self.settings.folder) + own[-1])
+        shown = [self.settings.folder, *self.settings.runs]
+        found += [_spelt(one) + own[-1] for one in shown if one not in (None, Path("/"), Path())]
         return re.compile("|".join(found))
 
     def tidy(self) -> None:

@@ -6,6 +6,7 @@ that leaves no job behind that nobody can end. It works in the job's `out/`, and
 
 import contextlib
 import importlib
+import resource
 import signal
 import sys
 import threading
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, _interrupt)
     with _answering(folder) as answer:
         job = read_object(folder / JOB) or {}
+        if isinstance(room := job.get("room"), int):  # a write beyond it fails, as on a disk that is full
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         program = importlib.import_module(f"{package}.__main__").program(f"lorabench {package.rpartition('.')[2]}")
         with watched(_Progress(folder / PROGRESS)):
             ended: Answer = program.ask([*job["words"], "--json"])
