@@ -23,6 +23,7 @@ RULES = [
     ResizeRule(parameters=1200),
     ResizeRule(size_mib=0.012),
     ResizeRule(pad=9),
+    ResizeRule(pad=10**6),
 ]
 
 

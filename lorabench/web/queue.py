@@ -364,8 +364,11 @@ class Queue:
             self._end(job, state="cancelled" if stopped else "lost", error="cancelled" if stopped else _LOST)
             return
         code, error = answer.get("code"), answer.get("error")
-        state: State = "cancelled" if code == 130 else "failed" if error is not None else "done"
-        self._end(job, state=state, code=code, error=error)
+        if error is not None and (code == 130 or job.stopping is not None):
+            # An interruption may come out of an import as any error.
+            self._end(job, state="cancelled", code=code, error=error if code == 130 else "cancelled")
+            return
+        self._end(job, state="failed" if error is not None else "done", code=code, error=error)
 
     def _end(self, job: Job, **known: Any) -> None:
         """It is over, whether or not that can be written: the next server comes to the same by itself."""

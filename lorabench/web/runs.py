@@ -55,7 +55,8 @@ class Runs:
     def all(self) -> list[Run]:
         """The newest first."""
         found = {folder: root for root in self._folders for folder in _below(root, _DEEPEST)}
-        return sorted((_run(folder, root) for folder, root in found.items()), key=lambda run: run.changed, reverse=True)
+        runs = (_run(folder, root) for folder, root in found.items())
+        return sorted((run for run in runs if run is not None), key=lambda run: run.changed, reverse=True)
 
     def page(self, run_id: str) -> str:
         """The report of one, which asks for itself again while something is at work.
@@ -88,7 +89,15 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _below(folder / name, depth - 1)
 
 
-def _run(folder: Path, root: Path) -> Run:
+def _run(folder: Path, root: Path) -> Run | None:
+    """None: it went meanwhile, or its list of jobs is damaged."""
+    try:
+        return _found(folder, root)
+    except (FileNotFoundError, LorabenchError):
+        return None
+
+
+def _found(folder: Path, root: Path) -> Run:
     name = folder.relative_to(root).as_posix() if folder != root else folder.name
     sweep = (folder / JOBS).exists()
     places = [folder / job.folder for job in read_jobs(folder)] if sweep else [folder]

@@ -31,7 +31,7 @@ class Previews:
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[object, ...], Preview] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._computing = threading.Lock(), threading.Lock()
 
     def of(self, item: Item) -> "Preview":
         """An adapter's; it is read the first time. One is read at a time, so that memory stays bounded.
@@ -43,13 +43,24 @@ class Previews:
         from lorabench.adapters.resizing.preview import Preview
 
         key = item.path, item.changed, item.size
+        known = self._kept(key)
+        if known is not None:
+            return known  # whoever moves a slider does not wait for another's adapter
+        with self._computing:
+            known = self._kept(key)
+            if known is None:
+                known = Preview(load(item.path))
+                with self._lock:
+                    self._known[key] = known
+                    while len(self._known) > _KEPT:
+                        self._known.popitem(last=False)
+            return known
+
+    def _kept(self, key: tuple[object, ...]) -> "Preview | None":
         with self._lock:
-            if key not in self._known:
-                self._known[key] = Preview(load(item.path))
-            self._known.move_to_end(key)
-            while len(self._known) > _KEPT:
-                self._known.popitem(last=False)
-            return self._known[key]
+            if key in self._known:
+                self._known.move_to_end(key)
+            return self._known.get(key)
 
 
 @dataclass(frozen=True)

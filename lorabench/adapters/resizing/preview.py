@@ -63,7 +63,9 @@ class Preview:
         if rule.mode == "truncate":
             raise LorabenchError("truncate cuts the factors themselves: its error is known when it is done.")
         if rule.mode == "pad":
-            return self._at({name: max(len(sigma), int(rule.value)) for name, sigma in self._sigma.items()})
+            shapes = {name: module.shape for name, module in self._adapter.modules.items()}
+            ranks = {name: min(int(rule.value), *shapes[name]) for name in self._sigma}
+            return self._at({name: max(len(sigma), ranks[name]) for name, sigma in self._sigma.items()})
         choice = Choice(rule, self._adapter, self._sizes, self._sigma)
         return self._at({name: choice.rank(name, sigma)[0] for name, sigma in self._sigma.items()})
 
