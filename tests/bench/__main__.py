@@ -10,11 +10,12 @@ from tests.bench import (
     bench_monitor,
     bench_reading,
     bench_resize,
+    bench_web,
 )
 
 for bench in (
     bench_features, bench_members, bench_ablation, bench_learned, bench_reading, bench_resize, bench_merge,
-    bench_inspect, bench_monitor,
+    bench_inspect, bench_monitor, bench_web,
 ):  # fmt: skip
     print(f"\n== {bench.__name__.rsplit('.', 1)[1]}")
     bench.main()

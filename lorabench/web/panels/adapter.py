@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nicegui import ui
@@ -59,11 +59,10 @@ def _shown(here: Here, item: Item, found: Inspection) -> None:
     with ui.expansion("Raw metadata", icon="data_object").classes("w-full"):
         ui.code(json.dumps(plain(dict(found.raw_metadata)), indent=1), language="json").classes("w-full")
     modules = ui.expansion(f"Modules ({len(found.rows)})", icon="view_list").classes("w-full")
-    modules.on_value_change(lambda: _modules(modules, found))
-    with ui.expansion("Edit the metadata, or redact what tells of people, places and data", icon="edit").classes(
-        "w-full"
-    ):
-        _Editor(here, item)
+    modules.on_value_change(lambda: _filled(modules, lambda: _modules(found)))
+    says = "Edit the metadata, or redact what tells of people, places and data"
+    edit = ui.expansion(says, icon="edit").classes("w-full")
+    edit.on_value_change(lambda: _filled(edit, lambda: _Editor(here, item)))
 
 
 class _Editor:
@@ -143,15 +142,18 @@ def _block(title: str, said: Mapping[str, Any]) -> None:
     ui.table(rows=rows, columns=columns, row_key="name").classes("w-full").props("dense wrap-cells flat")
 
 
-def _modules(place: ui.expansion, found: Inspection) -> None:
-    """The table, when it is asked for: there may be thousands."""
-    if place.default_slot.children:
-        return
+def _filled(place: ui.expansion, fill: Callable[[], object]) -> None:
+    """Fill a place when it is first opened: what few look at costs nobody else a wait."""
+    if not place.default_slot.children:
+        with place:
+            fill()
+
+
+def _modules(found: Inspection) -> None:
     rows = [{name: _text(value) for name, value in plain(module).items()} for module in found.modules]
     names = list(rows[0]) if rows else []
     columns = [{"name": name, "label": name, "field": name, "align": "left", "sortable": True} for name in names]
-    with place:
-        ui.table(rows=rows, columns=columns, row_key=names[0] if names else "id", pagination=25).classes("w-full")
+    ui.table(rows=rows, columns=columns, row_key=names[0] if names else "id", pagination=25).classes("w-full")
 
 
 def _text(value: Any) -> str:
