@@ -154,21 +154,27 @@ def _ask(parser: argparse.ArgumentParser, module: Any, words: Sequence[str]) -> 
     module.add_arguments(parser)
     parser.epilog = f"{parser.epilog or ''}example:\n  {module.EXAMPLE}"
     parser.add_argument("--json", action="store_true", help="print JSON for machines")
-    machines = False
     try:
         args, unknown = parser.parse_known_args(words)
         if unknown and not hasattr(args, "more"):
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-        args.more, machines = unknown, args.json
-        outcome: Outcome = module.run(args)
+        args.more = unknown
+        outcome, error = _outcome(module, args)
     except _WrongUsage as wrong:
         return wrong.answer
-    except LorabenchError as error:
-        return Answer(1, error=str(error), program=parser.prog, for_machines=machines)
     except KeyboardInterrupt:
         left = getattr(module, "INTERRUPTED", "nothing half-written was left")
         return Answer(130, error=f"interrupted; {left}", program=parser.prog)
-    return Answer(0 if outcome.ok else 1, outcome, None, parser.prog, machines)
+    code = 0 if outcome is not None and outcome.ok else 1
+    return Answer(code, outcome, error, parser.prog, args.json)  # now: a command may have options that ask for JSON too
+
+
+def _outcome(module: Any, args: argparse.Namespace) -> tuple[Outcome | None, str | None]:
+    """What a command answers, or why it does not."""
+    try:
+        return module.run(args), None
+    except LorabenchError as error:
+        return None, str(error)
 
 
 def _print(answer: Answer, program: str) -> int:
