@@ -1,7 +1,9 @@
 """`lorabench web` on its command line, and what docs/web.md says of it."""
 
+import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +59,23 @@ def test_users_are_added_and_removed(tmp_path: Path) -> None:
         )
         assert said in done.stdout
     assert (tmp_path / "users").stat().st_mode & 0o077 == 0
+
+
+def _speaks_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as one:
+        one.bind(("::1", 0))
+        return True
+    return False
+
+
+@pytest.mark.skipif(not _speaks_ipv6(), reason="this machine has no ::1")
+def test_an_address_of_ipv6_is_one_that_browsers_take(tmp_path: Path) -> None:
+    server = Server(tmp_path / "data", "--host", "::1")
+    try:
+        assert server.url.startswith("http://[::1]:")
+        assert httpx.get(server.url, follow_redirects=True).status_code == 200
+    finally:
+        server.end()
 
 
 @pytest.mark.slow

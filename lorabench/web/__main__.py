@@ -80,7 +80,7 @@ def run(args: Namespace) -> Outcome:
         runs=tuple(args.runs),
         host=args.host,
         port=args.port,
-        hosts=tuple(f"[{name}]" if ":" in name else name for name in (*LOOPBACK, args.host, *args.name)),
+        hosts=tuple(map(_in_address, (*LOOPBACK, args.host, *args.name))),
         max_upload=int(args.max_upload * 2**20),
         quota=int(args.quota * 2**20),
         keep_days=args.keep_days,
@@ -100,7 +100,7 @@ def _serve(settings: Settings, users: Path | None, token: str | None, show: bool
         settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     site = make_site(settings, access)
     with listen(settings) as listening:
-        address = f"http://{settings.host}:{listening.getsockname()[1]}"
+        address = f"http://{_in_address(settings.host)}:{listening.getsockname()[1]}"
         first = access.first_token
         where = f"{address}/enter?token={first}" if first else address
 
@@ -112,6 +112,11 @@ def _serve(settings: Settings, users: Path | None, token: str | None, show: bool
 
         serve(site, listening, ready)
     return Outcome({"address": address}, f"{address} has ended; {INTERRUPTED}")
+
+
+def _in_address(host: str) -> str:
+    """A host as addresses have it."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _users(args: Namespace) -> Outcome:

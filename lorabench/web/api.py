@@ -152,7 +152,7 @@ def _add_adapters(router: APIRouter, site: Site) -> None:
         with site.uploads.room(user, int(length) if length.isdecimal() else None, used):
             async with request.form(max_files=200, max_fields=8) as form:
                 files = [one for one in form.getlist("file") if isinstance(one, Received)]
-                brought = [Brought(one.filename or "", one.size or 0, one.file) for one in files]
+                brought = [Brought(one.filename or "", one.file) for one in files]
                 added = await run_in_threadpool(site.uploads.add, user, brought)
         items = {item.path: item.id for item in await run_in_threadpool(site.shelf.items, user)}
         return [items[upload.path] for upload in added]

@@ -1,6 +1,6 @@
 """What every panel has around it: the way to the others, who one is, what jobs have ended."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ from lorabench.web.queue import Job
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
 
-__all__ = ["PANELS", "Here", "frame", "state_chip", "telling"]
+__all__ = ["PANELS", "Here", "frame", "state_chip", "telling", "ways_on"]
 
 PANELS = {
     "/": ("Library", "inventory_2"),
@@ -29,6 +29,7 @@ PANELS = {
     "/jobs": ("Jobs", "work_history"),
 }
 """Path -> title and icon of every panel."""
+_ON_ADAPTERS = ("/pca", "/resize", "/merge", "/compare", "/convert", "/plot", "/audit", "/advise")
 _EVERY = 1.0
 """Seconds between looks at the user's jobs."""
 _STYLE = """
@@ -154,6 +155,21 @@ def telling(here: Here) -> Iterator[None]:
         yield
     except LorabenchError as error:
         ui.notify(here.words(error), type="negative", close_button="Close", timeout=0, multi_line=True)
+
+
+def ways_on(chosen: Callable[[], Iterable[str]]) -> None:
+    """Buttons that take adapters to the panels that work on them.
+
+    Args:
+        chosen: gives their ids, when a button is pressed.
+    """
+
+    def go(path: str) -> None:
+        ui.navigate.to(f"{path}?of={','.join(chosen())}")
+
+    for path in _ON_ADAPTERS:
+        title, icon = PANELS[path]
+        ui.button(title, icon=icon, on_click=lambda path=path: go(path)).props("flat dense no-caps")
 
 
 def state_chip(state: Literal["waiting", "running", "done", "failed", "cancelled", "lost"]) -> ui.badge:

@@ -34,12 +34,10 @@ class Brought:
 
     Attributes:
         name: as the browser calls it.
-        size: bytes.
         file: to read it from.
     """
 
     name: str
-    size: int
     file: BinaryIO
 
 

@@ -13,7 +13,7 @@ from lorabench.adapters.metadata.inspection import Inspection, inspect
 from lorabench.errors import LorabenchError
 from lorabench.text import counted, plain
 from lorabench.web.api import PRIVATE
-from lorabench.web.frame import PANELS, Here, frame, telling
+from lorabench.web.frame import Here, frame, telling, ways_on
 from lorabench.web.panels.command import CommandPanel
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
@@ -24,7 +24,6 @@ _BLOCKS = {"file_info": "File", "model_info": "Model", "training_info": "Trainin
 _LOOKS = ("modules", "hashes", "values", "strict", "tags")
 """Options of `inspect` that change nothing in the file."""
 _LONGEST = 300
-_NEXT = ("/pca", "/resize", "/merge", "/compare", "/convert", "/plot", "/audit", "/advise")
 
 
 def add(site: Site) -> None:
@@ -45,11 +44,7 @@ def add(site: Site) -> None:
 def _shown(here: Here, item: Item, found: Inspection) -> None:
     ui.label(item.name).classes("text-lg break-all")
     with ui.row().classes("gap-1"):
-        for path in _NEXT:
-            title, icon = PANELS[path]
-            ui.button(title, icon=icon, on_click=lambda path=path: ui.navigate.to(f"{path}?of={item.id}")).props(
-                "flat dense no-caps"
-            )
+        ways_on(lambda: [item.id])
         ui.link("Download", f"/api/adapters/{item.id}/file").props("download").classes("self-center px-2")
         if item.origin == "upload":
             ui.button("Remove", icon="delete", on_click=lambda: _remove(here, item)).props("flat dense no-caps")

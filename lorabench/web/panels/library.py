@@ -7,7 +7,7 @@ from typing import Any
 from nicegui import ui
 from starlette.requests import Request
 
-from lorabench.web.frame import PANELS, Here, frame
+from lorabench.web.frame import Here, frame, ways_on
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
 
@@ -27,7 +27,6 @@ _COLUMNS = {
 _NUMBERS = ("rank", "modules", "kib")
 _PATIENCE = 0.3
 """Seconds for which headers are read before those that were are shown."""
-_ACTIONS = ("/pca", "/resize", "/merge", "/compare", "/convert", "/plot", "/audit", "/advise")
 
 
 def add(site: Site) -> None:
@@ -91,15 +90,8 @@ def _table(here: Here) -> ui.table:
         ':title="props.value">&lrm;{{ props.value }}</a></q-td>',
     )
     with buttons:
-        for path in _ACTIONS:
-            title, icon = PANELS[path]
-            ui.button(title, icon=icon, on_click=lambda path=path: _go(path, table)).props("flat dense no-caps")
+        ways_on(lambda: [str(row["id"]) for row in table.selected])
     return table
-
-
-def _go(path: str, table: ui.table) -> None:
-    chosen = ",".join(str(row["id"]) for row in table.selected)
-    ui.navigate.to(f"{path}?of={chosen}")
 
 
 async def _fill(here: Here, table: ui.table) -> None:
