@@ -42,8 +42,12 @@ def split(x: Float[Tensor, "*batch f"], shapes: Sequence[ModuleShape]) -> list[F
     found = []
     for part, (rank, d_in, d_out) in zip(torch.split(x, [shape.size for shape in shapes], -1), shapes, strict=True):
         down, up = part[..., : rank * d_in], part[..., rank * d_in :]
-        found.append(Factors(down.unflatten(-1, (rank, d_in)), up.unflatten(-1, (d_out, rank))))
+        found.append(Factors(_as_matrix(down, rank, d_in), _as_matrix(up, d_out, rank)))
     return found
+
+
+def _as_matrix(part: Float[Tensor, "*batch f"], rows: int, cols: int) -> Float[Tensor, "*batch rows cols"]:
+    return part.reshape(*part.shape[:-1], rows, cols)
 
 
 def joined(modules: Sequence[Factors]) -> Float[Tensor, "*batch f"]:
