@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,13 +15,13 @@ from tests.real_adapters import SHARED, made_adapters
 ROOT = Path(__file__).parents[1]
 
 
-def listen_to_sigint() -> None:
-    """For a child process: a shell has its background jobs ignore SIGINT, and their children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 TINY_ZOO = ["dataset.per_category=8", "dataset.pretrain_steps=40", "dataset.steps=10"]
 """Overrides that make the embedded zoo small: 80 adapters in seconds."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, so that no worker begins one when the others have nothing left."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,6 +29,10 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The cache of this test session; subprocesses find it by LORABENCH_CACHE."""
     with pytest.MonkeyPatch.context() as patch:
         folder = Path(os.environ.get("LORABENCH_TEST_CACHE") or tmp_path_factory.mktemp("cache"))
+        if "PYTEST_XDIST_WORKER" in os.environ and not (folder / "zoos").exists():
+            zoos = tmp_path_factory.getbasetemp().parent / "zoos"  # what one worker has trained is there for the others
+            zoos.mkdir(exist_ok=True)
+            (folder / "zoos").symlink_to(zoos)
         patch.setenv("LORABENCH_CACHE", str(folder))
         for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_DATA_DIR"):
             patch.delenv(name, raising=False)

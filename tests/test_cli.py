@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY_ZOO, listen_to_sigint, lorabench
+from tests.conftest import TINY_ZOO
 from tests.hub_schema import small_modules, write_hub
+from tests.processes import Started, lorabench
 
 QUICK = [*TINY_ZOO, "num_runs=2", "classifier.max_epochs=3"]
 
@@ -171,11 +172,8 @@ def test_several_representations_with_options_in_one_table(tmp_path):
 @pytest.mark.slow
 def test_an_interruption_is_one_line_and_is_written_down(tmp_path):
     """SIGINT during training, which no number of epochs would end soon."""
-    running = subprocess.Popen(
-        [sys.executable, "-m", "lorabench", "representation=stats", *TINY_ZOO, "classifier.patience=100000",
-         "classifier.max_epochs=100000"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_sigint,
-    )  # fmt: skip
+    endless = ["classifier.patience=100000", "classifier.max_epochs=100000"]
+    running = Started("representation=stats", *TINY_ZOO, *endless, cwd=tmp_path)
     try:
         until = time.monotonic() + 120
         while not any("features/stats" in log.read_text() for log in tmp_path.glob("outputs/*/*/lorabench.log")):

@@ -13,7 +13,8 @@ import pytest
 from lorabench.__main__ import main
 from lorabench.dashboard import definition_of, names_in, workspace_for
 from lorabench.results import read_result
-from tests.conftest import TINY_ZOO, lorabench
+from tests.conftest import TINY_ZOO
+from tests.processes import Started, lorabench
 from tests.wandb_files import Logged, logged
 from tests.wandb_server import serving
 
@@ -174,7 +175,7 @@ def test_several_representations_stand_before_their_names_and_autoencoders_are_k
 def test_a_killed_job_goes_on_under_its_id(tmp_path):
     words = [*SMALL, *WANDB, "representation=norms", "ablation=top_k", "top_k=1", f"cache_dir={tmp_path / 'cache'}"]
     words.append("output_dir=out")
-    running = subprocess.Popen([sys.executable, "-m", "lorabench", *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    running = Started(*words, cwd=tmp_path)
     until = time.monotonic() + 120
     while not list(tmp_path.glob("out/*/wandb/offline-run-*/*.wandb")):
         assert time.monotonic() < until

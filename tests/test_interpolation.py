@@ -24,8 +24,8 @@ from lorabench.representations.load_from import Loaded
 from lorabench.representations.vae import VAE
 from lorabench.zoo import export, folder
 from lorabench.zoo.splits import split_zoo
-from tests.conftest import lorabench
 from tests.fitted_runs import SHARES, Study, fitted_on, make_study, result_of
+from tests.processes import lorabench
 from tests.small_study import run as whole_run
 from tests.synthetic_zoo import deltas, make_zoo, with_layers
 

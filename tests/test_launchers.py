@@ -18,20 +18,18 @@ from lorabench.jobs import Job, Status, abandon, at_work, read_status, status_of
 from lorabench.sweeps.devices import take_device, visible_devices
 from lorabench.sweeps.slurm import in_queue, remember, wait_for_earlier
 from lorabench.sweeps.watch import watched
-from tests.conftest import TINY_ZOO, lorabench
+from tests.conftest import TINY_ZOO
+from tests.processes import Started, lorabench
 from tests.test_sweeps import SMALL, statuses
 
 THREE = [*SMALL, "representation=norms", "top_k=0", "seed=0,1,2"]
 
 
-def started(folder: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "lorabench", *THREE, f"output_dir={folder}", *words],
-        cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+def started(folder: Path, *words: str) -> Started:
+    return Started(*THREE, f"output_dir={folder}", *words, cwd=folder.parent)
 
 
-def pid_of(folder: Path, sweep: subprocess.Popen[str]) -> int:
+def pid_of(folder: Path, sweep: Started) -> int:
     """The process of a job, once it is at work."""
     for _ in range(6000):
         if at_work(folder):
@@ -56,7 +54,7 @@ def test_submitit_finishes_the_others_and_the_same_command_finishes_the_lost_one
     out, launcher = tmp_path / "out", ["hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=2"]
     sweep = started(out, *launcher)
     os.kill(pid_of(out / "0", sweep), signal.SIGKILL)
-    said, _ = sweep.communicate(timeout=300)
+    said = "".join(sweep.communicate(timeout=300))
     assert sweep.returncode == 1, said
     assert "Traceback" not in said
     assert [status for *_, status in statuses(out)] == ["killed", "done", "done"]
@@ -71,7 +69,7 @@ def test_submitit_finishes_the_others_and_the_same_command_finishes_the_lost_one
         assert again.stdout is not None
         assert again.stdout.readline() == "an earlier command's jobs are at work (0): waiting for them\n"
         os.kill(pid, signal.SIGCONT)
-        said, _ = again.communicate(timeout=300)
+        said = "".join(again.communicate(timeout=300))
     assert (again.returncode, said.count("done before")) == (0, 3), said
     assert (out / "summary.csv").read_bytes() == whole
     assert sweep.stdout is not None
@@ -83,7 +81,7 @@ def test_joblib_runs_none_of_the_rest_and_the_same_command_does(whole, tmp_path)
     out, launcher = tmp_path / "out", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]
     sweep = started(out, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.pre_dispatch=2")
     os.kill(pid_of(out / "0", sweep), signal.SIGKILL)
-    said, _ = sweep.communicate(timeout=300)
+    said = "".join(sweep.communicate(timeout=300))
     assert sweep.returncode == 1, said
     assert "Traceback" not in said
     assert "lorabench: a worker process was killed, and joblib runs none of the rest" in said

@@ -7,8 +7,6 @@ import io
 import itertools
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,6 +28,7 @@ from lorabench.report.page.claims import claims
 from lorabench.report.page.rankings import ranked_together
 from tests.conftest import TINY_ZOO
 from tests.made_results import LAYERS, TEST, TRAIN, a_ranking, a_result, a_sweep, several, with_controls
+from tests.processes import Started
 
 CHROMIUM = shutil.which("chromium")
 STRANGE = 'a\\d "q" \\1 $x_1$ 猫'
@@ -412,18 +411,15 @@ def test_several_folders_are_written_into_one_and_a_disk_that_refuses_is_named(t
 @pytest.mark.slow
 def test_a_watched_sweep_is_written_again_until_it_ends(tmp_path, capsys):
     """The report is begun while the sweep is at work, and ends with it."""
-    command = [
-        sys.executable, "-m", "lorabench", "--multirun", "experiment=sweep", *TINY_ZOO, "classifier.hidden=[8]",
-        "classifier.max_epochs=3", "representation=stats", "top_k=0", "seed=0,1,2", f"output_dir={tmp_path}/s",
-    ]  # fmt: skip
-    with (tmp_path / "said").open("w") as said:
-        sweep = subprocess.Popen(command, cwd=tmp_path, stdout=said, stderr=subprocess.STDOUT)
+    small = ["experiment=sweep", *TINY_ZOO, "classifier.hidden=[8]", "classifier.max_epochs=3"]
+    axes = ["representation=stats", "top_k=0", "seed=0,1,2"]
+    sweep = Started("--multirun", *small, *axes, f"output_dir={tmp_path}/s", cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not (tmp_path / "s" / "0" / "status.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert main([str(tmp_path / "s"), "--watch", "--out", str(tmp_path / "page")]) == 0
-    assert sweep.wait(120) == 0, (tmp_path / "said").read_text()
+    assert sweep.wait(120) == 0, sweep.said()
     assert " to end" in capsys.readouterr().err
     assert "all done" in (tmp_path / "page" / "report.html").read_text()
     assert "all done" in (tmp_path / "s" / "report.html").read_text()

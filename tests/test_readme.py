@@ -17,6 +17,7 @@ import lorabench.representations
 from lorabench.adapters import LoraModule
 from lorabench.adapters import save as save_adapter
 from tests.conftest import ROOT, TINY_ZOO
+from tests.processes import lorabench
 from tests.synthetic_zoo import make_zoo
 from tests.web_process import Server
 
@@ -58,7 +59,8 @@ def test_every_command_runs(tmp_path):
         if words[1:4] == ["-m", "lorabench", "web"]:
             Server(tmp_path / "web", *words[4:], cwd=tmp_path).end()
             continue
-        _run([sys.executable, *_small_python(words[1:])], tmp_path, tmp_path)
+        assert words[1:3] == ["-m", "lorabench"]
+        lorabench(*_small_python(words[3:]), cwd=tmp_path)
     assert len(list(tmp_path.glob("multirun/*/*/*/results.json"))) == 4
     assert (tmp_path / "adapters" / "labels.csv").exists()
 
@@ -87,7 +89,7 @@ def _small_make(words):
 
 
 def _small_python(words):
-    if words[1:3] == ["lorabench", "adapters"]:
+    if words[0] == "adapters":
         return words
     if "export" in words:
         return [*words, *TINY_ZOO]

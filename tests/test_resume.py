@@ -5,7 +5,6 @@ import logging
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import pytest
 
 from lorabench import pipeline
 from lorabench.jobs import read_status
-from tests.conftest import TINY_ZOO, listen_to_sigint
+from tests.conftest import TINY_ZOO
+from tests.processes import Started
 from tests.small_study import run
 
 pytestmark = [
@@ -36,10 +36,7 @@ def kept(cache: Path) -> int:
 
 def stopped(folder: Path, cache: Path, members: int, how: signal.Signals) -> subprocess.CompletedProcess[str]:
     """The run, stopped once so many members are written down."""
-    running = subprocess.Popen(
-        [sys.executable, "-m", "lorabench", *WORDS, f"output_dir={folder}", f"cache_dir={cache}"],
-        cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_sigint,
-    )  # fmt: skip
+    running = Started(*WORDS, f"output_dir={folder}", f"cache_dir={cache}", cwd=folder.parent)
     try:
         until = time.monotonic() + 120
         while kept(cache) < members:

@@ -4,8 +4,6 @@ import csv
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import pytest
 from filelock import FileLock
 
 from lorabench.report.folders import entries
-from tests.conftest import TINY_ZOO, listen_to_sigint, lorabench
+from tests.conftest import TINY_ZOO
+from tests.processes import Started, lorabench
 
 AXES = ["representation=stats,norms", "top_k=0,2", "seed=0,1"]
 SMALL = ["--multirun", "experiment=sweep", *TINY_ZOO, "classifier.hidden=[8]", "classifier.max_epochs=3"]
@@ -113,10 +112,7 @@ def test_an_interrupted_rerun_counts_nothing_of_before_and_a_damaged_result_is_m
     words = [*SMALL, "representation=norms", "seed=0,1,2", "top_k=0", "output_dir=out"]
     lorabench(*words, cwd=tmp_path)
     whole = (tmp_path / "out" / "summary.csv").read_bytes()
-    running = subprocess.Popen(
-        [sys.executable, "-m", "lorabench", *words, "rerun=true"], cwd=tmp_path, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_sigint,
-    )  # fmt: skip
+    running = Started(*words, "rerun=true", cwd=tmp_path)
     until = time.monotonic() + 120
     while (tmp_path / "out" / "2" / "results.json").exists():
         assert time.monotonic() < until
@@ -167,11 +163,8 @@ def test_twenty_kills_leave_the_table_of_an_undisturbed_sweep(swept, tmp_path):
     out, cache = tmp_path / "out", tmp_path / "cache"
     words = [*SMALL, *AXES, f"output_dir={out}", f"cache_dir={cache}"]
     for _ in range(20):
-        running = subprocess.Popen(
-            [sys.executable, "-m", "lorabench", *words], cwd=tmp_path, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        time.sleep(chance.uniform(2, 9))
+        running = Started(*words, cwd=tmp_path)
+        time.sleep(chance.uniform(0.5, 5))
         running.send_signal(signal.SIGKILL)
         running.wait()
     lorabench(*words, cwd=tmp_path)
