@@ -17,11 +17,13 @@ from omegaconf import OmegaConf
 
 from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError
-from lorabench.studies.models import MINILM, load_base, round_to_nf4
+from lorabench.studies.models import load_base, round_to_nf4
 from lorabench.studies.run import run_study
 from lorabench.studies.study import correlation, mean_of, paired
 from lorabench.studies.tasks import SOURCES, make_task
 from lorabench.studies.training import Setting, gradient_of, train
+from lorabench.zoo.minilm import MINILM
+from tests.tiny_bert import write_tiny_bert
 
 STUDIES = sorted(path.stem for path in (conf_dir() / "study").glob("*.yaml"))
 WORDNET = Path("/usr/share/wordnet/data.noun")
@@ -30,19 +32,7 @@ SMALL = {"seeds": 2, "steps": 3, "train": 24, "test": 24}
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A BERT of two layers, 16 wide, of random weights, in a folder as transformers writes it."""
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    folder = tmp_path_factory.mktemp("tiny")
-    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789.,()-"]
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "small", "letter", "capital", "return", "of"]
-    vocabulary = [*words, *letters, *(f"##{letter}" for letter in letters)]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **shape)).save_pretrained(folder)
-    BertTokenizer(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
-    return folder
+    return write_tiny_bert(tmp_path_factory.mktemp("tiny"))
 
 
 def options_of(name, **own):
@@ -187,7 +177,7 @@ def test_minilm_that_is_another_is_refused(tmp_path, monkeypatch):
     (package / "model" / "model.safetensors").write_bytes(b"other")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, package.name, raising=False)
-    with pytest.raises(LorabenchError, match="is not the MiniLM that studies use"):
+    with pytest.raises(LorabenchError, match="is not that of MiniLM"):
         load_base(MINILM)
 
 

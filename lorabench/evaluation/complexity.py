@@ -41,7 +41,7 @@ def rank_complexity(zoo: Zoo, draws: int = 1000, seed: int = 0) -> RankComplexit
     """
     from scipy.stats import bootstrap, spearmanr
 
-    if zoo.ceiling is None or not zoo.modules:
+    if zoo.ceiling is None or zoo.shown != "pictures" or not zoo.modules:
         return None
     ranks, entropy = mean_effective_rank(zoo), picture_entropy(zoo.ceiling.read(0, len(zoo)))
     known = ~np.isnan(ranks)

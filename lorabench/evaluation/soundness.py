@@ -1,4 +1,4 @@
-"""Whether a zoo can measure anything: how well its pictures, its weights and its recipe tell the category."""
+"""Whether a zoo can measure anything: how well its pictures or texts, its weights and its recipe tell the category."""
 
 import math
 import warnings
@@ -36,8 +36,8 @@ class Reading:
     """How well one set of features tells the category.
 
     Attributes:
-        features: `pictures` (the zoo's ceiling), `delta_pca`, `flat`, `lengths` (the norm of `flat`, one a layer) or
-            `recipe`.
+        features: `pictures` or `texts` (the zoo's ceiling), `delta_pca`, `flat`, `lengths` (the norm of `flat`, one a
+            layer) or `recipe`.
         accuracy: classifier -> test accuracy in %, mean over the splits.
     """
 
@@ -127,8 +127,8 @@ def measure(zoo: Zoo, splits: int = 3) -> Soundness:
 def judge(found: Soundness, shared_start: bool | None) -> Soundness:
     """The same readings with what is wrong and what is unknown.
 
-    A zoo is sound when its pictures are read to 90 % by the best classifier and to 86 by the MLP, `delta_pca` is
-    within 12 points of them by both, the recipe is at chance, and so is `flat` by the MLP where each adapter has a
+    A zoo is sound when its pictures or texts are read to 90 % by the best classifier and to 86 by the MLP, `delta_pca`
+    is within 12 points of them by both, the recipe is at chance, and so is `flat` by the MLP where each adapter has a
     start of its own. Distances and kernels read of `flat` how long its parts are, which no start hides: `lengths`
     says how much that alone tells, and is no fault.
 
@@ -138,8 +138,9 @@ def judge(found: Soundness, shared_start: bool | None) -> Soundness:
     """
     read = {reading.features: reading for reading in found.readings}
     faults, unknown = [], []
-    if "pictures" in read:
-        faults += _headroom(read["pictures"], read["delta_pca"])
+    shown = read.get("pictures") or read.get("texts")
+    if shown is not None:
+        faults += _headroom(shown, read["delta_pca"])
     else:
         unknown.append("what the adapters were trained on is not known, so neither is the most that can be read")
     if shared_start is None:
@@ -156,14 +157,15 @@ def judge(found: Soundness, shared_start: bool | None) -> Soundness:
     return Soundness(**facts, faults=tuple(faults), unknown=tuple(unknown))
 
 
-def _headroom(pictures: Reading, weights: Reading) -> list[str]:
+def _headroom(shown: Reading, weights: Reading) -> list[str]:
     pairs = [
-        ("the best classifier", _BEST, pictures.best, weights.best),
-        ("the MLP", _MLP, pictures.accuracy["mlp"], weights.accuracy["mlp"]),
+        ("the best classifier", _BEST, shown.best, weights.best),
+        ("the MLP", _MLP, shown.accuracy["mlp"], weights.accuracy["mlp"]),
     ]
-    faults = [f"pictures read {top:.1f} % by {by}, {need:.0f} are needed" for by, need, top, _ in pairs if top < need]
+    what = shown.features
+    faults = [f"{what} read {top:.1f} % by {by}, {need:.0f} are needed" for by, need, top, _ in pairs if top < need]
     return faults + [
-        f"delta_pca reads {read:.1f} % by {by}, {top - read:.1f} points below the pictures, {_GAP:.0f} are allowed"
+        f"delta_pca reads {read:.1f} % by {by}, {top - read:.1f} points below the {what}, {_GAP:.0f} are allowed"
         for by, _, top, read in pairs
         if top - read > _GAP
     ]
@@ -175,12 +177,12 @@ def _shared_start(zoo: Zoo) -> bool | None:
 
 
 def _features(zoo: Zoo, split: Split) -> dict[str, Float[np.ndarray, "n _f"]]:
-    """All that is read, centred and scaled by the training rows; pixels have one scale, all else one a feature."""
+    """All that is read, centred and scaled by the training rows; a ceiling has one scale, all else one a feature."""
     found = {}
     if zoo.ceiling is not None:
         pixels = zoo.ceiling.read(0, len(zoo)).reshape(len(zoo), -1)
         pixels = pixels - pixels[split.train].mean(0)
-        found["pictures"] = pixels / max(pixels[split.train].std(), 1e-7)
+        found[zoo.shown] = pixels / max(pixels[split.train].std(), 1e-7)
     cpu = torch.device("cpu")
     if zoo.modules:
         scores = DeltaPCA().fit(zoo.rows(split.train), cpu).transform(zoo, cpu)

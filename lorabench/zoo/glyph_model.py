@@ -1,6 +1,5 @@
 """The base model of the glyph zoo, a small denoising transformer, and the training of many LoRAs on it at once."""
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from lorabench.adapters.reading.naming import layer_names
 from lorabench.zoo.glyph_pictures import SIDE
+from lorabench.zoo.making import seeded
 
 __all__ = [
     "MODULES",
@@ -230,18 +230,13 @@ class _Draws:
 
     @classmethod
     def of(cls, leaf: Leaf, training: Training) -> "_Draws":
-        own, steps, batch = _generator(training.seed, leaf.name), training.steps, training.batch_size
+        own, steps, batch = seeded(training.seed, leaf.name), training.steps, training.batch_size
         return cls(
             chosen=leaf.pictures[torch.randint(len(leaf.pictures), (steps, batch), generator=own)],
             noise=torch.randn((steps, batch, _TOKENS, _PIXELS), generator=own),
             times=_stratified((steps, batch), own),
-            down=_new_down(training.rank, _generator(training.seed, "down") if training.shared_down else own),
+            down=_new_down(training.rank, seeded(training.seed, "down") if training.shared_down else own),
         )
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
 
 def _new_down(rank: int, generator: torch.Generator) -> Float[Tensor, "blocks 4 rank 32"]:

@@ -2,13 +2,9 @@
 
 import hashlib
 import importlib.metadata
-import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Lock
 from typing import Annotated
 
 import numpy as np
@@ -19,19 +15,15 @@ from safetensors import SafetensorError, safe_open
 from lorabench.adapters.reading.naming import layer_names
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.options import Above, AtLeast, AtMost, OneOf, check_arguments
-from lorabench.progress import bar
 from lorabench.storage import locked, replace_file
-from lorabench.zoo import glyph_model, glyph_pictures
+from lorabench.zoo import glyph_model, glyph_pictures, making
 from lorabench.zoo.glyph_model import MODULES, WIDTH, Base, Leaf, Training, train_loras
 from lorabench.zoo.glyph_pictures import CATEGORIES, SIDE, Glyphs, draw_glyphs
 from lorabench.zoo.labels import Labels
+from lorabench.zoo.making import REMEDY, check_name, counted, workers
 from lorabench.zoo.store import Module, StoreWriter, Zoo, open_store
 
 __all__ = ["load"]
-
-_REMEDY = "Free some space, or set cache_dir=DIR (or LORABENCH_CACHE) to a roomier place; nothing was kept."
-_MOST_WORKERS = 8
-
 
 Categories = Annotated[str, OneOf(CATEGORIES)]
 Init = Annotated[str, OneOf(["shared", "independent"])]
@@ -117,10 +109,7 @@ def load(
         together,
         seed,
     )
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-        raise LorabenchError(
-            f"dataset.name={name}: letters, digits, '_', '-' and '.' are allowed, for it names a folder"
-        )
+    check_name(name)
     path = Path(cache_dir).expanduser() / "zoos" / f"{name}-{_key(recipe=recipe)}"
     zoo = open_store(path)
     return _built(name, recipe, path) if zoo is None else zoo
@@ -130,60 +119,26 @@ def _built(name: str, recipe: _Recipe, path: Path) -> Zoo:
     shared = ("categories", "styles", "pretrain_steps", "pretrain_batch", "seed")
     base_key = _key(**{part: getattr(recipe, part) for part in shared})
     base_file = path.with_name(f"glyph-base-{base_key}.safetensors")
-    with locked(base_file.with_suffix(".lock"), _REMEDY):
+    with locked(base_file.with_suffix(".lock"), REMEDY):
         zoo = open_store(path)
         if zoo is None:
             # The caller's inference mode is not ours: its tensors could not be trained with.
-            with torch.inference_mode(False), _workers() as workers:
-                zoo = _build(name, recipe, path, base_file, workers)
+            with torch.inference_mode(False), workers() as pool:
+                zoo = _build(name, recipe, path, base_file, pool)
     return zoo
 
 
 def _key(**parts: object) -> str:
     """A hash of `parts`, of the code that makes a zoo of them, and of the packages that it stands on."""
-    code = [Path(str(file)).read_bytes() for file in (__file__, glyph_model.__file__, glyph_pictures.__file__)]
+    files = (__file__, glyph_model.__file__, glyph_pictures.__file__, making.__file__)
+    code = [Path(str(file)).read_bytes() for file in files]
     packages = [importlib.metadata.version(package) for package in ("torch", "numpy", "pillow", "matplotlib")]
     return hashlib.sha256(repr((sorted(parts.items()), code, packages)).encode()).hexdigest()[:16]
 
 
-@contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch may use, each of which computes alone.
-
-    Groups of adapters side by side need no barriers, where an operation split among threads has two: on a busy
-    machine that is many times slower. And what comes out does not depend on the number of threads.
-    """
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(min(threads, _MOST_WORKERS), initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        # Torch hands the number that was set last to threads that start later.
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _counted(description: str, total: int) -> Iterator[Callable[[float], None]]:
-    """A bar that several threads may advance; one that still does when the phase is over (Ctrl-C, no space) ends."""
-    lock, over = Lock(), Event()
-    with bar(description, total) as opened:
-
-        def advance(step: float) -> None:
-            if over.is_set():
-                raise CancelledError
-            with lock:
-                opened.advance(step)
-
-        try:
-            yield advance
-        finally:
-            over.set()
-
-
-def _build(name: str, recipe: _Recipe, path: Path, base_file: Path, workers: ThreadPoolExecutor) -> Zoo:
+def _build(name: str, recipe: _Recipe, path: Path, base_file: Path, pool: ThreadPoolExecutor) -> Zoo:
     glyphs = draw_glyphs(recipe.categories, recipe.styles, recipe.seed)
-    base = _pretrained(recipe, glyphs, base_file, workers)
+    base = _pretrained(recipe, glyphs, base_file, pool)
     chosen = glyphs.sample(recipe.per_category, recipe.seed)
     labels = _labels(recipe, glyphs, chosen)
     training = Training(
@@ -197,8 +152,8 @@ def _build(name: str, recipe: _Recipe, path: Path, base_file: Path, workers: Thr
     }
     leaves = [Leaf(labels.adapters[i], glyph_model.patches(glyphs.pictures[leaf])) for i, leaf in enumerate(chosen)]
     groups = [leaves[start : start + recipe.together] for start in range(0, len(leaves), recipe.together)]
-    with StoreWriter(path, shapes) as store, _counted(f"Training {name}", len(chosen)) as advance:
-        for loras in workers.map(lambda group: train_loras(base, group, training, advance), groups):
+    with StoreWriter(path, shapes) as store, counted(f"Training {name}", len(chosen)) as advance:
+        for loras in pool.map(lambda group: train_loras(base, group, training, advance), groups):
             store.append(loras.layers())
         size = (len(chosen), len(modules))
         ceiling = glyphs.pictures[list(chosen)].mean(1)
@@ -224,13 +179,13 @@ def _labels(recipe: _Recipe, glyphs: Glyphs, chosen: tuple[int, ...]) -> Labels:
     return Labels.of(names, categories, leaves, recipe=columns)
 
 
-def _pretrained(recipe: _Recipe, glyphs: Glyphs, file: Path, workers: ThreadPoolExecutor) -> Base:
+def _pretrained(recipe: _Recipe, glyphs: Glyphs, file: Path, pool: ThreadPoolExecutor) -> Base:
     base = _read_base(file)
     if base is None:
         pictures = glyph_model.patches(glyphs.pictures.reshape(-1, SIDE, SIDE))
         steps, batch = recipe.pretrain_steps, recipe.pretrain_batch
-        with _counted("Pretraining the glyph model", steps) as advance:
-            base, _ = workers.submit(glyph_model.pretrain, pictures, steps, batch, recipe.seed, advance).result()
+        with counted("Pretraining the glyph model", steps) as advance:
+            base, _ = pool.submit(glyph_model.pretrain, pictures, steps, batch, recipe.seed, advance).result()
         _write_base(file, base)
     return base
 
@@ -248,7 +203,7 @@ def _read_base(file: Path) -> Base | None:
 
 def _write_base(file: Path, base: Base) -> None:
     data = safetensors.torch.save(base, {"digest": _digest(base)})
-    with explain_disk_errors(file, _REMEDY):
+    with explain_disk_errors(file, REMEDY):
         replace_file(file, data, durable=False)  # its digest tells whether it is whole
 
 

@@ -99,7 +99,7 @@ class Zoo:
         labels: what the adapters were fine-tuned on.
         fingerprint: changes whenever the data do; part of every cache key.
         ceiling: what each adapter was trained on, as far as a classifier could see it: the mean picture [N, height,
-            width] from -1 to 1. None where the source does not know.
+            width] from -1 to 1, or a vector of its texts [N, 1, d]. None where the source does not know.
     """
 
     name: str
@@ -113,6 +113,11 @@ class Zoo:
 
     def __len__(self) -> int:
         return len(self.labels.adapters)
+
+    @property
+    def shown(self) -> str:
+        """What the ceiling is of: `pictures`, or `texts` where it has one row."""
+        return "texts" if self.ceiling is not None and self.ceiling.shape[1] == 1 else "pictures"
 
     def read(self, layer: str, start: int = 0, stop: int | None = None) -> Float32[np.ndarray, "n rows cols"]:
         """The adapters `start` to `stop` of one layer, [n, rows, cols], checked to be finite.
