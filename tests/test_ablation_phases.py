@@ -31,7 +31,7 @@ OF_ITS_OWN = {
 PICTURES = {
     "clusters": {"clusters"}, "compare": {"with_without"}, "concepts": {"concepts"}, "grouping": {"groups"},
     "attribution": {"attribution"}, "progressive": {"degradation"}, "redundancy": {"redundancy"},
-    "top_k": {"with_without"},
+    "top_k": {"with_without"}, "gauge": {"gauge"}, "shift": {"shift"}, "learning_curve": {"learning_curve"},
 }  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def done(tmp_path_factory):
 def test_the_phases_that_were_asked_for_are_there():
     assert set(PHASES) >= {
         "none", "layers", "top_k", "compare", "progressive", "grouping", "clusters", "concepts", "attribution",
-        "redundancy",
+        "redundancy", "gauge", "shift", "learning_curve",
     }  # fmt: skip
 
 
@@ -229,6 +229,15 @@ def test_a_representation_of_which_nothing_is_left_has_its_row(tmp_path):
         (["trainer.memory_gb=0"], r"^trainer\.memory_gb=0: a number above 0 is needed, or null$"),
         (["trainer.memory_gb=x"], r"^trainer\.memory_gb=x: a number above 0 is needed"),
         (["ablation=clusters", "num_runs=1"], "^ablation.threshold=null cuts the tree"),
+        (["ablation=gauge", "ablation.condition=[0.5]"], r"^ablation\.condition=\[0\.5\]: a list of numbers from 1 is"),
+        (["ablation=gauge", "ablation.draws=0"], r"^ablation\.draws=0: a whole number from 1 is needed$"),
+        (["ablation=shift", "ablation.storage=[float8]"], r"^ablation\.storage=.*allowed are float16, bfloat16"),
+        (["ablation=shift", "ablation.noise=[-1]"], r"^ablation\.noise=\[-1\]: a list of numbers above 0 is needed$"),
+        (["ablation=shift", "+ablation.other=glyphs"], r"^ablation\.other=glyphs: a zoo is needed, chosen by dataset@"),
+        (["ablation=shift", "ablation.hold_out={}"], r"^ablation\.hold_out={}: a recipe and its value are needed"),
+        (["ablation=shift", "ablation.hold_out={steps: 10}"], "no recipe of this name that varies; there are: none$"),
+        (["ablation=learning_curve", "ablation.sizes=[9]"], r"^ablation\.sizes=\[9\]: 9 training adapters cannot"),
+        (["ablation=learning_curve", "ablation.against=[nope]"], r"^ablation\.against=nope is none of the repr"),
         (["ablation=attribution", "ablation.steps=0"], r"^ablation\.steps=0: a whole number from 1 is needed$"),
         (["ablation=attribution", "ablation.steps=1.5"], r"^ablation\.steps=1\.5: a whole number from 1 is needed"),
     ],

@@ -10,7 +10,7 @@ from lorabench.evaluation import Evaluation
 from lorabench.findings import Compared, Finding
 from lorabench.results import Run, Summary
 
-__all__ = ["Between", "NoAblation", "NoneFinding"]
+__all__ = ["Between", "NoAblation", "NoneFinding", "compared_with"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,21 @@ class NoneFinding(Finding):
     controls: Controls | None = None
 
 
+def compared_with(against: list[str] | None, study: Study) -> list[str]:
+    """Names of the representations that the others are compared with: the first, where none is told.
+
+    Raises:
+        LorabenchError: one is not evaluated.
+    """
+    names = list(study.chosen)
+    unknown = [name for name in against or [] if name not in names]
+    if unknown:
+        raise LorabenchError(
+            f"ablation.against={unknown[0]} is none of the representations: {', '.join(names)} are evaluated"
+        )
+    return names[:1] if against is None else against
+
+
 @dataclass
 class NoAblation(Ablation):
     """Every representation on all layers, and the paired differences between them.
@@ -53,13 +68,7 @@ class NoAblation(Ablation):
         Raises:
             LorabenchError: `against` names what is not evaluated.
         """
-        names = list(study.chosen)
-        against = names[:1] if self.against is None else self.against
-        unknown = [name for name in against if name not in names]
-        if unknown:
-            raise LorabenchError(
-                f"ablation.against={unknown[0]} is none of the representations: {', '.join(names)} are evaluated"
-            )
+        names, against = list(study.chosen), compared_with(self.against, study)
         runs: list[Run] = []
         summary: list[Summary] = []
         evaluated: dict[str, list[Evaluation]] = {}
