@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_
 
 from lorabench.classifiers import Classifier, Member, Problem, as_it_is, confusion, fit_members, scores
 from lorabench.classifiers.dense import DenseNetwork
+from lorabench.classifiers.factors import FactorClassifier, ModuleShape
 from lorabench.classifiers.linear import Linear
 from lorabench.classifiers.members import _train, _Work
 from lorabench.classifiers.mlp import MLP
@@ -75,8 +76,16 @@ def of_yaml(stem):
     """What a yaml makes, small; a new one needs no line here."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         found = compose(f"classifier/{stem}").classifier
-    small = {"hidden": [32, 16], "rates": [1e-2]}  # few weights, and one rate where several are tried
-    return make(found, **{key: value for key, value in small.items() if key in found})
+    small = {"hidden": [32, 16], "rates": [1e-2], "probes": 3, "features": 4, "encoding": 5, "width": 8, "head": 6}
+    made = make(found, **{key: value for key, value in small.items() if key in found})  # few weights, and one rate
+    return (
+        functools.partial(of_factors, made.func, **made.keywords) if issubclass(made.func, FactorClassifier) else made
+    )
+
+
+def of_factors(kind, in_features, **settings):
+    """Reads the features as modules of six numbers, of rank 1."""
+    return kind(in_features=in_features, shapes=[ModuleShape(1, 2, 4)] * (in_features // 6), **settings)
 
 
 STEMS = sorted(path.stem for path in (conf_dir() / "classifier").glob("*.yaml"))
@@ -85,7 +94,7 @@ MEMBERS = {"branched": functools.partial(Branched), **{stem: of_yaml(stem) for s
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_yaml_and_module_share_a_stem(stem):
-    found = MEMBERS[stem].func
+    found = MEMBERS[stem](in_features=12, n_classes=2, seed=0).__class__
     assert found.__module__ == f"lorabench.classifiers.{stem}"
     assert issubclass(found, Classifier)
     assert found.__doc__

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lorabench.classifiers.base import Classifier
 
-__all__ = ["FactorClassifier", "Factors", "ModuleShape", "joined", "split"]
+__all__ = ["FactorClassifier", "Factors", "ModuleShape", "alike", "joined", "split"]
 
 
 class ModuleShape(NamedTuple):
@@ -57,6 +57,18 @@ def joined(modules: Sequence[Factors]) -> Float[Tensor, "*batch f"]:
     tensor([1., 2., 3., 4.])
     """
     return torch.cat([one.flatten(-2) for module in modules for one in module], -1)
+
+
+def alike(shapes: Sequence[ModuleShape]) -> list[tuple[ModuleShape, list[int]]]:
+    """The places of the modules of each shape, so that they can be taken together.
+
+    >>> [places for _, places in alike([ModuleShape(1, 2, 3), ModuleShape(1, 5, 3), ModuleShape(1, 2, 3)])]
+    [[0, 2], [1]]
+    """
+    found: dict[ModuleShape, list[int]] = {}
+    for place, shape in enumerate(shapes):
+        found.setdefault(shape, []).append(place)
+    return list(found.items())
 
 
 class FactorClassifier(Classifier):

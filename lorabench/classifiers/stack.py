@@ -13,7 +13,7 @@ from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.problem import Member, Pool, Problem, gather
 from lorabench.classifiers.solo import Solo
 from lorabench.classifiers.streamed import Streamed
-from lorabench.training import Schedule, SeededDropout, Stack, draw_keys
+from lorabench.training import Keyed, Schedule, Stack, draw_keys
 
 __all__ = ["MemberStack"]
 
@@ -49,7 +49,7 @@ class MemberStack(Stack):
         schedule = Schedule(rates, first.plateau_factor, first.plateau_patience, first.patience, first.stop_on)
         super().__init__(self.network, {name: p.detach() for name, p in stacked.items()}, buffers, schedule)
         self.batch_size, self.max_epochs = first.batch_size, first.max_epochs
-        self._dropouts = [name for name, m in self.network.named_modules() if isinstance(m, SeededDropout)]
+        self._keyed = [name for name, m in self.network.named_modules() if isinstance(m, Keyed)]
         self._onehot = torch.eye(problem.n_classes, dtype=problem.inputs.dtype, device=self.device)
         self._take(members)
 
@@ -76,7 +76,7 @@ class MemberStack(Stack):
         """Steps over the training rows of a pool; the mean losses."""
         first = self.adam.steps
         steps = range(first, first + -(-pool.order.shape[1] // self.batch_size))
-        keys = draw_keys(self._seeds, steps, range(max(len(self._dropouts), 1)))
+        keys = draw_keys(self._seeds, steps, range(max(len(self._keyed), 1)))
         if self._dense is not None and self._alone:
             rate = float(self.schedule.rates[0])
             solo = Solo.of(
@@ -116,7 +116,7 @@ class MemberStack(Stack):
     ) -> tuple[Float[Tensor, "members n classes"], dict[str, Tensor]]:
         """Logits and gradients of any network, by one batched call of it."""
         self.network.train()
-        self.buffers |= {f"{name}.key": key for name, key in zip(self._dropouts, keys, strict=False)}
+        self.buffers |= {f"{name}.key": key for name, key in zip(self._keyed, keys, strict=False)}
         leaves = {name: p.detach().requires_grad_() for name, p in self.params.items()}
         with torch.enable_grad():
             logits = self._general(leaves, self.buffers, x)
