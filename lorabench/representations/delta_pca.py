@@ -11,7 +11,7 @@ from torch import Tensor
 from lorabench.errors import LorabenchError
 from lorabench.options import AtLeast, OneOf
 from lorabench.progress import track
-from lorabench.representations.base import Representation, Unit, chunks
+from lorabench.representations.base import Representation, Unit, chunks, to_device
 from lorabench.representations.components import (
     Basis,
     Rows,
@@ -23,7 +23,6 @@ from lorabench.representations.components import (
     unit_seed,
 )
 from lorabench.representations.pca import Components, check_rows, product_device
-from lorabench.representations.reading import scaled_factors
 from lorabench.zoo import Zoo
 
 __all__ = ["DeltaPCA", "Dual", "Sketch"]
@@ -184,6 +183,13 @@ def _dims(zoo: Zoo, module: str) -> tuple[int, int, int]:
 Factors = tuple[Float64[Tensor, "_ _ d_in"], Float64[Tensor, "_ d_out _"]]
 
 
+def _factors(zoo: Zoo, module: str, start: int, stop: int, device: torch.device) -> Factors:
+    """(down [n, r, d_in], scale · up [n, d_out, r])."""
+    down, up = (to_device(zoo.read(layer, start, stop), device).double() for layer in _pair(zoo, module))
+    scale = to_device(zoo.scale[start:stop, zoo.module_index(module)], device).double()
+    return down, up * scale[:, None, None]
+
+
 def _inner_products(left: Factors, right: Factors) -> Float64[Tensor, "n m"]:
     """⟨ΔW_i, ΔW_j⟩ of every pair, [n, m]: `lowrank.inner_product` by two products of stacked factors."""
     (down, up), (other_down, other_up) = left, right
@@ -206,10 +212,10 @@ def _gram(zoo: Zoo, modules: tuple[str, ...], device: torch.device) -> Float64[T
     for name in modules:
         ranges = list(_ranges(zoo, name))
         for i, (low, high) in enumerate(ranges):
-            left = scaled_factors(zoo, name, device, low, high)
+            left = _factors(zoo, name, low, high, device)
             gram[low:high, low:high] += _inner_products(left, left)
             for start, stop in ranges[:i]:
-                product = _inner_products(left, scaled_factors(zoo, name, device, start, stop))
+                product = _inner_products(left, _factors(zoo, name, start, stop, device))
                 gram[low:high, start:stop] += product
                 gram[start:stop, low:high] += product.T
     return gram
@@ -235,9 +241,9 @@ def _dual_scores(zoo: Zoo, dual: Dual, components: int, device: torch.device) ->
     total: Float64[Tensor, "n k"] = -(dual.row_mean.to(device) @ weights).repeat(len(zoo), 1)
     for name in dual.modules:
         for low, high in _ranges(zoo, name):
-            left = scaled_factors(zoo, name, device, low, high)
+            left = _factors(zoo, name, low, high, device)
             for start, stop in _ranges(dual.train, name):
-                right = scaled_factors(dual.train, name, device, start, stop)
+                right = _factors(dual.train, name, start, stop, device)
                 total[low:high] += _inner_products(left, right) @ weights[start:stop]
     out = torch.zeros(len(zoo), components)
     out[:, : total.shape[1]] = total.float().cpu()
@@ -250,7 +256,7 @@ def _omega(zoo: Zoo, module: str, columns: int, seed: int, device: torch.device)
     omega = torch.linalg.qr(seeded_normal(d_in, min(columns, d_in), seed, device))[0]
     image = torch.zeros_like(omega)
     for start, stop in chunks(zoo, _pair(zoo, module)):
-        down, up = scaled_factors(zoo, module, device, start, stop)
+        down, up = _factors(zoo, module, start, stop, device)
         image += (down.mT @ (up.mT @ up @ (down @ omega))).sum(0)
     found: Float64[Tensor, "d_in s"] = torch.linalg.qr(image)[0]
     return found
@@ -260,7 +266,7 @@ def _sketch_rows(
     zoo: Zoo, modules: tuple[str, ...], omegas: tuple[Float64[Tensor, "_ _"], ...], device: torch.device
 ) -> Rows:
     def read(block: int, start: int, stop: int) -> Float64[Tensor, "n width"]:
-        down, up = scaled_factors(zoo, modules[block], device, start, stop)
+        down, up = _factors(zoo, modules[block], start, stop, device)
         return (up @ (down @ omegas[block].to(device))).flatten(1)
 
     widths = tuple(_dims(zoo, name)[0] * omega.shape[1] for name, omega in zip(modules, omegas, strict=True))
