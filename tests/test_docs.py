@@ -41,6 +41,16 @@ def test_unit_dimension_and_gauge_are_the_codes(stem):
         assert [representation.default_latent(d) for d in (1, 10**4)] == [least, most]
     elif dimension == "rows × cols":
         assert names == [stack.shape[1] * stack.shape[2] for stack in zoo.layers.values()]
+    elif not dimension.isdigit():
+        shapes = [(zoo.layers[one.up].shape[1], *zoo.layers[one.down].shape[1:]) for one in zoo.modules]
+        assert names == [
+            {
+                "d_out + d_in": d_out + d_in,
+                "3 · rank": 3 * rank,
+                "576 at most": min(24, d_out) * min(24, d_in),
+            }[dimension]
+            for d_out, rank, d_in in shapes
+        ]
     else:
         assert set(names) == {int(dimension)}
     assert (gauge == "yes") is representation.gauge_invariant

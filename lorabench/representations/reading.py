@@ -1,4 +1,4 @@
-"""What an autoencoder reads: the factors as they are, or sketches of ΔW, which no gauge changes."""
+"""What representations read: the factors as they are or scaled, or sketches of ΔW, which no gauge changes."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from lorabench.representations.base import chunks, to_device
 from lorabench.zoo import Zoo
 
-__all__ = ["Sketch", "flat_rows", "shapes_of", "sketch_of", "sketch_shapes", "sketched_rows"]
+__all__ = ["Sketch", "flat_rows", "scaled_factors", "shapes_of", "sketch_of", "sketch_shapes", "sketched_rows"]
 
 Sketch = tuple[Tensor, Tensor]
 """(Ω [d_in, s], Ψ [d_out, t]) of one module, orthonormal columns."""
@@ -44,7 +44,7 @@ def sketched_rows(
     """
     found = []
     for name, (omega, psi) in zip(modules, sketches, strict=True):
-        down, up = _factors(zoo, name, device, start, stop)
+        down, up = scaled_factors(zoo, name, device, start, stop)
         columns, rows = up @ (down @ omega.to(device).double()), (psi.to(device).double().mT @ up) @ down
         found += [columns.flatten(1), rows.flatten(1)]
     return torch.cat(found, 1).float()
@@ -71,16 +71,16 @@ def sketch_of(zoo: Zoo, module: str, columns: int, seed: int, device: torch.devi
     )
     right, left = torch.zeros_like(omega), torch.zeros_like(psi)
     for start, stop in chunks(zoo, (found.down, found.up)):
-        down, up = _factors(zoo, module, device, start, stop)
+        down, up = scaled_factors(zoo, module, device, start, stop)
         right += (down.mT @ (up.mT @ up @ (down @ omega))).sum(0)
         left += (up @ (down @ down.mT @ (up.mT @ psi))).sum(0)
     return torch.linalg.qr(right)[0].float(), torch.linalg.qr(left)[0].float()
 
 
-def _factors(
+def scaled_factors(
     zoo: Zoo, module: str, device: torch.device, start: int, stop: int
 ) -> tuple[Float64[Tensor, "n r d_in"], Float64[Tensor, "n d_out r"]]:
-    """(down, scale · up)."""
+    """(down, scale · up) of some adapters, padded as the zoo has them: their product is ΔW."""
     found = zoo.modules[zoo.module_index(module)]
     down, up = (to_device(zoo.read(layer, start, stop), device).double() for layer in (found.down, found.up))
     scale = to_device(zoo.scale[start:stop, zoo.module_index(module)], device).double()

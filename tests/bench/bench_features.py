@@ -14,6 +14,7 @@ import torch
 from lorabench.representations.coupling import Coupling
 from lorabench.representations.delta_spectral import DeltaSpectral
 from lorabench.representations.distribution import Distribution
+from lorabench.representations.dsire import DSiRe
 from lorabench.representations.ensemble import Ensemble
 from lorabench.representations.frequency import Frequency
 from lorabench.representations.handcrafted import HandCrafted
@@ -21,6 +22,8 @@ from lorabench.representations.health import Health
 from lorabench.representations.information import Information
 from lorabench.representations.matrices import FactorMatrices
 from lorabench.representations.norms import Norms
+from lorabench.representations.projectors import Projectors
+from lorabench.representations.sketch import GaussianSketch
 from lorabench.representations.spectral import Spectral
 from lorabench.representations.stats import Stats
 from lorabench.zoo import Labels, Module, Stack, Zoo
@@ -94,7 +97,11 @@ def main() -> None:
         layer = UP if name.endswith("up") else DOWN
         seconds = best_seconds(lambda part=part, layer=layer: part.features(zoo, layer, cpu), 5)
         print(f"  {name:18s} {seconds / COUNT * 1e6:8.2f}")
-    for name, pair in (("coupling", Coupling()), ("delta_spectral", DeltaSpectral()), ("health", Health())):
+    pairs = {
+        "coupling": Coupling(), "delta_spectral": DeltaSpectral(), "health": Health(), "projectors": Projectors(),
+        "sketch": GaussianSketch(), "dsire": DSiRe().fit(zoo, cpu),
+    }  # fmt: skip
+    for name, pair in pairs.items():
         seconds = best_seconds(lambda pair=pair: pair.features(zoo, MODULE, cpu), 5)
         print(f"  {name:18s} {seconds / COUNT * 1e6:8.2f}")
 
