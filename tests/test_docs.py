@@ -47,6 +47,7 @@ def test_unit_dimension_and_gauge_are_the_codes(stem):
             {
                 "d_out + d_in": d_out + d_in,
                 "3 · rank": 3 * rank,
+                "r × (d_in + d_out)": rank * (d_in + d_out),
                 "576 at most": min(24, d_out) * min(24, d_in),
             }[dimension]
             for d_out, rank, d_in in shapes
