@@ -48,6 +48,7 @@ def test_unit_dimension_and_gauge_are_the_codes(stem):
                 "d_out + d_in": d_out + d_in,
                 "3 · rank": 3 * rank,
                 "576 at most": min(24, d_out) * min(24, d_in),
+                "64 at most": min(64, d_out * min(8, d_in) + d_in * min(8, d_out)),
             }[dimension]
             for d_out, rank, d_in in shapes
         ]
