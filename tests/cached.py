@@ -19,10 +19,11 @@ def cached_features(
     cache_dir: Path,
     device: torch.device,
     on_unit: Callable[[str], None] = lambda _: None,
+    labels: np.ndarray | None = None,
 ) -> dict[str, Tensor]:
     """{unit: [N, f]} in the order of units; `on_unit` is called with each as it comes."""
     ready = {}
-    for unit, features in features_as_they_come(representation, zoo, train_rows, cache_dir, device):
+    for unit, features in features_as_they_come(representation, zoo, train_rows, cache_dir, device, labels):
         ready[unit] = features
         on_unit(unit)
     return {unit: ready[unit] for unit in representation.units(zoo)}

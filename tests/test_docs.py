@@ -49,6 +49,7 @@ def test_unit_dimension_and_gauge_are_the_codes(stem):
                 "3 · rank": 3 * rank,
                 "r × (d_in + d_out)": rank * (d_in + d_out),
                 "576 at most": min(24, d_out) * min(24, d_in),
+                "64 at most": min(64, d_out * min(8, d_in) + d_in * min(8, d_out)),
             }[dimension]
             for d_out, rank, d_in in shapes
         ]

@@ -176,8 +176,6 @@ def evaluate_copies(
         for name, make in study.chosen.items():
             (one,) = wide.evaluate(name, make(), [wide.all_layers()], _tested_by(rows))
             found[name].append(_apart(one, len(rows), [NONE, *alterations]))
-        evaluator.trained += wide.evaluator.trained
-        evaluator.taken += wide.evaluator.taken
     of_all = {
         name: {key: merged([one[key] for one in by_split], splits) for key in (NONE, *alterations)}
         for name, by_split in found.items()
@@ -231,8 +229,6 @@ def _on_copies(evaluator: Evaluator, rows: Int64[np.ndarray, " m"], copies: Mapp
         on_fitted=lambda name, fitted, features: evaluator.on_fitted(
             name, fitted, {unit: values[:n] for unit, values in features.items()}
         ),
-        trained=0,
-        taken=0,
     )
 
 

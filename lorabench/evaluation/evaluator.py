@@ -238,7 +238,7 @@ class Evaluator:
                 keys = {key[0]: key for key in units}
                 zoo = self.zoo.only(layers)
                 for unit, features in features_as_they_come(
-                    representation, zoo, self.split.train, self.cache_dir, self.device
+                    representation, zoo, self.split.train, self.cache_dir, self.device, self.labels
                 ):
                     if unit in keys:  # layers of two modules may pair up with each other
                         yield _text(keys[unit]), features

@@ -32,8 +32,9 @@ def latent_summary(
     Returns:
         `units`: for every unit the epochs, the best epoch and the module's diagnostics; `maps`: adapters in the plane
         of the first two principal components of all units' standardised features, and of those of the unit with
-        the lowest reconstruction error, with their classes and the plane's shares of the variance; `taken_from`: the
-        run that trained it, on its own adapters, where it was not this one.
+        the lowest reconstruction error (or loss, where nothing is decoded), with their classes and the plane's shares
+        of the variance; `taken_from`: the run that trained it, on its own adapters, where it was not this one;
+        `supervised`: that it has learned from the classes of the training adapters, where it has.
     """
     units = {}
     for unit in features:
@@ -48,12 +49,20 @@ def latent_summary(
     if len(known) > _SHOWN:
         known = np.sort(np.random.default_rng(0).choice(known, _SHOWN, replace=False))
     rows = torch.from_numpy(known)
-    best = min(units, key=lambda unit: float(units[unit]["reconstruction_error"]))
+    best = min(units, key=lambda unit: _judged(units[unit]))
     maps = [_map("all units", torch.cat([standardised(one[rows], one[rows]) for one in features.values()], 1))]
     if len(features) > 1:
         maps.append(_map(best, standardised(features[best][rows], features[best][rows])))
     found = {"units": units, "maps": maps, "classes": labels[known].tolist()}
-    return {**found, "taken_from": representation.load_from} if isinstance(representation, Loaded) else found
+    if isinstance(representation, Loaded):
+        found["taken_from"] = representation.load_from
+        representation = representation.trained
+    return {**found, "supervised": True} if representation.supervised else found
+
+
+def _judged(unit: Mapping[str, Any]) -> float:
+    """What is lowest for the best unit: the reconstruction error, or the loss where nothing is decoded."""
+    return float(unit.get("reconstruction_error", min(unit["learning_curve"])))
 
 
 def _map(unit: str, values: Float64[Tensor, "n f"]) -> dict[str, Any]:

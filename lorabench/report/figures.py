@@ -12,7 +12,7 @@ from lorabench.pictures import house_style, save_picture
 from lorabench.report.arms import with_arm
 from lorabench.report.latent_figures import latent_figure
 from lorabench.report.layer_figures import importance_by_place, layer_importance
-from lorabench.report.learned_figures import fitting_figure, reconstruction_figure
+from lorabench.report.learned_figures import decodes, fitting_figure, reconstruction_figure
 from lorabench.report.phases import phase_report
 from lorabench.report.training_figures import accuracy_figure, confusion_figure, curves_figure
 from lorabench.results import Result
@@ -73,7 +73,8 @@ def drawings(result: Result) -> dict[str, Callable[[], Figure]]:
     found |= phase_report(result.ablation).figures(result, result.ablation)
     if result.learned:
         found |= {f"latent_{name}": functools.partial(latent_figure, result, name) for name in result.learned}
-        found["reconstruction"] = functools.partial(reconstruction_figure, result)
+        if any(map(decodes, result.learned.values())):
+            found["reconstruction"] = functools.partial(reconstruction_figure, result)
         found["fitting"] = functools.partial(fitting_figure, result)
     return {name: functools.partial(_styled, draw) for name, draw in found.items()}
 

@@ -59,7 +59,8 @@ def latent_figure(result: Result, name: str) -> Figure:
     )  # fmt: skip
     shown, there = len(found["classes"]), sum(result.split[part] for part in ("train", "val", "test"))
     adapters = f"{shown} adapters" if shown == there else f"{shown} of {there} adapters"
-    said = f"{adapters} of all splits; neither the training nor the plane knows the {result.target}"
+    knows = "the training knew that of training adapters" if found.get("supervised") else "the training did not know it"
+    said = f"{adapters} of all splits, by {result.target}; {knows}, the plane does not"
     title = [f"{result.dataset['name']}: what {name} makes of the weights", said]
     figure.suptitle(wrapped(title, width), fontsize=10)
     return figure
@@ -112,10 +113,13 @@ def _map(axes: Axes, one: Mapping[str, Any], groups: Sequence[_Group]) -> None:
 
 
 def _unit_title(unit: str, units: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the map is of, and of one unit how well it is reconstructed."""
+    """What the map is of, and of one unit how well it is reconstructed, where it is."""
     if unit not in units and len(units) > 1:
         return f"all {len(units)} units together"
-    best = f"best reconstructed of {len(units)} units, " if len(units) > 1 else ""
     unit = unit if unit in units else next(iter(units))
+    if "reconstruction_error" not in units[unit]:
+        best = f"lowest loss of {len(units)} units, " if len(units) > 1 else ""
+        return f"{unit_label(unit)}\n{best}{min(map(number, units[unit]['learning_curve'])):.2f}"
+    best = f"best reconstructed of {len(units)} units, " if len(units) > 1 else ""
     error = number(units[unit].get("reconstruction_error"))
     return f"{unit_label(unit)}\n{best}relative error {'–' if np.isnan(error) else f'{error:.2f}'}"

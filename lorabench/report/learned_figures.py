@@ -17,13 +17,18 @@ from lorabench.report.numbers import number
 from lorabench.report.style import legend_below, wrapped
 from lorabench.results import Result
 
-__all__ = ["fitting_figure", "reconstruction_figure"]
+__all__ = ["decodes", "fitting_figure", "reconstruction_figure"]
 
 _WHOLE = "all"
 _ERROR = "relative reconstruction error\nof held-out training adapters"
 _LONGEST = 50  # letters of a line in a legend
 _LETTERS = 14  # of a legend, an inch
 _MEAN = "1: no better than the training mean"
+
+
+def decodes(learned: Mapping[str, Any]) -> bool:
+    """Whether a representation of `Result.learned` has a decoder, and so an error."""
+    return any("reconstruction_error" in known for known in learned["units"].values())
 
 
 def reconstruction_figure(result: Result) -> Figure:
@@ -35,6 +40,7 @@ def reconstruction_figure(result: Result) -> Figure:
     errors = {
         name: {unit: number(known.get("reconstruction_error")) for unit, known in found["units"].items()}
         for name, found in result.learned.items()
+        if decodes(found)
     }
     units = list(dict.fromkeys(unit for by_unit in errors.values() for unit in by_unit if not _is_whole(by_unit)))
     if units:

@@ -15,7 +15,10 @@ _Units = Mapping[str, Mapping[str, Any]]
 
 _EXPLAINED = {
     "active": "active: latent dimensions whose posterior mean varies, of all; KL: nats, summed over them",
-    "alignment": "alignment: squared distance of two views, 0 is best; uniformity: lower is better (Wang & Isola 2020)",
+    "error": "error: of the reconstruction, squared, over that of the training mean: 0 is perfect, 1 no better",
+    "alignment": "alignment: squared distance of two views (metric: two of a class), 0 is best; uniformity: lower is "
+    "better (Wang & Isola 2020)",
+    "neighbours": "neighbours: share of adapters whose nearest neighbour is of their class",
     "noisy error": "noisy error: that of noisy weights, against the clean ones",
 }
 
@@ -29,13 +32,14 @@ def learned_sheets(result: Result) -> list[Sheet]:
         "units": {name: str(len(known)) for name, known in units.items()},
         "epochs": {name: _whole(_values(known, "epochs")) for name, known in units.items()},
         "best": {name: _whole([value + 1 for value in _values(known, "best_epoch")]) for name, known in units.items()},
-        "error": {name: _middle(_values(known, "reconstruction_error")) for name, known in units.items()},
-        "worst": {name: _worst(known) for name, known in units.items()},
+        "error": _of(units, "reconstruction_error"),
+        "worst": {name: _worst(known) for name, known in units.items() if _values(known, "reconstruction_error")},
         "noisy error": _of(units, "denoising_error"),
         "active": {name: _active(known) for name, known in units.items() if _values(known, "active_dims")},
         "KL": {name: _kl(known) for name, known in units.items() if any("kl" in one for one in known.values())},
         "alignment": _of(units, "alignment"),
         "uniformity": _of(units, "uniformity"),
+        "neighbours": _of(units, "neighbour_accuracy"),
     }
     columns = {title: cells for title, cells in columns.items() if cells}
     return [
@@ -45,7 +49,6 @@ def learned_sheets(result: Result) -> list[Sheet]:
             rows=[(name, *(cells.get(name, "–") for cells in columns.values())) for name in units],
             caption=[
                 "medians over units, of the training adapters that decide when to stop",
-                "error: of the reconstruction, squared, over that of the training mean: 0 is perfect, 1 no better",
                 *(text for title, text in _EXPLAINED.items() if title in columns),
                 *(
                     f"{name}: taken from {found['taken_from']}; the numbers are of the adapters that it was trained on"
@@ -79,8 +82,7 @@ def _whole(values: Sequence[float]) -> str:
 
 
 def _worst(units: _Units) -> str:
-    values = _values(units, "reconstruction_error")
-    return f"{max(values):.2f}" if values else "–"
+    return f"{max(_values(units, 'reconstruction_error')):.2f}"
 
 
 def _active(units: _Units) -> str:

@@ -16,7 +16,7 @@ JUDGED = -1  # the step whose random numbers all validations share: their losses
 
 
 class AutoEncoder(pl.LightningModule):
-    """One unit's autoencoder; its loss sees no labels.
+    """One unit's autoencoder, or (`metric`) its encoder alone, whose loss is the only one that is told classes.
 
     A subclass says what its layers are (`build`), how it encodes (`encode`) and what it minimises (`losses`).
     Everything random (initial weights, order of the rows, dropout, noise, views) follows from `seed` alone, so that it
@@ -101,19 +101,21 @@ class AutoEncoder(pl.LightningModule):
         """The features of weights as they are."""
         return self.features(self.standardised(raw))
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """The loss of one batch of standardised weights."""
+    def training_step(self, batch: Tensor | list[Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch of standardised weights, or of [weights, classes]."""
         del batch_idx
+        rows = [batch] if isinstance(batch, Tensor) else batch
         set_keys(self, self.seed, self.global_step)
-        found = self.losses(batch)
-        self.log("train_loss", found["loss"], on_step=False, on_epoch=True, batch_size=len(batch))
+        found = self.losses(*rows)
+        self.log("train_loss", found["loss"], on_step=False, on_epoch=True, batch_size=len(rows[0]))
         return found["loss"]
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: Tensor | list[Tensor], batch_idx: int) -> None:
         """Log `val_loss`."""
         del batch_idx
+        rows = [batch] if isinstance(batch, Tensor) else batch
         set_keys(self, self.seed, JUDGED)
-        self.log("val_loss", self.losses(batch)["loss"], batch_size=len(batch))
+        self.log("val_loss", self.losses(*rows)["loss"], batch_size=len(rows[0]))
 
     def configure_optimizers(self) -> Any:
         """Adam under ReduceLROnPlateau."""

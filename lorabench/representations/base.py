@@ -41,6 +41,8 @@ class Representation(ABC):
 
     learns: ClassVar[bool] = False
     """Whether `fit` looks at the zoo; then the training rows are part of a cached feature's key."""
+    supervised: ClassVar[bool] = False
+    """Whether `fit` looks at what a run predicts too (`Zoo.target`), of the training rows: it is given no others."""
     cached: ClassVar[bool] = True
     """Whether features are worth keeping on disk."""
     keeps: ClassVar[bool] = False

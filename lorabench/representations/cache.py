@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,13 @@ def features_as_they_come(
     train_rows: Int64[np.ndarray, " train"],
     cache_dir: Path,
     device: torch.device,
+    labels: Int64[np.ndarray, " n"] | None = None,
 ) -> Iterator[tuple[str, Float32[Tensor, "n f"]]]:
     """Features of every unit, (unit, [N, f]); from `cache_dir`/features where they are there and whole.
 
     A unit's key is made of the zoo's fingerprint, the unit and its layers, the representation's arguments,
-    the code of this package and, if the representation learns, the training rows; so taking other layers away
+    the code of this package and, if the representation learns, the training rows (and their classes, if it is
+    supervised); so taking other layers away
     keeps it. What is missing is learned, from `train_rows` and its layers alone, and kept unit by unit as it
     comes, so that an interrupted run goes on where it stood. What is damaged is computed again. A disk that
     takes no more is a warning, and the features are computed all the same. One unit is in memory at a time, if
@@ -50,6 +53,8 @@ def features_as_they_come(
         train_rows: which of them `fit` may see.
         cache_dir: its sub-folder `features` holds one safetensors file a unit.
         device: where to compute.
+        labels: code of every adapter's class; what is supervised learns from those of the training rows, and is never
+            given another. None: from the zoo's categories.
 
     Yields:
         What is kept, in the order of the units; then what is missing.
@@ -58,7 +63,8 @@ def features_as_they_come(
         LorabenchError: features are not finite.
     """
     folder = cache_dir / "features" if representation.cached else None
-    keys = {unit: _key(representation, zoo, unit, train_rows) for unit in representation.units(zoo)}
+    told = labels[train_rows] if labels is not None and representation.supervised else None
+    keys = {unit: _key(representation, zoo, unit, train_rows, told) for unit in representation.units(zoo)}
     missing = []
     for unit, key in keys.items():
         features = _load(folder, key)
@@ -70,6 +76,7 @@ def features_as_they_come(
         return
     needed = {layer for unit in missing for layer in representation.layers_of(zoo, unit)}
     known = zoo.only(sorted(needed)).rows(train_rows) if representation.learns else zoo
+    known = known if told is None else replace(known, target=told)
     # Closed whatever happens: what still trains in the background stops at once.
     with contextlib.closing(_computed(representation, zoo, known, device, missing)) as computed:
         for unit, features in computed:
@@ -129,9 +136,14 @@ def _code_version() -> str:
     return files_hash(*sorted(here.glob("*.py")), *training, here.parent / "lowrank.py")
 
 
-def _key(representation: Representation, zoo: Zoo, unit: str, train_rows: Int64[np.ndarray, " train"]) -> str:
+def _key(
+    representation: Representation,
+    zoo: Zoo,
+    unit: str,
+    train_rows: Int64[np.ndarray, " train"],
+    told: Int64[np.ndarray, " train"] | None,
+) -> str:
     """All that the features of one unit depend on, as one text."""
-    rows = hashlib.sha256(np.ascontiguousarray(train_rows).tobytes()).hexdigest() if representation.learns else None
     parts = {
         "format": _FORMAT,
         "zoo": zoo.fingerprint,
@@ -140,9 +152,14 @@ def _key(representation: Representation, zoo: Zoo, unit: str, train_rows: Int64[
         "representation": representation.config(),
         "features": representation.feature_names(zoo, unit),  # their order is no part of the arguments
         "code": _code_version(),
-        "train_rows": rows,
+        "train_rows": _hash(train_rows) if representation.learns else None,
+        "target": None if told is None else _hash(told),
     }
     return json.dumps(parts, sort_keys=True)
+
+
+def _hash(rows: Int64[np.ndarray, " n"]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
 
 
 def _path(folder: Path, key: str, kind: str = "") -> Path:

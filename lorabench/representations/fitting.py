@@ -53,10 +53,28 @@ def held_rows(n: int, share: float | int) -> int:
     return max(2, round(share * n))
 
 
-def split_rows(seed: int, n: int, share: float | int) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " val"]]:
-    """Rows to train on and rows to stop by, at least two of these."""
+def split_rows(
+    seed: int, n: int, share: float | int, classes: Int64[Tensor, " n"] | None = None
+) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " val"]]:
+    """Rows to train on and rows to stop by, at least two of these; where classes are known, two of a class at a time.
+
+    These are four at least then: two pairs.
+    """
     order, held = epoch_order(seed, -1, n), held_rows(n, share)
+    if classes is not None:
+        order, held = order[_in_pairs(classes.cpu()[order])], max(held, 4)
     return order[held:].sort().values, order[:held].sort().values
+
+
+def _in_pairs(classes: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+    """An order that takes two of every class, two more of every class, and so on; what has no partner comes last."""
+    n, counts = len(classes), torch.bincount(classes)
+    by_class = classes.argsort(stable=True)
+    first = by_class[counts.cumsum(0) - counts]  # of each class, for an order of classes that is the rows' own
+    turn = torch.empty_like(classes)
+    turn[by_class] = torch.arange(n) - (counts.cumsum(0) - counts)[classes[by_class]]
+    alone = ((turn | 1) >= counts[classes]).long()
+    return ((alone * n + turn // 2) * n + first[classes]).argsort(stable=True)
 
 
 def batches(n: int, size: int) -> list[slice]:
@@ -72,6 +90,7 @@ def fit_together(
     inputs: Float[Tensor, "units n d"],
     schooling: Schooling,
     on_epoch: Callable[[], None] | None = None,
+    classes: Int64[Tensor, " n"] | None = None,
 ) -> list[Course]:
     """Train modules of one architecture; each ends with the weights of its best epoch.
 
@@ -83,12 +102,17 @@ def fit_together(
         inputs: standardised training rows of every unit.
         schooling: how long.
         on_epoch: called after every epoch; what it raises ends the training.
+        classes: of the rows, for modules whose losses ask for them.
     """
     courses = [Course() for _ in modules]
-    stack = _UnitStack(list(modules), inputs, schooling)
+    stack = _UnitStack(list(modules), inputs, schooling, classes)
     heard = None if on_epoch is None else lambda _epoch, _done: on_epoch()
     train(stack, courses, schooling.epochs, lambda done, _: stack.close(done), heard)
     return courses
+
+
+_Rows = tuple[Tensor, ...]
+"""Weights [members, b, d] of some rows of every unit, and their classes [members, b] where these are known."""
 
 
 class _Losses(nn.Module):
@@ -98,8 +122,8 @@ class _Losses(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, x: Float[Tensor, "batch d"]) -> dict[str, Tensor]:
-        return self.module.losses(x)
+    def forward(self, *rows: Tensor) -> dict[str, Tensor]:
+        return self.module.losses(*rows)
 
 
 class _UnitStack(Stack):
@@ -108,8 +132,15 @@ class _UnitStack(Stack):
     A unit by itself goes through its own module, without the leading axis.
     """
 
-    def __init__(self, modules: list[AutoEncoder], inputs: Float[Tensor, "units n d"], schooling: Schooling) -> None:
+    def __init__(
+        self,
+        modules: list[AutoEncoder],
+        inputs: Float[Tensor, "units n d"],
+        schooling: Schooling,
+        classes: Int64[Tensor, " n"] | None,
+    ) -> None:
         self.modules, self.inputs, self.schooling = modules, inputs, schooling
+        self._classes = None if classes is None else classes.to(inputs.device)
         first = modules[0]
         self._alone = len(modules) == 1
         # In a stack only its structure is needed.
@@ -125,13 +156,14 @@ class _UnitStack(Stack):
         super().__init__(self._call, params, buffers, schedule)
         self._keyed = [name for name, m in self._call.named_modules() if isinstance(m, Keyed)]
         self._seeds = torch.tensor([module.seed for module in modules], dtype=torch.int64, device=self.device)
-        parts = [split_rows(module.seed, inputs.shape[1], schooling.val_share) for module in modules]
+        parts = [split_rows(module.seed, inputs.shape[1], schooling.val_share, classes) for module in modules]
         self._train, val = (torch.stack([part[i] for part in parts]).to(self.device) for i in (0, 1))
         self._units = torch.arange(len(modules), device=self.device)[:, None]
         self._held = self._rows(val)
 
-    def _rows(self, rows: Int64[Tensor, "members b"]) -> Float[Tensor, "members b d"]:
-        return self.inputs[self._units, rows]
+    def _rows(self, rows: Int64[Tensor, "members b"]) -> _Rows:
+        x = self.inputs[self._units, rows]
+        return (x,) if self._classes is None else (x, self._classes[rows])
 
     def epoch(self, number: int) -> dict[str, Float[Tensor, " members"]]:
         """See `Stack.epoch`."""
@@ -150,7 +182,7 @@ class _UnitStack(Stack):
         means = (losses_of * (sizes / n)[:, None, None]).sum(0)
         return {f"train_{name}": mean for name, mean in zip(found[0], means, strict=True)}
 
-    def _step(self, x: Float[Tensor, "members b d"], keys: Int[Tensor, "draws members"]) -> dict[str, Tensor]:
+    def _step(self, x: _Rows, keys: Int[Tensor, "draws members"]) -> dict[str, Tensor]:
         """One step of Adam on a batch; its losses."""
         with torch.enable_grad():
             if self._alone:
@@ -171,17 +203,15 @@ class _UnitStack(Stack):
         """
         return weights.mT if weights.dim() == 3 and not self._alone else weights
 
-    def _losses(
-        self, params: dict[str, Tensor], x: Float[Tensor, "members b d"], keys: Int[Tensor, "draws members"]
-    ) -> dict[str, Tensor]:
+    def _losses(self, params: dict[str, Tensor], x: _Rows, keys: Int[Tensor, "draws members"]) -> dict[str, Tensor]:
         self._set_keys(keys)
         if self._alone:
-            return {name: loss[None] for name, loss in self._call(x[0]).items()}
+            return {name: loss[None] for name, loss in self._call(*(part[0] for part in x)).items()}
 
-        def one(p: dict[str, Tensor], b: dict[str, Tensor], x_: Tensor) -> Any:
-            return functional_call(self._call, (p, b), (x_,))
+        def one(p: dict[str, Tensor], b: dict[str, Tensor], *x_: Tensor) -> Any:
+            return functional_call(self._call, (p, b), x_)
 
-        found: dict[str, Tensor] = vmap(one, randomness="different")(params, self.buffers, x)
+        found: dict[str, Tensor] = vmap(one, randomness="different")(params, self.buffers, *x)
         return found
 
     def _set_keys(self, keys: Int[Tensor, "draws members"]) -> None:
@@ -211,4 +241,4 @@ class _UnitStack(Stack):
         rows = left.to(self.device)
         self.modules = [self.modules[k] for k in left.tolist()]
         self._seeds, self._train, self._units = self._seeds[rows], self._train[rows], self._units[rows]
-        self._held = self._held[rows]
+        self._held = tuple(part[rows] for part in self._held)

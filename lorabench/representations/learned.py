@@ -22,7 +22,7 @@ from lorabench.representations.base import On, Representation, Unit, chunks
 from lorabench.representations.components import unit_seed
 from lorabench.representations.fitted import FittedUnit
 from lorabench.representations.fitting import Course, Schooling, fit_together, held_rows, split_rows
-from lorabench.representations.reading import flat_rows, shapes_of, sketch_of, sketch_shapes, sketched_rows
+from lorabench.representations.reading import classes_of, flat_rows, shapes_of, sketch_of, sketch_shapes, sketched_rows
 from lorabench.representations.training_memory import member_bytes
 from lorabench.training import set_keys
 from lorabench.zoo import Zoo
@@ -43,8 +43,9 @@ _CONSTANT = 1e-5  # spread over the rows below which a feature says nothing
 class Learned(Representation):
     """Latent vectors of an autoencoder trained on every unit's flattened weights, [N, latent].
 
-    Training sees the training rows alone, and no labels; a seeded tenth of them decides when to stop. All units are
-    trained together, as lanes on a CPU and stacked on a GPU, and every lane or stack is kept as soon as it is done.
+    Training sees the training rows alone, and no labels (but `supervised` ones); a seeded tenth of them decides when to
+    stop. All units are trained together, as lanes on a CPU and stacked on a GPU, and every lane or stack is kept as
+    soon as it is done.
 
     Args:
         latent_dim: length of the feature vector; null for a share of the inputs (`default_latent`).
@@ -350,7 +351,8 @@ class Learned(Representation):
             if stopped.is_set():
                 raise InterruptedError("nobody waits for this autoencoder any more")
 
-        courses = fit_together(modules, stacked, schooling, go_on)
+        classes = classes_of(zoo) if self.supervised else None
+        courses = fit_together(modules, stacked, schooling, go_on, classes)
         found = zip(units, modules, courses, stacked, strict=True)
         return {unit: self._judged(zoo, unit, module, course, rows) for unit, module, course, rows in found}
 
@@ -363,10 +365,12 @@ class Learned(Representation):
                 f"{self.name}, unit {unit}: {course.error}; a lower representation.learning_rate than "
                 f"{self.learning_rate} may help"
             )
-        held = split_rows(module.seed, len(zoo), self.val_share)[1].to(rows.device)
+        classes = classes_of(zoo) if self.supervised else None
+        held = split_rows(module.seed, len(zoo), self.val_share, classes)[1]
+        told = [] if classes is None else [classes[held].to(rows.device)]
         set_keys(module, module.seed, JUDGED)
         with torch.no_grad():
-            known = module.eval().diagnostics(rows[held])
+            known = module.eval().diagnostics(rows[held.to(rows.device)], *told)
             features = module.features(rows)
         known["constant_features"] = int((features.std(0, correction=0) <= _CONSTANT).sum())
         notes = {"history": course.history, "best_epoch": course.best_epoch, "diagnostics": known}

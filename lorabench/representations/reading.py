@@ -2,17 +2,26 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from lorabench.representations.base import chunks, to_device
 from lorabench.zoo import Zoo
 
-__all__ = ["Sketch", "flat_rows", "scaled_factors", "shapes_of", "sketch_of", "sketch_shapes", "sketched_rows"]
+__all__ = [
+    "Sketch", "classes_of", "flat_rows", "scaled_factors", "shapes_of", "sketch_of", "sketch_shapes", "sketched_rows",
+]  # fmt: skip
 
 Sketch = tuple[Tensor, Tensor]
 """(Ω [d_in, s], Ψ [d_out, t]) of one module, orthonormal columns."""
+
+
+def classes_of(zoo: Zoo) -> Int64[Tensor, " n"]:
+    """What a supervised representation learns from, as codes from 0: the zoo's target, or its categories."""
+    codes = zoo.labels.category if zoo.target is None else zoo.target
+    return torch.from_numpy(np.unique(codes, return_inverse=True)[1].astype(np.int64))
 
 
 def shapes_of(zoo: Zoo, layers: Sequence[str]) -> tuple[tuple[int, int], ...]:

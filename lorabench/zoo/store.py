@@ -99,7 +99,13 @@ class Zoo:
         labels: what the adapters were fine-tuned on.
         fingerprint: changes whenever the data do; part of every cache key.
         ceiling: what each adapter was trained on, as far as a classifier could see it: the mean picture [N, height,
+<<<<<<< HEAD
             width] from -1 to 1, or a vector of its texts [N, 1, d]. None where the source does not know.
+=======
+            width] from -1 to 1. None where the source does not know.
+        target: what a run predicts, the code of every adapter's class, for what learns from it. None where no run has
+            said.
+>>>>>>> hc
     """
 
     name: str
@@ -110,6 +116,7 @@ class Zoo:
     labels: Labels
     fingerprint: str
     ceiling: Stack | None = None
+    target: Int64[np.ndarray, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.labels.adapters)
@@ -174,6 +181,7 @@ class Zoo:
             scale=self.scale[index],
             labels=self.labels.rows(index),
             ceiling=None if self.ceiling is None else self.ceiling.rows(index),
+            target=None if self.target is None else self.target[index],
             fingerprint=f"{self.fingerprint}-{picked}",
         )
 
