@@ -87,7 +87,7 @@ def _small_make(words):
 
 
 def _small_python(words):
-    if words[1:3] == ["lorabench", "adapters"]:
+    if words[1:3] in (["lorabench", "adapters"], ["lorabench", "export"], ["lorabench", "predict"]):
         return words
     if "export" in words:
         return [*words, *TINY_ZOO]
@@ -102,7 +102,9 @@ def _run(words, cwd, scratch):
         words, cwd=cwd, capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, "README_RUN": str(scratch / "make_run")},
     )  # fmt: skip
-    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+    # A gate says 1 where it stops something, and what a model of two epochs says is not looked at here.
+    allowed = (0, 1) if "--fail-on" in words and not done.stderr else (0,)
+    assert done.returncode in allowed, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
 
 
 def test_the_example_representation_is_whole(tmp_path, monkeypatch):
