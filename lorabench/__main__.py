@@ -11,6 +11,8 @@ PROGRAMS = {
     "adapters": "one LoRA adapter file, any trainer's: look at it, resize, merge, compare, convert, interpolate, draw",
     "zoo": "a zoo of adapters: is it sound, and its adapters as files",
     "report": "runs and sweeps side by side: what failed, and which representation is shown to be better",
+    "export": "a run made into a model: arrays, JSON and a card in a folder (docs/predict.md)",
+    "predict": "what such a model says of adapter files: a category, or that it does not know",
     "web": "all of it in a browser: adapters, their health, the results of runs (docs/web.md)",
     "studies": "trainings that ask whether the advice on ranks holds (docs/studies.md); Hydra's words",
     "dashboard": "a Weights & Biases workspace over the runs of logger=wandb",

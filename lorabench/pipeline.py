@@ -54,7 +54,7 @@ from lorabench.tracking import ROOM, Opened, Tracker, logging_to
 from lorabench.zoo import Zoo
 from lorabench.zoo.splits import Split, split_zoo
 
-__all__ = ["run"]
+__all__ = ["evaluators_of", "run"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def _evaluate(
 ) -> Result:
     machine = environment()
     phase: Ablation = make(cfg.ablation)
-    evaluators, classes = _evaluators(cfg)
+    evaluators, classes = evaluators_of(cfg)
     evaluators[0].on_curves = track.curves  # of one split: the others' steps would be the same
     evaluator, others = evaluators[0], evaluators[1:]
     learned: dict[str, Any] = {}
@@ -197,7 +197,7 @@ def _untested(labels: Int64[np.ndarray, " n"], splits: Sequence[Split]) -> list[
     return [int(code) for code in np.setdiff1d(labels[labels >= 0], tested)]
 
 
-def _evaluators(cfg: DictConfig) -> tuple[list[Evaluator], tuple[str, ...]]:
+def evaluators_of(cfg: DictConfig) -> tuple[list[Evaluator], tuple[str, ...]]:
     """What evaluates this configuration's zoo, one a split, and the names of the classes.
 
     Split k is drawn by `seed + k`; member j of `num_runs` has the seed `seed + j` and, of m members a split, the split

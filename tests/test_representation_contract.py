@@ -134,6 +134,18 @@ def test_the_constructor_stores_only(choice: str) -> None:
             assert getattr(found, name) == value
 
 
+def test_what_was_learned_comes_back_as_arrays(zoo: Zoo, choice: str, fitted: Representation) -> None:
+    """What predicts another adapter knows no training adapter: options and arrays are enough."""
+    arrays = fitted.arrays()
+    again = build(choice)
+    again.take_arrays(zoo.rows(np.arange(0)), arrays)
+    new = zoo.rows(TEST)
+    for unit, expected in fitted.transform(new, CPU).items():
+        assert close(again.features(new, unit, CPU), expected), unit
+    assert arrays.keys() == again.arrays().keys()
+    assert bool(arrays) == fitted.learns
+
+
 def test_config_is_plain_and_tells_arguments_apart(choice: str) -> None:
     found = build(choice).config()
     assert found == build(choice).config()

@@ -1,7 +1,7 @@
 """The contract of a representation: adapter weights in, one feature vector an adapter and unit out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -94,6 +94,31 @@ class Representation(ABC):
     def restore(self, unit: str, path: Path) -> None:
         """Take back what `state` gave."""
         raise NotImplementedError(f"{type(self).__name__} keeps nothing of {unit}, and {path} is not its own")
+
+    def arrays(self) -> dict[str, Tensor]:
+        """What `fit` learned, as arrays by name, for `take_arrays`; none where it learns nothing.
+
+        Raises:
+            LorabenchError: what was learned is not kept as arrays, or they would be too large.
+        """
+        if not self.learns:
+            return {}
+        raise LorabenchError(
+            f"{type(self).__name__} cannot be exported: what it learned is not kept as arrays. Representations that "
+            "learn nothing can, and pca, delta_pca, vae, contrastive and denoising"
+        )
+
+    def take_arrays(self, zoo: Zoo, arrays: Mapping[str, Tensor]) -> None:
+        """Know again what `arrays` gave, in place of `fit`.
+
+        Args:
+            zoo: any of the same layers, without adapters too.
+            arrays: what another one of the same options gave.
+
+        Raises:
+            KeyError: an array is missing.
+        """
+        del zoo, arrays
 
     def units(self, zoo: Zoo) -> tuple[str, ...]:
         """The units of this zoo, in order.

@@ -1,7 +1,7 @@
 """Principal components of rows read in pieces: exact while a square matrix fits, randomised beyond."""
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,6 +79,15 @@ class Basis:
     mean: Float64[Tensor, " d"]
     directions: Float64[Tensor, "k d"]
     variance: Float64[Tensor, " k"]
+
+    def arrays(self, unit: str) -> dict[str, Tensor]:
+        """Its numbers as float32 on the CPU, by names that begin with `unit`."""
+        return {f"{unit}/{name}": values.float().cpu() for name, values in vars(self).items()}
+
+    @classmethod
+    def of(cls, unit: str, arrays: Mapping[str, Tensor]) -> "Basis":
+        """From what `arrays` gave."""
+        return cls(*(arrays[f"{unit}/{name}"].double() for name in ("mean", "directions", "variance")))
 
 
 def choose_mode(count: int, width: int, memory: int | float) -> Mode:

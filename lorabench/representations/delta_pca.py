@@ -1,6 +1,6 @@
 """Principal components of ΔW, which is never formed: what the weights say once the gauge is out of sight."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -26,9 +26,10 @@ from lorabench.representations.components import (
 from lorabench.representations.pca import Components, check_rows, product_device
 from lorabench.zoo import Zoo
 
-__all__ = ["DeltaPCA", "Dual", "Sketch"]
+__all__ = ["DeltaPCA", "Directions", "Dual", "Sketch"]
 
 _MAX_FLOPS = 2e12  # of one unit's Gram matrix: half a minute on two cores
+_MAX_EXPORTED = 2e9  # bytes of directions
 _STACKED_ROWS = 1024  # adapters times rank whose products with as many others fit a processor's cache
 
 
@@ -47,6 +48,25 @@ class Dual:
     train: Zoo
     weights: Float64[Tensor, "n k"]
     row_mean: Float64[Tensor, " n"]
+
+    def dims(self, module: str) -> tuple[int, int, int]:
+        """(d_out, r, d_in) of one module."""
+        return _dims(self.train, module)
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Exact components as they are: the same scores as by `Dual`, without a training adapter at hand.
+
+    Attributes:
+        modules: the modules whose inner products add up.
+        directions: Σ_j weights[j, k] · ΔW_j of every module, flattened, [k, d_out · d_in].
+        offset: what every score is lowered by, row_mean @ weights, [k].
+    """
+
+    modules: tuple[str, ...]
+    directions: tuple[Float32[Tensor, "k _d"], ...]
+    offset: Float64[Tensor, " k"]
 
 
 @dataclass(frozen=True)
@@ -127,7 +147,7 @@ class DeltaPCA(Representation):
             LorabenchError: an option is not allowed, or there are no rows.
         """
         check_rows(zoo)
-        self.bases_: dict[str, Dual | Sketch] = {}
+        self.bases_: dict[str, Directions | Dual | Sketch] = {}
         for unit in track(self.units(zoo), "principal components of ΔW"):
             modules, place = self._modules(zoo, unit), product_device(device)
             exact = self._fits(zoo, modules)
@@ -142,7 +162,7 @@ class DeltaPCA(Representation):
         Raises:
             LorabenchError: `fit` has not seen this unit, or saw it with other modules.
         """
-        found: Dual | Sketch | None = getattr(self, "bases_", {}).get(unit)
+        found: Directions | Dual | Sketch | None = getattr(self, "bases_", {}).get(unit)
         if found is None or found.modules != self._modules(zoo, unit):
             raise LorabenchError(
                 f"delta_pca was not fitted on unit {unit!r} with these modules of {zoo.name}; call fit with "
@@ -151,7 +171,50 @@ class DeltaPCA(Representation):
         place = product_device(device)
         if isinstance(found, Sketch):
             return scores(_sketch_rows(zoo, found.modules, found.omegas, place), found.basis, self.components)
+        if isinstance(found, Directions):
+            return _direct_scores(zoo, found, self.components, place)
         return _dual_scores(zoo, found, self.components, place)
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Of every unit its directions, or (`Sketch`) Ω of every module and the components behind it; float32.
+
+        Raises:
+            LorabenchError: the directions take more than 2 GB.
+        """
+        found: dict[str, Tensor] = {}
+        for unit, basis in self.bases_.items():
+            if isinstance(basis, Sketch):
+                omegas = {f"{unit}/omega/{m}": one for m, one in zip(basis.modules, basis.omegas, strict=True)}
+                found |= {name: one.float().cpu() for name, one in omegas.items()} | basis.basis.arrays(unit)
+                continue
+            direct = basis if isinstance(basis, Directions) else self._directions(basis)
+            names = [f"{unit}/directions/{m}" for m in direct.modules]
+            found |= dict(zip(names, direct.directions, strict=True)) | {f"{unit}/offset": direct.offset}
+        return found
+
+    def take_arrays(self, zoo: Zoo, arrays: Mapping[str, Tensor]) -> None:
+        """Know again what `arrays` gave."""
+        self.bases_ = {}
+        for unit in self.units(zoo):
+            modules = self._modules(zoo, unit)
+            if f"{unit}/offset" in arrays:
+                directions = tuple(arrays[f"{unit}/directions/{name}"] for name in modules)
+                self.bases_[unit] = Directions(modules, directions, arrays[f"{unit}/offset"])
+            else:
+                omegas = tuple(arrays[f"{unit}/omega/{name}"].double() for name in modules)
+                self.bases_[unit] = Sketch(modules, omegas, Basis.of(unit, arrays))
+
+    def _directions(self, dual: Dual) -> Directions:
+        size = 4 * dual.weights.shape[1] * sum(d_out * d_in for d_out, _, d_in in map(dual.dims, dual.modules))
+        if size > _MAX_EXPORTED:
+            raise LorabenchError(
+                f"delta_pca: {dual.weights.shape[1]} directions of {len(dual.modules)} modules are {size / 1e9:.1f} GB "
+                f"and {_MAX_EXPORTED / 1e9:g} GB are the most. Run again with representation.memory_gb=0, which looks "
+                "at ΔW through a few columns, or with fewer representation.components"
+            )
+        device = dual.weights.device
+        parts = tuple(_direction(dual, name, device).float().cpu() for name in dual.modules)
+        return Directions(dual.modules, parts, (dual.row_mean @ dual.weights).cpu())
 
     def _modules(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
         return tuple(m.name for m in zoo.modules) if self.unit == "all" else (unit,)
@@ -239,6 +302,36 @@ def _dual_scores(zoo: Zoo, dual: Dual, components: int, device: torch.device) ->
     out = torch.zeros(len(zoo), components)
     out[:, : total.shape[1]] = total.float().cpu()
     return out
+
+
+def _direction(dual: Dual, module: str, device: torch.device) -> Float64[Tensor, "k d"]:
+    """Σ_j weights[j, k] · ΔW_j of one module, flattened."""
+    d_out, _, d_in = dual.dims(module)
+    total = dual.weights.new_zeros(dual.weights.shape[1], d_out * d_in)
+    for start, stop in _dense_ranges(dual.train, module):
+        down, up = _factors(dual.train, module, start, stop, device)
+        total += dual.weights[start:stop].T @ (up @ down).flatten(1)
+    return total
+
+
+def _direct_scores(zoo: Zoo, direct: Directions, components: int, device: torch.device) -> Float32[Tensor, "n f"]:
+    total = -direct.offset.to(device).repeat(len(zoo), 1)
+    for name, directions in zip(direct.modules, direct.directions, strict=True):
+        wide = directions.to(device).double()
+        for start, stop in _dense_ranges(zoo, name):
+            down, up = _factors(zoo, name, start, stop, device)
+            total[start:stop] += (up @ down).flatten(1) @ wide.T
+    out = torch.zeros(len(zoo), components)
+    out[:, : total.shape[1]] = total.float().cpu()
+    return out
+
+
+def _dense_ranges(zoo: Zoo, module: str) -> Iterator[tuple[int, int]]:
+    """Ranges of adapters whose dense ΔW of one module take about 64 MiB in float64."""
+    d_out, _, d_in = _dims(zoo, module)
+    step = max(1, 2**23 // (d_out * d_in))
+    for start in range(0, len(zoo), step):
+        yield start, min(start + step, len(zoo))
 
 
 def _omega(zoo: Zoo, module: str, columns: int, seed: int, device: torch.device) -> Float64[Tensor, "d_in s"]:

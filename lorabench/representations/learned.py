@@ -2,9 +2,10 @@
 
 import functools
 import logging
+import tempfile
 import threading
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -223,6 +224,22 @@ class Learned(Representation):
         fitted = FittedUnit.of(path)
         fitted.verify()
         self.take(unit, fitted)
+
+    def arrays(self) -> dict[str, Tensor]:
+        """The file of every unit, as `state` gives it, byte by byte."""
+        cpu = torch.device("cpu")
+        for fitted in self.fitted_.values():
+            fitted.on(self.kind(), cpu)  # what lies in a file is read
+        return {unit: torch.frombuffer(bytearray(self.state(unit)), dtype=torch.uint8) for unit in self.fitted_}
+
+    def take_arrays(self, zoo: Zoo, arrays: Mapping[str, Tensor]) -> None:
+        """Know again what `arrays` gave."""
+        with tempfile.TemporaryDirectory() as scratch:
+            for unit in self.units(zoo):
+                path = Path(scratch) / "unit.safetensors"
+                path.write_bytes(arrays[unit].numpy().tobytes())
+                self.restore(unit, path)
+                self.fitted_[unit].on(self.kind(), torch.device("cpu"))  # while the file is there
 
     @property
     def name(self) -> str:

@@ -110,6 +110,10 @@ class Loaded(Representation):
         """Take a unit's autoencoder from a file that `state` gave."""
         self.trained.restore(unit, path)
 
+    def arrays(self) -> dict[str, Tensor]:
+        """The file of every unit."""
+        return self.trained.arrays()
+
     def config(self) -> dict[str, Any]:
         """Class and arguments of the training; `fitted` says which autoencoders these are, wherever they lie."""
         return {**self.run.config, "fitted": self.run.digest()}

@@ -1,5 +1,6 @@
 """Principal components of the weights themselves, learned from the training rows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -88,6 +89,14 @@ class PCA(Representation):
                 f"{zoo.name}; call fit with the training rows of the same layers first"
             )
         return scores(_flat_rows(zoo, layers, device), basis, self.components)
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Mean, directions and variances of every unit, float32."""
+        return {name: one for unit, (_, basis) in self.bases_.items() for name, one in basis.arrays(unit).items()}
+
+    def take_arrays(self, zoo: Zoo, arrays: Mapping[str, Tensor]) -> None:
+        """Know again what `arrays` gave."""
+        self.bases_ = {unit: (self.layers_of(zoo, unit), Basis.of(unit, arrays)) for unit in self.units(zoo)}
 
 
 def product_device(device: torch.device) -> torch.device:

@@ -99,13 +99,9 @@ class Zoo:
         labels: what the adapters were fine-tuned on.
         fingerprint: changes whenever the data do; part of every cache key.
         ceiling: what each adapter was trained on, as far as a classifier could see it: the mean picture [N, height,
-<<<<<<< HEAD
             width] from -1 to 1, or a vector of its texts [N, 1, d]. None where the source does not know.
-=======
-            width] from -1 to 1. None where the source does not know.
         target: what a run predicts, the code of every adapter's class, for what learns from it. None where no run has
             said.
->>>>>>> hc
     """
 
     name: str

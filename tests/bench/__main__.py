@@ -8,6 +8,7 @@ from tests.bench import (
     bench_members,
     bench_merge,
     bench_monitor,
+    bench_predict,
     bench_reading,
     bench_resize,
     bench_web,
@@ -15,7 +16,7 @@ from tests.bench import (
 
 for bench in (
     bench_features, bench_members, bench_ablation, bench_learned, bench_reading, bench_resize, bench_merge,
-    bench_inspect, bench_monitor, bench_web,
+    bench_inspect, bench_monitor, bench_predict, bench_web,
 ):  # fmt: skip
     print(f"\n== {bench.__name__.rsplit('.', 1)[1]}")
     bench.main()

@@ -1,0 +1,247 @@
+"""A run made into a model: its data set, its representation and its members again, then calibrated."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from lorabench.classifiers import Fitted, as_it_is
+from lorabench.classifiers.factors import FactorClassifier
+from lorabench.configs import make_representation
+from lorabench.errors import LorabenchError
+from lorabench.evaluation import Arm, Evaluator, Probe
+from lorabench.pipeline import evaluators_of
+from lorabench.predict.character import character, spans
+from lorabench.predict.conformal import Held, mean_probabilities, temperature
+from lorabench.predict.folder import networks_of
+from lorabench.predict.model import Model, Scaling, joined_features
+from lorabench.predict.novelty import Novelty
+from lorabench.predict.reading import ModelModule
+from lorabench.report.folders import result_in
+from lorabench.representations import Representation
+from lorabench.representations.learned import Learned
+from lorabench.results import Result
+from lorabench.training.standardising import mean_and_scale
+from lorabench.zoo import Zoo
+
+__all__ = ["calibrated", "make_model", "modules_of"]
+
+_TARGETS = ("category", "leaf")
+_CLOSE = 1e-3
+_Z95 = 1.959963984540054
+
+
+def make_model(run: Path, name: str) -> Model:
+    """The model of a finished run: what its first split trained, trained again by the run's own settings.
+
+    Validation adapters, which chose when to stop, choose the temperature too; test adapters, which trained and chose
+    nothing, are what promises are calibrated on.
+
+    Args:
+        run: its folder.
+        name: of one of its representations.
+
+    Raises:
+        LorabenchError: there is no such run or representation, its data set has changed, or one of its parts cannot
+            be kept as arrays.
+    """
+    result = result_in(run)
+    _check(result, run, name)
+    evaluators, classes = evaluators_of(OmegaConf.create(result.config))
+    evaluator = dataclasses.replace(evaluators[0], resume=False, device=torch.device("cpu"))
+    _check_zoo(evaluator.zoo, result)
+    representation = _fitted_representation(run, name, result, evaluator)
+    return calibrated(evaluator, name, representation, classes, result.target, _story(result, name))
+
+
+def calibrated(
+    evaluator: Evaluator,
+    name: str,
+    representation: Representation,
+    classes: tuple[str, ...],
+    target: str,
+    story: dict[str, Any],
+) -> Model:
+    """Members of an evaluator's split, trained and calibrated.
+
+    Args:
+        evaluator: of the zoo, on the CPU; it takes no member from an earlier run.
+        name: what the representation is called.
+        representation: fitted on the training rows.
+        classes: names of the classes.
+        target: what they are.
+        story: what the card says of the training.
+
+    Raises:
+        LorabenchError: the representation or the members cannot be kept as arrays.
+    """
+    representation.arrays()  # what cannot be kept is told before anything is trained
+    members = _members(name, representation, evaluator)
+    seeds = [fitted.member.seed for fitted in members]
+    logits = torch.stack([fitted.logits for fitted in members])
+    zoo, split = evaluator.zoo, evaluator.split
+    features = joined_features(representation, zoo)
+    classifier, scaling = _classifier(evaluator, features, len(classes))
+    inputs = features if scaling is None else scaling.inputs(features)
+    warmth = temperature(logits[:, split.val], evaluator.labels[split.val])
+    groups, held_out = _groups(zoo, target, split.test, np.concatenate([split.train, split.val]))
+    probabilities = mean_probabilities(logits[:, split.test], warmth)
+    right = probabilities.gather(1, torch.from_numpy(evaluator.labels[split.test])[:, None])[:, 0]
+    known = spans(zoo.rows(split.train))
+    rows = split.train, split.val, split.test
+    model = Model(
+        target=target,
+        classes=classes,
+        modules=modules_of(zoo),
+        representation=representation,
+        scaling=scaling,
+        classifier=classifier,
+        seeds=tuple(seeds),
+        networks=networks_of(classifier, seeds, [fitted.state for fitted in members]),
+        temperature=warmth,
+        conformal=Held.of((1 - right).numpy(), groups),
+        novelty=Novelty.of(known, inputs, character(zoo, known), rows, groups),
+        trained_on={**story, "groups": len(np.unique(groups)), "held_out_leaves": held_out},
+    )
+    _check_same(model, inputs, logits, name)
+    return model
+
+
+def _classifier(
+    evaluator: Evaluator, features: Float32[Tensor, "n f"], n_classes: int
+) -> tuple[dict[str, Any], Scaling | None]:
+    """Class and arguments of the members; and how their inputs are scaled: not at all where they read factors."""
+    kind, settings = _class_and_settings(evaluator)
+    scaling: Scaling | None = None
+    if issubclass(kind, FactorClassifier):
+        settings["shapes"] = [[one.rank, one.d_in, one.d_out] for one in modules_of(evaluator.zoo)]
+    else:
+        scaling = Scaling(*mean_and_scale(features[evaluator.split.train]))
+    arguments = {**settings, "in_features": features.shape[1], "n_classes": n_classes}
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", "arguments": arguments}, scaling
+
+
+def _check(result: Result, run: Path, name: str) -> None:
+    if result.target not in _TARGETS:
+        raise LorabenchError(
+            f"{run}: its target is {result.target}, and a model names classes: export a run with target=category or "
+            "leaf"
+        )
+    known = list(result.config["representations"])
+    if name not in known:
+        raise LorabenchError(f"{run} has no representation {name!r}. It has {', '.join(known)}.")
+
+
+def _check_zoo(zoo: Zoo, result: Result) -> None:
+    if zoo.fingerprint != result.dataset["fingerprint"]:
+        raise LorabenchError(
+            f"the data set {zoo.name} is another now than when the run was made ({zoo.fingerprint[:12]}, "
+            f"{result.dataset['fingerprint'][:12]} then): run it again, and export that run"
+        )
+    paired = {layer for module in zoo.modules for layer in (module.down, module.up)}
+    lone = [layer for layer in zoo.layers if layer not in paired]
+    if lone or not zoo.modules:
+        raise LorabenchError(
+            f"{zoo.name}: {(lone or ['nothing'])[0]} has no partner to make a pair of down and up, and a model reads "
+            "whole adapters"
+        )
+
+
+def _fitted_representation(run: Path, name: str, result: Result, evaluator: Evaluator) -> Representation:
+    options = dict(result.config["representations"][name])
+    found = make_representation(OmegaConf.create(options))
+    if isinstance(found, Learned):  # it took long, and the run kept it
+        folder = run / "fitted" / name.replace("/", "_")
+        found = make_representation(OmegaConf.create({**options, "load_from": str(folder)}))
+    return found.fit(evaluator.zoo.rows(evaluator.split.train), evaluator.device)
+
+
+def _members(name: str, representation: Representation, evaluator: Evaluator) -> list[Fitted]:
+    """Members of all seeds on all layers, with their weights.
+
+    Raises:
+        LorabenchError: none ended well, or one has no weights.
+    """
+    kept: list[Fitted] = []
+
+    def keep(fitted: Fitted, *_: Any) -> dict[str, float]:
+        kept.append(as_it_is(len(kept), fitted))
+        return {}
+
+    found = evaluator.evaluate(name, representation, [Arm("none", evaluator.everything)], Probe("export", keep))
+    failed = [run.error for run in found[0].runs if run.error is not None]
+    if not kept:
+        raise LorabenchError(f"{name}: no member ended well. {failed[0] if failed else ''}")
+    kind = _class_and_settings(evaluator)[0]
+    if not all(fitted.state for fitted in kept):
+        raise LorabenchError(
+            f"classifier {kind.__name__.lower()} cannot be exported: it has no weights of its own to keep. Run again "
+            "with classifier=mlp or linear"
+        )
+    return sorted(kept, key=lambda fitted: fitted.member.seed)
+
+
+def _class_and_settings(evaluator: Evaluator) -> tuple[type, dict[str, Any]]:
+    """A factory is what a yaml with `_partial_` makes: a class and some of its arguments."""
+    factory = cast("Any", evaluator.factory)
+    return factory.func, dict(factory.keywords)
+
+
+def _check_same(
+    model: Model, inputs: Float32[Tensor, "n f"], logits: Float32[Tensor, "members n c"], name: str
+) -> None:
+    """A model that says something else than its members did is not written."""
+    apart = float((model.logits(inputs) - logits).abs().max())
+    if apart > _CLOSE * max(1.0, float(logits.abs().max())):
+        raise LorabenchError(
+            f"{name}: the members say something else of what the model makes of their adapters (logits differ by "
+            f"{apart:.3g}), so it cannot be exported. Run again with classifier=mlp or linear"
+        )
+
+
+def modules_of(zoo: Zoo) -> tuple[ModelModule, ...]:
+    """The modules of a zoo as a model keeps them."""
+    found = []
+    for module in zoo.modules:
+        (_, rank, d_in), (_, d_out, _) = (zoo.layers[layer].shape for layer in (module.down, module.up))
+        found.append(ModelModule(module.name, module.down, module.up, rank, d_in, d_out))
+    return tuple(found)
+
+
+def _groups(
+    zoo: Zoo, target: str, test: Int64[np.ndarray, " test"], others: Int64[np.ndarray, " others"]
+) -> tuple[Int64[np.ndarray, " test"], bool]:
+    """What is drawn as one of the test adapters: the group, else the leaf; and whether theirs trained nothing."""
+    labels = zoo.labels
+    units = labels.leaf if labels.group is None else labels.group
+    if target == "leaf" and labels.group is None:
+        units = np.arange(len(zoo))
+    return units[test], not np.isin(units[test], units[others]).any()
+
+
+def _story(result: Result, name: str) -> dict[str, Any]:
+    """What the card says of the training."""
+    row = next(one for one in result.summary if one.representation == name and one.ablation == "none")
+    accuracy, count = row.test_accuracy.mean, int(result.split["test"])
+    return {
+        "dataset": result.dataset["name"],
+        "fingerprint": result.dataset["fingerprint"],
+        "representation": name,
+        "accuracy": accuracy,
+        "interval": _wilson(accuracy, count),
+        "chance": result.chance,
+        **{part: int(result.split[part]) for part in ("train", "val", "test")},
+    }
+
+
+def _wilson(share: float, count: int) -> list[float]:
+    """The 95 % interval of a share of so many (Wilson 1927)."""
+    z = _Z95**2 / count
+    middle, half = share + z / 2, math.sqrt(z * share * (1 - share) + z * z / 4)
+    return [(middle - half) / (1 + z), (middle + half) / (1 + z)]
