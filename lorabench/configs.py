@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError
 from lorabench.evaluation.journal import digest, source_code
-from lorabench.options import AtLeast, AtMost, OneOf, check_arguments
+from lorabench.options import AtLeast, AtMost, check_arguments
 from lorabench.representations import Representation
 from lorabench.representations.learned import Learned
 from lorabench.representations.load_from import Loaded
@@ -43,7 +43,7 @@ class _Root:
     splits: Annotated[int, AtLeast(1)]
     folds: Annotated[int, AtLeast(1)]
     top_k: Annotated[int, AtLeast(0)]
-    target: Annotated[str, OneOf(["category", "leaf"])]
+    target: str
     resume: bool
     rerun: bool
     dry_run: bool

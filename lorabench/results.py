@@ -18,8 +18,10 @@ from lorabench.text import to_json
 
 __all__ = [
     "METRICS",
+    "NUMBER_METRICS",
     "PUBLISHED",
     "SCHEMA",
+    "Numbers",
     "Result",
     "Run",
     "Statistic",
@@ -34,6 +36,8 @@ SCHEMA = 5
 _INDENTED_CLASSES = 50  # beyond it, a line a confusion count would be millions of lines
 PUBLISHED = ("protocol", "top_k_ablated", "num_runs", "top_layers", "ablation_results", "baseline_results")
 """Keys of `results.json` with `published_keys=true`: all of the origin's but `dataset`, which is lorabench's own."""
+NUMBER_METRICS = ("test_mae", "test_r2")
+"""Of a number that is predicted in ordered classes, beside `METRICS`."""
 METRICS = ("train_accuracy", "val_accuracy", "test_accuracy", "test_macro_f1", "test_auroc")
 
 
@@ -47,7 +51,8 @@ class Run:
         seed: the member's seed.
         best_epoch: epoch with the lowest validation loss, or the highest accuracy with `stop_on=accuracy`, from 0.
         epochs: epochs trained.
-        metrics: `METRICS` and val_macro_f1 -> value; NaN where a metric is undefined. Empty where the member failed.
+        metrics: `METRICS`, val_macro_f1 and, of a number, `NUMBER_METRICS` -> value; NaN where a metric is undefined.
+            Empty where the member failed.
         confusion: test counts of (true, predicted) class.
         history: a row an epoch: train_loss, val_loss, val_accuracy, learning_rate.
         error: why it failed, or None.
@@ -137,6 +142,7 @@ class Summary:
         train_accuracy, val_accuracy, test_accuracy, test_macro_f1, test_auroc: over the runs that ended well.
         failed: errors of the runs that did not; a failed run is in no mean.
         variance: of test accuracy, by split and by member.
+        test_mae, test_r2: of a number, in `Result.numbers.unit`; None where classes have no order.
     """
 
     representation: str
@@ -152,6 +158,25 @@ class Summary:
     test_auroc: Statistic
     failed: list[str] = field(default_factory=list)
     variance: Variance = Variance(math.nan, math.nan)
+    test_mae: Statistic | None = None
+    test_r2: Statistic | None = None
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers that ordered classes stand for.
+
+    Attributes:
+        unit: what errors are measured in: the target's name, or "log2" of it.
+        values: of the classes, in that unit, ascending.
+        constant_mae: test mean absolute error of the training median, a mean over splits.
+        constant_r2: test R² of the training mean, a mean over splits.
+    """
+
+    unit: str
+    values: list[Number]
+    constant_mae: Number
+    constant_r2: Number
 
 
 @dataclass(frozen=True)
@@ -162,7 +187,7 @@ class Result:
         dataset: name, config, fingerprint, adapters, layers, modules, groups and categories with their counts.
         split: numbers of train, val and test rows (of the first split), whether the source fixed them, and the
             number of splits.
-        target: "category" or "leaf".
+        target: "category", "leaf", or a column of the recipe.
         classes: names of the classes, in the order of the confusion matrices.
         chance: test accuracy of always naming the most frequent training class, a mean over splits.
         config: the whole resolved configuration.
@@ -175,6 +200,7 @@ class Result:
             (`lorabench.evaluation.latent`).
         published: what stands under the published keys, beside all these, with `published_keys=true`
             (`lorabench.published`).
+        numbers: what the classes of a number stand for; None where classes have no order.
         schema: version of this layout.
     """
 
@@ -191,6 +217,7 @@ class Result:
     ablation: Finding
     learned: dict[str, Any] = field(default_factory=dict)
     published: dict[str, Any] = field(default_factory=dict)
+    numbers: Numbers | None = None
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:
@@ -203,6 +230,7 @@ class Result:
 def summarise(runs: Sequence[Run], classifier: str, units: int, features: int, gauge_invariant: bool | None) -> Summary:
     """The row of one representation and ablation from its runs."""
     good = [run for run in runs if run.error is None]
+    numbers = [name for name in NUMBER_METRICS if any(name in run.metrics for run in good)]
     return Summary(
         representation=runs[0].representation,
         ablation=runs[0].ablation,
@@ -213,6 +241,7 @@ def summarise(runs: Sequence[Run], classifier: str, units: int, features: int, g
         failed=[run.error for run in runs if run.error is not None],
         variance=Variance.of(good),
         **{name: Statistic.of([run.metrics[name] for run in good]) for name in METRICS},
+        **{name: Statistic.of([run.metrics[name] for run in good]) for name in numbers},
     )
 
 

@@ -2,7 +2,7 @@
 
 from lorabench.classifiers.base import Classifier, ClassifierFactory
 from lorabench.classifiers.members import Fitted, as_it_is, fit_members
-from lorabench.classifiers.metrics import accuracy, confusion, macro_f1, scores
+from lorabench.classifiers.metrics import accuracy, confusion, expected_values, macro_f1, number_scores, scores
 from lorabench.classifiers.problem import Columns, Member, Problem
 from lorabench.classifiers.streamed import Streamed
 
@@ -17,7 +17,9 @@ __all__ = [
     "accuracy",
     "as_it_is",
     "confusion",
+    "expected_values",
     "fit_members",
     "macro_f1",
+    "number_scores",
     "scores",
 ]

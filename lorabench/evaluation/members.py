@@ -11,7 +11,16 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from lorabench.classifiers import Fitted, Member, Problem, accuracy, macro_f1, scores
+from lorabench.classifiers import (
+    Fitted,
+    Member,
+    Problem,
+    accuracy,
+    expected_values,
+    macro_f1,
+    number_scores,
+    scores,
+)
 from lorabench.evaluation.arm import Arm, Probe
 from lorabench.evaluation.journal import digest
 from lorabench.progress import bar
@@ -93,7 +102,7 @@ def train(evaluator: "Evaluator", name: str, trained: Trained) -> list[list[Reco
     evaluator.taken += len(keys) - len(missing)
 
     def finish(number: int, fitted: Fitted) -> None:
-        record = _record(fitted, evaluator.split, trained)
+        record = _record(fitted, evaluator, trained)
         journal.add(keys[missing[number]], record.packed())
 
     if missing:
@@ -108,14 +117,16 @@ def train(evaluator: "Evaluator", name: str, trained: Trained) -> list[list[Reco
     return [records[start : start + len(seeds)] for start in range(0, len(records), len(seeds))]
 
 
-def _record(fitted: Fitted, split: Split, trained: Trained) -> Record:
-    member = fitted.member
+def _record(fitted: Fitted, evaluator: "Evaluator", trained: Trained) -> Record:
+    member, split = fitted.member, evaluator.split
     measured: dict[str, Any] = {"epochs": len(fitted.history), "history": fitted.history}
     if fitted.error is not None:
         val, test = (np.full(len(rows), -1, np.int64) for rows in (split.val, split.test))
         return Record({**measured, "error": fitted.error}, val, test)
     labels = trained.problem.labels[member.labels].cpu()
     metrics = _metrics(fitted, split, labels, trained.problem.n_classes)
+    if evaluator.values is not None:
+        metrics |= _number_metrics(fitted, split, labels, torch.from_numpy(evaluator.values))
     predicted = fitted.logits.argmax(-1).numpy()
     widths = trained.widths[member.features]
     probed = trained.probe.measure(fitted, trained.problem, widths) if trained.probe else {}
@@ -137,3 +148,10 @@ def _metrics(fitted: Fitted, split: Split, labels: torch.Tensor, n_classes: int)
         **{f"test_{key}": value for key, value in scores(fitted.logits[test], labels[test], n_classes).items()},
     }
     return {key: float(value) for key, value in found.items()}
+
+
+def _number_metrics(fitted: Fitted, split: Split, labels: torch.Tensor, values: torch.Tensor) -> dict[str, float]:
+    """How far the expected number is from the true one, on the test rows."""
+    test = torch.from_numpy(split.test)
+    found = number_scores(expected_values(fitted.logits[test], values), values[labels[test]])
+    return {f"test_{key}": float(value) for key, value in found.items()}

@@ -1,8 +1,10 @@
 """Tables of every metric: over all layers, and of every arm."""
 
+import math
+
 from lorabench.report.arms import with_arm
 from lorabench.report.numbers import counted, mean_std, over
-from lorabench.results import METRICS, Result, Summary
+from lorabench.results import METRICS, NUMBER_METRICS, Numbers, Result, Statistic, Summary
 from lorabench.sheet import Sheet
 
 __all__ = ["every_arm", "scores"]
@@ -21,11 +23,12 @@ def scores(result: Result) -> Sheet:
     rows = with_arm(result, "none")
     return Sheet(
         title=f"What the weights of {result.dataset['name']} say about the {result.target}",
-        columns=("representation", "features", *_TITLES.values()),
-        rows=[(row.representation, *_cells(row)) for row in rows],
+        columns=("representation", "features", *_TITLES.values(), *_number_titles(result.numbers)),
+        rows=[*((row.representation, *_cells(row), *_numbers(row)) for row in rows), *_constant(result.numbers)],
         caption=[
             counted(result),
             f"mean ± std over {_over(result)}, in % · chance {100 * result.chance:.1f}",
+            *_number_words(result.numbers),
             *(f"{row.representation} failed: {error}" for row in rows for error in row.failed),
         ],
         text=("representation",),
@@ -37,8 +40,8 @@ def every_arm(result: Result) -> Sheet:
     """Every metric of every representation and kind of arm: beyond a terminal's patience."""
     return Sheet(
         title="Every arm",
-        columns=("representation", "ablation", "features", *_TITLES.values()),
-        rows=[(row.representation, row.ablation, *_cells(row)) for row in result.summary],
+        columns=("representation", "ablation", "features", *_TITLES.values(), *_number_titles(result.numbers)),
+        rows=[(row.representation, row.ablation, *_cells(row), *_numbers(row)) for row in result.summary],
         caption=[f"mean ± std over {_over(result)}, in %"],
         text=("representation", "ablation"),
         long=True,
@@ -47,6 +50,36 @@ def every_arm(result: Result) -> Sheet:
 
 def _cells(row: Summary) -> tuple[str, ...]:
     return (str(row.features or "–"), *(mean_std(getattr(row, name), row) for name in METRICS))
+
+
+def _number_titles(numbers: Numbers | None) -> tuple[str, ...]:
+    return () if numbers is None else ("MAE", "R²")
+
+
+def _numbers(row: Summary) -> tuple[str, ...]:
+    """Mean absolute error and R² of a number, as they are."""
+    found = [getattr(row, name) for name in NUMBER_METRICS]
+    return () if None in found else tuple(map(_plain, found))
+
+
+def _plain(found: Statistic) -> str:
+    if not found.n:
+        return "–"
+    return f"{found.mean:.2f}" + ("" if math.isnan(found.std) else f" ± {found.std:.2f}")
+
+
+def _constant(numbers: Numbers | None) -> list[tuple[str, ...]]:
+    """The row of the best constant."""
+    if numbers is None:
+        return []
+    errors = (f"{numbers.constant_mae:.2f}", f"{numbers.constant_r2:.2f}".replace("nan", "–"))
+    return [("the best constant", *["–"] * (1 + len(_TITLES)), *errors)]
+
+
+def _number_words(numbers: Numbers | None) -> list[str]:
+    if numbers is None:
+        return []
+    return [f"MAE: mean absolute error of the expected number, in {numbers.unit}; R² likewise, not in %"]
 
 
 def _over(result: Result) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -100,6 +100,8 @@ class Zoo:
         fingerprint: changes whenever the data do; part of every cache key.
         ceiling: what each adapter was trained on, as far as a classifier could see it: the mean picture [N, height,
             width] from -1 to 1. None where the source does not know.
+        checkpoints: the same adapters after fewer steps of their training, by the number of steps; empty where none
+            are kept.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Zoo:
     labels: Labels
     fingerprint: str
     ceiling: Stack | None = None
+    checkpoints: "Mapping[int, Zoo]" = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels.adapters)
@@ -170,6 +173,7 @@ class Zoo:
             labels=self.labels.rows(index),
             ceiling=None if self.ceiling is None else self.ceiling.rows(index),
             fingerprint=f"{self.fingerprint}-{picked}",
+            checkpoints={step: zoo.rows(index) for step, zoo in self.checkpoints.items()},
         )
 
     def only(self, layers: Sequence[str]) -> "Zoo":
@@ -191,6 +195,7 @@ class Zoo:
             modules=tuple(self.modules[i] for i in columns),
             rank=self.rank[:, columns],
             scale=self.scale[:, columns],
+            checkpoints={step: zoo.only(layers) for step, zoo in self.checkpoints.items()},
         )
 
     def without(self, layers: Sequence[str]) -> "Zoo":
