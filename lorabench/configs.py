@@ -18,7 +18,7 @@ from lorabench.classifiers.factors import FactorClassifier
 from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError
 from lorabench.evaluation.journal import digest, source_code
-from lorabench.options import AtLeast, AtMost, OneOf, check_arguments
+from lorabench.options import AtLeast, AtMost, check_arguments
 from lorabench.representations import Representation
 from lorabench.representations.factors import Factors
 from lorabench.representations.learned import Learned
@@ -45,7 +45,7 @@ class _Root:
     splits: Annotated[int, AtLeast(1)]
     folds: Annotated[int, AtLeast(1)]
     top_k: Annotated[int, AtLeast(0)]
-    target: Annotated[str, OneOf(["category", "leaf"])]
+    target: str
     resume: bool
     rerun: bool
     dry_run: bool

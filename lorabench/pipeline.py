@@ -36,7 +36,7 @@ from lorabench.configs import (
 from lorabench.engines import Engine, resolve_device
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.evaluation import Clock, Evaluator
-from lorabench.evaluation.chance import chance
+from lorabench.evaluation.chance import chance, constant_scores
 from lorabench.evaluation.latent import latent_summary
 from lorabench.findings import RankedFinding
 from lorabench.jobs import RESULTS, status_of
@@ -47,12 +47,13 @@ from lorabench.report import table_text, write_figures
 from lorabench.representations.fitted import save_fitted
 from lorabench.representations.learned import Learned
 from lorabench.representations.load_from import Loaded
-from lorabench.results import Result, environment
+from lorabench.results import Numbers, Result, environment
 from lorabench.storage import replace_file
 from lorabench.text import to_json
 from lorabench.tracking import ROOM, Opened, Tracker, logging_to
 from lorabench.zoo import Zoo
 from lorabench.zoo.splits import Split, split_zoo
+from lorabench.zoo.targets import Target, find_target
 
 __all__ = ["evaluators_of", "run"]
 
@@ -119,7 +120,7 @@ def _evaluate(
 ) -> Result:
     machine = environment()
     phase: Ablation = make(cfg.ablation)
-    evaluators, classes = evaluators_of(cfg)
+    evaluators, target = evaluators_of(cfg)
     evaluators[0].on_curves = track.curves  # of one split: the others' steps would be the same
     evaluator, others = evaluators[0], evaluators[1:]
     learned: dict[str, Any] = {}
@@ -130,7 +131,7 @@ def _evaluate(
         name, one = representation_config(cfg.ablation.baseline, "ablation.baseline", cfg.classifier.tries)
         baseline = name, functools.partial(make_representation, one)
         methods |= _methods({name: one})
-    findings = phase.run(Study(evaluator, classifier, classes, makers, baseline, others, cfg.folds, methods))
+    findings = phase.run(Study(evaluator, classifier, target.names, makers, baseline, others, cfg.folds, methods))
     _LOG.info("members: %d trained, %d kept from before", evaluator.trained, evaluator.taken)
     if not any(row.test_accuracy.n for row in findings.summary):
         errors = "; ".join(f"{row.representation}: {row.failed[0]}" for row in findings.summary)
@@ -145,10 +146,10 @@ def _evaluate(
             **sizes,
             "by_source": by_source,
             "splits": len(splits),
-            "untested": [classes[code] for code in _untested(labels, splits)],
+            "untested": [target.names[code] for code in _untested(labels, splits)],
         },
         target=cfg.target,
-        classes=list(classes),
+        classes=list(target.names),
         chance=float(np.mean([chance(labels, split) for split in splits])),
         config=config,
         runs=findings.runs,
@@ -157,6 +158,7 @@ def _evaluate(
         environment={**machine, "device": str(evaluator.device), "streamed": _streamed(evaluators)},
         ablation=findings.ablation,
         learned=learned,
+        numbers=_numbers(target, splits),
         published=_published(cfg, findings, chosen, len(zoo.layers), by_source) if cfg.published_keys else {},
     )
 
@@ -197,8 +199,8 @@ def _untested(labels: Int64[np.ndarray, " n"], splits: Sequence[Split]) -> list[
     return [int(code) for code in np.setdiff1d(labels[labels >= 0], tested)]
 
 
-def evaluators_of(cfg: DictConfig) -> tuple[list[Evaluator], tuple[str, ...]]:
-    """What evaluates this configuration's zoo, one a split, and the names of the classes.
+def evaluators_of(cfg: DictConfig) -> tuple[list[Evaluator], Target]:
+    """What evaluates this configuration's zoo, one a split, and the classes.
 
     Split k is drawn by `seed + k`; member j of `num_runs` has the seed `seed + j` and, of m members a split, the split
     j // m.
@@ -218,13 +220,14 @@ def evaluators_of(cfg: DictConfig) -> tuple[list[Evaluator], tuple[str, ...]]:
             f"splits={cfg.splits}: {zoo.name} has a split of its own (or too few adapters for another), and its test "
             "adapters are always the same: give splits=1"
         )
-    classes, labels = _classes(zoo, splits[0], cfg.target)
+    target = _classes(zoo, splits[0], cfg.target)
     each = cfg.num_runs // cfg.splits
     first = Evaluator(
         zoo=zoo,
         split=splits[0],
-        labels=labels,
-        n_classes=len(classes),
+        labels=target.codes,
+        n_classes=len(target.names),
+        values=target.values,
         factory=factory,
         engine=engine,
         device=device,
@@ -237,18 +240,26 @@ def evaluators_of(cfg: DictConfig) -> tuple[list[Evaluator], tuple[str, ...]]:
         dataclasses.replace(first, split=split, seeds=tuple(seed + number * each for seed in first.seeds))
         for number, split in enumerate(splits[1:], start=1)
     ]
-    return [first, *others], classes
+    return [first, *others], target
 
 
-def _classes(zoo: Zoo, split: Split, target: str) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"]]:
-    """Names of the classes that the split knows, and the code of every adapter; -1 outside the split."""
-    codes = zoo.labels.category if target == "category" else zoo.labels.leaf
-    names = zoo.labels.category_names if target == "category" else zoo.labels.leaf_names
+def _classes(zoo: Zoo, split: Split, name: str) -> Target:
+    """The target with the classes that the split knows alone; the code of an adapter outside the split is -1."""
+    target = find_target(zoo.labels, name)
     rows = np.concatenate([split.train, split.val, split.test])
-    known, inverse = np.unique(codes[rows], return_inverse=True)
+    known, inverse = np.unique(target.codes[rows], return_inverse=True)
     labels = np.full(len(zoo), -1, np.int64)
     labels[rows] = inverse
-    return tuple(names[code] for code in known), labels
+    values = None if target.values is None else target.values[known]
+    return dataclasses.replace(target, codes=labels, names=tuple(target.names[code] for code in known), values=values)
+
+
+def _numbers(target: Target, splits: Sequence[Split]) -> Numbers | None:
+    """What the classes of a number stand for, and what a constant reaches."""
+    if target.values is None:
+        return None
+    scores = np.mean([constant_scores(target.values[target.codes], split) for split in splits], axis=0)
+    return Numbers(target.unit, target.values.tolist(), *map(float, scores))
 
 
 def _keep_fitted(

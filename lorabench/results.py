@@ -18,8 +18,10 @@ from lorabench.text import to_json
 
 __all__ = [
     "METRICS",
+    "NUMBER_METRICS",
     "PUBLISHED",
     "SCHEMA",
+    "Numbers",
     "Result",
     "Run",
     "Statistic",
@@ -34,6 +36,8 @@ SCHEMA = 5
 _INDENTED_CLASSES = 50  # beyond it, a line a confusion count would be millions of lines
 PUBLISHED = ("protocol", "top_k_ablated", "num_runs", "top_layers", "ablation_results", "baseline_results")
 """Keys of `results.json` with `published_keys=true`: all of the origin's but `dataset`, which is lorabench's own."""
+NUMBER_METRICS = ("test_mae", "test_r2")
+"""Of a number that is predicted in ordered classes, beside `METRICS`."""
 METRICS = ("train_accuracy", "val_accuracy", "test_accuracy", "test_macro_f1", "test_auroc")
 
 
@@ -47,7 +51,8 @@ class Run:
         seed: the member's seed.
         best_epoch: epoch with the lowest validation loss, or the highest accuracy with `stop_on=accuracy`, from 0.
         epochs: epochs trained.
-        metrics: `METRICS` and val_macro_f1 -> value; NaN where a metric is undefined. Empty where the member failed.
+        metrics: `METRICS`, val_macro_f1 and, of a number, `NUMBER_METRICS` -> value; NaN where a metric is undefined.
+            Empty where the member failed.
         confusion: test counts of (true, predicted) class.
         history: a row an epoch: train_loss, val_loss, val_accuracy, learning_rate.
         error: why it failed, or None.
@@ -146,6 +151,7 @@ class Summary:
         seconds: wall time that the training of all members took, of however many configurations.
         parameters: numbers in one member's weights, a mean.
         tries: configurations of the classifier that were tried for each.
+        test_mae, test_r2: of a number, in `Result.numbers.unit`; None where classes have no order.
     """
 
     representation: str
@@ -164,6 +170,25 @@ class Summary:
     seconds: float = field(default=0.0, compare=False)
     parameters: float = 0.0
     tries: int = 1
+    test_mae: Statistic | None = None
+    test_r2: Statistic | None = None
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers that ordered classes stand for.
+
+    Attributes:
+        unit: what errors are measured in: the target's name, or "log2" of it.
+        values: of the classes, in that unit, ascending.
+        constant_mae: test mean absolute error of the training median, a mean over splits.
+        constant_r2: test R² of the training mean, a mean over splits.
+    """
+
+    unit: str
+    values: list[Number]
+    constant_mae: Number
+    constant_r2: Number
 
 
 @dataclass(frozen=True)
@@ -174,7 +199,7 @@ class Result:
         dataset: name, config, fingerprint, adapters, layers, modules, groups and categories with their counts.
         split: numbers of train, val and test rows (of the first split), whether the source fixed them, and the
             number of splits.
-        target: "category" or "leaf".
+        target: "category", "leaf", or a column of the recipe.
         classes: names of the classes, in the order of the confusion matrices.
         chance: test accuracy of always naming the most frequent training class, a mean over splits.
         config: the whole resolved configuration.
@@ -187,6 +212,7 @@ class Result:
             (`lorabench.evaluation.latent`).
         published: what stands under the published keys, beside all these, with `published_keys=true`
             (`lorabench.published`).
+        numbers: what the classes of a number stand for; None where classes have no order.
         schema: version of this layout.
     """
 
@@ -203,6 +229,7 @@ class Result:
     ablation: Finding
     learned: dict[str, Any] = field(default_factory=dict)
     published: dict[str, Any] = field(default_factory=dict)
+    numbers: Numbers | None = None
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:
@@ -217,6 +244,7 @@ def summarise(
 ) -> Summary:
     """The row of one representation and ablation from its runs."""
     good = [run for run in runs if run.error is None]
+    numbers = [name for name in NUMBER_METRICS if any(name in run.metrics for run in good)]
     return Summary(
         representation=runs[0].representation,
         ablation=runs[0].ablation,
@@ -230,6 +258,7 @@ def summarise(
         parameters=statistics.fmean([run.parameters for run in good]) if good else 0.0,
         tries=tries,
         **{name: Statistic.of([run.metrics[name] for run in good]) for name in METRICS},
+        **{name: Statistic.of([run.metrics[name] for run in good]) for name in numbers},
     )
 
 

@@ -27,11 +27,13 @@ LAYERS = 32  # of the embedded zoo
 OF_ITS_OWN = {
     "compare": ["representations=[stats,delta_pca]", "ablation.random_draws=3"],  # eleven and twenty by default
     "top_k": ["representation=stats", "ablation.random_draws=3"],
+    "dynamics": ["representation=stats", "dataset.keep_steps=[3]"],
 }
 PICTURES = {
     "clusters": {"clusters"}, "compare": {"with_without"}, "concepts": {"concepts"}, "grouping": {"groups"},
     "attribution": {"attribution"}, "progressive": {"degradation"}, "redundancy": {"redundancy"},
     "top_k": {"with_without"}, "gauge": {"gauge"}, "shift": {"shift"}, "learning_curve": {"learning_curve"},
+    "dynamics": {"dynamics"},
 }  # fmt: skip
 
 

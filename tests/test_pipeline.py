@@ -1,5 +1,6 @@
 """From configuration to result, in this process."""
 
+import dataclasses
 import json
 import math
 
@@ -58,8 +59,8 @@ def test_a_planted_category_is_read_and_shuffled_labels_are_not(tmp_path, hub_fo
     true = pipeline._classes
 
     def shuffled(*arguments):
-        classes, labels = true(*arguments)
-        return classes, np.random.default_rng(0).permutation(labels)
+        target = true(*arguments)
+        return dataclasses.replace(target, codes=np.random.default_rng(0).permutation(target.codes))
 
     monkeypatch.setattr(pipeline, "_classes", shuffled)
     # 18 test adapters and three classes: 1/3 within three standard errors of the mean over seeds.
@@ -120,7 +121,7 @@ def test_the_result_says_what_was_done(tmp_path):
     ("words", "said"),
     [
         (["num_runs=0"], "num_runs=0: a whole number from 1"),
-        (["target=color"], "target=color: allowed are category and leaf"),
+        ([*TINY_ZOO, "target=color"], "target=color: allowed are category, leaf, pictures, steps, samples"),
         (["dataset=folder"], "dataset.path has no value"),
         (["dataset=1k", "dataset.path=nowhere"], "nowhere"),
         ([*TINY_ZOO, "trainer.device=tpu"], "allowed are auto, cpu and cuda"),

@@ -12,8 +12,9 @@ from lorabench.evaluation import Arm, Evaluation
 from lorabench.evaluation.chance import majority
 from lorabench.findings import LEVEL, Compared, Measured
 from lorabench.representations.controls import Ceiling, Control, DeltaNorm, Recipe
+from lorabench.zoo.targets import follows
 
-__all__ = ["Above", "ControlRow", "Controls", "best_control", "control_rows"]
+__all__ = ["Above", "ControlRow", "Controls", "best_control", "control_rows", "majority_members"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Controls:
     above: list[Above]
 
 
-_CONTROLS: dict[str, tuple[str, Control]] = {
-    "recipe": ("how they were made: all that the labels know, rank, scale and presence of modules", Recipe()),
+_RECIPE = "how they were made: all that the labels know, rank, scale and presence of modules"
+_NORMS: dict[str, tuple[str, Control]] = {
     "norm": ("‖ΔW‖ of the whole adapter", DeltaNorm()),
     "norm by module": ("‖ΔW‖ of every module", DeltaNorm(by_module=True)),
 }
@@ -73,9 +74,13 @@ def control_rows(study: Study, evaluated: Sequence[Evaluation], permuted: Evalua
     """
     (first, make), zoo = next(iter(study.chosen.items())), study.zoo
     readable = not issubclass(class_of(study.evaluator.factory), FactorClassifier)
+    recipe, without = _RECIPE, _what_follows(study)
+    if without:
+        recipe += f", but {', '.join(without)}"
+    controls = {"recipe": (recipe, Recipe(without)), **_NORMS}
     found = {
         name: (text, study.evaluate(name, one, [study.all_layers()])[0])
-        for name, (text, one) in _CONTROLS.items()
+        for name, (text, one) in controls.items()
         if readable and one.known(zoo)
     }
     if permuted is None:
@@ -83,13 +88,22 @@ def control_rows(study: Study, evaluated: Sequence[Evaluation], permuted: Evalua
     found["permuted labels"] = (f"{first} of labels that say nothing", permuted)
     ran = next((one for one in evaluated if one.runs), None)
     if ran is not None:
-        found["chance"] = ("the most frequent training class", _majority(study, ran))
+        found["chance"] = ("the most frequent training class", majority_members(study, ran))
     rows = [_row(study, name, text, "control", one) for name, (text, one) in found.items()]
-    if readable and _CEILING[1].known(zoo):
+    if readable and _CEILING[1].known(zoo) and study.evaluator.values is None:
         ceiling = study.evaluate("ceiling", _CEILING[1], [study.all_layers()])[0]
         rows.append(_row(study, "ceiling", _CEILING[0], "ceiling", ceiling))
     best = best_control(rows)
     return Controls(rows, [] if best is None else _above(study, evaluated, best.name, found[best.name][1]))
+
+
+def _what_follows(study: Study) -> tuple[str, ...]:
+    """Columns of the recipe that are known with the number that is predicted, which is of the recipe itself."""
+    labels = study.evaluator.labels
+    if study.evaluator.values is None:
+        return ()
+    rows = np.flatnonzero(labels >= 0)
+    return tuple(name for name, column in study.zoo.recipe().items() if follows(column[rows], labels[rows]))
 
 
 def best_control(rows: Sequence[ControlRow]) -> ControlRow | None:
@@ -102,7 +116,7 @@ def _row(study: Study, name: str, text: str, kind: str, one: Evaluation) -> Cont
     return ControlRow(name, text, kind, measured([one], study)[0], one.error)
 
 
-def _majority(study: Study, one: Evaluation) -> Evaluation:
+def majority_members(study: Study, one: Evaluation) -> Evaluation:
     """The members of an evaluation, as if each named the most frequent class of its training adapters."""
     labels = study.evaluator.labels
     classes = np.array([majority(labels, split) for split in study.splits])

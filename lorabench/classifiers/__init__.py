@@ -3,7 +3,7 @@
 from lorabench.classifiers.base import Classifier, ClassifierFactory, OnEpoch
 from lorabench.classifiers.building import build, class_of, probe
 from lorabench.classifiers.members import as_it_is, fit_members
-from lorabench.classifiers.metrics import accuracy, confusion, macro_f1, scores
+from lorabench.classifiers.metrics import accuracy, confusion, expected_values, macro_f1, number_scores, scores
 from lorabench.classifiers.problem import Columns, Fitted, Member, ModuleShape, Problem
 from lorabench.classifiers.streamed import Streamed
 
@@ -22,8 +22,10 @@ __all__ = [
     "build",
     "class_of",
     "confusion",
+    "expected_values",
     "fit_members",
     "macro_f1",
+    "number_scores",
     "probe",
     "scores",
 ]

@@ -1,7 +1,7 @@
 """Test metrics of one member, from its logits; the only place where they are computed."""
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torchmetrics.functional.classification import (
     binary_auroc,
@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
-__all__ = ["accuracy", "confusion", "macro_f1", "scores"]
+__all__ = ["accuracy", "confusion", "expected_values", "macro_f1", "number_scores", "scores"]
 
 
 def accuracy(logits: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"], n_classes: int) -> Tensor:
@@ -43,6 +43,26 @@ def scores(logits: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"], n_cl
         "macro_f1": macro_f1(predicted, labels, n_classes),
         "auroc": torch.stack(areas).mean() if areas else torch.tensor(float("nan")),
     }
+
+
+def expected_values(logits: Float[Tensor, "n classes"], values: Float64[Tensor, " classes"]) -> Float64[Tensor, " n"]:
+    """Σ p_c v_c under the softmax p, where class c stands for the number v_c, [N]."""
+    found: Tensor = logits.double().softmax(-1) @ values
+    return found
+
+
+def number_scores(said: Float64[Tensor, " n"], true: Float64[Tensor, " n"]) -> dict[str, Tensor]:
+    """Mean absolute error and R² of numbers, each a scalar.
+
+    R² = 1 - Σ (v - said)² / Σ (v - mean v)²; NaN where all true numbers v are the same.
+
+    >>> found = number_scores(torch.tensor([1.0, 2.0, 6.0]).double(), torch.tensor([1.0, 2.0, 3.0]).double())
+    >>> [found["mae"].item(), found["r2"].item()]
+    [1.0, -3.5]
+    """
+    left, spread = (said - true).square().sum(), (true - true.mean()).square().sum()
+    same = bool((true == true[0]).all())
+    return {"mae": (said - true).abs().mean(), "r2": left.new_tensor(float("nan")) if same else 1 - left / spread}
 
 
 def confusion(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from lorabench.classifiers import ClassifierFactory, Columns, ModuleShape, Problem, Streamed, probe
@@ -54,6 +54,7 @@ class Evaluator:
         split: which adapters are trained on, decide when to stop, and are tested on.
         labels: class of every adapter, [N]; -1 outside the split.
         n_classes: number of classes.
+        values: the number that each class stands for, [n_classes]; None where classes have no order.
         factory: makes a member's classifier.
         engine: trains the members.
         device: where features and members are computed.
@@ -77,6 +78,7 @@ class Evaluator:
     device: torch.device
     seeds: tuple[int, ...]
     cache_dir: Path
+    values: Float64[np.ndarray, " classes"] | None = None
     resume: bool = True
     clock: Clock = field(default_factory=Clock)
     on_fitted: Callable[[str, Learned | Loaded, Mapping[str, Tensor]], None] = lambda name, fitted, features: None  # noqa: ARG005
@@ -169,6 +171,7 @@ class Evaluator:
         rows = (*vars(self.split).values(), self.labels)
         context = digest(
             zoo=self.zoo.fingerprint,
+            values=None if self.values is None else self.values.tolist(),
             rows=[hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest() for part in rows],
             classifier=[type(model).__module__, type(model).__qualname__, own],
             engine=[type(self.engine).__name__, self.device.type, torch.__version__],

@@ -13,7 +13,16 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from lorabench.classifiers import Fitted, Member, Problem, accuracy, macro_f1, scores
+from lorabench.classifiers import (
+    Fitted,
+    Member,
+    Problem,
+    accuracy,
+    expected_values,
+    macro_f1,
+    number_scores,
+    scores,
+)
 from lorabench.evaluation.arm import Arm, Probe
 from lorabench.evaluation.journal import digest
 from lorabench.progress import bar
@@ -95,7 +104,7 @@ def train(evaluator: "Evaluator", name: str, trained: Trained) -> list[list[Reco
     lap = _Lap()
 
     def finish(number: int, fitted: Fitted) -> None:
-        record = _record(fitted, evaluator.split, trained, lap.seconds())
+        record = _record(fitted, evaluator, trained, lap.seconds())
         journal.add(keys[missing[number]], record.packed())
 
     if missing:
@@ -122,8 +131,8 @@ class _Lap:
             return self._last - before
 
 
-def _record(fitted: Fitted, split: Split, trained: Trained, seconds: float) -> Record:
-    member = fitted.member
+def _record(fitted: Fitted, evaluator: "Evaluator", trained: Trained, seconds: float) -> Record:
+    member, split = fitted.member, evaluator.split
     measured: dict[str, Any] = {
         "epochs": len(fitted.history),
         "history": fitted.history,
@@ -136,6 +145,8 @@ def _record(fitted: Fitted, split: Split, trained: Trained, seconds: float) -> R
         return Record({**measured, "error": fitted.error}, val, test)
     labels = trained.problem.labels[member.labels].cpu()
     metrics = _metrics(fitted, split, labels, trained.problem.n_classes)
+    if evaluator.values is not None:
+        metrics |= _number_metrics(fitted, split, labels, torch.from_numpy(evaluator.values))
     predicted = fitted.logits.argmax(-1).numpy()
     widths = trained.widths[member.features]
     probed = trained.probe.measure(fitted, trained.problem, widths) if trained.probe else {}
@@ -157,3 +168,10 @@ def _metrics(fitted: Fitted, split: Split, labels: torch.Tensor, n_classes: int)
         **{f"test_{key}": value for key, value in scores(fitted.logits[test], labels[test], n_classes).items()},
     }
     return {key: float(value) for key, value in found.items()}
+
+
+def _number_metrics(fitted: Fitted, split: Split, labels: torch.Tensor, values: torch.Tensor) -> dict[str, float]:
+    """How far the expected number is from the true one, on the test rows."""
+    test = torch.from_numpy(split.test)
+    found = number_scores(expected_values(fitted.logits[test], values), values[labels[test]])
+    return {f"test_{key}": float(value) for key, value in found.items()}

@@ -53,11 +53,11 @@ def make_model(run: Path, name: str) -> Model:
     """
     result = result_in(run)
     _check(result, run, name)
-    evaluators, classes = evaluators_of(OmegaConf.create(result.config))
+    evaluators, target = evaluators_of(OmegaConf.create(result.config))
     evaluator = dataclasses.replace(evaluators[0], resume=False, device=torch.device("cpu"))
     _check_zoo(evaluator.zoo, result)
     representation = _fitted_representation(run, name, result, evaluator)
-    return calibrated(evaluator, name, representation, classes, result.target, _story(result, name))
+    return calibrated(evaluator, name, representation, target.names, result.target, _story(result, name))
 
 
 def calibrated(

@@ -1,8 +1,10 @@
 """Tables of every metric: over all layers, and of every arm."""
 
+import math
+
 from lorabench.report.arms import with_arm
 from lorabench.report.numbers import counted, mean_std, over
-from lorabench.results import METRICS, Result, Summary
+from lorabench.results import METRICS, NUMBER_METRICS, Numbers, Result, Statistic, Summary
 from lorabench.sheet import Sheet
 
 __all__ = ["every_arm", "scores"]
@@ -25,11 +27,21 @@ def scores(result: Result) -> Sheet:
     several = len({(row.classifier, row.tries) for row in rows}) > 1 or any(row.tries > 1 for row in rows)
     return Sheet(
         title=f"What the weights of {result.dataset['name']} say about the {result.target}",
-        columns=("representation", "features", *_TITLES.values(), *(_SPENT if several else ())),
-        rows=[(row.representation, *_cells(row), *(_spent(row) if several else ())) for row in rows],
+        columns=(
+            "representation",
+            "features",
+            *_TITLES.values(),
+            *_number_titles(result.numbers),
+            *(_SPENT if several else ()),
+        ),
+        rows=[
+            *((row.representation, *_cells(row), *_numbers(row), *(_spent(row) if several else ())) for row in rows),
+            *_constant(result.numbers, len(_SPENT) if several else 0),
+        ],
         caption=[
             counted(result),
             f"mean ± std over {_over(result)}, in % · chance {100 * result.chance:.1f}",
+            *_number_words(result.numbers),
             *(f"{row.representation} failed: {error}" for row in rows for error in row.failed),
         ],
         text=("representation", "classifier"),
@@ -41,8 +53,8 @@ def every_arm(result: Result) -> Sheet:
     """Every metric of every representation and kind of arm: beyond a terminal's patience."""
     return Sheet(
         title="Every arm",
-        columns=("representation", "ablation", "features", *_TITLES.values()),
-        rows=[(row.representation, row.ablation, *_cells(row)) for row in result.summary],
+        columns=("representation", "ablation", "features", *_TITLES.values(), *_number_titles(result.numbers)),
+        rows=[(row.representation, row.ablation, *_cells(row), *_numbers(row)) for row in result.summary],
         caption=[f"mean ± std over {_over(result)}, in %"],
         text=("representation", "ablation"),
         long=True,
@@ -56,6 +68,36 @@ def _cells(row: Summary) -> tuple[str, ...]:
 def _spent(row: Summary) -> tuple[str, ...]:
     """What a row's members are, and what their training took: seconds of all, numbers of one."""
     return row.classifier, str(row.tries), f"{row.seconds:.0f}", f"{row.parameters:.0f}"
+
+
+def _number_titles(numbers: Numbers | None) -> tuple[str, ...]:
+    return () if numbers is None else ("MAE", "R²")
+
+
+def _numbers(row: Summary) -> tuple[str, ...]:
+    """Mean absolute error and R² of a number, as they are."""
+    found = [getattr(row, name) for name in NUMBER_METRICS]
+    return () if None in found else tuple(map(_plain, found))
+
+
+def _plain(found: Statistic) -> str:
+    if not found.n:
+        return "–"
+    return f"{found.mean:.2f}" + ("" if math.isnan(found.std) else f" ± {found.std:.2f}")
+
+
+def _constant(numbers: Numbers | None, more: int) -> list[tuple[str, ...]]:
+    """The row of the best constant, with so many columns more."""
+    if numbers is None:
+        return []
+    errors = (f"{numbers.constant_mae:.2f}", f"{numbers.constant_r2:.2f}".replace("nan", "–"))
+    return [("the best constant", *["–"] * (1 + len(_TITLES)), *errors, *["–"] * more)]
+
+
+def _number_words(numbers: Numbers | None) -> list[str]:
+    if numbers is None:
+        return []
+    return [f"MAE: mean absolute error of the expected number, in {numbers.unit}; R² likewise, not in %"]
 
 
 def _over(result: Result) -> str:

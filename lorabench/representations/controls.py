@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from lorabench import lowrank
@@ -42,21 +42,31 @@ class Control(Representation):
 
 @dataclass
 class Recipe(Control):
-    """How it was made, as far as a zoo knows: `Zoo.recipe`."""
+    """How it was made, as far as a zoo knows: `Zoo.recipe`.
+
+    Args:
+        without: columns that are left out, since they say what is to be predicted.
+    """
+
+    without: tuple[str, ...] = ()
 
     def known(self, zoo: Zoo) -> bool:
         """Whether anything is known of it."""
-        return bool(zoo.recipe())
+        return bool(self.columns(zoo))
+
+    def columns(self, zoo: Zoo) -> dict[str, Float64[np.ndarray, " n"]]:
+        """What is known and not left out."""
+        return {name: column for name, column in zoo.recipe().items() if name not in self.without}
 
     def feature_names(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
         """What is known: pictures, steps, the rank of a module, ..."""
         del unit
-        return tuple(zoo.recipe())
+        return tuple(self.columns(zoo))
 
     def features(self, zoo: Zoo, unit: str, device: torch.device) -> Float32[Tensor, "n f"]:
         """One column a fact, [N, f]."""
         del unit, device
-        return to_float32(torch.from_numpy(np.stack(list(zoo.recipe().values()), 1)))
+        return to_float32(torch.from_numpy(np.stack(list(self.columns(zoo).values()), 1)))
 
 
 @dataclass

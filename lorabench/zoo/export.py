@@ -123,6 +123,7 @@ def _row(zoo: Zoo, number: int, file: str) -> dict[str, str]:
         row["group"] = f"{labels.group[number]:06d}"
     if labels.split is not None:
         row["split"] = SPLITS[labels.split[number]]
+    row |= {name: repr(float(column[number])) for name, column in labels.recipe.items() if name not in row}
     return row
 
 

@@ -28,7 +28,7 @@ __all__ = ["load"]
 Missing = Annotated[str, OneOf(["error", "common"])]
 
 _log = logging.getLogger(__name__)
-_VERSION = 1
+_VERSION = 2
 _CHUNK_BYTES = 64 * 2**20
 
 
@@ -50,7 +50,7 @@ def load(path: str | Path, name: str, cache_dir: str | Path, missing: Missing = 
     and written to a store in `cache_dir`, which later calls map into memory; it is built again when a file
     changes. Ranks that differ are padded with zero rows of down and zero columns of up, and `Zoo.rank` keeps
     the true ones. labels.csv has the columns file and category, and may have leaf (default: the adapter's
-    name), group, and split (train, val or test).
+    name), group, split (train, val or test), and columns of numbers, which are the recipe.
 
     Args:
         path: the folder.
@@ -208,4 +208,5 @@ def _labels(entries: list[Entry]) -> Labels:
         leaf=[entry.leaf for entry in entries],
         group=groups or None,
         split=split,
+        recipe={name: np.array([entry.recipe[name] for entry in entries]) for name in entries[0].recipe},
     )

@@ -1,8 +1,9 @@
 """Which adapters a folder holds, and what each was fine-tuned on: by labels.csv, or by sub-folder."""
 
 import csv
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorabench.adapters.reading.folders import AdapterPlace, adapter_files
@@ -31,6 +32,7 @@ class Entry:
         leaf: its leaf label.
         group: what must not be on both sides of a split, or None.
         split: "train", "val", "test", or None.
+        recipe: further columns of labels.csv that are numbers throughout.
     """
 
     file: Path
@@ -39,6 +41,7 @@ class Entry:
     leaf: str
     group: str | None = None
     split: str | None = None
+    recipe: Mapping[str, float] = field(default_factory=dict)
 
 
 def index_folder(root: Path) -> list[Entry]:
@@ -99,11 +102,30 @@ def _from_csv(root: Path) -> list[Entry]:
         raise LorabenchError(
             f"{path}: lacks the column {' and '.join(map(repr, lacking))}; it has "
             f"{', '.join(columns) or 'none'}. "
-            "Needed are file and category; leaf, group and split (train, val or test) are optional."
+            "Needed are file and category; leaf, group, split (train, val or test) and columns of numbers (how each "
+            "adapter was made) are optional."
         )
     present = [name for name in _COLUMNS if name in columns]
     seen: dict[Path, int] = {}
-    return [_row(root, path, number, row, present, seen) for number, row in rows]
+    recipe = _numbers([row for _, row in rows], [name for name in columns if name and name not in _COLUMNS])
+    return [
+        replace(_row(root, path, number, row, present, seen), recipe=own)
+        for (number, row), own in zip(rows, recipe, strict=True)
+    ]
+
+
+def _numbers(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> list[dict[str, float]]:
+    """The columns that hold a finite number in every row; others are remarks, and nobody's business here."""
+    found: list[dict[str, float]] = [{} for _ in rows]
+    for column in columns:
+        try:
+            values = [float(row[column] or "") for row in rows]
+        except ValueError:
+            continue
+        if all(map(math.isfinite, values)):
+            for own, value in zip(found, values, strict=True):
+                own[column] = value
+    return found
 
 
 def _row(

@@ -1,8 +1,8 @@
 """The base model of the glyph zoo, a small denoising transformer, and the training of many LoRAs on it at once."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from lorabench.zoo.glyph_pictures import SIDE
 from lorabench.zoo.making import seeded
 
 __all__ = [
+    "BLOCKS",
     "MODULES",
     "WIDTH",
     "Base",
@@ -59,6 +60,7 @@ class Training:
         learning_rate: of Adam.
         batch_size: pictures a step.
         seed: of down, and with a leaf's name of its batches, noise and times.
+        keep_steps: steps after which the adapters are kept too, ascending.
     """
 
     rank: int
@@ -67,6 +69,7 @@ class Training:
     learning_rate: float
     batch_size: int
     seed: int
+    keep_steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,12 @@ class Loras:
     Attributes:
         down: [4 blocks, A, 4 projections, r, 32].
         up: [4 blocks, A, 4 projections, 32, r].
+        earlier: the same adapters after fewer steps, by their number.
     """
 
     down: Float[Tensor, "blocks adapters 4 rank 32"]
     up: Float[Tensor, "blocks adapters 4 32 rank"]
+    earlier: "Mapping[int, Loras]" = field(default_factory=dict)
 
     def layers(self) -> dict[str, Float32[np.ndarray, "adapters rows cols"]]:
         """Every layer of every adapter, named as in diffusers, down before up."""
@@ -245,11 +250,18 @@ def _new_down(rank: int, generator: torch.Generator) -> Float[Tensor, "blocks 4 
     return uniform / math.sqrt(WIDTH)
 
 
-def train_loras(base: Base, leaves: Sequence[Leaf], training: Training, advance: Callable[[float], None]) -> Loras:
+def train_loras(
+    base: Base,
+    leaves: Sequence[Leaf],
+    training: Training,
+    advance: Callable[[float], None],
+    scale: Float[Tensor, "blocks adapters 4"] | None = None,
+) -> Loras:
     """One LoRA a leaf, all of them trained at once by Adam; `up` starts at zero, so training starts at the base.
 
     The adapters share each step's matrix products and nothing else: the sum of their losses has, for each of them,
-    the gradient of its own. `advance` is told the number of adapters that a step is worth.
+    the gradient of its own. `advance` is told the number of adapters that a step is worth. With a `scale` s,
+    ΔW = s · up @ down while they train; a module whose s is 0 has no adapter, and its up stays zero.
     """
     draws = [_Draws.of(leaf, training) for leaf in leaves]
     chosen, noise = (torch.stack([getattr(d, part) for d in draws], 1) for part in ("chosen", "noise"))
@@ -257,10 +269,14 @@ def train_loras(base: Base, leaves: Sequence[Leaf], training: Training, advance:
     down = torch.stack([d.down for d in draws], 1).requires_grad_()
     up = torch.zeros((*down.shape[:3], WIDTH, training.rank), requires_grad=True)
     adam = torch.optim.Adam([down, up], lr=training.learning_rate, fused=True)
+    earlier: dict[int, Loras] = {}
     for step in range(training.steps):
-        loss = flow_loss(base, chosen[step], noise[step], times[step], Loras(down, up)).sum()
+        if step in training.keep_steps:
+            earlier[step] = Loras(down.detach().clone(), up.detach().clone())
+        scaled = up if scale is None else up * scale[..., None, None]
+        loss = flow_loss(base, chosen[step], noise[step], times[step], Loras(down, scaled)).sum()
         adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
         advance(len(leaves) / training.steps)
-    return Loras(down.detach(), up.detach())
+    return Loras(down.detach(), up.detach(), earlier)

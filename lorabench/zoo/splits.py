@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -10,10 +9,10 @@ from jaxtyping import Float64, Int64
 from lorabench.errors import LorabenchError
 from lorabench.text import counted
 from lorabench.zoo.labels import Labels
+from lorabench.zoo.targets import find_target
 
-__all__ = ["Split", "Target", "fold_splits", "split_zoo"]
+__all__ = ["Split", "fold_splits", "split_zoo"]
 
-Target = Literal["category", "leaf"]
 _PARTS = ("train", "val", "test")
 _TOLERANCE = 1e-6
 
@@ -35,7 +34,7 @@ class Split:
 
 def split_zoo(
     labels: Labels,
-    target: Target = "category",
+    target: str = "category",
     train: float = 0.7,
     val: float = 0.1,
     test: float = 0.2,
@@ -56,7 +55,7 @@ def split_zoo(
 
     Args:
         labels: of the adapters.
-        target: which label the classes are.
+        target: what the classes are: category, leaf, or a column of the recipe.
         train: share of the training rows.
         val: share of the validation rows.
         test: share of the test rows.
@@ -67,18 +66,16 @@ def split_zoo(
         stratified: False draws adapters whatever their class, which needs `grouped=False`.
 
     Raises:
-        LorabenchError: shares that are no shares, a single class, a class too small for a part of each kind, a
-            source's own split that tears a group, or groups without strata.
+        LorabenchError: no such target, shares that are no shares, a single class, a class too small for a part of
+            each kind, a source's own split that tears a group, or groups without strata.
     """
     shares = _shares(train, val, test)
     if grouped and not stratified:
         raise LorabenchError(
             "split.stratified=false draws adapter by adapter and keeps no group together: set split.grouped=false too"
         )
-    codes, names = {
-        "category": (labels.category, labels.category_names),
-        "leaf": (labels.leaf, labels.leaf_names),
-    }[target]
+    found = find_target(labels, target)
+    codes, names = found.codes, found.names
     units = _units(labels, target) if grouped else np.arange(len(codes))
     rows = _rows_of_large_classes(codes, units, min_per_class)
     if len(np.unique(codes[rows])) < 2:
@@ -108,7 +105,7 @@ def _shares(train: float, val: float, test: float) -> Float64[np.ndarray, " part
     return shares
 
 
-def _units(labels: Labels, target: Target) -> Int64[np.ndarray, " n"]:
+def _units(labels: Labels, target: str) -> Int64[np.ndarray, " n"]:
     """What is moved as one: the group of each adapter, or the adapter where no group binds."""
     if labels.group is None:
         return np.arange(len(labels.adapters))
@@ -137,7 +134,7 @@ def _refuse_single_class(
     codes: Int64[np.ndarray, " n"],
     names: tuple[str, ...],
     rows: Int64[np.ndarray, " kept"],
-    target: Target,
+    target: str,
     least: int | None,
 ) -> None:
     left = [names[code] for code in np.unique(codes[rows])]
@@ -147,12 +144,12 @@ def _refuse_single_class(
         why, remedy = "", "a data set with more classes"
     raise LorabenchError(
         f"target={target}: {counted(len(left), 'class', 'classes')} left{why}, {left}; a classifier needs at "
-        f"least 2. Take {remedy}, or the other target."
+        f"least 2. Take {remedy}, or another target."
     )
 
 
 def _check_size(
-    codes: Int64[np.ndarray, " n"], units: Int64[np.ndarray, " n"], names: tuple[str, ...], target: Target
+    codes: Int64[np.ndarray, " n"], units: Int64[np.ndarray, " n"], names: tuple[str, ...], target: str
 ) -> None:
     """Every class needs a unit in each part."""
     needed = len(_PARTS)
@@ -254,7 +251,7 @@ def _refuse_torn_groups(part: Int64[np.ndarray, " n"], units: Int64[np.ndarray, 
 
 
 def _check_classes(
-    part: Int64[np.ndarray, " n"], codes: Int64[np.ndarray, " n"], names: tuple[str, ...], target: Target
+    part: Int64[np.ndarray, " n"], codes: Int64[np.ndarray, " n"], names: tuple[str, ...], target: str
 ) -> None:
     empty = [_PARTS[number] for number in range(len(_PARTS)) if not (part == number).any()]
     if empty:
@@ -266,8 +263,8 @@ def _check_classes(
     if len(absent):
         raise LorabenchError(
             f"target={target}: class {names[absent[0]]!r} has no adapter to train on (of {len(absent)} such "
-            "classes), since groups, the data set's own split or a draw without strata keep it on one side. Choose the "
-            "other target, or remove these adapters."
+            "classes), since groups, the data set's own split or a draw without strata keep it on one side. Choose "
+            "another target, or remove these adapters."
         )
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -102,6 +102,8 @@ class Zoo:
             width] from -1 to 1, or a vector of its texts [N, 1, d]. None where the source does not know.
         target: what a run predicts, the code of every adapter's class, for what learns from it. None where no run has
             said.
+        checkpoints: the same adapters after fewer steps of their training, by the number of steps; empty where none
+            are kept.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Zoo:
     fingerprint: str
     ceiling: Stack | None = None
     target: Int64[np.ndarray, " n"] | None = None
+    checkpoints: "Mapping[int, Zoo]" = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels.adapters)
@@ -179,6 +182,7 @@ class Zoo:
             ceiling=None if self.ceiling is None else self.ceiling.rows(index),
             target=None if self.target is None else self.target[index],
             fingerprint=f"{self.fingerprint}-{picked}",
+            checkpoints={step: zoo.rows(index) for step, zoo in self.checkpoints.items()},
         )
 
     def only(self, layers: Sequence[str]) -> "Zoo":
@@ -200,6 +204,7 @@ class Zoo:
             modules=tuple(self.modules[i] for i in columns),
             rank=self.rank[:, columns],
             scale=self.scale[:, columns],
+            checkpoints={step: zoo.only(layers) for step, zoo in self.checkpoints.items()},
         )
 
     def without(self, layers: Sequence[str]) -> "Zoo":
