@@ -76,13 +76,19 @@ def in_lanes(
                 future.cancel()
 
 
-def map_in_lanes(function: Callable[[Task], Result], tasks: Iterable[Task], lanes: int | None = None) -> list[Result]:
+def map_in_lanes(
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    lanes: int | None = None,
+    done: Callable[[], object] = lambda: None,
+) -> list[Result]:
     """What a function makes of every task, in their order.
 
     Args:
         function: of one task; torch has one thread within it.
         tasks: any number.
         lanes: how many at once; None: as many as torch has threads.
+        done: called after each.
 
     >>> map_in_lanes(abs, [-3, 2, -1], lanes=2)
     [3, 2, 1]
@@ -91,7 +97,10 @@ def map_in_lanes(function: Callable[[Task], Result], tasks: Iterable[Task], lane
     def work(numbered: tuple[int, Task], _stopped: threading.Event) -> tuple[int, Result]:
         return numbered[0], function(numbered[1])
 
-    results = dict(in_lanes(list(enumerate(tasks)), work, lanes or torch.get_num_threads()))
+    results = {}
+    for number, result in in_lanes(list(enumerate(tasks)), work, lanes or torch.get_num_threads()):
+        results[number] = result
+        done()
     return [results[number] for number in range(len(results))]
 
 

@@ -171,7 +171,7 @@ def refused(capsys, words):
 def test_what_is_wrong_usage_ends_with_two_and_a_line(folder, tmp_path, capsys):
     sound = folder / "sound.safetensors"
     for words in (
-        (), (sound, sound), (sound, "--intruders"), (sound, "--fail-on", "all"), (sound, "--top", "0"), ("",),
+        (), (sound, "--intruders"), (sound, "--fail-on", "all"), (sound, "--top", "0"), ("",),
         (sound, "--rule"), (sound, "--html", ""), (sound, "--html", tmp_path / "x", "--sarif", tmp_path / "x"),
         (sound, "--html", sound), (sound, "--sarif", folder / "deep" / "weak.safetensors"),
     ):  # fmt: skip

@@ -2,11 +2,16 @@
 
 import io
 import time
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
 
 from lorabench import progress
+from lorabench.adapters import save
+from lorabench.adapters.__main__ import program
+from tests.adapter_folders import make_modules
+from tests.make_adapters import made_adapters
 
 
 @pytest.fixture
@@ -94,3 +99,29 @@ def test_who_asks_is_told_of_the_outermost_phase_without_a_terminal(screen):
     list(progress.track(range(3), "Later"))
     assert told == [0.0, 0.5, 1.0, 0.0, 1.0]
     assert text.getvalue() == ""
+
+
+def test_commands_that_take_long_say_how_far_they_are(tmp_path):
+    kohya, old = (made_adapters() / name for name in ("kohya/style.safetensors", "diffusers_old"))
+    for number, seed in enumerate((1, 2, 3)):
+        save(tmp_path / "run" / f"checkpoint-{number}" / "adapter_model.safetensors", make_modules(seed), "diffusers")
+    commands = {
+        "audit": ("audit", tmp_path / "run"),
+        "compare": ("compare", kohya, kohya),
+        "inspect": ("inspect", tmp_path / "run"),
+        "merge": ("merge", old, old, "-o", tmp_path / "merged.safetensors"),
+        "dense merge": ("merge", old, old, "--method", "ties", "-o", tmp_path / "ties.safetensors"),
+        "pca": ("pca", old),
+        "pca of several": ("pca", old, kohya),
+        "resize": ("resize", old, "--rank", "1", "--dry-run"),
+        "plot": ("plot", old, "--kind", "ranks", "-o", tmp_path / "ranks.svg"),
+    }
+    for name, words in commands.items():
+        told = []
+        with progress.watched(told.append):
+            answer = program("lorabench adapters").ask([*map(str, words)])
+        assert answer.code == 0, (name, answer)
+        assert told[0] == 0, name
+        assert told[-1] == 1, name
+        phases = told.count(0.0)
+        assert sum(before > after for before, after in pairwise(told)) <= phases - 1, f"{name}: back within a phase"

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from lorabench.adapters.reading.files import load
 from lorabench.adapters.reading.folders import AdapterPlace
 from lorabench.health import audit
-from lorabench.health.series import in_series
+from lorabench.health.series import as_one, in_series
 from tests.test_audit import write
 
 
@@ -50,6 +53,43 @@ def test_checkpoints_of_one_training_by_their_names(names, series):
 )
 def test_what_shares_a_stem_and_a_number_alone_is_no_training(names):
     assert told(*names) == [(name, None) for name in sorted(names)]
+
+
+def as_told(*names):
+    """(name, steps, files) of what is said to be one training."""
+    one = as_one([AdapterPlace(Path(name), Path(name)) for name in names])
+    return str(one.name), one.steps, tuple(str(place.file) for place in one.places)
+
+
+def test_adapters_that_are_said_to_be_one_training():
+    assert as_told("b/x-000004.pt", "a/x-000002.pt") == ("x-….pt", (2, 4), ("a/x-000002.pt", "b/x-000004.pt"))
+    assert as_told("run/checkpoint-9", "run/checkpoint-10")[:2] == ("run/checkpoint-…", (9, 10))
+    assert as_told("b.pt", "a.pt") == ("a.pt", (1, 2), ("b.pt", "a.pt")), "no name says a step: the order counts"
+    assert as_told("a/x-000002.pt", "b/x-000002.pt")[1] == (1, 2), "both say the same step"
+    assert as_told("x-000002.pt", "y-000004.pt", "z.pt")[1] == (1, 2, 3)
+    assert as_told("a.pt") == ("a.pt", (None,), ("a.pt",))
+
+
+def test_several_files_of_several_folders_as_one_training(tmp_path):
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    for number, folder in enumerate(folders):
+        write(folder / "adapter_model.safetensors", seed=1, size=0.1 * (number + 1))
+    files = [folder / "adapter_model.safetensors" for folder in folders]
+    (one,) = audit([*files, files[0]], together=True)
+    assert [snapshot.step for snapshot in one.snapshots] == [1, 2, 3]
+    assert list(one.files) == files
+    assert [found.name for found in audit(files)] == folders, "each for itself where nothing says otherwise"
+    said = one.as_dict()["trajectory"]
+    assert [entry["step"] for entry in said] == [1, 2, 3]
+    for entry, file in zip(said, files, strict=True):
+        sigma = [
+            torch.linalg.svdvals(module.scale * module.up.double() @ module.down.double())
+            for module in load(file).modules.values()
+        ]
+        assert entry["sigma_max"] == pytest.approx(float(np.median([values[0] for values in sigma])), rel=1e-5)
+        stable = [float(values.square().sum() / values[0] ** 2) for values in sigma]
+        assert entry["stable_rank"] == pytest.approx(float(np.median(stable)), rel=1e-5)
+        assert entry["lowest"] <= entry["rank_utilization"] <= entry["highest"]
 
 
 def test_files_that_change_other_weights_are_no_checkpoints_of_one(tmp_path):

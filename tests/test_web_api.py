@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
+import shutil
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from safetensors.torch import load, load_file
 
+from lorabench.adapters.adapter import Adapter
+from lorabench.adapters.metadata.library import row_of
 from lorabench.adapters.reading.files import load as load_adapter
 from lorabench.errors import LorabenchError
-from lorabench.web.site import Site
+from lorabench.web.access import Access
+from lorabench.web.previews import Previews
+from lorabench.web.settings import Settings
+from lorabench.web.shelf import Shelf
+from lorabench.web.site import Site, make_site
+from lorabench.web.tools import tool
 from tests.make_adapters import made_adapters
-from tests.web_site import Scripts, ended, make
+from tests.web_site import TOKEN, Scripts, ended, make
 
 OLD = made_adapters() / "diffusers_old" / "pytorch_lora_weights.safetensors"
 GPT2 = made_adapters() / "peft" / "gpt2"
@@ -146,12 +156,12 @@ def test_sizes_are_held_while_the_bytes_come(scripts: Scripts, site: Site) -> No
 
 def test_many_at_once_stay_within_the_quota(scripts: Scripts, site: Site) -> None:
     used = 18 * 2**20
-    with site.uploads.room("other", 2**20, used):
-        with site.uploads.room("other", 2**19, used):
+    with site.uploads.room("other", 2**20, lambda: used):
+        with site.uploads.room("other", 2**19, lambda: used):
             pass
-        with pytest.raises(LorabenchError, match="of 20 MiB are used"), site.uploads.room("other", 2**20, used + 1):
+        with pytest.raises(LorabenchError, match="of 20 MiB are"), site.uploads.room("other", 2**20, lambda: used + 1):
             pass
-    with site.uploads.room("other", 2**20, used + 2**20):
+    with site.uploads.room("other", 2**20, lambda: used + 2**20):
         pass
 
 
@@ -314,6 +324,109 @@ def test_what_is_no_json_is_refused(scripts: Scripts, name: str) -> None:
             assert len(answer.content) < 2000
 
 
+def test_checkpoints_are_one_training_by_their_names_alone(tmp_path: Path) -> None:
+    for step in (9, 10, 100):
+        shutil.copytree(GPT2, tmp_path / "adapters" / "run" / f"checkpoint-{step}")
+    own = Scripts(make(tmp_path))
+    for step in (2, 1):
+        brought(own, (f"mine-{step:06d}.safetensors", OLD.read_bytes()))
+    shelf = own.site.shelf
+    trainings = {one.name: [item.name for item in one.items] for one in shelf.trainings(USER)}
+    assert trainings == {
+        "run/checkpoint-…": [f"run/checkpoint-{step}/adapter_model.safetensors" for step in (9, 10, 100)],
+        "mine-….safetensors": ["mine-000001.safetensors", "mine-000002.safetensors"],
+    }
+    assert [one.name for one in shelf.trainings("other")] == ["run/checkpoint-…"]
+    (mine,) = (one for one in shelf.trainings(USER) if one.name.startswith("mine"))
+    wish = tool("audit").wish([item.input for item in mine.items], {"series": True})
+    assert wish.shown == (
+        "lorabench adapters audit mine-000001.safetensors mine-000002.safetensors --series --html audit.html --sarif "
+        "audit.sarif"
+    )
+
+
+def test_a_training_is_judged_over_its_steps(scripts: Scripts, site: Site) -> None:
+    two = [item_id(scripts, "old/pytorch_lora_weights.safetensors"), item_id(scripts, "kohya/style.safetensors")]
+    two[1] = brought(scripts, ("later.safetensors", OLD.read_bytes())).json()[0]
+    wish = {"command": "audit", "adapters": two, "options": {"series": True}}
+    job = asked(scripts, "POST", "/api/jobs", json=wish).json()
+    assert job["asked"] == {"adapters": two, "options": {"series": True}}
+    done = ended(site, USER, job["id"])
+    assert done["state"] == "done", done
+    (one,) = asked(scripts, "GET", f"/api/jobs/{job['id']}").json()["answer"]["data"]["adapters"]
+    assert (one["steps"], [entry["step"] for entry in one["trajectory"]]) == ([1, 2], [1, 2])
+    told = asked(scripts, "GET", "/api/notices").json()
+    assert (told[0]["id"], told[0]["unread"]) == (job["id"], True)
+    assert asked(scripts, "POST", "/api/notices/read").status_code == 204
+    assert not any(one["unread"] for one in asked(scripts, "GET", "/api/notices").json())
+    asked(scripts, "DELETE", f"/api/adapters/{two[1]}")
+
+
+def test_headers_are_read_once_for_each_state_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    first = make(tmp_path).shelf
+    before = {item.name: first.row(item) for item in first.items(USER)}
+    read: list[Path] = []
+    monkeypatch.setattr("lorabench.web.shelf.row_of", lambda path, root: read.append(path) or row_of(path, root))
+    settings = Settings(tmp_path / "data", tmp_path / "adapters")
+
+    def shelf() -> Shelf:
+        return make_site(settings, Access(token=TOKEN)).shelf
+
+    again = shelf()
+    assert {item.name: again.row(item) for item in again.items(USER)} == before
+    assert read == []
+    changed = tmp_path / "adapters" / "kohya" / "style.safetensors"
+    changed.write_bytes(changed.read_bytes() + b"x")
+    config = tmp_path / "adapters" / "gpt2" / "adapter_config.json"
+    os.utime(config, (1, 1))
+    later = shelf()
+    assert [later.row(item)["valid"] for item in later.items(USER) if item.path == changed] == [False]
+    assert [item.path.parent.name for item in later.items(USER) if later.known_row(item) is None] == ["gpt2"]
+    kept = tmp_path / "data" / "headers.jsonl"
+    kept.write_text(kept.read_text()[:-20] + "\n[1]\nnull\n")
+    assert all(shelf().row(item) for item in shelf().items(USER)), "half a line is passed over"
+    kept.write_text('["another version"]\n' + kept.read_text())
+    assert not any(shelf().known_row(item) for item in shelf().items(USER))
+
+
+def test_the_shelf_looks_at_the_disk_once_for_each_change(scripts: Scripts, site: Site) -> None:
+    (new,) = brought(scripts, ("once.safetensors", OLD.read_bytes())).json()
+    site.shelf.items(USER)
+    gone = site.shelf.item(USER, new)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "walk", None)
+        patch.setattr(Path, "glob", None)
+        assert site.shelf.item(USER, new) == gone
+    asked(scripts, "DELETE", f"/api/adapters/{new}")
+    with pytest.raises(LorabenchError, match="there is no adapter"):
+        site.shelf.item(USER, new)
+
+
+def test_nobody_waits_for_another_users_spectra(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_name = {item.name: item for item in site.shelf.items(USER)}
+    slow, quick = by_name["old/pytorch_lora_weights.safetensors"], by_name["kohya/style.safetensors"]
+    previews, go = Previews(), threading.Event()
+
+    def slowly(path: Path) -> Adapter:
+        assert path != slow.path or go.wait(60)
+        return load_adapter(path)
+
+    monkeypatch.setattr("lorabench.adapters.reading.files.load", slowly)
+
+    async def asking() -> None:
+        first = asyncio.create_task(previews.of("ann", slow))
+        left = asyncio.create_task(previews.of("ann", slow))
+        await asyncio.sleep(0)
+        left.cancel()
+        assert await previews.of("ben", quick) is await previews.of("ann", quick)
+        assert not first.done()
+        go.set()
+        assert await first is await previews.of("ben", slow), "who leaves does not end it for others"
+
+    asyncio.run(asking())
+
+
 def test_adapters_of_the_folder_stay(scripts: Scripts) -> None:
     one = item_id(scripts, "old/pytorch_lora_weights.safetensors")
     answer = asked(scripts, "DELETE", f"/api/adapters/{one}")
@@ -341,6 +454,8 @@ OPERATIONS = [
     ("POST", "/api/jobs/{job_id}/cancel"),
     ("DELETE", "/api/jobs/{job_id}"),
     ("GET", "/api/jobs/{job_id}/files/{name}"),
+    ("GET", "/api/notices"),
+    ("POST", "/api/notices/read"),
     ("GET", "/api/runs"),
     ("GET", "/api/runs/{run_id}/page"),
 ]

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lorabench.adapters import save
+from tests.adapter_folders import make_modules
 from tests.make_adapters import made_adapters
 from tests.web_process import Server
 from tests.web_site import folder_of_adapters
@@ -44,7 +46,11 @@ def browser() -> Iterator["Browser"]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     place = tmp_path_factory.mktemp("web")
-    started = Server(place / "data", str(folder_of_adapters(place / "adapters")), "--runs", str(place))
+    folder = folder_of_adapters(place / "adapters")
+    for step in (10, 20, 30):
+        file = folder / "run" / f"checkpoint-{step}" / "adapter_model.safetensors"
+        save(file, make_modules(1, rank=step // 10), "diffusers")
+    started = Server(place / "data", str(folder), "--runs", str(place))
     yield started
     started.end()
 
@@ -167,9 +173,18 @@ def test_a_resize_is_foreseen_done_and_taken_home(page: "Page", tmp_path: Path) 
 def test_a_merge_is_checked_and_done(page: "Page") -> None:
     one = _id_of(page, "old/pytorch_lora_weights.safetensors")
     page.goto(f"/merge?of={one},{_id_of(page, 'kohya/style.safetensors')}")
+    page.get_by_role("combobox", name="weights").fill("0.5")
+    page.keyboard.press("Enter")
+    page.get_by_role("combobox", name="weights").fill("0.25")  # and on to a button, without Enter
     page.get_by_role("button", name="Check first").click()
     page.wait_for_url("**/jobs/*")
     page.get_by_text(re.compile("^preflight: ")).wait_for()
+    typed = "--weights 0.5 0.25 --out merged.safetensors"
+    page.get_by_role("button", name="Change and run again").click()
+    page.get_by_text(typed).wait_for()
+    page.go_back()  # to the job
+    page.go_back()
+    page.get_by_text(typed).wait_for()
     page.goto(f"/merge?of={one},{one}")
     _run(page)
     page.get_by_role("link", name="look at it").click()
@@ -181,10 +196,20 @@ def test_components_health_and_pictures_are_shown(page: "Page") -> None:
     page.goto(f"/pca?of={one}")
     _run(page)
     page.locator("canvas").nth(4).wait_for()
-    page.goto(f"/audit?of={one}")
+    page.goto("/audit")
+    page.get_by_label("A training").click()
+    page.get_by_role("option", name="run/checkpoint-… (3 checkpoints)").click()
+    page.get_by_text(re.compile("checkpoint-30/adapter_model.safetensors --series")).wait_for()
     _run(page)
+    page.get_by_text(re.compile("^What to do: ")).first.wait_for()
+    page.locator("canvas").nth(2).wait_for()
     frame = page.frame_locator("iframe")
     frame.get_by_role("heading", name="lorabench audit").wait_for()
+    page.goto("/jobs")
+    page.reload()
+    page.get_by_role("button", name="Notifications").click()
+    page.get_by_role("list", name="Jobs that have ended").get_by_text(re.compile("audit run/checkpoint-10")).click()
+    page.wait_for_url("**/jobs/*")
     page.goto(f"/plot?of={one}")
     page.get_by_label("kind").click()
     page.get_by_role("option", name="ranks", exact=True).click()
@@ -196,8 +221,15 @@ def test_components_health_and_pictures_are_shown(page: "Page") -> None:
 
 def test_a_command_that_cannot_run_says_why_and_its_button_waits(page: "Page") -> None:
     page.goto("/convert")
-    page.get_by_text("convert takes one adapter, 0 came").wait_for()
+    hint = page.get_by_text("Choose an adapter first.")
+    hint.wait_for()
+    assert "text-negative" not in str(hint.get_attribute("class")), "nothing is wrong yet"
     assert page.get_by_role("button", name="Run", exact=True).is_disabled()
+    page.get_by_role("combobox", name="to", exact=True).click()
+    page.get_by_role("option").first.click()
+    wrong = page.get_by_text("convert takes one adapter, 0 came")
+    wrong.wait_for()
+    assert "text-negative" in str(wrong.get_attribute("class"))
 
 
 def test_the_keyboard_alone_is_enough(page: "Page") -> None:

@@ -18,6 +18,7 @@ from lorabench.errors import LorabenchError
 from lorabench.jobs import process_lives
 from lorabench.storage import is_neighbour, neighbour
 from lorabench.web.job import read_jobs
+from lorabench.web.notices import Notices
 from lorabench.web.queue import Job, Queue
 from tests.adapter_folders import make_modules
 from tests.conftest import ROOT
@@ -80,6 +81,8 @@ def run(args):
         sys.stderr.flush()
         Path("begun").touch()
         wait(args)
+    elif args.what == "greedy":
+        len(bytearray(600 << 20))
     elif args.what == "links":
         Path("deep").mkdir()
         Path("deep/file.txt").touch()
@@ -373,6 +376,43 @@ def test_one_server_at_a_time(opened: Callable[..., Queue]) -> None:
     second.start()
 
 
+def test_notices_outlive_the_server_and_are_each_users_own(opened: Callable[..., Queue], tmp_path: Path) -> None:
+    queue, place = opened(), tmp_path / "notices.json"
+    notices = Notices(place, queue)
+    first, bad = ended(queue, act(queue, "fine")), ended(queue, act(queue, "bug"))
+    ended(queue, act(queue, "fine", user="ben"))
+    waiting = act(queue, "wait", "/never")
+    assert notices.of("ann") == [bad, first]
+    notices.read("ann", bad)
+    assert notices.unread("ann") == [first]
+    queue.cancel("ann", waiting.id)
+    assert ended(queue, waiting).state == "cancelled"
+    queue.stop()
+    again = opened()
+    later = Notices(place, again)
+    assert later.of("ann") == [bad, first], "what one has cancelled is no news"
+    assert later.unread("ann") == [first]
+    later.read("ann")
+    assert (later.unread("ann"), len(later.unread("ben"))) == ([], 1)
+    third = ended(again, act(again, "fine"))
+    assert Notices(place, again).unread("ann") == [third]
+    place.write_text('{"ann": [null, 3]}')
+    assert len(Notices(place, again).unread("ann")) == 3, "a file that says nothing of use"
+
+
+def test_what_a_job_was_asked_for_is_kept(opened: Callable[..., Queue], tmp_path: Path) -> None:
+    queue = opened(start=False)
+    asked = {"adapters": ["a"], "options": {"rank": 2}}
+    new = queue.add("ann", "", ["act", "fine"], "", asked=asked)
+    old = act(queue, "fine")
+    path = tmp_path / "jobs" / "ann" / old.id / "job.json"
+    data = json.loads(path.read_text())
+    del data["asked"]
+    path.write_text(json.dumps(data))
+    again = opened(start=False)
+    assert (again.job("ann", new.id).asked, again.job("ann", old.id).asked) == (asked, None)
+
+
 def test_other_users_jobs_are_not_there(opened: Callable[..., Queue]) -> None:
     queue = opened(start=False)
     job = act(queue, "fine")
@@ -425,23 +465,6 @@ def test_what_has_ended_can_be_forgotten(opened: Callable[..., Queue], tmp_path:
     assert opened().jobs("ann") == []
 
 
-def test_changes_are_told_in_order_whatever_a_listener_raises(opened: Callable[..., Queue]) -> None:
-    queue = opened()
-    told: list[tuple[str, str]] = []
-
-    def odd(_job: Job) -> None:
-        raise ZeroDivisionError
-
-    queue.subscribe(odd)
-    end = queue.subscribe(lambda job: told.append((job.state, threading.current_thread().name)))
-    ended(queue, act(queue, "fine"))
-    until(lambda: len(told) == 3)
-    assert told == [("waiting", "jobs"), ("running", "jobs"), ("done", "jobs")]
-    end()
-    ended(queue, act(queue, "fine"))
-    assert len(told) == 3
-
-
 def test_progress_is_that_of_the_outermost_bar(opened: Callable[..., Queue], tmp_path: Path) -> None:
     queue, go = opened(), tmp_path / "go"
     job = act(queue, "bars", go)
@@ -452,6 +475,14 @@ def test_progress_is_that_of_the_outermost_bar(opened: Callable[..., Queue], tmp
     assert queue.progress("ann", job.id) is None
     plain = ended(queue, act(queue, "fine"))
     assert queue.progress("ann", plain.id) is None
+
+
+def test_a_job_takes_no_more_memory_than_allowed(opened: Callable[..., Queue]) -> None:
+    queue = opened(memory=500 << 20)
+    job = ended(queue, act(queue, "greedy"))
+    assert (job.state, job.code) == ("failed", 1)
+    assert job.error == "it needs more memory than the 500 MiB that a job may take here (--job-memory)"
+    assert ended(queue, act(queue, "fine")).state == "done"
 
 
 def test_a_log_is_bounded(opened: Callable[..., Queue], tmp_path: Path) -> None:

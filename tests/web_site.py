@@ -44,6 +44,7 @@ class Scripts:
     """
 
     def __init__(self, site: Site) -> None:
+        self.site = site
         self.app = FastAPI(openapi_url="/api/openapi.json")
         self.app.include_router(api(site))
         self.gate = Gate(self.app, site.access, site.settings.hosts, site.settings.max_upload + 2**20)

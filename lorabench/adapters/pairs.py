@@ -15,6 +15,7 @@ from lorabench.adapters.adapter import LoraModule
 from lorabench.adapters.comparing.deviation import chunks, distances
 from lorabench.lowrank import numerical_rank, thin_svd
 from lorabench.machine import map_in_lanes
+from lorabench.progress import bar
 
 __all__ = ["ModulePair", "SubspaceOverlap", "module_pairs"]
 
@@ -100,7 +101,9 @@ def module_pairs(rows: Mapping[str, Row], seed: int = 0) -> dict[str, dict[tuple
         for group in groups.values()
         for batch in chunks(group, sum((sum(module.shape) * module.rank) for module in group[0][1] if module))
     ]
-    found = {name: pairs for batch in map_in_lanes(partial(_batch, seed=seed), batches) for name, pairs in batch}
+    with bar("Comparing modules", len(batches)) as shown:
+        compared = map_in_lanes(partial(_batch, seed=seed), batches, done=shown.advance)
+    found = {name: pairs for batch in compared for name, pairs in batch}
     return {name: found.get(name, {}) for name in rows}
 
 

@@ -14,6 +14,7 @@ from lorabench.adapters.merging.aligning import file_labels
 from lorabench.adapters.reading.naming import layer_names
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import inner_product
+from lorabench.progress import track
 
 __all__ = ["AdaptersPCA", "LayerPCA", "LayerVariances", "each_layer", "pca", "pca_across"]
 
@@ -145,7 +146,7 @@ def each_layer(
     ]
     if not wanted:
         raise LorabenchError(_no_match(adapter, layers))
-    for name, layer, part in wanted:
+    for name, layer, part in track(wanted, "Principal components"):
         module = adapter.modules[name]
         factor = module.down if part == "down" else module.up
         yield _of_layer(layer, factor.double().numpy(), n_components, standardise)
@@ -179,7 +180,8 @@ def pca_across(adapters: Sequence[Adapter], *, modules: str | None = None) -> di
     across = {name: [adapter.modules.get(name) for adapter in adapters] for name in wanted}
     if not any(_alike(members) for members in across.values()):
         raise LorabenchError(_nothing_shared(labels, adapters, wanted))
-    return {name: _of_module(name, labels, members) for name, members in across.items()}
+    modules_of = track(across.items(), "Principal components")
+    return {name: _of_module(name, labels, members) for name, members in modules_of}
 
 
 def _no_match(adapter: Adapter, pattern: str | None) -> str:

@@ -2,7 +2,7 @@
 
 import functools
 import multiprocessing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,15 +13,16 @@ import torch
 from lorabench.adapters.adapter import Adapter
 from lorabench.adapters.reading.files import load
 from lorabench.adapters.reading.folders import AdapterPlace, adapter_files
-from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, explain_reading, find_adapter_file
+from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, FOLDER_FILES, explain_reading, find_adapter_file
 from lorabench.errors import LorabenchError
 from lorabench.health.alerts import SEVERITIES, Alert, Watch
 from lorabench.health.base import BaseFile, MisfitError, Sizes, against_base
 from lorabench.health.metrics import LoRAAdapterMetrics, module_metrics
 from lorabench.health.rules.base import Thresholds
-from lorabench.health.series import Series, in_series
+from lorabench.health.series import Series, as_one, in_series
 from lorabench.health.structure import LoRAStructuralMetrics, structural_metrics
-from lorabench.health.trajectory import LoRADynamicsMetrics, Snapshot, dynamics
+from lorabench.health.trajectory import LoRADynamicsMetrics, Snapshot, dynamics, medians
+from lorabench.progress import bar
 
 __all__ = ["Audit", "audit"]
 
@@ -97,6 +98,7 @@ class Audit:
             "modules": [_as_dict(row) for row in self.rows],
             "dynamics": [asdict(one) for one in self.dynamics],
             "steps": [one.step for one in self.snapshots] if len(self.snapshots) > 1 else [],
+            "trajectory": [asdict(medians(one)) for one in self.snapshots] if len(self.snapshots) > 1 else [],
             "unsupported": self.unsupported,
         }
 
@@ -106,28 +108,33 @@ def _as_dict(row: LoRAAdapterMetrics) -> dict[str, Any]:
 
 
 def audit(
-    path: Path | str,
+    path: Path | str | Sequence[Path | str],
     base: Path | str | None = None,
     rules: Collection[str] | None = None,
     thresholds: Mapping[str, Thresholds] | None = None,
     count_intruders: bool = False,
     processes: int = 1,
+    together: bool = False,
 ) -> list[Audit]:
-    """Look at one adapter, or at all below a folder.
+    """Look at one adapter, at several, or at all below a folder.
 
     Args:
-        path: a file, a PEFT folder, or a folder of any of them; what cannot be read among several is told as such.
+        path: a file, a PEFT folder, a folder of any of them, or several; what cannot be read among several is told as
+            such.
         base: a safetensors file or folder of the base model, for dominance and the scale.
         rules: names of the rules that are asked; None: those that are asked without.
         thresholds: of `lorabench.health.read_thresholds`; None: the project's own.
         count_intruders: whether to count intruder dimensions, two dense SVDs a module.
         processes: that share a folder of a hundred adapters and more; with more than one the caller's module has to
             be importable (`if __name__ == "__main__":`), as `multiprocessing` asks.
+        together: whether all are checkpoints of one training, whatever they are called (see `series.as_one`).
 
     Raises:
         LorabenchError: nothing is there, the only adapter cannot be read, or no adapter has the base's modules.
     """
-    series = _series(Path(path))
+    paths = [Path(path)] if isinstance(path, Path | str) else [Path(one) for one in path]
+    places = list(dict.fromkeys(place for one in paths for place in _places(one, len(paths) > 1)))
+    series = [as_one(places)] if together else in_series(places)
     weights = None if base is None else BaseFile.open(Path(base))
     Watch(thresholds, rules)  # wrong names are told before anything is read
     work = functools.partial(
@@ -135,30 +142,38 @@ def audit(
         alone=len(series) == 1,
     )  # fmt: skip
     if processes < 2 or len(series) < _MANY:
-        return work(series)
+        with bar("Auditing", sum(len(one.places) for one in series)) as shown:
+            return work(series, shown.advance)
     # Python's own work is most of it, so threads would wait for each other.
     step = -(-len(series) // (4 * processes))
     parts = [series[start : start + step] for start in range(0, len(series), step)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return [one for audits in pool.map(work, parts) for one in audits]
+        found = []
+        with bar("Auditing", len(series)) as shown:
+            for audits in pool.map(work, parts):
+                found += audits
+                shown.advance(len(audits))
+        return found
 
 
 def _judged(
     series: Sequence[Series],
+    looked: Callable[[], object] = lambda: None,
+    *,
     base: BaseFile | None,
     rules: Collection[str] | None,
     thresholds: Mapping[str, Thresholds] | None,
     count_intruders: bool,
     alone: bool,
 ) -> list[Audit]:
-    """One after another; what is known of the base is kept for the next."""
+    """One after another, `looked` told of each file; what is known of the base is kept for the next."""
     audits, sizes = [], Sizes()
     waiting = list(reversed(series))
     while waiting:
         one = waiting.pop()
         try:
-            audits.append(_audited(one, base, Watch(thresholds, rules), count_intruders, sizes))
+            audits.append(_audited(one, base, Watch(thresholds, rules), count_intruders, sizes, looked))
         except _UnlikeError:
             waiting += reversed(_by_modules(one))
         except LorabenchError as error:
@@ -169,18 +184,19 @@ def _judged(
     return audits
 
 
-def _series(path: Path) -> list[Series]:
+def _places(path: Path, several: bool) -> list[AdapterPlace]:
+    """The adapters at a path. Among several, a file that all folders call alike is called by its folder."""
     with explain_reading(path):
         folder = path.is_dir()
     if not folder:
         file = find_adapter_file(path)
-        return [Series(path, (AdapterPlace(path, file),), (None,))]
+        return [AdapterPlace(path.parent if several and file.name in FOLDER_FILES else path, file)]
     places = adapter_files(path).adapters
     if not places:
         raise LorabenchError(
             f"{path}: no adapter below, no file ends in {', '.join(ADAPTER_SUFFIXES)}. Name a folder that holds some."
         )
-    return in_series(places)
+    return places
 
 
 def _by_modules(series: Series) -> list[Series]:
@@ -205,7 +221,14 @@ def _weights(adapter: Adapter) -> frozenset[tuple[str, tuple[int, int]]]:
     return frozenset((name, module.shape) for name, module in adapter.modules.items())
 
 
-def _audited(series: Series, base: BaseFile | None, watch: Watch, count_intruders: bool, sizes: Sizes) -> Audit:
+def _audited(
+    series: Series,
+    base: BaseFile | None,
+    watch: Watch,
+    count_intruders: bool,
+    sizes: Sizes,
+    looked: Callable[[], object],
+) -> Audit:
     said: dict[str, Alert] = {}
     files: list[Path] = []
     skipped: dict[Path, str] = {}
@@ -218,6 +241,7 @@ def _audited(series: Series, base: BaseFile | None, watch: Watch, count_intruder
             if len(skipped) + 1 == len(series.places):  # not one of them can be read
                 raise
             skipped[place.file] = str(error)
+            looked()
             continue
         if weights not in (None, _weights(adapter)):
             raise _UnlikeError(f"{place.file}: changes other weights than {files[0]}.")
@@ -229,6 +253,7 @@ def _audited(series: Series, base: BaseFile | None, watch: Watch, count_intruder
         snapshot = Snapshot(step, {row.module: row for row in rows})
         said |= {alert.rule: alert for alert in watch.look(snapshot, place == series.places[-1])}
         files.append(place.file)
+        looked()
         unsupported = {kind: len(keys) for kind, keys in adapter.unsupported.items()}
     several = len(files) > 1
     return Audit(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lorabench.adapters.reading.folders import AdapterPlace
 
-__all__ = ["Series", "in_series"]
+__all__ = ["Series", "as_one", "in_series"]
 
 _STEP = re.compile(
     r"""(?:checkpoint|step|iter(?:ation)?)[-_=]?(?P<named>\d+)   # transformers, diffusers, most scripts
@@ -62,6 +62,21 @@ def in_series(places: Sequence[AdapterPlace]) -> list[Series]:
         common = shared.pop() if len(ordered) > 1 and len(shared) == 1 else key
         series[key] = Series(common, tuple(ordered), tuple(steps[one] for one in ordered))
     return list(series.values())
+
+
+def as_one(places: Sequence[AdapterPlace]) -> Series:
+    """The adapters as checkpoints of one training: by the steps that all names say, or else in the order given.
+
+    >>> paths = [Path(name) for name in ("b/style-000010.safetensors", "a/style-000002.safetensors")]
+    >>> as_one([AdapterPlace(path, path) for path in paths]).steps, as_one([AdapterPlace(Path("a"), paths[0])]).steps
+    ((2, 10), (None,))
+    """
+    without_folders = [AdapterPlace(Path(place.path.name), place.file) for place in places]
+    for called in (places, without_folders):
+        first, *others = in_series(called)
+        if not others and len(set(first.steps)) == len(places):
+            return first
+    return Series(places[-1].path, tuple(places), tuple(range(1, len(places) + 1)))
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,13 @@
 
 import math
 import os
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from lorabench.health.alerts import SEVERITIES
 from lorabench.health.auditing import Audit
 from lorabench.health.metrics import LoRAAdapterMetrics
-from lorabench.health.trajectory import Snapshot
+from lorabench.health.trajectory import StepMedians, known_median, medians
 from lorabench.sheet import Sheet
 from lorabench.text import counted
 
@@ -27,9 +26,6 @@ _GAUGE = (
     "κ(A), κ(B): diagnostics of training, which the gauge (A → G⁻¹A, B → BG) changes; they say nothing of ΔW.",
     "by norms: the effective rank of random directions whose factors have the same norms.",
 )
-
-
-_OF_STEPS = ("stable_rank", "sigma_max", "kappa_A", "kappa_B")
 
 
 def summary(audits: Sequence[Audit]) -> str:
@@ -82,8 +78,8 @@ def _adapter(name: str, one: Audit) -> tuple[str, ...]:
         name,
         str(len(rows)),
         str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}",
-        _percent(_median([row.rank_utilization for row in rows])),
-        _number(_median([row.stable_rank for row in rows])),
+        _percent(known_median([row.rank_utilization for row in rows])),
+        _number(known_median([row.stable_rank for row in rows])),
         one.severity or "",
         ",\n".join(f"({alert.rule})" if alert.rule in one.ceased else alert.rule for alert in one.alerts),
     )
@@ -163,22 +159,18 @@ def steps_sheet(one: Audit) -> Sheet:
     return Sheet(
         title="Checkpoints",
         columns=("step", "used", "lowest", "highest", "stable rank", "σ₁", "κ(A)", "κ(B)", "file"),
-        rows=[_step(snapshot, file) for snapshot, file in zip(one.snapshots, one.files, strict=True)],
+        rows=[_step(medians(snapshot), file) for snapshot, file in zip(one.snapshots, one.files, strict=True)],
         caption=["medians over modules; lowest and highest: of any module's use of its rank", _trends(one)],
         text=("file",),
         names=("file",),
     )
 
 
-def _step(snapshot: Snapshot, file: Path) -> tuple[str, ...]:
-    rows = list(snapshot.rows.values())
-    used = [row.rank_utilization for row in rows if row.rank_utilization is not None]
+def _step(said: StepMedians, file: Path) -> tuple[str, ...]:
     return (
-        str(snapshot.step),
-        _percent(_median(used)),
-        _percent(min(used, default=None)),
-        _percent(max(used, default=None)),
-        *(_number(_median([getattr(row, name) for row in rows])) for name in _OF_STEPS),
+        str(said.step),
+        *map(_percent, (said.rank_utilization, said.lowest, said.highest)),
+        *map(_number, (said.stable_rank, said.sigma_max, said.kappa_A, said.kappa_B)),
         str(file),
     )
 
@@ -189,11 +181,6 @@ def _trends(one: Audit) -> str:
         return "no trend is told from fewer than three checkpoints"
     kinds = ("increasing", "stable", "collapsing")
     return "use of the rank: " + ", ".join(f"{kind} in {trends.count(kind)}" for kind in kinds) + " modules"
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
 
 
 def _percent(value: float | None) -> str:

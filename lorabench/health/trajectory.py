@@ -7,7 +7,16 @@ from typing import Any
 
 from lorabench.health.metrics import LoRAAdapterMetrics
 
-__all__ = ["LoRADynamicsMetrics", "Snapshot", "dynamics", "packed", "unpacked"]
+__all__ = [
+    "LoRADynamicsMetrics",
+    "Snapshot",
+    "StepMedians",
+    "dynamics",
+    "known_median",
+    "medians",
+    "packed",
+    "unpacked",
+]
 
 _TREND = 0.10
 _SATURATED = 0.02
@@ -54,6 +63,43 @@ class LoRADynamicsMetrics:
     kappa_A_volatility: float | None
     kappa_B_volatility: float | None
     gradient_rank: float | None
+
+
+@dataclass(frozen=True)
+class StepMedians:
+    """All modules at one step, each value where a module has it; None where none has.
+
+    Attributes:
+        step: of the snapshot.
+        rank_utilization: the median module's effective rank / rank.
+        lowest: the least of any module's.
+        highest: the largest of any module's.
+        stable_rank, sigma_max, kappa_A, kappa_B: of the median module.
+    """
+
+    step: int | None
+    rank_utilization: float | None
+    lowest: float | None
+    highest: float | None
+    stable_rank: float | None
+    sigma_max: float | None
+    kappa_A: float | None
+    kappa_B: float | None
+
+
+def medians(snapshot: Snapshot) -> StepMedians:
+    """What a snapshot says of all modules together."""
+    rows = list(snapshot.rows.values())
+    used = [row.rank_utilization for row in rows if row.rank_utilization is not None]
+    names = ("rank_utilization", "stable_rank", "sigma_max", "kappa_A", "kappa_B")
+    middle = {name: known_median([getattr(row, name) for row in rows]) for name in names}
+    return StepMedians(step=snapshot.step, lowest=min(used, default=None), highest=max(used, default=None), **middle)
+
+
+def known_median(values: Sequence[float | None]) -> float | None:
+    """Of the values that there are; None where there is none."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def packed(snapshot: Snapshot) -> dict[str, Any]:

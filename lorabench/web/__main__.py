@@ -52,6 +52,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--data", type=path_name, metavar="DIR", help="for uploads, jobs and results (default: web in the cache)"
     )
     parser.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="that run at one time")
+    parser.add_argument(
+        "--job-memory", type=positive_number, metavar="MIB", help="that a process of a job may take; default: any"
+    )
     parser.add_argument("--max-upload", type=positive_number, default=1024, metavar="MIB", help="of one upload")
     parser.add_argument("--quota", type=positive_number, default=8192, metavar="MIB", help="of all that a user has")
     parser.add_argument(
@@ -85,6 +88,7 @@ def run(args: Namespace) -> Outcome:
         quota=int(args.quota * 2**20),
         keep_days=args.keep_days,
         jobs=args.jobs,
+        job_memory=None if args.job_memory is None else int(args.job_memory * 2**20),
         https=args.https,
     )
     return _serve(settings, args.users, token, args.open)

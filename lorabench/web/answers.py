@@ -145,4 +145,48 @@ def _map(data: Mapping[str, Any]) -> None:
     draw()
 
 
-_SPECIAL: Mapping[str, Callable[[Here, Job, dict[str, Any]], Awaitable[None]]] = {"pca": _components}
+async def _health(_here: Here, _job: Job, data: dict[str, Any]) -> None:
+    """What the rules say and what to do about it; of a training how it went."""
+    for one in data["adapters"][:_SHOWN]:
+        with ui.card().classes("w-full").props("flat bordered"):
+            with ui.row().classes("items-center"):
+                ui.label(one["name"]).classes("font-bold break-all")
+                ui.badge(one["severity"] or "nothing to say", color=_SEVERITIES.get(one["severity"], "positive"))
+            for fault in (one["unreadable"], *one["skipped"].values()):
+                if fault:
+                    ui.label(fault).classes("text-negative break-all")
+            for alert in one["alerts"]:
+                _alert(alert, alert["rule"] in one["ceased"])
+            if one["trajectory"]:
+                _trajectory(one["trajectory"])
+
+
+def _alert(alert: dict[str, Any], ceased: bool) -> None:
+    with ui.row().classes("items-center gap-2 no-wrap"):
+        ui.badge(alert["severity"], color=_SEVERITIES[alert["severity"]])
+        step = "" if alert["step"] is None else f", step {alert['step']}"
+        ui.label(f"{alert['rule']}{step}{', ceased since' if ceased else ''}: {alert['message']}").classes("break-all")
+    ui.label(f"What to do: {alert['action']}").classes("opacity-80 pl-4")
+
+
+def _trajectory(steps: Sequence[Mapping[str, Any]]) -> None:
+    """The median module at each checkpoint."""
+    places = [one["step"] for one in steps]
+    charts = {
+        "use of the rank (%)": {
+            name: [None if one[key] is None else round(100 * one[key], 2) for one in steps]
+            for name, key in (("median", "rank_utilization"), ("lowest", "lowest"), ("highest", "highest"))
+        },
+        "stable rank": {"median": [one["stable_rank"] for one in steps]},
+        "σ₁ of ΔW": {"median": [one["sigma_max"] for one in steps]},
+    }
+    with ui.row().classes("w-full"):
+        for title, values in charts.items():
+            ui.echart(lines(f"{title} by step", values, places)).classes("w-full md:w-[31%] h-64").mark("trajectory")
+
+
+_SEVERITIES = {"note": "info", "warning": "warning", "error": "negative"}
+_SPECIAL: Mapping[str, Callable[[Here, Job, dict[str, Any]], Awaitable[None]]] = {
+    "pca": _components,
+    "audit": _health,
+}

@@ -1,5 +1,6 @@
 """The JSON API under /api: what the panels do, for scripts and other front ends."""
 
+import contextlib
 import json
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
@@ -25,8 +26,10 @@ from lorabench.web.site import Site
 from lorabench.web.tools import TOOLS, tool
 from lorabench.web.uploads import Brought
 
-__all__ = ["EMBEDDED", "PRIVATE", "Wanted", "api", "make_rule", "start"]
+__all__ = ["EMBEDDED", "MOST", "PRIVATE", "Wanted", "api", "make_rule", "start"]
 
+MOST = 256
+"""Adapters of one job: a training with its checkpoints."""
 EMBEDDED = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; "
     "sandbox allow-scripts allow-downloads"
@@ -51,7 +54,7 @@ class Wanted(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     command: Literal[TOOLS] = Field(description="one of /api/commands")  # type: ignore[valid-type]
-    adapters: list[Annotated[str, Field(max_length=64)]] = Field(min_length=1, max_length=64, description="their ids")
+    adapters: list[Annotated[str, Field(max_length=64)]] = Field(min_length=1, max_length=MOST, description="their ids")
     options: dict[str, Any] = Field(default_factory=dict, max_length=64, description="option -> value")
 
 
@@ -92,12 +95,13 @@ def start(site: Site, user: str, wanted: Wanted) -> Job:
         [item.input for item in items], wanted.options, lambda item_id: site.shelf.item(user, item_id).input
     )
     title = f"{wanted.command} {', '.join(item.name for item in items[:3])}{', …' if len(items) > 3 else ''}"
-    return site.queue.add(user, title, wish.words, wish.shown, wish.inputs, max(room, _LEAST_ROOM))
+    asked = {"adapters": wanted.adapters, "options": wanted.options}
+    return site.queue.add(user, title, wish.words, wish.shown, wish.inputs, max(room, _LEAST_ROOM), asked)
 
 
 def _job_data(site: Site, job: Job) -> dict[str, Any]:
     """A job for JSON: no path of the server's."""
-    names = ("id", "title", "shown", "made", "started", "ended", "state", "code")
+    names = ("id", "title", "shown", "made", "started", "ended", "state", "code", "asked")
     return {name: getattr(job, name) for name in names} | {"error": job.error and site.named(job.error)}
 
 
@@ -106,6 +110,7 @@ def api(site: Site) -> APIRouter:
     router = APIRouter(prefix="/api", route_class=_errors(site), responses=_failures())
     _add_adapters(router, site)
     _add_jobs(router, site)
+    _add_notices(router, site)
 
     @router.get("/runs")
     def runs() -> list[dict[str, Any]]:
@@ -148,8 +153,9 @@ def _add_adapters(router: APIRouter, site: Site) -> None:
         """Bring adapters, or one with its adapter_config.json; answers their ids."""
         user = _user(request)
         length = request.headers.get("content-length", "")
-        used = await run_in_threadpool(site.queue.size, user)
-        with site.uploads.room(user, int(length) if length.isdecimal() else None, used):
+        room = site.uploads.room(user, int(length) if length.isdecimal() else None, lambda: site.used(user))
+        with contextlib.ExitStack() as stack:
+            await run_in_threadpool(stack.enter_context, room)
             async with request.form(max_files=200, max_fields=8) as form:
                 files = [one for one in form.getlist("file") if isinstance(one, Received)]
                 brought = [Brought(one.filename or "", one.file) for one in files]
@@ -178,10 +184,12 @@ def _add_adapters(router: APIRouter, site: Site) -> None:
         return FileResponse(item.path, filename=item.path.name, media_type=_ANY)
 
     @router.post("/adapters/{adapter_id}/foresee")
-    def foresee(request: Request, adapter_id: _Id, rule: dict[str, Any]) -> dict[str, Any]:
+    async def foresee(request: Request, adapter_id: _Id, rule: dict[str, Any]) -> dict[str, Any]:
         """What a resize would cost, before anything is written; the rule as the options of `resize`."""
-        item = site.shelf.item(_user(request), adapter_id)
-        return asdict(site.previews.of(item).under(make_rule(item, rule)))
+        user = _user(request)
+        item = await run_in_threadpool(site.shelf.item, user, adapter_id)
+        preview = await site.previews.of(user, item)
+        return asdict(await run_in_threadpool(lambda: preview.under(make_rule(item, rule))))
 
 
 def make_rule(item: Item, options: dict[str, Any]) -> ResizeRule:
@@ -248,6 +256,20 @@ def _add_jobs(router: APIRouter, site: Site) -> None:
             text = site.named(path.read_text("utf-8"))
             return Response(text, media_type=kind, headers=how)
         return FileResponse(path, filename=path.name if kind == _ANY else None, media_type=kind, headers=how)
+
+
+def _add_notices(router: APIRouter, site: Site) -> None:
+    @router.get("/notices")
+    def notices(request: Request) -> list[dict[str, Any]]:
+        """Jobs of yours that have ended, the last one first, and whether you have looked at that."""
+        user = _user(request)
+        unread = {job.id for job in site.notices.unread(user)}
+        return [_job_data(site, job) | {"unread": job.id in unread} for job in site.notices.of(user)]
+
+    @router.post("/notices/read", status_code=204)
+    def read(request: Request) -> None:
+        """You have looked at all of them."""
+        site.notices.read(_user(request))
 
 
 _MULTIPART: dict[str, Any] = {

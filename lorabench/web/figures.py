@@ -53,15 +53,17 @@ def bars(title: str, values: Sequence[tuple[str, float]]) -> dict[str, Any]:
     }
 
 
-def lines(title: str, series: Mapping[str, Sequence[float]], first: int = 1) -> dict[str, Any]:
-    """Numbers by their place."""
+def lines(
+    title: str, series: Mapping[str, Sequence[float | None]], places: Sequence[object] | None = None
+) -> dict[str, Any]:
+    """Numbers by their place, which is counted from 1 unless it has names."""
     longest = max((len(values) for values in series.values()), default=0)
     return {
         **_base(title),
         "tooltip": {"trigger": "axis"},
         "legend": {"bottom": 0, **_TEXT},
         "grid": {"containLabel": True, "left": 8, "right": 16, "top": 36, "bottom": 32},
-        "xAxis": {"type": "category", "data": list(range(first, first + longest)), "axisLabel": {"color": _GREY}},
+        "xAxis": {"type": "category", "data": list(places or range(1, 1 + longest)), "axisLabel": {"color": _GREY}},
         "yAxis": {"type": "value", "scale": True, **_LINES},
         "series": [{"name": name, "type": "line", "data": list(values)} for name, values in series.items()],
     }

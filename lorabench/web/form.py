@@ -1,9 +1,10 @@
 """A command's options as a form, made from what its parser says of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from nicegui import ui
+from nicegui.elements.mixins.value_element import ValueElement
 
 from lorabench.web.frame import Here
 from lorabench.web.shelf import Item
@@ -47,6 +48,7 @@ class Form:
     ) -> None:
         self._here, self._changed = here, changed
         self._values: dict[str, Any] = {}
+        self._elements: dict[str, ValueElement[Any]] = {}
         shown = [one for one in tool.arguments if one.name not in set(without)]
         first = [one for one in shown if one.required] or shown[:count]
         for argument in first:
@@ -61,6 +63,16 @@ class Form:
     def values(self) -> dict[str, Any]:
         """Option -> its value, for those that say something."""
         return {name: value for name, value in self._values.items() if value not in (None, "", [])}
+
+    def fill(self, values: Mapping[str, Any]) -> None:
+        """Set options to what was given before; an adapter that is no longer there is passed over."""
+        for name, value in values.items():
+            element = self._elements.get(name)
+            if element is None or (isinstance(element, ui.select) and value not in element.options):
+                continue
+            if isinstance(element, ui.input_chips):
+                value = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+            element.set_value(value)
 
     def _set(self, argument: Argument, value: Any) -> None:
         if argument.kind == "whole" and isinstance(value, float) and value.is_integer():
@@ -78,12 +90,12 @@ class Form:
         def keep(event: Any) -> None:
             self._set(argument, event.value)
 
-        element: ui.element
+        element: ValueElement[Any]
         with ui.column().classes("w-full gap-0"):
             if argument.kind == "flag":
                 element = ui.switch(argument.name.replace("_", " "), value=bool(default), on_change=keep)
             elif argument.many:
-                element = ui.input_chips(label, on_change=keep).classes("w-full").props("dense")
+                element = _chips(label, lambda values: self._set(argument, values))
             elif argument.kind == "choice":
                 element = ui.select(
                     list(argument.choices), value=default, label=label, clearable=not argument.required, on_change=keep
@@ -97,7 +109,30 @@ class Form:
             else:
                 element = ui.input(label, value=str(default or ""), on_change=keep).classes("w-full")
             ui.label(argument.help).classes("text-xs opacity-70")
-        element.mark(argument.name)
+        self._elements[argument.name] = element.mark(argument.name)
+
+
+def _chips(label: str, keep: Callable[[list[str]], None]) -> ui.input_chips:
+    """Several values: what is being typed is the last of them, with Enter or without."""
+    typed = [""]
+
+    def values() -> list[str]:
+        return [*(chips.value or []), *([typed[0]] if typed[0].strip() else [])]
+
+    def type_in(event: Any) -> None:
+        typed[0] = str(event.args or "")
+        keep(values())
+
+    def leave() -> None:
+        """A browser tells of this after the click on a button that somebody went on to."""
+        chips.set_value(values())
+        typed[0] = ""
+
+    chips = ui.input_chips(label, new_value_mode="add", on_change=lambda _: keep(values()))  # the same twice, too
+    chips.classes("w-full").props("dense")
+    chips.on("input-value", type_in)
+    chips.on("blur", leave, [])
+    return chips
 
 
 def _number(text: Any) -> Any:

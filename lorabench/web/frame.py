@@ -1,5 +1,6 @@
 """What every panel has around it: the way to the others, who one is, what jobs have ended."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from nicegui import ui
 from starlette.requests import Request
 
 from lorabench.errors import LorabenchError
+from lorabench.web.notices import TOLD
 from lorabench.web.queue import Job
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
 
-__all__ = ["PANELS", "Here", "frame", "state_chip", "telling", "ways_on"]
+__all__ = ["PANELS", "Here", "frame", "state_chip", "telling", "ways_on", "when"]
 
 PANELS = {
     "/": ("Library", "inventory_2"),
@@ -32,6 +34,7 @@ PANELS = {
 _ON_ADAPTERS = ("/pca", "/resize", "/merge", "/compare", "/convert", "/plot", "/audit", "/advise")
 _EVERY = 1.0
 """Seconds between looks at the user's jobs."""
+_NOTICES = 20
 _STYLE = """
 .command pre, .command code { white-space: pre-wrap; overflow-wrap: anywhere; }
 .body--dark { --q-primary: #5c7cfa !important; }
@@ -97,13 +100,44 @@ def frame(site: Site, request: Request, title: str) -> Iterator[Here]:
             ui.button(icon="menu", on_click=drawer.toggle).props('flat color=white aria-label="Menu"')
             ui.link("lorabench", "/").classes("text-lg font-bold text-white no-underline")
         with ui.row().classes("items-center gap-2"):
+            told = _bell(here)
             ui.label(here.user).classes("text-sm")
             with ui.element("form").props("method=post action=/sign-out"):
                 ui.button("Sign out").props("flat color=white type=submit dense no-caps")
     with ui.column().classes("w-full max-w-6xl mx-auto gap-4"):
         ui.label(title).classes("text-2xl font-bold").props('role=heading aria-level="1"')
         yield here
-    _watch(here)
+    _watch(here, told)
+
+
+def _bell(here: Here) -> Callable[[], None]:
+    """The list of jobs that have ended, with how many are new; what is given back shows that number anew."""
+    with ui.button(icon="notifications").props('flat color=white aria-label="Notifications"'):
+        count = ui.badge("", color="negative").props("floating").mark("unread")
+        with ui.menu().on_value_change(lambda event: show() if event.value else None):
+            place = ui.list().props('dense aria-label="Jobs that have ended"').classes("w-96 max-w-[90vw]")
+
+    def show() -> None:
+        here.site.notices.read(here.user)
+        tell()
+        place.clear()
+        with place:
+            for job in here.site.notices.of(here.user)[:_NOTICES]:
+                with ui.item(on_click=lambda job=job: ui.navigate.to(f"/jobs/{job.id}")).mark("notice"):
+                    with ui.item_section().props("side"):
+                        state_chip(job.state)
+                    with ui.item_section():
+                        ui.item_label(job.title).classes("break-all")
+                        ui.item_label(when(job.ended or job.made)).props("caption")
+            ui.item("All jobs", on_click=lambda: ui.navigate.to("/jobs"))
+
+    def tell() -> None:
+        new = len(here.site.notices.unread(here.user))
+        count.set_text(str(new))
+        count.set_visibility(new > 0)
+
+    tell()
+    return tell
 
 
 def _bind(user: str) -> None:
@@ -129,7 +163,7 @@ def _links(path: str) -> None:
                 ui.item_section(title)
 
 
-def _watch(here: Here) -> None:
+def _watch(here: Here, told: Callable[[], None]) -> None:
     """Tell of jobs that end while this page is open."""
     known = {job.id: job.state for job in here.jobs()}
 
@@ -138,7 +172,8 @@ def _watch(here: Here) -> None:
             before = known.get(job.id)
             if before != job.state and before in (None, "waiting", "running"):
                 known[job.id] = job.state
-                if job.state in ("done", "failed", "lost"):
+                if job.state in TOLD:
+                    told()
                     good = job.state == "done"
                     ui.notify(
                         f"{job.title}: {job.state}" + (f". {here.site.named(job.error)}" if job.error else ""),
@@ -170,6 +205,11 @@ def ways_on(chosen: Callable[[], Iterable[str]]) -> None:
     for path in _ON_ADAPTERS:
         title, icon = PANELS[path]
         ui.button(title, icon=icon, on_click=lambda path=path: go(path)).props("flat dense no-caps")
+
+
+def when(seconds: float) -> str:
+    """A time, for people."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def state_chip(state: Literal["waiting", "running", "done", "failed", "cancelled", "lost"]) -> ui.badge:

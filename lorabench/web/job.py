@@ -71,6 +71,7 @@ class Job:
         error: why it is not done, in one line.
         pid: of its process, which leads a group.
         stopping: when it was asked to end; it may still run.
+        asked: {"adapters": ids, "options": option -> value}, of which the command was made; None where nobody said.
     """
 
     id: str
@@ -88,6 +89,7 @@ class Job:
     error: str | None = None
     pid: int | None = None
     stopping: float | int | None = None
+    asked: dict[str, Any] | None = None
 
 
 def check_name(name: str, what: str) -> str:
@@ -141,7 +143,7 @@ def read_jobs(root: Path) -> list[Job]:
 def _read_job(path: Path) -> Job | None:
     data = read_object(path)
     try:
-        known = {field.name: data[field.name] for field in fields(Job)} if data else {}
+        known = {field.name: data[field.name] for field in fields(Job) if field.name in data} if data else {}
         known |= {name: tuple(map(str, known[name])) for name in ("words", "inputs")}
         job = Job(**known)
         times = (job.made, job.started, job.ended, job.stopping)
@@ -151,6 +153,7 @@ def _read_job(path: Path) -> Job | None:
             and isinstance(job.made, int | float)
             and isinstance(job.pid, int | None)
             and isinstance(job.room, int | None)
+            and isinstance(job.asked, dict | None)
         )
         named = (job.user, job.id) == (path.parent.parent.name, path.parent.name)
     except (KeyError, TypeError):

@@ -17,13 +17,20 @@ __all__ = ["launch", "signal_group"]
 _SECRET = "LORABENCH_WEB_"  # noqa: S105 - what the names of variables begin with that are the page's alone
 
 
-def launch(place: Path, program: str) -> subprocess.Popen[bytes]:
+def launch(place: Path, program: str, memory: int | None = None) -> subprocess.Popen[bytes]:
     """Begin the worker of the job in a folder; it waits for a byte on its standard input.
+
+    Args:
+        place: the job's folder.
+        program: the package of its command.
+        memory: bytes that each of its processes may take; None: as many as there are.
 
     Raises:
         OSError: the system has no room for it.
     """
     command = [sys.executable, "-P", "-m", "lorabench.web.worker", str(place), program]
+    if memory is not None:
+        command.append(str(memory))
     with (place / LOG).open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - the words of a job are in its file, and no shell reads them
             command, cwd=place / OUT, env=_environment(os.environ), start_new_session=True, bufsize=0,

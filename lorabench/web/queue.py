@@ -5,7 +5,6 @@ folder finds waiting jobs, watches those at work, and learns how those that ende
 """
 
 import contextlib
-import functools
 import os
 import secrets
 import shutil
@@ -13,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +56,6 @@ _LOG_MOST = 8 << 20
 """Bytes of a job's log above which it begins anew."""
 _LOST = "ended without an answer: killed, or the machine stopped"
 _REMEDY = "Free some space: forget jobs that are over."
-Told = Callable[[Job], object]
 
 
 class Queue:
@@ -69,25 +67,24 @@ class Queue:
         most_waiting: most jobs of all users that wait.
         most_of_user: most jobs of one user that wait or are at work.
         program: the package whose commands the jobs are; its `__main__` has `program(name)`, a `frame.Program`.
+        memory: bytes that each process of a job may take; None: as many as there are.
     """
 
     def __init__(
         self, folder: Path, at_once: int = 1, most_waiting: int = 50, most_of_user: int = 20,
-        program: str = "lorabench.adapters",
+        program: str = "lorabench.adapters", memory: int | None = None,
     ) -> None:  # fmt: skip
-        self._folder, self._program = folder.absolute(), program
+        self._folder, self._program, self._memory = folder.absolute(), program, memory
         self._at_once, self._most_waiting, self._most_of_user = at_once, most_waiting, most_of_user
         self._lock = threading.RLock()
         self._jobs = {job.id: job for job in read_jobs(self._folder)}
         self._own: set[str] = set()  # jobs whose process is waited for here
-        self._changed: list[Job] = []
-        self._told: list[Told] = []
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def add(
         self, user: str, title: str, words: Sequence[str], shown: str, inputs: Sequence[str | Path] = (),
-        room: int | None = None,
+        room: int | None = None, asked: dict[str, Any] | None = None,
     ) -> Job:  # fmt: skip
         """Have a command wait for its turn.
 
@@ -98,6 +95,7 @@ class Queue:
             shown: the command as a person would type it.
             inputs: files that it reads, to be kept until it has ended.
             room: bytes that a file which it writes may have; None: any number.
+            asked: what the command was made of.
 
         Raises:
             LorabenchError: too many jobs wait, or the disk takes no more.
@@ -108,8 +106,9 @@ class Queue:
             last = max((job.made for job in self._jobs.values()), default=0.0)
             made = max(time.time(), last + 1e-6)  # the order stays, whatever becomes of the clock
             job = Job(
-                secrets.token_hex(8), user, title, tuple(words), shown, made, inputs=tuple(map(str, inputs)), room=room
-            )
+                secrets.token_hex(8), user, title, tuple(words), shown, made, inputs=tuple(map(str, inputs)),
+                room=room, asked=asked,
+            )  # fmt: skip
             with explain_disk_errors(self._folder, _REMEDY):
                 make_folder(self._place(job), job)
             self._remember(job)
@@ -225,24 +224,6 @@ class Queue:
         """Bytes that a user's jobs have on the disk."""
         return size_of(self._folder / check_name(user, "user"))
 
-    def subscribe(self, callback: Told) -> Callable[[], None]:
-        """Have every change of a job's state told, in order, from the queue's thread.
-
-        Args:
-            callback: what it raises is logged.
-
-        Returns:
-            What ends it.
-        """
-        with self._lock:
-            self._told = [*self._told, callback]
-
-        def end() -> None:
-            with self._lock:
-                self._told = [told for told in self._told if told is not callback]
-
-        return end
-
     def start(self) -> None:
         """Begin to run jobs, in a thread.
 
@@ -298,13 +279,6 @@ class Queue:
                 self._look_at(job)
             while (waiting := self._next()) is not None:
                 self._begin(waiting)
-            changed, self._changed = self._changed, []
-            told = self._told
-        for job in changed:
-            happened = Future[Job]()  # which logs what a callback raises, and goes on to the next
-            for callback in told:
-                happened.add_done_callback(functools.partial(_tell, callback))
-            happened.set_result(job)
 
     def _next(self) -> Job | None:
         """Who has fewest at work is next, then who had no turn for longest."""
@@ -321,7 +295,7 @@ class Queue:
     def _begin(self, job: Job) -> None:
         place = self._place(job)
         try:
-            process = launch(place, self._program)
+            process = launch(place, self._program, self._memory)
             self._own.add(job.id)
             waiter = threading.Thread(target=self._wait_for, args=[job.id, process], name=f"job {job.id}", daemon=True)
             waiter.start()
@@ -385,12 +359,7 @@ class Queue:
 
     def _remember(self, job: Job) -> None:
         self._jobs[job.id] = job
-        self._changed.append(job)
         self._wake.set()
 
     def _place(self, job: Job) -> Path:
         return self._folder / job.user / job.id
-
-
-def _tell(callback: Told, happened: "Future[Job]") -> None:
-    callback(happened.result())

@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from nicegui import ui
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp
 
 import lorabench
@@ -17,8 +18,8 @@ from lorabench.errors import LorabenchError
 from lorabench.web.api import api
 from lorabench.web.entrance import entrance
 from lorabench.web.gate import Gate
-from lorabench.web.panels import adapter, command, jobs, library, resize, results
-from lorabench.web.settings import Settings
+from lorabench.web.panels import adapter, command, health, jobs, library, resize, results
+from lorabench.web.settings import LOOPBACK, Settings
 from lorabench.web.site import Site
 
 __all__ = ["application", "listen", "serve"]
@@ -61,11 +62,20 @@ def application(site: Site) -> ASGIApp:
     )
     app.include_router(api(site))
     app.router.routes.extend(entrance(site.access, secure=site.settings.https))
-    for panel in (library, adapter, resize, command, jobs, results):
+    for panel in (library, adapter, resize, command, health, jobs, results):
         panel.add(site)
-    ui.run_with(app, title="lorabench", show_welcome_message=False, reconnect_timeout=10.0)
+    # Between a server and a browser of one machine compressing takes longer than what it saves.
+    near = site.settings.host in LOOPBACK and not site.settings.https
+    ui.run_with(
+        app, title="lorabench", show_welcome_message=False, reconnect_timeout=10.0,
+        gzip_middleware_factory=None if near else _compressed,
+    )  # fmt: skip
     larger = {"/api/adapters": site.settings.max_upload + _SPARE}
     return Gate(app, site.access, site.settings.hosts, _BODY, larger)
+
+
+def _compressed(app: ASGIApp) -> GZipMiddleware:
+    return GZipMiddleware(app, minimum_size=500, compresslevel=5)
 
 
 async def _tidy(site: Site) -> None:

@@ -24,6 +24,7 @@ class Settings:
         quota: bytes of all that one user has brought or made.
         keep_days: what was brought or made is taken away after so many days.
         jobs: that run at one time.
+        job_memory: bytes that each process of a job may take; None: as many as there are.
         https: whether a proxy before it speaks HTTPS with browsers.
     """
 
@@ -37,4 +38,5 @@ class Settings:
     quota: int = 8 * 2**30
     keep_days: float = 14.0
     jobs: int = 1
+    job_memory: int | None = None
     https: bool = False

@@ -4,63 +4,22 @@ import functools
 import html
 import json
 import re
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from lorabench.web.access import Access
+from lorabench.web.notices import Notices
+from lorabench.web.previews import Previews
 from lorabench.web.queue import Job, Queue
+from lorabench.web.rows import Rows
 from lorabench.web.runs import Runs
 from lorabench.web.settings import Settings
-from lorabench.web.shelf import Item, Shelf
+from lorabench.web.shelf import Shelf
 from lorabench.web.uploads import Uploads
 
-if TYPE_CHECKING:
-    from lorabench.adapters.resizing.preview import Preview
-
-__all__ = ["Previews", "Site", "make_site"]
-
-_KEPT = 16
-
-
-class Previews:
-    """Adapters' spectra, the last few that were asked for."""
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[tuple[object, ...], Preview] = OrderedDict()
-        self._lock, self._computing = threading.Lock(), threading.Lock()
-
-    def of(self, item: Item) -> "Preview":
-        """An adapter's; it is read the first time. One is read at a time, so that memory stays bounded.
-
-        Raises:
-            LorabenchError: it cannot be read.
-        """
-        from lorabench.adapters.reading.files import load  # torch takes seconds; the server shall be there at once
-        from lorabench.adapters.resizing.preview import Preview
-
-        key = item.path, item.changed, item.size
-        known = self._kept(key)
-        if known is not None:
-            return known  # whoever moves a slider does not wait for another's adapter
-        with self._computing:
-            known = self._kept(key)
-            if known is None:
-                known = Preview(load(item.path))
-                with self._lock:
-                    self._known[key] = known
-                    while len(self._known) > _KEPT:
-                        self._known.popitem(last=False)
-            return known
-
-    def _kept(self, key: tuple[object, ...]) -> "Preview | None":
-        with self._lock:
-            if key in self._known:
-                self._known.move_to_end(key)
-            return self._known.get(key)
+__all__ = ["Site", "make_site"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +33,7 @@ class Site:
         queue: what runs.
         shelf: adapters to choose from.
         runs: of the benchmark.
+        notices: of jobs that have ended.
         previews: of resizes.
     """
 
@@ -83,6 +43,7 @@ class Site:
     queue: Queue
     shelf: Shelf
     runs: Runs
+    notices: Notices
     previews: Previews = field(default_factory=Previews)
 
     def used(self, user: str) -> int:
@@ -131,9 +92,10 @@ def make_site(settings: Settings, access: Access) -> Site:
     folder = settings.folder and settings.folder.resolve()
     settings = replace(settings, data=settings.data.resolve(), folder=folder)
     uploads = Uploads(settings.data / "uploads", settings.max_upload, settings.quota)
-    queue = Queue(settings.data / "jobs", settings.jobs)
-    shelf = Shelf(folder, uploads, queue)
-    return Site(settings, access, uploads, queue, shelf, Runs(settings.runs))
+    queue = Queue(settings.data / "jobs", settings.jobs, memory=settings.job_memory)
+    shelf = Shelf(folder, uploads, queue, Rows(settings.data / "headers.jsonl"))
+    notices = Notices(settings.data / "notices.json", queue)
+    return Site(settings, access, uploads, queue, shelf, Runs(settings.runs), notices)
 
 
 def _spelt(path: Path | None) -> str:

@@ -74,16 +74,20 @@ class Uploads:
     def __init__(self, folder: Path, most: int, quota: int) -> None:
         self._folder, self._most, self._quota = folder, most, quota
         self._coming: dict[str, int] = {}
+        self._listed: dict[str, list[Upload]] = {}  # nobody else writes here
+        self._changes = 0
         self._lock = threading.Lock()
 
     @contextmanager
-    def room(self, user: str, size: int | None, used: int) -> Iterator[None]:
+    def room(self, user: str, size: int | None, used: Callable[[], int]) -> Iterator[None]:
         """Keep room for bytes that are on their way, so that many requests at once stay within the quota too.
+
+        Its beginning looks at the disk, and belongs into a thread; its end does not.
 
         Args:
             user: who brings them.
             size: bytes of the request, as it says before it starts.
-            used: bytes of what else the user has here, beside uploads.
+            used: measures the bytes of all that the user has here.
 
         Raises:
             LorabenchError: the request does not say how much comes, or it is too much.
@@ -93,14 +97,16 @@ class Uploads:
         if size > self._most:
             raise LorabenchError(f"{size / _MIB:.1f} MiB came; an upload has at most {self._most / _MIB:g} MiB.")
         with self._lock:
-            kept = used + self.size(user) + self._coming.get(user, 0)
+            others = self._coming.get(user, 0)
+            self._coming[user] = others + size
+        try:
+            # Measured after the room was taken, and without the lock: what ends meanwhile is counted twice, never not.
+            kept = used() + others
             if kept + size > self._quota:
                 raise LorabenchError(
                     f"{size / _MIB:.1f} MiB came, and {kept / _MIB:.1f} of {self._quota / _MIB:g} MiB are used. "
                     "Remove uploads or jobs first."
                 )
-            self._coming[user] = self._coming.get(user, 0) + size
-        try:
             yield
         finally:
             with self._lock:
@@ -123,17 +129,33 @@ class Uploads:
                 f"{len(adapters)} adapters and {len(configs)} {CONFIG} came. Bring .safetensors files, or one of them "
                 f"with its {CONFIG}."
             )
-        with ExitStack() as stack:
-            return [stack.enter_context(self._checked(user, one, configs)) for one in adapters]
+        try:
+            with ExitStack() as stack:
+                return [stack.enter_context(self._checked(user, one, configs)) for one in adapters]
+        finally:
+            self._changed()
 
     def of(self, user: str) -> list[Upload]:
-        """A user's uploads, the newest first."""
+        """A user's uploads, the newest first; the disk is looked at once for each change."""
+        with self._lock:
+            listed, changes = self._listed.get(user), self._changes
+        if listed is not None:
+            return listed
         files = [
             *self._place(user).glob("[!.]*/*.safetensors"),
             *self._place(user).glob("[!.]*/*/adapter_model.safetensors"),
         ]
         found = [one for file in files if (one := _upload(file.relative_to(self._place(user)).parts[0], file))]
-        return sorted(found, key=lambda upload: upload.brought, reverse=True)
+        found.sort(key=lambda upload: upload.brought, reverse=True)
+        with self._lock:
+            if changes == self._changes:  # else it may miss what came meanwhile
+                self._listed[user] = found
+        return found
+
+    def _changed(self) -> None:
+        with self._lock:
+            self._listed.clear()
+            self._changes += 1
 
     def remove(self, user: str, upload_id: str) -> None:
         """Take one away.
@@ -146,6 +168,7 @@ class Uploads:
             raise LorabenchError(f"there is no upload {upload_id!r} of yours.")
         with explain_writing(self._place(user) / upload_id, "Remove it by hand."):
             shutil.rmtree(self._place(user) / upload_id)
+        self._changed()
 
     def size(self, user: str) -> int:
         """Bytes of all that a user has brought."""
@@ -167,6 +190,7 @@ class Uploads:
                 continue
             if age > seconds or (folder.name.startswith(".") and age > 3600):
                 shutil.rmtree(folder, ignore_errors=True)
+        self._changed()
 
     @contextmanager
     def _checked(self, user: str, one: Brought, configs: Sequence[Brought]) -> Iterator[Upload]:

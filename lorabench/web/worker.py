@@ -1,4 +1,4 @@
-"""`python -m lorabench.web.worker JOBFOLDER [PROGRAM]`: the process of one job, which runs its command.
+"""`python -m lorabench.web.worker JOBFOLDER [PROGRAM [BYTES]]`: the process of one job, which runs its command.
 
 It begins when its standard input gives a byte, which says that its pid is written down: a server that dies before
 that leaves no job behind that nobody can end. It works in the job's `out/`, and writes `answer.json` at its end.
@@ -26,6 +26,7 @@ __all__ = ["main"]
 
 _EVERY = 0.5
 """Seconds between two writes of the progress."""
+_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "not enough memory", "can't start new thread")
 _BUG = "an error inside lorabench, see log"
 
 
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command of a job.
 
     Args:
-        argv: the job's folder, and the package of the program whose command it is; None: what the process got.
+        argv: the job's folder, the package of the program whose command it is, and the bytes of memory that each of
+            its processes may take; None: what the process got.
 
     Returns:
         The command's exit code.
@@ -60,7 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     for number in (signal.SIGINT, signal.SIGTERM):  # both, or a shell's background job never hears the first
         signal.signal(number, _interrupt)
-    with _answering(folder) as answer:
+    memory = int(words[2]) if len(words) > 2 else None
+    if memory is not None:  # what is mapped from files to be read is not counted, and adapters are
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    with _answering(folder, memory) as answer:
         job = read_object(folder / JOB) or {}
         if isinstance(room := job.get("room"), int):  # a write beyond it fails, as on a disk that is full
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
@@ -76,7 +81,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def _answering(folder: Path) -> Iterator[Callable[[Answer], None]]:
+def _answering(folder: Path, memory: int | None) -> Iterator[Callable[[Answer], None]]:
     """Give a way to answer; where that is not used, what ended the command is the answer, and goes on to the log."""
 
     def write(code: int, error: str | None, text: str | None = None, data: Any = None) -> None:
@@ -98,8 +103,19 @@ def _answering(folder: Path) -> Iterator[Callable[[Answer], None]]:
             write(130, "interrupted")
         elif isinstance(error, SystemExit):
             write(2, "this is help for terminals, and no command")
+        elif memory is not None and _is_of_memory(error):
+            write(1, f"it needs more memory than the {memory / 2**20:g} MiB that a job may take here (--job-memory)")
         elif error is not None:
             write(BROKEN, _BUG)
+
+
+def _is_of_memory(error: BaseException | None) -> bool:
+    """Whether it, or what it came from, says that no more memory is given; torch has words of its own for that."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(word in str(error).lower() for word in _NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 if __name__ == "__main__":

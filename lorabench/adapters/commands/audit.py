@@ -27,8 +27,12 @@ _REMEDY = "Name a file that can be written; nothing else was lost."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
     parser.add_argument(
-        "path", type=path_name, metavar="PATH",
-        help="an adapter, or a folder of any; checkpoint-500, checkpoint-1000 and the like are one training",
+        "paths", nargs="+", type=path_name, metavar="PATH",
+        help="adapters, or folders of any; checkpoint-500, checkpoint-1000 and the like are one training",
+    )  # fmt: skip
+    parser.add_argument(
+        "--series", action="store_true",
+        help="all are checkpoints of one training, by the steps that their names say, or else in this order",
     )  # fmt: skip
     parser.add_argument(
         "--base", type=path_name, metavar="PATH", help="the base model, safetensors: a file, shards or a pipeline"
@@ -61,7 +65,10 @@ def run(args: argparse.Namespace) -> Outcome:
     from lorabench.health.sarif_log import sarif
 
     thresholds = read_thresholds(args.thresholds)
-    audits = audit(args.path, args.base, args.rules or None, thresholds, args.intruders, processes=os.cpu_count() or 1)
+    audits = audit(
+        args.paths, args.base, args.rules or None, thresholds, args.intruders, processes=os.cpu_count() or 1,
+        together=args.series,
+    )  # fmt: skip
     written = []
     if args.html is not None:
         from lorabench.health.page import page_html

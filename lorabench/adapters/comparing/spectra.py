@@ -9,6 +9,7 @@ from torch import Tensor
 from lorabench.adapters.adapter import LoraModule
 from lorabench.adapters.comparing.deviation import batches
 from lorabench.lowrank import singular_values
+from lorabench.progress import bar
 
 __all__ = ["spectra", "stack"]
 
@@ -21,9 +22,11 @@ def spectra(modules: Mapping[str, LoraModule]) -> dict[str, Float64[Tensor, " r"
     [1.5, 1.0]
     """
     found: dict[str, Float64[Tensor, " r"]] = {}
-    for names in batches(modules):
-        sigma = singular_values(*stack([modules[name] for name in names]))
-        found |= zip(names, sigma, strict=True)
+    with bar("Spectra", len(modules)) as shown:
+        for names in batches(modules):
+            sigma = singular_values(*stack([modules[name] for name in names]))
+            found |= zip(names, sigma, strict=True)
+            shown.advance(len(names))
     return {name: found[name] for name in modules}
 
 

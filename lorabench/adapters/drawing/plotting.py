@@ -9,6 +9,7 @@ from lorabench.adapters.drawing.kinds import ALL, KINDS, adapters_of, kind_modul
 from lorabench.adapters.drawing.rendering import InThisProcess, Renderer
 from lorabench.adapters.drawing.subject import Subject
 from lorabench.errors import LorabenchError, explain_writing
+from lorabench.progress import track
 from lorabench.storage import refuse_overwriting
 
 __all__ = ["FORMATS", "plot"]
@@ -82,7 +83,7 @@ def plot(
     written: dict[Path, list[Path]] = {draw.path: [] for draw in draws}
 
     def pictures() -> Iterator[_Picture]:
-        for draw in sorted(draws, key=lambda draw: not draw.many):
+        for draw in track(sorted(draws, key=lambda draw: not draw.many), "Drawing"):
             for picture in measured.get(draw.path) or draw.pictures():
                 written[draw.path].append(picture.path)
                 yield picture

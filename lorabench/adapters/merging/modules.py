@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +22,7 @@ from lorabench.adapters.merging.truncating import best_pair
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import frobenius_norm
 from lorabench.machine import map_in_lanes, recycle_freed_blocks
+from lorabench.progress import bar
 
 __all__ = ["Merged", "Parts", "merged_modules"]
 
@@ -84,18 +85,28 @@ def merged_modules(parts: Sequence[Parts], recipe: Recipe, dtype: torch.dtype) -
     left_out = [one for one in parts if recipe.missing == "skip" and None in one.each]
     merged = {one.name: _left_out(one) for one in left_out}
     rest = [one for one in parts if one.name not in merged]
+    batches = [[one] for one in rest] if recipe.way.dense else list(_alike(rest))
+    with bar("Merging modules", len(batches)) as shown:
+        merged |= _merged(batches, recipe, dtype, shown.advance)
+    return {one.name: merged[one.name] for one in parts}
+
+
+def _merged(
+    batches: Sequence[Sequence[Parts]], recipe: Recipe, dtype: torch.dtype, done: Callable[[], object]
+) -> dict[str, Merged]:
+    merged: dict[str, Merged] = {}
     if recipe.way.dense:
         recycle_freed_blocks()
         width = torch.get_num_threads()
         for frugal in (False, True):
-            several = [one for one in rest if (width * _dense_bytes(one) > _MEMORY) == frugal]
+            several = [one for (one,) in batches if (width * _dense_bytes(one) > _MEMORY) == frugal]
             task = partial(_on_delta, recipe=recipe, dtype=dtype, frugal=frugal)
-            rows = map_in_lanes(task, several, 1 if frugal else width)
+            rows = map_in_lanes(task, several, 1 if frugal else width, done)
             merged |= {one.name: row for one, row in zip(several, rows, strict=True)}
     else:
-        for batch in map_in_lanes(partial(_on_factors, recipe=recipe, dtype=dtype), list(_alike(rest))):
+        for batch in map_in_lanes(partial(_on_factors, recipe=recipe, dtype=dtype), batches, done=done):
             merged |= batch
-    return {one.name: merged[one.name] for one in parts}
+    return merged
 
 
 def _dense_bytes(parts: Parts) -> int:

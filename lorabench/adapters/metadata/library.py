@@ -11,6 +11,7 @@ from lorabench.adapters.metadata.inspection import Inspection, inspect
 from lorabench.adapters.reading.folders import adapter_files
 from lorabench.adapters.reading.header import FOLDER_FILES
 from lorabench.errors import LorabenchError
+from lorabench.progress import bar, track
 from lorabench.storage import write_chunks
 from lorabench.text import to_json
 
@@ -62,7 +63,7 @@ def scan(
         jobs = max(1, min(os.cpu_count() or 1, len(paths) // _ENOUGH))
     row = partial(row_of, root=root, strict=strict, hashes=hashes)
     if jobs == 1:
-        yield from map(row, paths)
+        yield from map(row, track(paths, "Reading headers"))
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
@@ -73,7 +74,10 @@ def scan(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=gc.set_threshold, initargs=(200_000,)) as pool:
         try:
-            yield from pool.map(row, paths, chunksize=_CHUNK)
+            with bar("Reading headers", len(paths)) as shown:
+                for read in pool.map(row, paths, chunksize=_CHUNK):
+                    shown.advance()
+                    yield read
         except BrokenProcessPool as error:
             raise LorabenchError(f"{root}: a helper process was killed. Try again with one job.") from error
 

@@ -18,6 +18,7 @@ from lorabench.adapters.reading.naming import KEPT
 from lorabench.adapters.reading.sorting import ORDER_KEY
 from lorabench.adapters.reading.table import ModuleRow, Table, plan
 from lorabench.errors import LorabenchError
+from lorabench.progress import track
 from lorabench.text import some
 
 __all__ = ["load"]
@@ -49,7 +50,9 @@ def load(path: Path | str, *, strict: bool = False) -> Adapter:
             "without these."
         )
     _refuse_together(table)
-    modules = {row.module: _module(file, row, container.tensors) for row in table.rows}
+    plain = all(row.form == "lora" for row in table.rows)  # which takes no time, however many they are
+    rows = table.rows if plain else track(table.rows, f"Reading {file.name}")
+    modules = {row.module: _module(file, row, container.tensors) for row in rows}
     return Adapter(
         path=file,
         schemes=table.schemes,

@@ -24,6 +24,7 @@ from lorabench.adapters.writing.refusals import refuse_infinite, refuse_unsuppor
 from lorabench.adapters.writing.saving import carries_extras, layout_of, stored_type
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import thin_svd
+from lorabench.progress import bar
 from lorabench.text import some
 
 __all__ = ["RESIZE_KEY", "resize"]
@@ -104,13 +105,15 @@ def _check_kinds(adapter: Adapter, drop_dora: bool) -> None:
 
 def _optimal(modules: Mapping[str, LoraModule], choice: Choice) -> dict[str, _Resized]:
     found = {}
-    for names in batches(modules):
-        batch = [modules[name] for name in names]
-        left, sigma, right = thin_svd(*stack(batch))
-        for i, name in enumerate(names):
-            wanted, notes = choice.rank(name, sigma[i])
-            tail = float(sigma[i, wanted:].norm())
-            found[name] = _Resized(_cut(batch[i], left[i], sigma[i], right[i], wanted), tail, tail, notes)
+    with bar("Resizing modules", len(modules)) as shown:
+        for names in batches(modules):
+            batch = [modules[name] for name in names]
+            left, sigma, right = thin_svd(*stack(batch))
+            for i, name in enumerate(names):
+                wanted, notes = choice.rank(name, sigma[i])
+                tail = float(sigma[i, wanted:].norm())
+                found[name] = _Resized(_cut(batch[i], left[i], sigma[i], right[i], wanted), tail, tail, notes)
+            shown.advance(len(names))
     return found
 
 

@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from lorabench.errors import LorabenchError
 from lorabench.web.answers import show_answer
-from lorabench.web.frame import Here, frame, state_chip, telling
+from lorabench.web.frame import PANELS, Here, frame, state_chip, telling, when
 from lorabench.web.queue import Job
 from lorabench.web.site import Site
 
@@ -46,7 +46,7 @@ def _list(here: Here) -> None:
             with ui.row().classes("w-full items-center"):
                 state_chip(job.state)
                 ui.link(job.title, f"/jobs/{job.id}").classes("grow break-all")
-                ui.label(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.made))).classes("opacity-70")
+                ui.label(when(job.made)).classes("opacity-70")
 
     shown()
     before = [[(job.id, job.state) for job in here.jobs()]]
@@ -72,6 +72,9 @@ async def _one(here: Here, job: Job) -> None:
         cancel = (
             ui.button("Cancel", icon="stop", on_click=lambda: _cancel(here, job.id)).props("outline").mark("cancel")
         )
+        if f"/{job.words[0]}" in PANELS and job.asked is not None:
+            way = f"/{job.words[0]}?again={job.id}"
+            ui.button("Change and run again", icon="replay", on_click=lambda: ui.navigate.to(way)).props("flat")
         forget = ui.button("Remove", icon="delete", on_click=lambda: _forget(here, job.id)).props("flat")
     seen: list[str | None] = [None]
 
@@ -96,6 +99,7 @@ async def _one(here: Here, job: Job) -> None:
             state_chip(now.state).mark("state")
         if not active:
             timer.deactivate()
+            here.site.notices.read(here.user, now)
             with body:
                 await show_answer(here, now)
 

@@ -25,6 +25,7 @@ _COLUMNS = {
     "changed": "changed",
 }
 _NUMBERS = ("rank", "modules", "kib")
+_FIRST = 100
 _PATIENCE = 0.3
 """Seconds for which headers are read before those that were are shown."""
 
@@ -36,9 +37,11 @@ def add(site: Site) -> None:
     async def page(request: Request) -> None:
         with frame(site, request, "Library") as here:
             _bring(here)
-            table = _table(here)
+            items = await asyncio.to_thread(here.items)
+            # The first pages of the table come with the page, the rest when it is there.
+            table = _table([_row(here, item) for item in items[:_FIRST]])
         await ui.context.client.connected()
-        await _fill(here, table)
+        await _fill(here, table, items)
 
 
 def _bring(here: Here) -> None:
@@ -70,7 +73,7 @@ def _refused(text: Any) -> None:
     ui.notify(said, type="negative", close_button="Close", timeout=0, multi_line=True)
 
 
-def _table(here: Here) -> ui.table:
+def _table(rows: list[dict[str, Any]]) -> ui.table:
     columns = [
         {"name": name, "label": label, "field": name, "sortable": True,
          "align": "right" if name in _NUMBERS else "left"}
@@ -79,7 +82,6 @@ def _table(here: Here) -> ui.table:
     with ui.row().classes("w-full items-center"):
         search = ui.input("Search").props("clearable dense").classes("grow").mark("search")
         buttons = ui.row().classes("gap-1")
-    rows = [_row(here, item) for item in here.items()]
     table = ui.table(rows=rows, columns=columns, row_key="id", selection="multiple", pagination=25)
     table.classes("w-full").props("dense flat bordered").mark("library")
     table.bind_filter_from(search, "value", lambda text: text or "")
@@ -94,10 +96,13 @@ def _table(here: Here) -> ui.table:
     return table
 
 
-async def _fill(here: Here, table: ui.table) -> None:
-    """Read the headers that nobody has asked for yet, and show them as they come."""
-    waiting = [item for item in here.items() if not here.site.shelf.known(item)]
-    places = {row["id"]: place for place, row in enumerate(table.rows)}
+async def _fill(here: Here, table: ui.table, items: list[Item]) -> None:
+    """Show all, read the headers that nobody has asked for yet, and show them as they come."""
+    rows = await asyncio.to_thread(lambda: [_row(here, item) for item in items])
+    if len(rows) > len(table.rows):
+        table.rows = rows
+    waiting = [item for item, row in zip(items, rows, strict=True) if "valid" not in row]
+    places = {item.id: place for place, item in enumerate(items)}
 
     def read_some() -> list[Item]:
         until, done = time.monotonic() + _PATIENCE, []
@@ -117,9 +122,9 @@ async def _fill(here: Here, table: ui.table) -> None:
 def _row(here: Here, item: Item) -> dict[str, Any]:
     row = {"id": item.id, "name": item.name, "origin": item.origin, "kib": round(item.size / 1024)}
     row["changed"] = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.changed))
-    if not here.site.shelf.known(item):
+    said = here.site.shelf.known_row(item)
+    if said is None:
         return row
-    said = here.site.shelf.row(item)
     ranks = said["ranks"] or []
     return row | {
         "valid": "yes" if said["valid"] else "no",

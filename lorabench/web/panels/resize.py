@@ -13,7 +13,7 @@ from lorabench.errors import LorabenchError
 from lorabench.web.api import make_rule
 from lorabench.web.figures import bars, error_curve
 from lorabench.web.frame import Here, frame, telling
-from lorabench.web.panels.command import CommandPanel
+from lorabench.web.panels.command import CommandPanel, Given, given
 from lorabench.web.site import Site
 
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ class _State:
 class _Resizer:
     """The panel of one visitor."""
 
-    def __init__(self, here: Here, chosen: list[str]) -> None:
+    def __init__(self, here: Here, given: Given) -> None:
         self._here, self._state = here, _State()
+        self._first = next(((mode, given.options[mode]) for mode in MODES if mode in given.options), None)
         ui.label("The error is that of ΔW, relative to its norm; it is known before anything is written.")
-        self._panel = CommandPanel(here, "resize", chosen, (*MODES, "dry_run"), self._own, self._changed)
+        self._panel = CommandPanel(here, "resize", given.adapters, (*MODES, "dry_run"), self._own, self._changed)
         self._facts = ui.label().classes("opacity-80 break-all")
         with ui.row().classes("w-full items-center no-wrap"):
             self._mode = ui.select(_WORDS, value="rank", label="How", on_change=self._other_mode).classes("w-64")
@@ -65,6 +66,7 @@ class _Resizer:
             self._curve = ui.echart({}).classes("w-full md:w-[48%] h-80")
             self._bars = ui.echart({}).classes("w-full md:w-[48%] h-80")
         self._panel.finish(first=0)
+        self._panel.fill(given)
 
     def _own(self) -> dict[str, Any]:
         value = self._slider.value
@@ -74,6 +76,8 @@ class _Resizer:
     def _other_mode(self) -> None:
         if self._state.curve:
             low, high, step, value = _range(str(self._mode.value), self._state.curve)
+            if self._first is not None and self._first[0] == self._mode.value:
+                value, self._first = self._first[1], None
             self._slider.props(f"min={low} max={high} step={step}")
             self._slider.set_value(value)
         self._panel.refresh()
@@ -93,10 +97,12 @@ class _Resizer:
             found = await asyncio.to_thread(validate, item.path)
             ranks = ", ".join(f"{count} of rank {rank}" for rank, count in found.ranks.items())
             self._facts.set_text(f"{item.name}: {ranks or 'no modules'}. {' '.join((*found.problems, *found.notes))}")
-            preview = await asyncio.to_thread(self._here.site.previews.of, item)
+            preview = await self._here.site.previews.of(self._here.user, item)
             curve = await asyncio.to_thread(lambda: list(preview.uniform()))
             if self._state.of == chosen:  # another one may have been chosen meanwhile
                 self._state.preview, self._state.curve = preview, curve
+                if self._first is not None:
+                    self._mode.set_value(self._first[0])
                 self._other_mode()
         if self._state.of == chosen and self._state.preview is None:
             self._said.set_text("")
@@ -155,8 +161,8 @@ def add(site: Site) -> None:
     """The panel."""
 
     @ui.page("/resize")
-    async def page(request: Request, of: str = "") -> None:
+    async def page(request: Request, of: str = "", again: str = "") -> None:
         with frame(site, request, "Resize") as here:
-            resizer = _Resizer(here, of.split(","))
+            resizer = _Resizer(here, given(here, of, again))
         await ui.context.client.connected()
         await resizer.look()
