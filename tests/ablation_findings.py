@@ -252,9 +252,11 @@ def an_ablation(
             "clusters": ("clusters", lambda: found_clusters(depth, rng)),
             "concepts": ("concepts", lambda: found_concepts(depth, classes, rng)),
             "attribution": ("attribution", lambda: found_attribution(depth, alone, seeds, rng)),
+            "attention": ("attention", lambda: found_attribution(depth, alone, seeds, rng)),
             "redundancy": ("redundancy", lambda: found_redundancy(depth, alone, rng)),
         }[phase]
         found[key] = makes()
+        found |= {"tau_low": 0.1, "tau_high": 0.5} if phase == "attention" else {}
     runs, summary = [], []
     for number, name in enumerate(representations):
         for arm, level in levels.items():

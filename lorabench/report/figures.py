@@ -27,9 +27,9 @@ def write_figures(result: Result, folder: Path, on_figure: Callable[[], None] = 
 
     accuracy.png, learning_curves.png and a confusion_<representation>.png each for the representations over all
     layers; with_without.png where layers were taken away; layer_importance.png, importance_by_place.png,
-    degradation.png, groups.png, clusters.png, concepts.png, attribution.png, redundancy.png where an ablation
-    found such; latent_<representation>.png each, reconstruction.png and fitting.png for learned representations.
-    What no file name may have (a "/", more than 100 characters) is replaced.
+    degradation.png, groups.png, clusters.png, concepts.png, attribution.png, attention.png, redundancy.png where an
+    ablation found such; latent_<representation>.png each, reconstruction.png and fitting.png for learned
+    representations. What no file name may have (a "/", more than 100 characters) is replaced.
     """
     written: list[Path] = []
     for name, draw in drawings(result).items():

@@ -1,0 +1,112 @@
+"""Where W2T looks: a run of the phase, and its numbers by hand."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kendalltau
+
+from lorabench.ablation.attention import Attention, module_attention, tau_interval
+from lorabench.classifiers import Fitted, Member, Problem
+from lorabench.classifiers.factors import Factors, ModuleShape, joined
+from lorabench.classifiers.w2t import W2T
+from lorabench.errors import LorabenchError
+from lorabench.report.figures import drawings
+from lorabench.report.tables import table_text
+from lorabench.representations import Representation
+from lorabench.representations.delta_spectral import DeltaSpectral
+from tests.ablation_findings import an_ablation, as_json
+from tests.small_study import SMALL, evaluator_of, study_of
+from tests.synthetic_zoo import deltas, planted_zoo
+
+SHAPES = (ModuleShape(2, 8, 8),) * 3
+WIDTH = sum(shape.size for shape in SHAPES)
+PHASE = Attention("delta_spectral", "val")
+
+
+def member(in_features, n_classes, seed):
+    """W2T for the factors of all modules, an MLP for what ranks."""
+    if in_features != WIDTH:
+        return SMALL(in_features=in_features, n_classes=n_classes, seed=seed, max_epochs=3)
+    return W2T(
+        SHAPES, 8, 2, 8, 0.0, 0.0, in_features=in_features, n_classes=n_classes, seed=seed, max_epochs=3, batch_size=20
+    )
+
+
+@dataclass
+class Canonical(Representation):
+    """Canonical factors of a module."""
+
+    unit = "module"
+    gauge_invariant = True
+
+    def feature_names(self, zoo, unit):
+        del zoo, unit
+        return tuple(str(number) for number in range(SHAPES[0].size))
+
+    def features(self, zoo, unit, device):
+        del device
+        left, sigma, right = torch.linalg.svd(torch.from_numpy(deltas(zoo, unit)))
+        return joined([Factors(right[:, :2], (left * sigma.unsqueeze(-2))[..., :2])]).float()
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    zoo = planted_zoo({2: [0.0, 1.0, 2.0], 3: [1.0, 1.0, 1.0]}, 90, modules=3)
+    evaluator = evaluator_of(zoo, tmp_path_factory.mktemp("cache"), factory=member)
+    return study_of(evaluator, {"w2t": Canonical}, ("delta_spectral", DeltaSpectral))
+
+
+def test_the_phase_has_a_share_a_module_beside_its_accuracy_alone(studied):
+    found = as_json(PHASE.run(studied).ablation)
+    rows, names = found["attention"]["rows"], [module.name for module in studied.zoo.modules]
+    assert [row["layer"] for row in rows] == names
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert all(0 < row["share"] < 1 and row["std"] > 0 for row in rows)
+    alone = {row["layer"]: row["test_accuracy"] for row in found["ranking"]}
+    assert [row["accuracy"] for row in rows] == [alone[name] for name in names]
+    tau = kendalltau([row["share"] for row in rows], [alone[name] for name in names]).statistic
+    assert found["attention"]["kendall_tau"] == pytest.approx(tau)
+    assert found["tau_low"] is None or -1 <= found["tau_low"] <= found["tau_high"] <= 1
+
+
+def test_the_attention_is_the_mean_over_adapters_that_were_not_trained_on():
+    x = torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, 1, 2] * 3 + [-1, 1, 2]])
+    problem = Problem(x, labels, torch.arange(5), torch.arange(5, 7), 3)
+    model = member(WIDTH, 3, 4)
+    fitted = Fitted(Member(4), model.network.state_dict())
+    found = module_attention(fitted, problem, {"a": 32, "b": 32, "c": 32}, member)
+    expected = np.mean([model.attention(x[i : i + 1])[0].tolist() for i in (7, 8, 10, 11)], 0)
+    assert found == pytest.approx(dict(zip("abc", expected, strict=True)), rel=1e-5)
+
+
+def test_a_classifier_without_attention_is_refused_before_anything_is_trained(studied):
+    plain = study_of(evaluator_of(studied.zoo, studied.evaluator.cache_dir), {"w2t": Canonical})
+    with pytest.raises(LorabenchError, match=r"^ablation=attention draws .* MLP has none; take classifier=w2t$"):
+        PHASE.run(plain)
+    assert plain.evaluator.trained == 0
+
+
+def test_the_interval_of_tau_is_that_of_the_draws():
+    rng = np.random.default_rng(1)
+    one, accuracy = rng.dirichlet(np.ones(6), 1), rng.uniform(size=(400, 6))
+    taus = [kendalltau(one[0], row).statistic for row in accuracy]
+    assert tau_interval(one, accuracy) == pytest.approx(tuple(np.quantile(taus, (0.025, 0.975))))
+    assert tau_interval(np.tile(one, (3, 1)), np.tile(one, (5, 1))) == pytest.approx((1, 1))
+    ends = tau_interval(np.stack([one[0], -2 * one[0]]), np.tile(one, (400, 1)))
+    assert ends == pytest.approx((-1, 1)), "the members say opposite things"
+
+
+def test_the_report_says_shares_tau_and_its_interval():
+    result = an_ablation("attention", "glyphs-12")
+    rows = as_json(result.ablation)["attention"]["rows"]
+    best = max(rows, key=lambda row: row["share"])
+    text = table_text(result)
+    assert f"{100 * best['share']:.1f} ± 0.2" in next(line for line in text.splitlines() if best["layer"] in line)
+    assert "0.31" in text
+    assert "0.10 to 0.50" in " ".join(text.split())
+    axes = drawings(result)["attention"]().axes[0]
+    shown = np.sort(np.concatenate([one.lines[0].get_xdata() for one in axes.containers]))
+    np.testing.assert_allclose(shown, np.sort([100 * row["share"] for row in rows]))
