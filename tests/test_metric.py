@@ -229,4 +229,4 @@ def test_a_report_of_what_decodes_nothing_speaks_of_neighbours() -> None:
     assert "error: of the reconstruction" not in text
     assert "reconstruction" not in drawings(result)
     title = latent_figure(result, "metric").get_suptitle()
-    assert "the training knew that of training adapters" in " ".join(title.split())
+    assert "the training knew the category of training adapters" in " ".join(title.split())

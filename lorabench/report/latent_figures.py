@@ -59,8 +59,9 @@ def latent_figure(result: Result, name: str) -> Figure:
     )  # fmt: skip
     shown, there = len(found["classes"]), sum(result.split[part] for part in ("train", "val", "test"))
     adapters = f"{shown} adapters" if shown == there else f"{shown} of {there} adapters"
-    knows = "the training knew that of training adapters" if found.get("supervised") else "the training did not know it"
-    said = f"{adapters} of all splits, by {result.target}; {knows}, the plane does not"
+    said = f"{adapters} of all splits; neither the training nor the plane knows the {result.target}"
+    if found.get("supervised"):
+        said = f"{adapters} of all splits; the training knew the {result.target} of training adapters, the plane none"
     title = [f"{result.dataset['name']}: what {name} makes of the weights", said]
     figure.suptitle(wrapped(title, width), fontsize=10)
     return figure
