@@ -95,6 +95,8 @@ def _adapters(zoo: Zoo) -> Iterator[dict[str, LoraModule]]:
             modules = {}
             for column, module in enumerate(zoo.modules):
                 rank = int(zoo.rank[start + row, column])
+                if not rank:
+                    continue  # it lacks this module
                 modules[module.name] = LoraModule(
                     down=torch.from_numpy(np.array(layers[module.down][row, :rank])),
                     up=torch.from_numpy(np.array(layers[module.up][row, :, :rank])),
