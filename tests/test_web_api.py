@@ -1,11 +1,13 @@
 """The API: uploads, the library, jobs and their files, each user's own; and whatever else is sent to it."""
 
 import asyncio
+import io
 import json
 import os
 import shutil
 import struct
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,13 @@ def test_a_configuration_comes_with_its_adapter(scripts: Scripts, site: Site) ->
         name: module.alpha for name, module in there.modules.items()
     }
     assert own.config == there.config
+    archive = asked(scripts, "GET", f"/api/adapters/{new}/archive")
+    assert archive.headers["content-disposition"].endswith("adapter_model.zip")
+    with zipfile.ZipFile(io.BytesIO(archive.content)) as packed:
+        assert packed.testzip() is None
+        assert {name: packed.read(name) for name in packed.namelist()} == {
+            name: (GPT2 / name).read_bytes() for name in names
+        }
 
 
 def _lying(length: int) -> bytes:
@@ -446,6 +455,7 @@ OPERATIONS = [
     ("GET", "/api/adapters/{adapter_id}"),
     ("DELETE", "/api/adapters/{adapter_id}"),
     ("GET", "/api/adapters/{adapter_id}/file"),
+    ("GET", "/api/adapters/{adapter_id}/archive"),
     ("POST", "/api/adapters/{adapter_id}/foresee"),
     ("GET", "/api/commands"),
     ("POST", "/api/jobs"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lorabench.errors import LorabenchError
 from lorabench.web.access import Access
-from lorabench.web.gate import DATA_POLICY, OPEN_PATHS, PAGE_POLICY, SESSION_COOKIE, Gate
+from lorabench.web.gate import DATA_POLICY, MOST_WEBSOCKETS, OPEN_PATHS, PAGE_POLICY, SESSION_COOKIE, Gate
 from tests.web_visits import (
     HOST,
     HTML,
@@ -26,6 +26,7 @@ from tests.web_visits import (
     site,
     text,
     websocket,
+    websocket_scope,
 )  # fmt: skip
 
 
@@ -255,6 +256,33 @@ def test_a_websocket_ends_with_its_session(access, session, user):
     sent = websocket(user.gate, headers, [text("x"), lambda: access.sign_out(session), text("y"), text("z")])
     assert [message["type"] for message in sent] == ["websocket.accept", "websocket.send", "websocket.close"]
     assert sent[1]["text"] == "me: x"
+
+
+def test_one_user_has_so_many_websockets_at_a_time(access, user):
+    headers, sent = {"Host": HOST, **OWN, **user.cookies}, []
+
+    async def crowd() -> None:
+        over = asyncio.Event()
+
+        async def app(_scope: Any, _receive: Any, send: Any) -> None:
+            await send({"type": "websocket.accept"})
+            await over.wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message["type"])
+
+        gate = Gate(app, access, {HOST}, MAX_BODY)
+        visits = [gate(websocket_scope(headers), over.wait, send) for _ in range(MOST_WEBSOCKETS + 2)]
+        open_ones = asyncio.gather(*visits)
+        await asyncio.sleep(0)
+        over.set()
+        await open_ones
+        await gate(websocket_scope(headers), over.wait, send)
+
+    asyncio.run(crowd())
+    refused = ["websocket.close"] * 2
+    assert sorted(sent[:-1]) == ["websocket.accept"] * MOST_WEBSOCKETS + refused
+    assert sent[-1] == "websocket.accept", "there is room again"
 
 
 def test_nothing_is_heard_of_a_websocket_whose_session_is_over(access, session, user):

@@ -117,13 +117,16 @@ def websocket(gate: Gate, headers: dict[str, str], heard: list[Any], path: str =
     async def send(message: Any) -> None:
         sent.append(message)
 
+    asyncio.run(gate(websocket_scope(headers, path, **more), receive, send))
+    return sent
+
+
+def websocket_scope(headers: dict[str, str], path: str = "/ws", **more: Any) -> dict[str, Any]:
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    scope = {
+    return {
         "type": "websocket", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": raw,
         "scheme": "ws", "client": ("1.1.1.1", 1), "subprotocols": [], "root_path": "", **more,
     }  # fmt: skip
-    asyncio.run(gate(scope, receive, send))
-    return sent
 
 
 def text(content: str) -> dict[str, str]:

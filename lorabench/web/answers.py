@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from nicegui import ui
 
 from lorabench.web.figures import heat_map, lines, scatter
-from lorabench.web.frame import Here
+from lorabench.web.frame import Here, downloads
 from lorabench.web.queue import Job
 
 __all__ = ["show_answer"]
@@ -60,6 +60,7 @@ def _files(here: Here, job: Job, files: Sequence[str]) -> None:
                 if name in made:
                     ui.link("look at it", f"/adapter/{made[name].id}")
                     ui.link("health", f"/audit?of={made[name].id}")
+                    downloads(made[name])
 
 
 def _address(job: Job, name: str) -> str:

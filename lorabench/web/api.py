@@ -10,7 +10,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile as Received
@@ -20,6 +20,7 @@ from lorabench.adapters.resizing.rule import ResizeRule
 from lorabench.commands.options import from_args
 from lorabench.errors import LorabenchError
 from lorabench.text import plain
+from lorabench.web.archive import zipped
 from lorabench.web.queue import Job
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
@@ -182,6 +183,17 @@ def _add_adapters(router: APIRouter, site: Site) -> None:
         """The file itself."""
         item = site.shelf.item(_user(request), adapter_id)
         return FileResponse(item.path, filename=item.path.name, media_type=_ANY)
+
+    @router.get("/adapters/{adapter_id}/archive", response_class=StreamingResponse)
+    def archive(request: Request, adapter_id: _Id) -> StreamingResponse:
+        """The file and the adapter_config.json that it belongs to, as a ZIP."""
+        item = site.shelf.item(_user(request), adapter_id)
+        files = {
+            name: site.named(path.read_text("utf-8", "replace")).encode() if path.suffix == ".json" else path
+            for name, path in item.files.items()
+        }
+        how = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(item.input.stem)}.zip"}
+        return StreamingResponse(zipped(files), media_type="application/zip", headers=how)
 
     @router.post("/adapters/{adapter_id}/foresee")
     async def foresee(request: Request, adapter_id: _Id, rule: dict[str, Any]) -> dict[str, Any]:

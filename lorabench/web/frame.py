@@ -9,13 +9,14 @@ from typing import Literal
 from nicegui import ui
 from starlette.requests import Request
 
+from lorabench.adapters.reading.beside import CONFIG
 from lorabench.errors import LorabenchError
 from lorabench.web.notices import TOLD
 from lorabench.web.queue import Job
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
 
-__all__ = ["PANELS", "Here", "frame", "state_chip", "telling", "ways_on", "when"]
+__all__ = ["PANELS", "Here", "downloads", "frame", "state_chip", "telling", "ways_on", "when"]
 
 PANELS = {
     "/": ("Library", "inventory_2"),
@@ -210,6 +211,14 @@ def ways_on(chosen: Callable[[], Iterable[str]]) -> None:
 def when(seconds: float) -> str:
     """A time, for people."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def downloads(item: Item) -> None:
+    """Links to take an adapter along: its file, and where it has a configuration both in one archive."""
+    ui.link("Download", f"/api/adapters/{item.id}/file").props("download").classes("self-center px-2")
+    if len(item.files) > 1:
+        text = f"Download with {CONFIG}"
+        ui.link(text, f"/api/adapters/{item.id}/archive").props("download").classes("self-center px-2")
 
 
 def state_chip(state: Literal["waiting", "running", "done", "failed", "cancelled", "lost"]) -> ui.badge:

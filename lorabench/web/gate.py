@@ -5,6 +5,7 @@ back gets the headers of security.
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from urllib.parse import quote
 
@@ -16,7 +17,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lorabench.errors import LorabenchError
 from lorabench.web.access import Access, TooManyTries
 
-__all__ = ["DATA_POLICY", "OPEN_PATHS", "PAGE_POLICY", "SESSION_COOKIE", "Gate", "peer_of", "session_of"]
+__all__ = [
+    "DATA_POLICY",
+    "MOST_WEBSOCKETS",
+    "OPEN_PATHS",
+    "PAGE_POLICY",
+    "SESSION_COOKIE",
+    "Gate",
+    "peer_of",
+    "session_of",
+]
 
 SESSION_COOKIE = "lorabench_session"
 OPEN_PATHS = frozenset({"/sign-in", "/enter"})
@@ -45,6 +55,8 @@ _STATIC = re.compile(r"/_nicegui/\d[^/]*/(?:static|libraries|components|esm|reso
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _LARGEST_OF_STRANGERS = 16 * 1024
 _POLICY_VIOLATION = 1008
+MOST_WEBSOCKETS = 100
+"""Of one user at a time, each an open page: the server has a thousand connections for all."""
 
 
 class _Refused(Exception):  # noqa: N818  # it never leaves this module
@@ -80,6 +92,7 @@ class Gate:
         self.app = app  # NiceGUI looks for it by this name
         self._access = access
         self._hosts = frozenset(host.lower() for host in hosts)
+        self._websockets: Counter[str | None] = Counter()
         self._max_body, self._larger = max_body, dict(larger or {})
         bad = [host for host in hosts if not _HOST.fullmatch(host.lower())]
         if bad or not hosts:
@@ -103,12 +116,17 @@ class Gate:
             limit = self._larger.get(scope["path"], self._max_body)
             limit = limit if user is not None else min(limit, _LARGEST_OF_STRANGERS)
             _check_length(headers, limit)
+            self._check_count(scope, user)
         except _Refused as refused:
             await _refuse(refused, scope, receive, send)
             return
         scope["state"] = {**scope.get("state", {}), "user": user}
         if scope["type"] == "websocket":
-            await self._watched(scope, receive, send, session_of(headers) or "")
+            self._websockets[user] += 1
+            try:
+                await self._watched(scope, receive, send, session_of(headers) or "")
+            finally:
+                self._websockets[user] -= 1
         else:
             await _counted(self.app, scope, receive, send, limit)
 
@@ -143,6 +161,10 @@ class Gate:
         wanted = quote(scope["path"]) + query
         target = "/sign-in" if wanted == "/" else f"/sign-in?next={quote(wanted, safe='/')}"
         raise _Refused(303, "Sign in first.", {"Location": target})
+
+    def _check_count(self, scope: Scope, user: str | None) -> None:
+        if scope["type"] == "websocket" and self._websockets[user] >= MOST_WEBSOCKETS:
+            raise _Refused(429, f"{MOST_WEBSOCKETS} pages are open, the most of one user.")
 
     async def _watched(self, scope: Scope, receive: Receive, send: Send, session: str) -> None:
         """A websocket ends with its session: it may stay open for days."""

@@ -13,7 +13,7 @@ from lorabench.adapters.metadata.inspection import Inspection, inspect
 from lorabench.errors import LorabenchError
 from lorabench.text import counted, plain
 from lorabench.web.api import PRIVATE
-from lorabench.web.frame import Here, frame, telling, ways_on
+from lorabench.web.frame import Here, downloads, frame, telling, ways_on
 from lorabench.web.panels.command import CommandPanel
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
@@ -45,7 +45,7 @@ def _shown(here: Here, item: Item, found: Inspection) -> None:
     ui.label(item.name).classes("text-lg break-all")
     with ui.row().classes("gap-1"):
         ways_on(lambda: [item.id])
-        ui.link("Download", f"/api/adapters/{item.id}/file").props("download").classes("self-center px-2")
+        downloads(item)
         if item.origin == "upload":
             ui.button("Remove", icon="delete", on_click=lambda: _remove(here, item)).props("flat dense no-caps")
     _validation(found.validation_info)
