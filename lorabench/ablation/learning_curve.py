@@ -115,7 +115,8 @@ class LearningCurve(Ablation):
 
     def _sizes(self, study: Study) -> list[int]:
         """Ascending."""
-        most, classes = min(len(split.train) for split in study.splits), study.evaluator.n_classes
+        # a split with an adapter less than another takes all it has
+        most, classes = max(len(split.train) for split in study.splits), study.evaluator.n_classes
         if self.sizes is None:
             halves = [most >> step for step in range(most.bit_length())]
             return sorted(size for size in halves if size >= 2 * classes or size == most)

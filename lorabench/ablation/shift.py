@@ -68,7 +68,7 @@ class Shift(Ablation):
     merged: bool = False
     noise: Annotated[list[float | int], Above(0)] = field(default_factory=list)
     hold_out: Mapping[str, Any] | None = None
-    other: Zoo | None = None
+    other: Any = None  # a Zoo; anything else is told apart below, whatever a configuration says
     adapters: Annotated[int | None, AtLeast(2)] = None
 
     def __post_init__(self) -> None:

@@ -84,6 +84,8 @@ def altered_figure(result: Result, rows: Sequence[Altered], title: str) -> Figur
             axes.plot(x[chosen], y[chosen], marker, color=colour, markerfacecolor=fill, markersize=4.5, zorder=3)
         axes.plot([], [], marker, color=colour, markersize=4.5, label=name)
     axes.axvline(0, color="black", linewidth=0.8)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, -103), min(high, 103))  # an interval of two splits may go beyond all that can be lost
     axes.set_yticks(range(len(arms)), arms)
     axes.set_ylim(len(arms) - 0.5, -0.5)
     for place in range(1, len(arms)):

@@ -40,16 +40,16 @@ def _curves(result: Result, found: LearningCurveFinding) -> Sheet:
         caption=[
             f"test accuracy, mean ± std over members [95 %], in % · chance {100 * result.chance:.1f}",
             "nested subsets of the training adapters, a draw a split; validation and test adapters are the same",
-            *map(_told, found.partings),
+            *(_told(pair, found.sizes[-1]) for pair in found.partings),
             *failed,
         ],
         spare=tuple(reversed(names[1:])),
     )
 
 
-def _told(pair: Parting) -> str:
+def _told(pair: Parting, most: int) -> str:
     if pair.size is None:
-        return f"verdict: {pair.representation} and {pair.against} are not told apart with all of them"
+        return f"verdict: {pair.representation} and {pair.against} are not told apart with {most} adapters"
     behind = pair.against if pair.ahead == pair.representation else pair.representation
     return f"verdict: from {pair.size} adapters on {pair.ahead} is ahead of {behind}"
 
