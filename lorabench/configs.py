@@ -328,8 +328,14 @@ def chosen_and_resolved(
 def configuration_key(config: Mapping[str, Any]) -> str:
     """A key for all of a configuration that changes numbers, and for the code that computes them."""
     parts = {name: value for name, value in config.items() if name not in _NO_NUMBERS}
-    parts["dataset"] = {name: value for name, value in config["dataset"].items() if name != "cache_dir"}
+    parts["dataset"], parts["ablation"] = (_wherever_kept(config[group]) for group in ("dataset", "ablation"))
     return digest(config=json.loads(to_json(parts)), code=_code())
+
+
+def _wherever_kept(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A data set's configuration, or one that holds another's, without the folder of its cache."""
+    kept = {name: value for name, value in config.items() if name != "cache_dir"}
+    return {name: _wherever_kept(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
 
 
 @functools.cache

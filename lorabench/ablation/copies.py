@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from lorabench.ablation.altered import Alteration
 from lorabench.ablation.study import Findings, Study, measured
-from lorabench.classifiers import Fitted, Problem, scores
+from lorabench.classifiers import Fitted, Problem, expected_values, number_scores, scores
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Evaluation, Evaluator, Probe, merged
 from lorabench.findings import Compared, Finding, Number
@@ -174,7 +174,7 @@ def evaluate_copies(
         copies = _copies(evaluator, rows, alterations)
         wide = with_evaluators(study, [_on_copies(evaluator, rows, copies)])
         for name, make in study.chosen.items():
-            (one,) = wide.evaluate(name, make(), [wide.all_layers()], _tested_by(rows))
+            (one,) = wide.evaluate(name, make(), [wide.all_layers()], _tested_by(rows, evaluator.values))
             found[name].append(_apart(one, len(rows), [NONE, *alterations]))
     of_all = {
         name: {key: merged([one[key] for one in by_split], splits) for key in (NONE, *alterations)}
@@ -232,13 +232,16 @@ def _on_copies(evaluator: Evaluator, rows: Int64[np.ndarray, " m"], copies: Mapp
     )
 
 
-def _tested_by(rows: Int64[np.ndarray, " m"]) -> Probe:
+def _tested_by(rows: Int64[np.ndarray, " m"], values: Float64[np.ndarray, " classes"] | None) -> Probe:
     """Measures the test metrics of a member on the adapters as they are."""
 
     def measure(fitted: Fitted, problem: Problem, widths: Mapping[str, int]) -> dict[str, float]:
         del widths
         labels = problem.labels[fitted.member.labels].cpu()
         found = scores(fitted.logits[rows], labels[rows], problem.n_classes)
+        if values is not None:
+            numbers = torch.from_numpy(values)
+            found |= number_scores(expected_values(fitted.logits[rows], numbers), numbers[labels[rows]])
         return {f"test_{name}": float(value) for name, value in found.items()}
 
     return Probe(f"the first {len(rows)} test adapters", measure)
