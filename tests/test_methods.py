@@ -10,13 +10,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lorabench.ablation.none import NoAblation
-from lorabench.classifiers import ModuleShape
+from lorabench.classifiers import ModuleShape, probe
+from lorabench.classifiers.choosing import configurations
 from lorabench.classifiers.factors import split
 from lorabench.classifiers.gl_net import GLNet
 from lorabench.classifiers.mlp import MLP
 from lorabench.classifiers.nearest import Nearest
 from lorabench.conf_dir import conf_dir
-from lorabench.configs import chosen_and_resolved, make_representation
+from lorabench.configs import chosen_and_resolved, make, make_representation
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm
 from lorabench.report import table_text
@@ -192,6 +193,17 @@ def test_a_classifier_that_reads_factors_is_an_entry_like_a_representation():
     assert make_representation(chosen["gl_net"]) == Factors()
     assert resolved["representations"]["gl_net"]["classifier"]["_target_"].endswith("GLNet")
     assert "classifier" not in resolved["representations"]["stats"]
+
+
+@pytest.mark.parametrize("experiment", ["arena", "arena_quick"])
+def test_every_row_of_the_arena_has_as_many_tries(experiment):
+    chosen, resolved = chosen_of(f"experiment={experiment}")
+    methods = [OmegaConf.to_container(one.classifier) for one in chosen.values() if "classifier" in one]
+    assert len(methods) >= 3
+    counts = {len(configurations(probe(make(OmegaConf.create(one))))) for one in (resolved["classifier"], *methods)}
+    assert counts == {resolved["classifier"]["tries"]}
+    assert len(chosen) == len(resolved["representations"])
+    assert resolved["ablation"]["against"][0] in chosen
 
 
 @pytest.mark.parametrize(
