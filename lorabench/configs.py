@@ -11,14 +11,16 @@ from typing import Annotated, Any, cast
 from hydra import compose
 from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from lorabench.classifiers.factors import FactorClassifier
 from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError
 from lorabench.evaluation.journal import digest, source_code
 from lorabench.options import AtLeast, AtMost, OneOf, check_arguments
 from lorabench.representations import Representation
+from lorabench.representations.factors import Factors
 from lorabench.representations.learned import Learned
 from lorabench.representations.load_from import Loaded
 from lorabench.storage import files_hash
@@ -26,8 +28,8 @@ from lorabench.text import to_json
 from lorabench.zoo.splits import split_zoo
 
 __all__ = [
-    "baseline_alone", "check_values", "check_whole", "chosen_and_resolved", "configuration_key", "deviations", "make",
-    "make_representation", "representation_config",
+    "baseline_alone", "check_values", "check_whole", "chosen_and_resolved", "classifier_name", "configuration_key",
+    "deviations", "make", "make_representation", "representation_config",
 ]  # fmt: skip
 
 _MISSING = "???"
@@ -66,6 +68,7 @@ def make_representation(config: DictConfig) -> Representation:
     """A representation; where `load_from` names a run, by that run's autoencoders."""
     options: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     load_from = options.pop("load_from", None)
+    options.pop("classifier", None)  # a method's own, which `make` makes
     found: Representation = make(OmegaConf.create(options))
     return found if load_from is None else Loaded(cast("Learned", found), str(load_from))
 
@@ -161,6 +164,15 @@ def _plain(config: DictConfig) -> Any:
     return OmegaConf.to_container(config, resolve=True)
 
 
+def classifier_name(config: Mapping[str, Any]) -> str:
+    """What tables call a classifier: the file of its class, and of its yaml.
+
+    >>> classifier_name({"_target_": "lorabench.classifiers.mlp.MLP"})
+    'mlp'
+    """
+    return str(config["_target_"]).split(".")[-2]
+
+
 def baseline_alone(cfg: DictConfig) -> bool:
     """Whether the phase looks at no other representation than the one that ranks; its class says so."""
     return bool(getattr(_target(cfg.ablation["_target_"], "ablation."), "BASELINE_ALONE", False))
@@ -180,15 +192,18 @@ def representation_configs(cfg: DictConfig, single: str) -> dict[str, DictConfig
             f"representations={cfg.representations}: name at least one in a list, such as [stats,flat], or leave it "
             "null and choose representation=NAME"
         )
-    return dict(representation_config(entry, "representations") for entry in entries)
+    return dict(representation_config(entry, "representations", cfg.classifier.tries) for entry in entries)
 
 
-def representation_config(entry: Any, key: str) -> tuple[str, DictConfig]:
+def representation_config(entry: Any, key: str, tries: int = 1) -> tuple[str, DictConfig]:
     """Label and configuration of one representation, a name or {name: {option: value}}, from its own yaml.
+
+    The name of a classifier that reads factors stands for `factors`, in the form that it reads, with that `classifier`.
 
     Args:
         entry: what the configuration says.
         key: where it says so, for messages.
+        tries: of such a classifier, where it does not say itself.
 
     Raises:
         LorabenchError: it says something else, or something that the representation does not have.
@@ -199,7 +214,7 @@ def representation_config(entry: Any, key: str) -> tuple[str, DictConfig]:
         raise LorabenchError(f"{key}: {said!r} came; a name, or {{name: {{option: value}}}}, is needed")
     name, options = next(iter(named.items()))
     label = "-".join([str(name), *_words(options)])
-    return label, _with(str(name), options, key)
+    return label, _with(str(name), options, key, tries)
 
 
 def _words(options: Mapping[str, Any]) -> Iterator[str]:
@@ -211,13 +226,30 @@ def _words(options: Mapping[str, Any]) -> Iterator[str]:
             yield str(value)
 
 
-def _with(name: str, options: dict[str, Any], key: str) -> DictConfig:
+def _with(name: str, options: dict[str, Any], key: str, tries: int) -> DictConfig:
     try:
-        known: DictConfig = compose(overrides=[f"+representation={name}"]).representation
-    except (MissingConfigException, OverrideParseException) as error:
-        there = ", ".join(sorted(path.stem for path in (conf_dir() / "representation").glob("*.yaml")))
+        known = _of_group("representation", name)
+    except MissingConfigException as error:
+        method = _method(name, options, key, tries)
+        if method is not None:
+            return method
+        folder = conf_dir() / "representation"
+        there = ", ".join([*sorted(path.stem for path in folder.glob("*.yaml")), *_factor_classifiers()])
         raise LorabenchError(f"{key}: there is no representation {name}; there are {there}") from error
-    config: DictConfig = known.copy()
+    return _changed(known, options, key, name)
+
+
+def _of_group(group: str, name: str) -> DictConfig:
+    try:
+        found: DictConfig = compose(overrides=[f"+{group}={name}"])[group]
+    except OverrideParseException as error:
+        raise MissingConfigException(str(error)) from error
+    return found
+
+
+def _changed(known: DictConfig, options: dict[str, Any], key: str, name: str) -> DictConfig:
+    """A configuration with other values of its options, each held to its type."""
+    config = known.copy()
     try:
         config.merge_with(options)
     except OmegaConfBaseException as error:
@@ -226,6 +258,52 @@ def _with(name: str, options: dict[str, Any], key: str) -> DictConfig:
         raise LorabenchError(f"{key}: {name} has no option {wrong}; it has {allowed}") from error
     _check_target(OmegaConf.to_container(config, resolve=True), f"representation {name}: ")  # type: ignore[arg-type]
     return config
+
+
+def _factor_classifiers() -> list[str]:
+    stems = sorted(path.stem for path in (conf_dir() / "classifier").glob("*.yaml"))
+    return [stem for stem in stems if _reads(_of_group("classifier", stem)) is not None]
+
+
+def _reads(classifier: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The form of factors that a classifier reads; None of one that reads features."""
+    found = _target(classifier["_target_"], "classifier.")
+    return found.reads if isinstance(found, type) and issubclass(found, FactorClassifier) else None
+
+
+def _method(name: str, options: dict[str, Any], key: str, tries: int) -> DictConfig | None:
+    """`factors` with a classifier of that name, which has its options; None where no such classifier reads factors."""
+    try:
+        classifier = _of_group("classifier", name)
+    except MissingConfigException:
+        return None
+    reads = _reads(classifier)
+    if reads is None:
+        return None
+    factors = _of_group("representation", "factors")
+    of_factors = {option: options[option] for option in options if option in factors and option not in classifier}
+    own = {"tries": tries} | {option: value for option, value in options.items() if option not in of_factors}
+    found = _changed(factors, {**of_factors, **reads}, key, name)
+    with open_dict(found):
+        found.classifier = _changed(classifier, own, key, name)
+    return found
+
+
+def _check_reading(cfg: DictConfig, chosen: Mapping[str, DictConfig]) -> None:
+    """Refuse a run's classifier that reads factors beside features, or factors in another form than its own."""
+    reads = _reads(cfg.classifier)
+    for name, config in chosen.items() if reads is not None else ():
+        classifier = classifier_name(cfg.classifier)
+        if "classifier" in config:
+            continue
+        if _target(config["_target_"], "representation.") is not Factors:
+            raise LorabenchError(
+                f"classifier={classifier} reads the factors of modules, and representation={name} makes other numbers: "
+                f"give representation=factors, or name both as methods: representations=[{name},{classifier}]"
+            )
+        wrong = [f"{option}={value}" for option, value in (reads or {}).items() if config[option] != value]
+        if wrong:
+            raise LorabenchError(f"classifier={classifier} reads factors with representation.{wrong[0]}: give that")
 
 
 def chosen_and_resolved(
@@ -242,7 +320,8 @@ def chosen_and_resolved(
     """
     chosen = representation_configs(cfg, str(names["representation"]))
     if baseline_alone(cfg):
-        chosen = dict([representation_config(cfg.ablation.baseline, "ablation.baseline")])
+        chosen = dict([representation_config(cfg.ablation.baseline, "ablation.baseline", cfg.classifier.tries)])
+    _check_reading(cfg, chosen)
     return chosen, _resolved(cfg, chosen)
 
 

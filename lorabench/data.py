@@ -23,13 +23,18 @@ CLIP = 10.0
 
 
 def side_by_side(
-    features: Mapping[str, Float32[Tensor, "n _f"]], train: Int64[Tensor, " train"], device: torch.device
+    features: Mapping[str, Float32[Tensor, "n _f"]], train: Int64[Tensor, " train"] | None, device: torch.device
 ) -> tuple[Float32[Tensor, "n f"], dict[str, slice]]:
     """Standardised features of all units in one tensor [N, Σf] on the device, and every unit's columns.
 
     Every feature is shifted and scaled by the mean and the (population) standard deviation of the training rows;
     one that is constant there is only shifted. What is then beyond ±`CLIP` is set to it: a ratio such as a factor's
     `variation` has no variance, and single adapters would be thousands of deviations away.
+
+    Args:
+        features: of every unit.
+        train: the training rows; None: the features stay as they are (`Representation.standardised`).
+        device: where the tensor is.
     """
     widths = {unit: values.shape[1] for unit, values in features.items()}
     rows = len(next(iter(features.values())))
@@ -43,7 +48,9 @@ def side_by_side(
     return inputs, columns
 
 
-def _as_taken(features: Float32[Tensor, "n f"], train: Int64[Tensor, " train"]) -> Float32[Tensor, "n f"]:
+def _as_taken(features: Float32[Tensor, "n f"], train: Int64[Tensor, " train"] | None) -> Float32[Tensor, "n f"]:
+    if train is None:
+        return features
     return standardised(features, features[train]).clamp(-CLIP, CLIP).float()
 
 
@@ -55,6 +62,7 @@ def streamed(
     folder: Path,
     device: torch.device,
     pool_bytes: int,
+    scaled: bool = True,
 ) -> Iterator[Streamed]:
     """What `side_by_side` gives, to the bit, written once into a file that is read while members train.
 
@@ -68,6 +76,7 @@ def streamed(
         folder: where the file is made.
         device: where what is read is put.
         pool_bytes: see `Streamed`.
+        scaled: whether they are standardised, or stay as they are.
 
     Raises:
         LorabenchError: the disk is full.
@@ -86,7 +95,7 @@ def streamed(
         waiting: dict[int, Tensor] = {}
         varies = torch.zeros(width, dtype=torch.bool)
         for unit, values in features:
-            taken = _as_taken(values, train)[order]
+            taken = _as_taken(values, train if scaled else None)[order]
             waiting[columns[unit].start], varies[columns[unit]] = taken, (taken != 0).any(0)
             if sum(map(Tensor.numel, waiting.values())) * 4 > pool_bytes:
                 _write_columns(file.fileno(), waiting, width)

@@ -11,9 +11,9 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from lorabench.classifiers import ClassifierFactory, Fitted, Member, Problem, fit_members
-from lorabench.classifiers.members import OnEpoch, failure
-from lorabench.classifiers.tuned import tunes
+from lorabench.classifiers import ClassifierFactory, Fitted, Member, OnEpoch, Problem, build, fit_members
+from lorabench.classifiers.choosing import as_the_class_says
+from lorabench.classifiers.members import failure
 from lorabench.data import FeatureData
 from lorabench.errors import LorabenchError
 from lorabench.options import Above, OneOf, check_arguments
@@ -83,7 +83,7 @@ class Stacked:
     def __post_init__(self) -> None:
         check_arguments(Stacked, vars(self), "trainer.")
 
-    @tunes
+    @as_the_class_says
     def fit(
         self,
         factory: ClassifierFactory,
@@ -127,7 +127,7 @@ class Lightning:
     memory_gb: ClassVar[None] = None
     streams: ClassVar[bool] = False
 
-    @tunes
+    @as_the_class_says
     def fit(
         self,
         factory: ClassifierFactory,
@@ -147,8 +147,7 @@ class Lightning:
         return results
 
     def _fit_one(self, factory: ClassifierFactory, problem: Problem, member: Member, folder: Path) -> Fitted:
-        width = problem.width(member.features)
-        model = factory(in_features=width, n_classes=problem.n_classes, seed=member.seed).to(problem.inputs.dtype)
+        model = build(factory, problem, member)
         data = FeatureData(problem, member, model.batch_size)
         best = ModelCheckpoint(folder, filename="best", monitor=model.monitor, mode=model.better)
         stop = [EarlyStopping(model.monitor, patience=model.patience, mode=model.better)]

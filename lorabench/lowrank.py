@@ -17,6 +17,7 @@ __all__ = [
     "energy_rank",
     "frobenius_norm",
     "inner_product",
+    "inner_products",
     "largest_singular_value",
     "matrix_singular_values",
     "numerical_rank",
@@ -160,6 +161,27 @@ def inner_product(
     ups = up_a.double().mT @ up_b.double()
     downs = down_a.double() @ down_b.double().mT
     return _as_batch(scale_a, downs) * _as_batch(scale_b, downs) * (ups * downs).sum((-2, -1))
+
+
+def inner_products(
+    first: tuple[Float[Tensor, "n r d_in"], Float[Tensor, "n d_out r"]],
+    second: tuple[Float[Tensor, "m q d_in"], Float[Tensor, "m d_out q"]],
+) -> Float64[Tensor, "n m"]:
+    """`inner_product` of every pair by two products of stacked factors; a scale is in a factor.
+
+    Args:
+        first: (down, up) of n matrices.
+        second: (down, up) of m matrices.
+
+    Returns:
+        ⟨ΔWᵢ, ΔWⱼ⟩, [n, m]; on the way there are n · r · m · q numbers.
+    """
+    (down, up), (other_down, other_up) = ([factor.double() for factor in side] for side in (first, second))
+    n, r, _ = down.shape
+    m, q, _ = other_down.shape
+    products = up.mT.flatten(0, 1) @ other_up.mT.flatten(0, 1).T
+    products *= down.flatten(0, 1) @ other_down.flatten(0, 1).T
+    return products.view(n * r, m, q).sum(2).view(n, r, m).sum(1)
 
 
 def effective_rank(sigma: Float[Tensor, "*batch k"]) -> Float64[Tensor, "*batch"]:

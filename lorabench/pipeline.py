@@ -20,11 +20,13 @@ from torch import Tensor
 
 from lorabench.ablation import Ablation, Findings, Study
 from lorabench.ablation.compare import CompareFinding
-from lorabench.classifiers import ClassifierFactory
+from lorabench.classifiers import ClassifierFactory, probe
+from lorabench.classifiers.choosing import configurations
 from lorabench.configs import (
     check_values,
     check_whole,
     chosen_and_resolved,
+    classifier_name,
     configuration_key,
     deviations,
     make,
@@ -123,13 +125,13 @@ def _evaluate(
     learned: dict[str, Any] = {}
     evaluator.on_fitted = functools.partial(_keep_fitted, evaluator, track, folder / "fitted", learned)
     makers = {name: functools.partial(make_representation, one) for name, one in chosen.items()}
-    baseline = next(iter(makers.items()))
+    baseline, methods = next(iter(makers.items())), _methods(chosen)
     if "baseline" in cfg.ablation:
-        name, one = representation_config(cfg.ablation.baseline, "ablation.baseline")
+        name, one = representation_config(cfg.ablation.baseline, "ablation.baseline", cfg.classifier.tries)
         baseline = name, functools.partial(make_representation, one)
-    findings = phase.run(Study(evaluator, classifier, classes, makers, baseline, others, cfg.folds))
-    trained, taken = (sum(getattr(one, name) for one in evaluators) for name in ("trained", "taken"))
-    _LOG.info("members: %d trained, %d kept from before", trained, taken)
+        methods |= _methods({name: one})
+    findings = phase.run(Study(evaluator, classifier, classes, makers, baseline, others, cfg.folds, methods))
+    _LOG.info("members: %d trained, %d kept from before", evaluator.trained, evaluator.taken)
     if not any(row.test_accuracy.n for row in findings.summary):
         errors = "; ".join(f"{row.representation}: {row.failed[0]}" for row in findings.summary)
         raise LorabenchError(f"nothing could be evaluated. {errors}")
@@ -157,6 +159,19 @@ def _evaluate(
         learned=learned,
         published=_published(cfg, findings, chosen, len(zoo.layers), by_source) if cfg.published_keys else {},
     )
+
+
+def _methods(chosen: Mapping[str, DictConfig]) -> dict[str, tuple[str, ClassifierFactory]]:
+    """Name and factory of the classifiers that single representations bring."""
+    own = {name: one.classifier for name, one in chosen.items() if "classifier" in one}
+    return {name: (classifier_name(one), _factory(one)) for name, one in own.items()}
+
+
+def _factory(config: DictConfig) -> ClassifierFactory:
+    """What makes members; a wrong setting is told before anything is computed."""
+    found: ClassifierFactory = make(config)
+    configurations(probe(found))
+    return found
 
 
 def _published(
@@ -189,8 +204,7 @@ def _evaluators(cfg: DictConfig) -> tuple[list[Evaluator], tuple[str, ...]]:
     j // m.
     """
     clock = Clock()
-    factory: ClassifierFactory = make(cfg.classifier)
-    factory(in_features=1, n_classes=2, seed=0)  # a wrong argument is told before anything is computed
+    factory = _factory(cfg.classifier)
     engine: Engine = make(cfg.trainer)
     device = resolve_device(engine.device)
     with clock.phase("zoo"):

@@ -52,6 +52,9 @@ class Run:
         history: a row an epoch: train_loss, val_loss, val_accuracy, learning_rate.
         error: why it failed, or None.
         split: number of the split that it is trained and tested on, from 0.
+        seconds: wall time since the member before it was done; all members' together are the training's.
+        parameters: numbers in its weights, or in what it keeps of the training adapters.
+        settings: what of the classifier's settings was chosen from its grid.
     """
 
     representation: str
@@ -64,6 +67,9 @@ class Run:
     history: list[dict[str, Number]] = field(default_factory=list)
     error: str | None = None
     split: int = 0
+    seconds: float = field(default=0.0, compare=False)
+    parameters: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,9 @@ class Summary:
         train_accuracy, val_accuracy, test_accuracy, test_macro_f1, test_auroc: over the runs that ended well.
         failed: errors of the runs that did not; a failed run is in no mean.
         variance: of test accuracy, by split and by member.
+        seconds: wall time that the training of all members took, of however many configurations.
+        parameters: numbers in one member's weights, a mean.
+        tries: configurations of the classifier that were tried for each.
     """
 
     representation: str
@@ -152,6 +161,9 @@ class Summary:
     test_auroc: Statistic
     failed: list[str] = field(default_factory=list)
     variance: Variance = Variance(math.nan, math.nan)
+    seconds: float = field(default=0.0, compare=False)
+    parameters: float = 0.0
+    tries: int = 1
 
 
 @dataclass(frozen=True)
@@ -200,7 +212,9 @@ class Result:
         replace_file(path, to_json({**data, **published}, 1 if len(self.classes) <= _INDENTED_CLASSES else None))
 
 
-def summarise(runs: Sequence[Run], classifier: str, units: int, features: int, gauge_invariant: bool | None) -> Summary:
+def summarise(
+    runs: Sequence[Run], classifier: str, units: int, features: int, gauge_invariant: bool | None, tries: int = 1
+) -> Summary:
     """The row of one representation and ablation from its runs."""
     good = [run for run in runs if run.error is None]
     return Summary(
@@ -212,6 +226,9 @@ def summarise(runs: Sequence[Run], classifier: str, units: int, features: int, g
         gauge_invariant=gauge_invariant,
         failed=[run.error for run in runs if run.error is not None],
         variance=Variance.of(good),
+        seconds=sum(run.seconds for run in runs),
+        parameters=statistics.fmean([run.parameters for run in good]) if good else 0.0,
+        tries=tries,
         **{name: Statistic.of([run.metrics[name] for run in good]) for name in METRICS},
     )
 

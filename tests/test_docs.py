@@ -41,6 +41,9 @@ def test_unit_dimension_and_gauge_are_the_codes(stem):
         assert [representation.default_latent(d) for d in (1, 10**4)] == [least, most]
     elif dimension == "rows × cols":
         assert names == [stack.shape[1] * stack.shape[2] for stack in zoo.layers.values()]
+    elif dimension == "r × (d_in + d_out)":
+        pairs = [[zoo.layers[layer].shape[1:] for layer in (module.down, module.up)] for module in zoo.modules]
+        assert names == [down[0] * down[1] + up[0] * up[1] for down, up in pairs]
     else:
         assert set(names) == {int(dimension)}
     assert (gauge == "yes") is representation.gauge_invariant

@@ -208,7 +208,7 @@ def test_arms_are_put_together_as_memory_allows():
 
 
 def test_what_needs_all_features_says_so(zoo, tmp_path):
-    tuned = functools.partial(Tuned, hidden=[8], dropout=0.0, max_epochs=1, rates=[0.01])
+    tuned = functools.partial(Tuned, hidden=[8], dropout=0.0, max_epochs=1)
     evaluator = evaluator_of(zoo, tmp_path, 1, Stacked("cpu", memory_gb=SMALLEST), factory=tuned)
     with pytest.raises(LorabenchError, match=r"96 features of 240 adapters are read from a file.*classifier=mlp"):
         evaluator.evaluate("flat", Flat(), [Arm("none", evaluator.everything)])

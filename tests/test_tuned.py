@@ -11,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
 from lorabench.classifiers import Member, Problem, as_it_is
+from lorabench.classifiers.choosing import configurations
 from lorabench.classifiers.mlp import MLP
 from lorabench.classifiers.tuned import CANDIDATES, Tuned
 from lorabench.engines import Stacked
@@ -18,7 +19,7 @@ from lorabench.errors import LorabenchError
 from tests.conftest import TINY_ZOO
 from tests.small_study import run
 
-SMALL = functools.partial(Tuned, hidden=[16], dropout=0.1, max_epochs=5, rates=[1e-3, 1e-2])
+SMALL = functools.partial(Tuned, hidden=[16], dropout=0.1, max_epochs=5, grid={"learning_rate": [1e-3, 1e-2]}, tries=2)
 
 
 def rings(seed=0, n=240, classes=2):
@@ -85,7 +86,12 @@ def test_mlps_are_those_of_their_rates_where_they_are_best(monkeypatch):
     monkeypatch.setattr("lorabench.classifiers.tuned.CANDIDATES", {"nearest 5": CANDIDATES["nearest 5"]})
     problem, _ = rings()
     settings, members = {"hidden": [32], "dropout": 0.0, "max_epochs": 60}, [Member(2, 1)]
-    (found,) = Stacked("cpu").fit(functools.partial(Tuned, rates=[3e-2, 1e-5], **settings), problem, members, as_it_is)
+    (found,) = Stacked("cpu").fit(
+        functools.partial(Tuned, learning_rate=3e-2, grid={"learning_rate": [1e-5]}, tries=2, **settings),
+        problem,
+        members,
+        as_it_is,
+    )
     alone = [
         Stacked("cpu").fit(functools.partial(MLP, learning_rate=rate, **settings), problem, members, as_it_is)[0]
         for rate in (3e-2, 1e-5)
@@ -103,10 +109,27 @@ def test_a_class_without_training_rows_is_never_named():
     assert set(found.logits[test].argmax(-1).tolist()) <= {0, 1}
 
 
-@pytest.mark.parametrize("rates", [[], [0.0], [1e-3, -1.0]])
-def test_rates_that_are_none_are_refused(rates):
-    with pytest.raises(LorabenchError, match=r"^classifier\.rates=.*a list of numbers above 0 is needed"):
-        Tuned(in_features=2, n_classes=2, seed=0, hidden=[4], dropout=0.0, rates=rates)
+@pytest.mark.parametrize(
+    ("grid", "tries", "message"),
+    [
+        ({"learning_rate": []}, 2, r"grid\.learning_rate=\[\]: a list of values is needed"),
+        ({"learning_rate": [-1.0]}, 2, r"grid\.learning_rate=-1\.0: a number above 0 is needed"),
+        ({"depth": [2]}, 2, "grid=depth: Tuned has no such setting"),
+        ({"seed": [1, 2]}, 2, "grid=seed: Tuned has no such setting"),
+        ({"learning_rate": [1e-3, 1e-4]}, 3, r"tries=3: the grid of Tuned makes 2 configurations"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(grid, tries, message):
+    with pytest.raises(LorabenchError, match=rf"^classifier\.{message}"):
+        configurations(Tuned(in_features=2, n_classes=2, seed=0, hidden=[4], dropout=0.0, grid=grid, tries=tries))
+
+
+def test_configurations_are_the_settings_and_then_the_grid_in_order():
+    grid = {"hidden": [[4], [8]], "learning_rate": [1e-3, 1e-2]}
+    model = Tuned(in_features=2, n_classes=2, seed=0, hidden=[4], dropout=0.0, grid=grid, tries=4)
+    rest = [([4], 1e-2), ([8], 1e-3), ([8], 1e-2)]
+    assert configurations(model) == [{}, *({"hidden": hidden, "learning_rate": rate} for hidden, rate in rest)]
+    assert model.tried == len(CANDIDATES) + 4
 
 
 @pytest.mark.slow

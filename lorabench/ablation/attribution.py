@@ -1,5 +1,6 @@
 """Which layers the classifier of all layers looks at: integrated gradients."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from lorabench.ablation.phase import RankingAblation
 from lorabench.ablation.redundancy import agreement
 from lorabench.ablation.study import Findings, Study
-from lorabench.classifiers import ClassifierFactory, Fitted, Problem
+from lorabench.classifiers import ClassifierFactory, Fitted, Problem, build
 from lorabench.evaluation import Probe
 from lorabench.findings import Number, RankedFinding
 from lorabench.options import AtLeast
@@ -88,7 +89,7 @@ class Attribution(RankingAblation):
         """One row for all layers, and a share a unit."""
         name, representation = study.one(self.name)
         ranking = study.rank(self.rank_on)
-        factory = study.evaluator.factory
+        factory = study.evaluators_of(name)[0].factory
 
         def measure(fitted: Fitted, problem: Problem, widths: Mapping[str, int]) -> dict[str, float]:
             return _shares(fitted, problem, widths, factory, self.steps)
@@ -115,7 +116,7 @@ def _shares(
     member = fitted.member
     x = problem.of_rows(member.features, problem.val)
     classes = problem.labels[member.labels, problem.val]
-    model = factory(in_features=x.shape[1], n_classes=problem.n_classes, seed=member.seed)
+    model = build(functools.partial(factory, **fitted.settings), problem, member)
     model.network.load_state_dict(fitted.state)
     network = model.network.to(x).eval().requires_grad_(False)
     found = integrated_gradients(network, x, classes, steps)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lorabench.ablation.study import Study, measured, with_holm
+from lorabench.classifiers import class_of
+from lorabench.classifiers.factors import FactorClassifier
 from lorabench.evaluation import Arm, Evaluation
 from lorabench.evaluation.chance import majority
 from lorabench.findings import LEVEL, Compared, Measured
@@ -61,7 +63,8 @@ def control_rows(study: Study, evaluated: Sequence[Evaluation], permuted: Evalua
     """The controls of a comparison by the same classifier, and whether each representation is above the best of them.
 
     The best control is the one with the highest test accuracy, which makes the claim harder, not easier. Differences
-    are paired as all others are, and Holm's p is over the representations.
+    are paired as all others are, and Holm's p is over the representations. Controls are numbers of an adapter: where
+    the run's classifier reads factors, there are none but permuted labels and chance, and no ceiling.
 
     Args:
         study: of the comparison.
@@ -69,10 +72,11 @@ def control_rows(study: Study, evaluated: Sequence[Evaluation], permuted: Evalua
         permuted: the first of them with permuted labels, where that is known already.
     """
     (first, make), zoo = next(iter(study.chosen.items())), study.zoo
+    readable = not issubclass(class_of(study.evaluator.factory), FactorClassifier)
     found = {
         name: (text, study.evaluate(name, one, [study.all_layers()])[0])
         for name, (text, one) in _CONTROLS.items()
-        if one.known(zoo)
+        if readable and one.known(zoo)
     }
     if permuted is None:
         (permuted,) = study.evaluate(first, make(), [Arm("permuted", study.evaluator.everything, permuted=True)])
@@ -81,7 +85,7 @@ def control_rows(study: Study, evaluated: Sequence[Evaluation], permuted: Evalua
     if ran is not None:
         found["chance"] = ("the most frequent training class", _majority(study, ran))
     rows = [_row(study, name, text, "control", one) for name, (text, one) in found.items()]
-    if _CEILING[1].known(zoo):
+    if readable and _CEILING[1].known(zoo):
         ceiling = study.evaluate("ceiling", _CEILING[1], [study.all_layers()])[0]
         rows.append(_row(study, "ceiling", _CEILING[0], "ceiling", ceiling))
     best = best_control(rows)

@@ -69,12 +69,10 @@ def _one_split(
     table = np.zeros((len(arms), len(seeds), len(rows)))
     failed: dict[int, str] = {}
     for split in splits:
-        fold = replace(evaluator, split=split, seeds=seeds, on_fitted=_ignored, on_curves=_ignored, trained=0, taken=0)
+        fold = replace(evaluator, split=split, seeds=seeds, on_fitted=_ignored, on_curves=_ignored)
         for unit, one in enumerate(fold.evaluate(name, representation, arms)):
             failed |= {number: f"{one.arm.name}: {run.error}" for number, run in enumerate(one.runs) if run.error}
             table[unit][:, np.searchsorted(rows, split.test)] = one.test_correct
-        evaluator.trained += fold.trained
-        evaluator.taken += fold.taken
     good = [number for number in range(len(seeds)) if number not in failed]
     if not good:
         raise LorabenchError(f"no seed has trained on every layer. {next(iter(failed.values()))}")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -13,6 +13,8 @@ from lorabench.ablation.crossed import Crossed, crossed
 from lorabench.ablation.inference import corrected_t, holm
 from lorabench.ablation.ranking import Ranking, rank_layers
 from lorabench.ablation.statistics import interval, mean_correct, paired_difference, replicates
+from lorabench.classifiers import ClassifierFactory, probe
+from lorabench.classifiers.factors import FactorClassifier
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluation, Evaluator, Probe, held_out, held_out_rows, merged
 from lorabench.findings import Compared, Corrected, Difference, Finding, Measured
@@ -56,6 +58,7 @@ class Study:
             first of the chosen.
         others: train and test on further splits, with seeds of their own.
         folds: of the cross-validation by which layers are ranked; 1: the validation adapters alone rank them.
+        methods: name and factory of the classifier of those of the chosen (or the baseline) that have their own.
     """
 
     evaluator: Evaluator
@@ -65,11 +68,22 @@ class Study:
     baseline: tuple[str, Callable[[], Representation]]
     others: Sequence[Evaluator] = ()
     folds: int = 1
+    methods: Mapping[str, tuple[str, ClassifierFactory]] = field(default_factory=dict)
+    _of_methods: dict[str, list[Evaluator]] = field(init=False, repr=False, default_factory=dict)
 
     @property
     def evaluators(self) -> list[Evaluator]:
         """One a split; members of another split are other members."""
         return [self.evaluator, *self.others]
+
+    def evaluators_of(self, name: str) -> list[Evaluator]:
+        """One a split, with the classifier by which this representation is read."""
+        if name not in self.methods:
+            return self.evaluators
+        if name not in self._of_methods:
+            factory = self.methods[name][1]
+            self._of_methods[name] = [replace(one, factory=factory) for one in self.evaluators]
+        return self._of_methods[name]
 
     @property
     def splits(self) -> list[Split]:
@@ -155,7 +169,8 @@ class Study:
     def _merged(
         self, name: str, representation: Representation, arms: Sequence[Sequence[Arm]], probe: Probe | None = None
     ) -> list[Evaluation]:
-        found = [one.evaluate(name, representation, own, probe) for one, own in zip(self.evaluators, arms, strict=True)]
+        evaluators = self.evaluators_of(name)
+        found = [one.evaluate(name, representation, own, probe) for one, own in zip(evaluators, arms, strict=True)]
         return [merged(of_arm, self.splits) for of_arm in zip(*found, strict=True)]
 
     def rank(self, rank_on: str, top_k: int | None = None) -> Ranking:
@@ -183,10 +198,8 @@ class Study:
         if len(set(self.split_of[good])) < len(self.splits):
             raise LorabenchError(f"a split has no seed that has trained on every layer. {dropped[0]}")
         test, tested = self.by_split(np.stack([one.test_correct[good] for one in found]), good, "test")
-        folds = self.folds if rank_on == "val" else 1
-        within = (
-            self._validated(found, good) if folds == 1 else crossed(self.evaluators, name, representation, arms, folds)
-        )
+        folds, evaluators = self.folds if rank_on == "val" else 1, self.evaluators_of(name)
+        within = self._validated(found, good) if folds == 1 else crossed(evaluators, name, representation, arms, folds)
         right = Crossed(test, self.test_groups, tested) if rank_on == "test" else within
         rows = rank_layers(
             list(layers), within.correct, test, rank_on, within.groups, self.test_groups,
@@ -221,7 +234,11 @@ class Study:
         empty = [one for one in evaluations if not one.runs]
         by_arm = [one.runs or self.runs([one]) for one in empty[:1] or evaluations]
         by_seed = [_averaged(draws) for draws in zip(*by_arm, strict=True)]
-        row = summarise(by_seed, self.classifier, len(first.units), first.features, representation.gauge_invariant)
+        name = first.representation
+        model = probe(self.evaluators_of(name)[0].factory)
+        invariant = (model if isinstance(model, FactorClassifier) else representation).gauge_invariant
+        classifier = self.methods[name][0] if name in self.methods else self.classifier
+        row = summarise(by_seed, classifier, len(first.units), first.features, invariant, model.tried)
         return replace(row, ablation=ablation)
 
     def runs(self, evaluations: Sequence[Evaluation]) -> list[Run]:
@@ -318,7 +335,7 @@ def _averaged(draws: Sequence[Run]) -> Run:
     if failed or len(draws) == 1:
         return (failed or list(draws))[0]
     metrics = {name: float(np.mean([run.metrics[name] for run in draws])) for name in draws[0].metrics}
-    return replace(draws[0], metrics=metrics)
+    return replace(draws[0], metrics=metrics, seconds=sum(run.seconds for run in draws))
 
 
 def measured(evaluations: Sequence[Evaluation], study: Study) -> list[Measured | None]:

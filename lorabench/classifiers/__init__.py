@@ -1,9 +1,10 @@
 """Classifiers: LightningModules written for one member and trained for many."""
 
-from lorabench.classifiers.base import Classifier, ClassifierFactory
-from lorabench.classifiers.members import Fitted, as_it_is, fit_members
+from lorabench.classifiers.base import Classifier, ClassifierFactory, OnEpoch
+from lorabench.classifiers.building import build, class_of, probe
+from lorabench.classifiers.members import as_it_is, fit_members
 from lorabench.classifiers.metrics import accuracy, confusion, macro_f1, scores
-from lorabench.classifiers.problem import Columns, Member, Problem
+from lorabench.classifiers.problem import Columns, Fitted, Member, ModuleShape, Problem
 from lorabench.classifiers.streamed import Streamed
 
 __all__ = [
@@ -12,12 +13,17 @@ __all__ = [
     "Columns",
     "Fitted",
     "Member",
+    "ModuleShape",
+    "OnEpoch",
     "Problem",
     "Streamed",
     "accuracy",
     "as_it_is",
+    "build",
+    "class_of",
     "confusion",
     "fit_members",
     "macro_f1",
+    "probe",
     "scores",
 ]

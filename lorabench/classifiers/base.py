@@ -1,8 +1,8 @@
 """The contract of a classifier: a LightningModule for one member, written once and trained for many."""
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -11,10 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorabench.classifiers.metrics import scores
+from lorabench.classifiers.problem import Fitted, Member, Problem
 from lorabench.options import Above, AtLeast, Below, OneOf, check_arguments
 from lorabench.training import seeded, set_keys
 
-__all__ = ["Classifier", "ClassifierFactory"]
+__all__ = ["Classifier", "ClassifierFactory", "OnEpoch", "Train"]
+
+T = TypeVar("T")
+OnEpoch = Callable[[int, int], None]
+"""Called after an epoch of some members with its number, from 0, and how many of them have just stopped."""
+Train = Callable[..., list[Any]]
+"""An engine's training of members by gradient (`lorabench.engines.Engine.fit`)."""
 
 
 class Classifier(pl.LightningModule):
@@ -36,6 +43,9 @@ class Classifier(pl.LightningModule):
         plateau_patience: ... after more than this many epochs without a better one.
         stop_on: by what of the validation rows epochs are judged (the stop, the plateau and the weights that are kept):
             "loss", where lower is better, or "accuracy", where higher is and the first of equal ones is the best.
+        grid: setting -> values, the configurations that may be tried (`lorabench.classifiers.choosing`).
+        tries: how many configurations are: these settings, then the grid's in order; the best on the validation rows
+            is kept.
 
     Raises:
         LorabenchError: an argument is not allowed.
@@ -53,6 +63,8 @@ class Classifier(pl.LightningModule):
         plateau_factor: Annotated[float | int, Above(0), Below(1)] = 0.5,
         plateau_patience: Annotated[int, AtLeast(1)] = 10,
         stop_on: Annotated[str, OneOf(["loss", "accuracy"])] = "loss",
+        grid: Mapping[str, Sequence[Any]] | None = None,
+        tries: Annotated[int, AtLeast(1)] = 1,
         **_architecture: Any,
     ) -> None:
         super().__init__()
@@ -64,8 +76,42 @@ class Classifier(pl.LightningModule):
         self.max_epochs, self.patience = max_epochs, patience
         self.plateau_factor, self.plateau_patience = plateau_factor, plateau_patience
         self.stop_on = cast("Literal['loss', 'accuracy']", stop_on)
+        self.grid, self.tries = dict(grid or {}), tries
         with seeded(seed):
             self.network = self.build()
+
+    @classmethod
+    def sizes(cls, problem: Problem, features: int) -> dict[str, Any]:
+        """What a member that reads feature set `features` is made with, beside its seed and settings."""
+        return {"in_features": problem.width(features), "n_classes": problem.n_classes}
+
+    @classmethod
+    def fit_members(
+        cls,
+        train: Train,
+        factory: "ClassifierFactory",
+        problem: Problem,
+        members: Sequence[Member],
+        finish: Callable[[int, Fitted], T],
+        on_epoch: OnEpoch | None = None,
+    ) -> list[T]:
+        """Fit members of one configuration: by the engine's gradient steps, unless a subclass knows another way.
+
+        Args:
+            train: the engine's way.
+            factory: makes members of this class.
+            problem: features, labels and rows.
+            members: all that are wanted.
+            finish: makes of a member's number, and of the member, what is kept.
+            on_epoch: called after an epoch, or once a member where there are none.
+        """
+        return train(factory, problem, members, finish, on_epoch)
+
+    @classmethod
+    def beside(cls, problem: Problem, member: Member) -> dict[str, Fitted]:
+        """Fitted candidates by name that the grid's configurations are held against, after them; none have a seed."""
+        del problem, member
+        return {}
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -107,6 +153,11 @@ class Classifier(pl.LightningModule):
             optimizer, mode=self.better, factor=self.plateau_factor, patience=self.plateau_patience
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": self.monitor}}
+
+    @property
+    def tried(self) -> int:
+        """Configurations that are tried for a member."""
+        return self.tries
 
     @property
     def monitor(self) -> str:

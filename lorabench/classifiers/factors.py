@@ -8,21 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorabench.classifiers.base import Classifier
+from lorabench.classifiers.problem import ModuleShape, Problem
+from lorabench.errors import LorabenchError
 
 __all__ = ["FactorClassifier", "Factors", "ModuleShape", "alike", "joined", "split"]
-
-
-class ModuleShape(NamedTuple):
-    """Sizes of one module: down [rank, d_in], up [d_out, rank], the rank as padded."""
-
-    rank: int
-    d_in: int
-    d_out: int
-
-    @property
-    def size(self) -> int:
-        """Numbers of both factors."""
-        return self.rank * (self.d_in + self.d_out)
 
 
 class Factors(NamedTuple):
@@ -78,13 +67,32 @@ class FactorClassifier(Classifier):
     every number would break that. `build` finds the shapes in `self.shapes`, and takes an input apart by `split`.
 
     Args:
-        shapes: of the modules, in the zoo's order; `in_features` is the sum of their sizes.
+        shapes: of the modules (`ModuleShape`), in the zoo's order; `in_features` is the sum of their sizes.
         **settings: those of `Classifier`.
     """
 
     reads: ClassVar[dict[str, Any]] = {}
     """Options of `representation=factors` for what this classifier wants to read."""
 
-    def __init__(self, shapes: Sequence[ModuleShape], **settings: Any) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, int, int]], **settings: Any) -> None:
         self.shapes = tuple(ModuleShape(*shape) for shape in shapes)  # `build`, which is called above, reads it
         super().__init__(shapes=[tuple(shape) for shape in self.shapes], **settings)
+        self.hparams["shapes"] = [tuple(shape) for shape in self.shapes]  # primitives, whatever class came
+
+    @property
+    def gauge_invariant(self) -> bool:
+        """Whether the logits stay under (up·G, G⁻¹·down); a test holds the class to its word."""
+        return True
+
+    @classmethod
+    def sizes(cls, problem: Problem, features: int) -> dict[str, Any]:
+        """Those of `Classifier`, and the shapes of the modules.
+
+        Raises:
+            LorabenchError: the features are no factors.
+        """
+        if not problem.shapes:
+            raise LorabenchError(
+                f"{cls.__name__} reads the factors of modules, and these features are none: take representation=factors"
+            )
+        return {**super().sizes(problem, features), "shapes": problem.shapes[features]}

@@ -5,47 +5,23 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from lorabench.classifiers.base import Classifier, ClassifierFactory
+from lorabench.classifiers.base import Classifier, ClassifierFactory, OnEpoch
+from lorabench.classifiers.building import build
 from lorabench.classifiers.dense import DenseNetwork
-from lorabench.classifiers.problem import Member, Problem
+from lorabench.classifiers.problem import Fitted, Member, Problem
 from lorabench.classifiers.stack import MemberStack
 from lorabench.classifiers.streamed import Streamed
 from lorabench.machine import free_memory, in_lanes, recycle_freed_blocks
 from lorabench.training import train
 
-__all__ = ["Fitted", "OnEpoch", "as_it_is", "failure", "fit_members"]
+__all__ = ["as_it_is", "failure", "fit_members"]
 
 T = TypeVar("T")
-OnEpoch = Callable[[int, int], None]
-"""Called after an epoch of some members with its number, from 0, and how many of them have just stopped."""
-
 _SHARE = 0.7  # of the free memory, for one stack and what its steps take
-
-
-@dataclass
-class Fitted:
-    """A trained member.
-
-    Attributes:
-        member: which one.
-        state: weights of the best epoch by `Classifier.stop_on`, as a `Classifier.network` state dict.
-        logits: of every adapter under these weights, [N, classes], on the CPU.
-        best_epoch: that epoch, from 0.
-        history: a row an epoch: train_loss, val_loss, val_accuracy, learning_rate.
-        error: why the member failed, or None.
-    """
-
-    member: Member
-    state: dict[str, Tensor] = field(default_factory=dict)
-    logits: Tensor = field(default_factory=lambda: torch.empty(0))
-    best_epoch: int = -1
-    history: list[dict[str, float]] = field(default_factory=list)
-    error: str | None = None
 
 
 @dataclass
@@ -122,12 +98,15 @@ def fit_members(
 
 
 def _chunks(work: _Work, lanes: int, memory: int | None) -> Iterator[list[int]]:
-    """Numbers of the members that are trained as one stack: of one input width, and as many as memory holds."""
+    """Numbers of the members that are trained as one stack: of one input width (or modules of the same shapes), and as
+    many as memory holds.
+    """
     problem = work.problem
-    by_width: dict[int, list[int]] = {}
+    by_shape: dict[tuple[Any, ...], list[int]] = {}
     for number, member in enumerate(work.members):
-        by_width.setdefault(problem.width(member.features), []).append(number)
-    for width, numbers in by_width.items():
+        shapes = problem.shapes[member.features] if problem.shapes else ()
+        by_shape.setdefault((problem.width(member.features), shapes), []).append(number)
+    for (width, _), numbers in by_shape.items():
         model = _build(work, numbers[0])
         if problem.inputs.device.type == "cpu" and DenseNetwork.of(model.network) is not None:
             size = 1
@@ -149,9 +128,7 @@ def _bytes(model: Classifier, width: int, problem: Problem) -> int:
 
 
 def _build(work: _Work, number: int) -> Classifier:
-    member, problem = work.members[number], work.problem
-    model = work.factory(in_features=problem.width(member.features), n_classes=problem.n_classes, seed=member.seed)
-    return model.to(problem.inputs.dtype)
+    return build(work.factory, work.problem, work.members[number])
 
 
 def _lane(work: _Work) -> None:

@@ -1,7 +1,8 @@
 """What members learn from: features side by side, classes, and the rows to train and to stop by."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -11,7 +12,7 @@ from lorabench.classifiers.streamed import Streamed
 from lorabench.errors import LorabenchError
 from lorabench.training import epoch_order
 
-__all__ = ["Columns", "Member", "Pool", "Problem", "gather"]
+__all__ = ["Columns", "Fitted", "Member", "ModuleShape", "Pool", "Problem", "gather"]
 
 _FEW = 1024  # zero columns; a step that goes through fewer loses little by it
 
@@ -32,6 +33,42 @@ class Member:
     seed: int
     features: int = 0
     labels: int = 0
+
+
+@dataclass
+class Fitted:
+    """A trained member.
+
+    Attributes:
+        member: which one.
+        state: weights of the best epoch by `Classifier.stop_on`, as a `Classifier.network` state dict.
+        logits: of every adapter under these weights, [N, classes], on the CPU.
+        best_epoch: that epoch, from 0.
+        history: a row an epoch: train_loss, val_loss, val_accuracy, learning_rate.
+        error: why the member failed, or None.
+        settings: what of the classifier's settings the grid has changed (`lorabench.classifiers.choosing`).
+    """
+
+    member: Member
+    state: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)
+    error: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class ModuleShape(NamedTuple):
+    """Sizes of one module: down [rank, d_in], up [d_out, rank], the rank as padded."""
+
+    rank: int
+    d_in: int
+    d_out: int
+
+    @property
+    def size(self) -> int:
+        """Numbers of both factors."""
+        return self.rank * (self.d_in + self.d_out)
 
 
 @dataclass(frozen=True)
@@ -60,6 +97,7 @@ class Problem:
         val: rows that decide when to stop.
         n_classes: number of classes.
         columns: the feature sets, which may share columns.
+        shapes: of every feature set, those of its modules, where features are their factors; else none.
     """
 
     inputs: Float[Tensor, "n f"] | Streamed
@@ -68,6 +106,7 @@ class Problem:
     val: Int64[Tensor, " val"]
     n_classes: int
     columns: tuple[Columns, ...] = (slice(None),)
+    shapes: tuple[tuple[ModuleShape, ...], ...] = ()
 
     def width(self, number: int) -> int:
         """Length f of feature set `number`."""
@@ -86,8 +125,8 @@ class Problem:
             n, f = self.inputs.shape
             raise LorabenchError(
                 f"{f} features of {n} adapters are read from a file, block by block, and what is asked for needs all "
-                "of them in memory (classifier=tuned does). Take classifier=mlp or linear, a shorter representation, "
-                "or a larger trainer.memory_gb"
+                "of them in memory (classifier=tuned and nearest do). Take classifier=mlp or linear, a shorter "
+                "representation, or a larger trainer.memory_gb"
             )
         return self.picked(self.inputs, number)
 

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from lorabench.classifiers import ClassifierFactory, Columns, Problem, Streamed
+from lorabench.classifiers import ClassifierFactory, Columns, ModuleShape, Problem, Streamed, probe
 from lorabench.data import UnitsOfFile, side_by_side, streamed
 from lorabench.engines import Engine
 from lorabench.errors import LorabenchError
@@ -27,6 +28,7 @@ from lorabench.machine import free_memory
 from lorabench.progress import bar
 from lorabench.representations import Representation
 from lorabench.representations.cache import features_as_they_come
+from lorabench.representations.factors import Factors
 from lorabench.representations.learned import Learned
 from lorabench.representations.load_from import Loaded
 from lorabench.results import Run
@@ -38,6 +40,7 @@ __all__ = ["Evaluator"]
 _LOG = logging.getLogger(__name__)
 
 _UNIT_COPIES = 8  # of one unit while it is standardised in float64 and waits to be written; two are made at a time
+_OF_DATA = ("in_features", "n_classes", "seed", "shapes")  # of a classifier's arguments: no settings
 _UnitKey = tuple[str, tuple[str, ...]]
 """A unit and the layers that it is computed from."""
 
@@ -62,8 +65,7 @@ class Evaluator:
             fitted on all layers.
         on_curves: called with a representation's name and its runs, for arms in which all layers stand.
         streams: names of the representations whose features did not fit into memory, and were read from a file.
-        trained: members that were trained.
-        taken: members that an earlier run, or an earlier phase of this one, had trained.
+        tally: of members, here and in all that was made of this evaluator by `dataclasses.replace`.
     """
 
     zoo: Zoo
@@ -80,8 +82,17 @@ class Evaluator:
     on_fitted: Callable[[str, Learned | Loaded, Mapping[str, Tensor]], None] = lambda name, fitted, features: None  # noqa: ARG005
     on_curves: Callable[[str, Sequence[Run]], None] = lambda name, runs: None  # noqa: ARG005
     streams: set[str] = field(default_factory=set)
-    trained: int = 0
-    taken: int = 0
+    tally: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def trained(self) -> int:
+        """Members that were trained."""
+        return self.tally["trained"]
+
+    @property
+    def taken(self) -> int:
+        """Members that an earlier run, or an earlier phase of this one, had trained."""
+        return self.tally["taken"]
 
     @property
     def everything(self) -> tuple[str, ...]:
@@ -153,13 +164,13 @@ class Evaluator:
         """The finished members of this zoo, split, classifier, engine and code."""
         if not self.resume:
             return Journal(None)
-        probe = self.factory(in_features=1, n_classes=2, seed=0)
-        own = {key: value for key, value in probe.hparams.items() if key not in ("in_features", "n_classes", "seed")}
+        model = probe(self.factory)
+        own = {key: value for key, value in model.hparams.items() if key not in _OF_DATA}
         rows = (*vars(self.split).values(), self.labels)
         context = digest(
             zoo=self.zoo.fingerprint,
             rows=[hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest() for part in rows],
-            classifier=[type(probe).__module__, type(probe).__qualname__, own],
+            classifier=[type(model).__module__, type(model).__qualname__, own],
             engine=[type(self.engine).__name__, self.device.type, torch.__version__],
             code=source_code(),
         )
@@ -186,7 +197,8 @@ class Evaluator:
         for layers, units in _by_layers(representation, wanted).items():
             self._tell_of(name, representation, {key[0]: found[_text(key)] for key in units}, layers)
         ordered = {_text(key): found.pop(_text(key)) for key in wanted}
-        inputs, columns = side_by_side(ordered, torch.from_numpy(self.split.train), self.device)
+        train_rows = torch.from_numpy(self.split.train) if representation.standardised else None
+        inputs, columns = side_by_side(ordered, train_rows, self.device)
         return inputs, {key: columns[_text(key)] for key in wanted}
 
     def _streamed(
@@ -204,7 +216,8 @@ class Evaluator:
         order = torch.from_numpy(self.split.train), torch.from_numpy(np.concatenate([self.split.val, rest]))
         features = self._features(name, representation, wanted)
         by_text = {_text(key): part for key, part in columns.items()}
-        writing = streamed(features, by_text, order, self.cache_dir / "streams", self.device, pool_bytes)
+        folder, scaled = self.cache_dir / "streams", representation.standardised
+        writing = streamed(features, by_text, order, folder, self.device, pool_bytes, scaled)
         inputs = opened.enter_context(writing)
         self.streams.add(name)
         _LOG.info(
@@ -253,7 +266,10 @@ class Evaluator:
             labels += [self.permuted(seed) for seed in self.seeds]
         sets = tuple(_joined([columns[key] for key in one.units], self.device) for one in standing)
         onto = torch.from_numpy(np.stack(labels)).to(self.device)
-        problem = Problem(inputs, onto, train, val, self.n_classes, sets)
+        shapes: tuple[tuple[ModuleShape, ...], ...] = ()
+        if isinstance(representation, Factors):
+            shapes = tuple(tuple(self._shape(unit) for unit, _ in one.units) for one in standing)
+        problem = Problem(inputs, onto, train, val, self.n_classes, sets, shapes)
         widths = [{key[0]: _length(columns[key]) for key in one.units} for one in standing]
         # From a file, members see rows in another order, which follows from the size of a pool and of a row.
         read = {"streamed": [inputs.pool_bytes, inputs.width]} if isinstance(inputs, Streamed) else {}
@@ -287,6 +303,11 @@ class Evaluator:
             test_correct=test == labels[:, self.split.test],
             probes=tuple(one.probed for one in records),
         )
+
+    def _shape(self, unit: str) -> ModuleShape:
+        module = self.zoo.modules[self.zoo.module_index(unit)]
+        (_, rank, d_in), (_, d_out, _) = (self.zoo.layers[layer].shape for layer in (module.down, module.up))
+        return ModuleShape(rank, d_in, d_out)
 
     def _width(self, representation: Representation, key: _UnitKey) -> int:
         return len(representation.feature_names(self.zoo.only(key[1]), key[0]))

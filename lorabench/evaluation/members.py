@@ -2,6 +2,8 @@
 
 import base64
 import functools
+import threading
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,11 +91,11 @@ def train(evaluator: "Evaluator", name: str, trained: Trained) -> list[list[Reco
     # Arms may leave a representation the same units: a module goes with either of its layers.
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
     missing = sorted(i for key, i in first.items() if journal.get(key) is None)
-    evaluator.trained += len(missing)
-    evaluator.taken += len(keys) - len(missing)
+    evaluator.tally.update(trained=len(missing), taken=len(keys) - len(missing))
+    lap = _Lap()
 
     def finish(number: int, fitted: Fitted) -> None:
-        record = _record(fitted, evaluator.split, trained)
+        record = _record(fitted, evaluator.split, trained, lap.seconds())
         journal.add(keys[missing[number]], record.packed())
 
     if missing:
@@ -108,9 +110,27 @@ def train(evaluator: "Evaluator", name: str, trained: Trained) -> list[list[Reco
     return [records[start : start + len(seeds)] for start in range(0, len(records), len(seeds))]
 
 
-def _record(fitted: Fitted, split: Split, trained: Trained) -> Record:
+class _Lap:
+    """Wall seconds since the last time that it was asked; any thread may ask."""
+
+    def __init__(self) -> None:
+        self._lock, self._last = threading.Lock(), time.perf_counter()
+
+    def seconds(self) -> float:
+        with self._lock:
+            before, self._last = self._last, time.perf_counter()
+            return self._last - before
+
+
+def _record(fitted: Fitted, split: Split, trained: Trained, seconds: float) -> Record:
     member = fitted.member
-    measured: dict[str, Any] = {"epochs": len(fitted.history), "history": fitted.history}
+    measured: dict[str, Any] = {
+        "epochs": len(fitted.history),
+        "history": fitted.history,
+        "seconds": seconds,
+        "parameters": sum(value.numel() for value in fitted.state.values()),
+        "settings": fitted.settings,
+    }
     if fitted.error is not None:
         val, test = (np.full(len(rows), -1, np.int64) for rows in (split.val, split.test))
         return Record({**measured, "error": fitted.error}, val, test)

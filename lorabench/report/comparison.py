@@ -43,7 +43,7 @@ class Cell:
         dataset: name of the zoo.
         zoo: fingerprint of its content.
         target: what is predicted.
-        classifier: its name.
+        classifier: name of the run's; a method brings its own, which is part of its settings.
         representation: its name.
         place: options of the data set and of the split, by their names: cells that differ in one are not compared.
         settings: options of classifier and representation, and of the ranking where layers are taken away.
@@ -267,8 +267,9 @@ def cells_of(result: Result) -> list[Cell]:
     for row in result.summary:
         if row.ablation not in taken:
             continue
-        settings = _flat(config.get("classifier", {}), "classifier.")
-        settings |= _flat(config.get("representations", {}).get(row.representation, {}), "")
+        options = config.get("representations", {}).get(row.representation, {})
+        of_run = {} if "classifier" in options else _flat(config.get("classifier", {}), "classifier.")
+        settings = of_run | _flat(options, "")
         if taken[row.ablation]:
             settings |= _flat({"folds": config.get("folds"), **config.get("ablation", {})}, "", only=_RANKING)
         of_row = [
@@ -280,7 +281,7 @@ def cells_of(result: Result) -> list[Cell]:
                 dataset=str(result.dataset["name"]),
                 zoo=str(result.dataset.get("fingerprint", "")),
                 target=result.target,
-                classifier=row.classifier,
+                classifier=_of_column(config, options) or row.classifier,
                 representation=row.representation,
                 place=place,
                 settings=settings,
@@ -294,6 +295,11 @@ def cells_of(result: Result) -> list[Cell]:
             )
         )
     return found
+
+
+def _of_column(config: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+    """Beside whose rows a method with a classifier of its own stands: those of the run's classifier."""
+    return str(config["classifier"]["_target_"]).split(".")[-2] if "classifier" in options else None
 
 
 def _seconds(result: Result, representation: str) -> float:

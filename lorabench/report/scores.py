@@ -15,21 +15,25 @@ _TITLES = {
     "test_auroc": "AUROC",
 }
 
+_SPENT = ("classifier", "tries", "seconds", "parameters")
+"""Shown where rows differ in them: configurations tried, and what all members took."""
+
 
 def scores(result: Result) -> Sheet:
     """Every representation over all layers."""
     rows = with_arm(result, "none")
+    several = len({(row.classifier, row.tries) for row in rows}) > 1 or any(row.tries > 1 for row in rows)
     return Sheet(
         title=f"What the weights of {result.dataset['name']} say about the {result.target}",
-        columns=("representation", "features", *_TITLES.values()),
-        rows=[(row.representation, *_cells(row)) for row in rows],
+        columns=("representation", "features", *_TITLES.values(), *(_SPENT if several else ())),
+        rows=[(row.representation, *_cells(row), *(_spent(row) if several else ())) for row in rows],
         caption=[
             counted(result),
             f"mean ± std over {_over(result)}, in % · chance {100 * result.chance:.1f}",
             *(f"{row.representation} failed: {error}" for row in rows for error in row.failed),
         ],
-        text=("representation",),
-        spare=("train acc", "features", "val acc", "macro-F1"),
+        text=("representation", "classifier"),
+        spare=("train acc", "features", "val acc", "macro-F1", "AUROC", *_SPENT[1:]),
     )
 
 
@@ -47,6 +51,11 @@ def every_arm(result: Result) -> Sheet:
 
 def _cells(row: Summary) -> tuple[str, ...]:
     return (str(row.features or "–"), *(mean_std(getattr(row, name), row) for name in METRICS))
+
+
+def _spent(row: Summary) -> tuple[str, ...]:
+    """What a row's members are, and what their training took: seconds of all, numbers of one."""
+    return row.classifier, str(row.tries), f"{row.seconds:.0f}", f"{row.parameters:.0f}"
 
 
 def _over(result: Result) -> str:

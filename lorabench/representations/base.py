@@ -45,6 +45,8 @@ class Representation(ABC):
     """Whether features are worth keeping on disk."""
     keeps: ClassVar[bool] = False
     """Whether what `fit` learned of a unit is kept too, by `state`, and taken back by `restore`."""
+    standardised: ClassVar[bool] = True
+    """Whether a classifier reads the features centred and scaled by the training rows; else as they are."""
 
     def check(self) -> None:
         """Hold the options to their annotations; a subclass adds what two of them forbid together.

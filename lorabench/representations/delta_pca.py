@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
+from lorabench import lowrank
 from lorabench.errors import LorabenchError
 from lorabench.options import AtLeast, OneOf
 from lorabench.progress import track
@@ -190,16 +191,6 @@ def _factors(zoo: Zoo, module: str, start: int, stop: int, device: torch.device)
     return down, up * scale[:, None, None]
 
 
-def _inner_products(left: Factors, right: Factors) -> Float64[Tensor, "n m"]:
-    """⟨ΔW_i, ΔW_j⟩ of every pair, [n, m]: `lowrank.inner_product` by two products of stacked factors."""
-    (down, up), (other_down, other_up) = left, right
-    n, r, _ = down.shape
-    m, q, _ = other_down.shape
-    products = up.mT.flatten(0, 1) @ other_up.mT.flatten(0, 1).T
-    products *= down.flatten(0, 1) @ other_down.flatten(0, 1).T
-    return products.view(n * r, m, q).sum(2).view(n, r, m).sum(1)
-
-
 def _ranges(zoo: Zoo, module: str) -> Iterator[tuple[int, int]]:
     step = max(1, _STACKED_ROWS // _dims(zoo, module)[1])
     for start in range(0, len(zoo), step):
@@ -213,9 +204,9 @@ def _gram(zoo: Zoo, modules: tuple[str, ...], device: torch.device) -> Float64[T
         ranges = list(_ranges(zoo, name))
         for i, (low, high) in enumerate(ranges):
             left = _factors(zoo, name, low, high, device)
-            gram[low:high, low:high] += _inner_products(left, left)
+            gram[low:high, low:high] += lowrank.inner_products(left, left)
             for start, stop in ranges[:i]:
-                product = _inner_products(left, _factors(zoo, name, start, stop, device))
+                product = lowrank.inner_products(left, _factors(zoo, name, start, stop, device))
                 gram[low:high, start:stop] += product
                 gram[start:stop, low:high] += product.T
     return gram
@@ -244,7 +235,7 @@ def _dual_scores(zoo: Zoo, dual: Dual, components: int, device: torch.device) ->
             left = _factors(zoo, name, low, high, device)
             for start, stop in _ranges(dual.train, name):
                 right = _factors(dual.train, name, start, stop, device)
-                total[low:high] += _inner_products(left, right) @ weights[start:stop]
+                total[low:high] += lowrank.inner_products(left, right) @ weights[start:stop]
     out = torch.zeros(len(zoo), components)
     out[:, : total.shape[1]] = total.float().cpu()
     return out
