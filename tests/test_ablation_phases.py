@@ -22,17 +22,17 @@ from tests.small_study import run
 pytestmark = [pytest.mark.slow]
 
 PHASES = sorted(path.stem for path in (conf_dir() / "ablation").glob("*.yaml"))
-RUN = [name for name in PHASES if name != "attention"]  # of a classifier that the others do not have: test_attention.py
 SMALL = [*TINY_ZOO, "num_runs=2", "top_k=2", "classifier.hidden=[8]", "classifier.max_epochs=2"]
 LAYERS = 32  # of the embedded zoo
 OF_ITS_OWN = {
     "compare": ["representations=[stats,delta_pca]", "ablation.random_draws=3"],  # eleven and twenty by default
     "top_k": ["representation=stats", "ablation.random_draws=3"],
+    "attention": ["representations=[{w2t: {max_epochs: 2}}]", "ablation.baseline=stats"],  # looks at modules of W2T
     "dynamics": ["representation=stats", "dataset.keep_steps=[3]"],
 }
 PICTURES = {
     "clusters": {"clusters"}, "compare": {"with_without"}, "concepts": {"concepts"}, "grouping": {"groups"},
-    "attribution": {"attribution"}, "progressive": {"degradation"}, "redundancy": {"redundancy"},
+    "attribution": {"attribution"}, "attention": {"attention"}, "progressive": {"degradation"}, "redundancy": {"redundancy"},
     "top_k": {"with_without"}, "gauge": {"gauge"}, "shift": {"shift"}, "learning_curve": {"learning_curve"},
     "dynamics": {"dynamics"},
 }  # fmt: skip
@@ -70,7 +70,7 @@ def test_every_phase_has_a_report_and_every_report_a_phase():
     assert reports == phases
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", PHASES)
 def test_a_phase_writes_what_it_found(name, done):
     result, folder = done(name)
     assert as_json(result.ablation)["name"] == name
@@ -90,7 +90,7 @@ def test_a_phase_writes_what_it_found(name, done):
     assert all(row.test_accuracy.n == 2 and not row.failed for row in result.summary if "random" not in row.ablation)
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", PHASES)
 def test_a_phase_with_a_ranking_writes_it_best_first(name, done):
     result, folder = done(name)
     ranking = as_json(result.ablation).get("ranking")
@@ -112,7 +112,7 @@ def test_a_phase_with_a_ranking_writes_it_best_first(name, done):
     assert as_json(result.ablation)["stability"]["seeds"] == 2
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", PHASES)
 def test_the_pictures_of_a_phase_are_there(name, done):
     result, folder = done(name)
     pictures = {path.stem for path in folder.glob("*.png")}

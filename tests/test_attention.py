@@ -1,6 +1,7 @@
 """Where W2T looks: a run of the phase, and its numbers by hand."""
 
-from dataclasses import dataclass
+import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,54 +9,35 @@ import torch
 from scipy.stats import kendalltau
 
 from lorabench.ablation.attention import Attention, module_attention, tau_interval
-from lorabench.classifiers import Fitted, Member, Problem
-from lorabench.classifiers.factors import Factors, ModuleShape, joined
+from lorabench.classifiers import Fitted, Member, ModuleShape, Problem, build
 from lorabench.classifiers.w2t import W2T
 from lorabench.errors import LorabenchError
 from lorabench.report.figures import drawings
 from lorabench.report.tables import table_text
-from lorabench.representations import Representation
 from lorabench.representations.delta_spectral import DeltaSpectral
+from lorabench.representations.factors import Factors as Canonical
+from lorabench.representations.stats import Stats
 from tests.ablation_findings import an_ablation, as_json
-from tests.small_study import SMALL, evaluator_of, study_of
-from tests.synthetic_zoo import deltas, planted_zoo
+from tests.small_study import evaluator_of, study_of
+from tests.synthetic_zoo import planted_zoo
 
 SHAPES = (ModuleShape(2, 8, 8),) * 3
 WIDTH = sum(shape.size for shape in SHAPES)
 PHASE = Attention("delta_spectral", "val")
 
 
-def member(in_features, n_classes, seed):
-    """W2T for the factors of all modules, an MLP for what ranks."""
-    if in_features != WIDTH:
-        return SMALL(in_features=in_features, n_classes=n_classes, seed=seed, max_epochs=3)
-    return W2T(
-        SHAPES, 8, 2, 8, 0.0, 0.0, in_features=in_features, n_classes=n_classes, seed=seed, max_epochs=3, batch_size=20
-    )
-
-
-@dataclass
-class Canonical(Representation):
-    """Canonical factors of a module."""
-
-    unit = "module"
-    gauge_invariant = True
-
-    def feature_names(self, zoo, unit):
-        del zoo, unit
-        return tuple(str(number) for number in range(SHAPES[0].size))
-
-    def features(self, zoo, unit, device):
-        del device
-        left, sigma, right = torch.linalg.svd(torch.from_numpy(deltas(zoo, unit)))
-        return joined([Factors(right[:, :2], (left * sigma.unsqueeze(-2))[..., :2])]).float()
+MEMBER = functools.partial(
+    W2T, width=8, heads=2, head=8, dropout=0.0, sign_flips=0.0, max_epochs=3, batch_size=20, learning_rate=1e-2
+)
 
 
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory):
     zoo = planted_zoo({2: [0.0, 1.0, 2.0], 3: [1.0, 1.0, 1.0]}, 90, modules=3)
-    evaluator = evaluator_of(zoo, tmp_path_factory.mktemp("cache"), factory=member)
-    return study_of(evaluator, {"w2t": Canonical}, ("delta_spectral", DeltaSpectral))
+    evaluator = evaluator_of(zoo, tmp_path_factory.mktemp("cache"))
+    chosen = {"w2t": functools.partial(Canonical, form="canonical")}
+    study = study_of(evaluator, chosen, ("delta_spectral", DeltaSpectral))
+    return replace(study, methods={"w2t": ("w2t", MEMBER)})
 
 
 def test_the_phase_has_a_share_a_module_beside_its_accuracy_alone(studied):
@@ -74,17 +56,19 @@ def test_the_phase_has_a_share_a_module_beside_its_accuracy_alone(studied):
 def test_the_attention_is_the_mean_over_adapters_that_were_not_trained_on():
     x = torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[0, 1, 2] * 3 + [-1, 1, 2]])
-    problem = Problem(x, labels, torch.arange(5), torch.arange(5, 7), 3)
-    model = member(WIDTH, 3, 4)
+    problem = Problem(x, labels, torch.arange(5), torch.arange(5, 7), 3, shapes=(SHAPES,))
+    model = build(MEMBER, problem, Member(4))
     fitted = Fitted(Member(4), model.network.state_dict())
-    found = module_attention(fitted, problem, {"a": 32, "b": 32, "c": 32}, member)
+    found = module_attention(fitted, problem, {"a": 32, "b": 32, "c": 32}, MEMBER)
     expected = np.mean([model.attention(x[i : i + 1])[0].tolist() for i in (7, 8, 10, 11)], 0)
     assert found == pytest.approx(dict(zip("abc", expected, strict=True)), rel=1e-5)
 
 
 def test_a_classifier_without_attention_is_refused_before_anything_is_trained(studied):
-    plain = study_of(evaluator_of(studied.zoo, studied.evaluator.cache_dir), {"w2t": Canonical})
-    with pytest.raises(LorabenchError, match=r"^ablation=attention draws .* MLP has none; take classifier=w2t$"):
+    plain = study_of(evaluator_of(studied.zoo, studied.evaluator.cache_dir), {"stats": Stats})
+    with pytest.raises(
+        LorabenchError, match=r"^ablation=attention draws .* MLP has none; take representations=\[w2t\]$"
+    ):
         PHASE.run(plain)
     assert plain.evaluator.trained == 0
 

@@ -125,7 +125,7 @@ def test_the_scale_may_be_in_either_factor(kind):
     in_down = as_read(kind, [Factors(down * scale, up) for down, up in modules])
     network = network_of(kind, as_read(kind, modules))
     torch.testing.assert_close(network(in_up), network(in_down), rtol=1e-6, atol=1e-6)
-    if "nearest" not in kind:  # a cosine has no scale
+    if "nearest" not in kind and kind != "mvprobe":  # a cosine has no scale, nor has a standardised response
         assert not torch.allclose(network(in_up), network(as_read(kind, modules)))
 
 

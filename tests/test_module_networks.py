@@ -365,9 +365,9 @@ def planted():
 @pytest.mark.parametrize("kind", ["probex", "mvprobe", "w2t"])
 def test_a_planted_update_is_learned_in_any_gauge_and_a_stack_is_its_members(kind):
     factors, labels, (train, val, test) = planted()
-    problem = Problem(read_by(kind, factors), labels[None], train, val, CLASSES)
+    problem = Problem(read_by(kind, factors), labels[None], train, val, CLASSES, shapes=(SHAPES,))
     more = {"dropout": 0.1, "sign_flips": 0.2, "max_epochs": 16} if kind == "w2t" else {"max_epochs": 6}
-    factory = functools.partial(NETWORKS[kind], shapes=SHAPES, learning_rate=1e-2, batch_size=25, **more)
+    factory = functools.partial(NETWORKS[kind], learning_rate=1e-2, batch_size=25, **more)
     members = [Member(0), Member(1)]
     together = fit_members(factory, problem, members, as_it_is)
     (alone,) = fit_members(functools.partial(factory, max_epochs=2), problem, members[1:], as_it_is)

@@ -15,7 +15,7 @@ from lorabench.ablation.ranking import Ranking
 from lorabench.ablation.redundancy import agreement
 from lorabench.ablation.statistics import interval, kendall_tau, replicates
 from lorabench.ablation.study import Findings, Study, good_seeds
-from lorabench.classifiers import ClassifierFactory, Fitted, Problem
+from lorabench.classifiers import ClassifierFactory, Fitted, Problem, build, class_of
 from lorabench.classifiers.w2t import W2T
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Probe
@@ -49,7 +49,7 @@ def module_attention(
     tested = problem.labels[member.labels] >= 0
     tested[torch.cat([problem.train, problem.val])] = False
     x = problem.of_rows(member.features, torch.nonzero(tested).flatten())
-    model = factory(in_features=x.shape[1], n_classes=problem.n_classes, seed=member.seed)
+    model = build(functools.partial(factory, **fitted.settings), problem, member)
     model.network.load_state_dict(fitted.state)
     if not isinstance(model, W2T):
         raise _refusal(type(model))
@@ -60,7 +60,7 @@ def module_attention(
 def _refusal(came: type) -> LorabenchError:
     return LorabenchError(
         f"ablation=attention draws the attention over modules of a classifier that has some, and {came.__name__} has "
-        "none; take classifier=w2t"
+        "none; take representations=[w2t]"
     )
 
 
@@ -79,10 +79,9 @@ class Attention(RankingAblation):
             LorabenchError: the classifier has no attention over modules.
         """
         name, representation = study.one(self.name)
-        factory = study.evaluator.factory
-        kind = getattr(factory, "func", factory)
-        if isinstance(kind, type) and not issubclass(kind, W2T):
-            raise _refusal(kind)
+        factory = study.evaluators_of(name)[0].factory
+        if not issubclass(class_of(factory), W2T):
+            raise _refusal(class_of(factory))
         ranking = study.rank(self.rank_on)
         measure = functools.partial(module_attention, factory=factory)
         probe = Probe(f"attention over modules, {files_hash(Path(__file__))}", measure)

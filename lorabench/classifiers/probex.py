@@ -1,6 +1,5 @@
 """ProbeX: learned probes through ΔW, whose responses are read by a small network."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -44,23 +43,22 @@ class ProbeX(FactorClassifier):
 
     def __init__(
         self,
-        shapes: Sequence[ModuleShape],
         probes: Annotated[int, AtLeast(1)],
         features: Annotated[int, AtLeast(1)],
         encoding: Annotated[int, AtLeast(1)],
         module: Annotated[int | None, AtLeast(0)] = None,
         **settings: Any,
     ) -> None:
-        if isinstance(module, int) and module >= len(shapes) > 1:
-            raise LorabenchError(
-                f"classifier.module={module}: there are {len(shapes)} modules, from 0 to {len(shapes) - 1}; "
-                "null reads all of them"
-            )
-        super().__init__(shapes, probes=probes, features=features, encoding=encoding, module=module, **settings)
+        super().__init__(probes=probes, features=features, encoding=encoding, module=module, **settings)
 
     def build(self) -> nn.Module:
         """A network a module, those of one shape as one batch."""
         module = self.hparams["module"]
+        if module is not None and module >= len(self.shapes) > 1:
+            raise LorabenchError(
+                f"classifier.module={module}: there are {len(self.shapes)} modules, from 0 to {len(self.shapes) - 1}; "
+                "null reads all of them"
+            )
         numbers = range(len(self.shapes)) if module is None or len(self.shapes) == 1 else [module]
         return ModuleVotes(self.shapes, numbers, self.of_modules)
 

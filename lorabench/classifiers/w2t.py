@@ -60,7 +60,6 @@ class W2T(FactorClassifier):
 
     def __init__(
         self,
-        shapes: Sequence[ModuleShape],
         width: Annotated[int, AtLeast(1)],
         heads: Annotated[int, AtLeast(1)],
         head: Annotated[int, AtLeast(1)],
@@ -68,9 +67,7 @@ class W2T(FactorClassifier):
         sign_flips: Probability,
         **settings: Any,
     ) -> None:
-        super().__init__(
-            shapes, width=width, heads=heads, head=head, dropout=dropout, sign_flips=sign_flips, **settings
-        )
+        super().__init__(width=width, heads=heads, head=head, dropout=dropout, sign_flips=sign_flips, **settings)
 
     def build(self) -> nn.Module:
         """See the class."""
