@@ -14,13 +14,17 @@ from torch.nn import functional as F
 from lorabench.conf_dir import conf_dir
 from lorabench.errors import LorabenchError
 from lorabench.evaluation.soundness import measure
+from lorabench.storage import file_sha256
 from lorabench.zoo import Zoo, glosses, minilm, wordnet
 from lorabench.zoo.commands.common import load_zoo
+from lorabench.zoo.export import export
 from lorabench.zoo.gloss_model import Loras, TextBase, Training, load_text_base, matching_loss, pooled, train_loras
 from lorabench.zoo.gloss_texts import Glosses, read_glosses
+from tests.adapter_folders import load_folder
 from tests.made_wordnet import made_wordnet
 from tests.tiny_bert import write_tiny_bert
 
+CONF = conf_dir() / "dataset"
 RECIPE: dict[str, Any] = {
     "init": "shared", "rank": 3, "layers": 1, "per_category": 6, "negatives": 12, "steps": 25, "learning_rate": 1e-2,
     "temperature": 0.1, "longest": 48, "together": 16, "seed": 0,
@@ -31,9 +35,9 @@ TEXTS = ["a small letter", "return", "the capital of the small, small letter (of
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("sources")
-    (folder / "bert").mkdir()
-    return {"model": str(write_tiny_bert(folder / "bert")), "wordnet": str(made_wordnet(folder / "wordnet"))}
+    place = tmp_path_factory.mktemp("sources")
+    (place / "bert").mkdir()
+    return {"model": str(write_tiny_bert(place / "bert")), "wordnet": str(made_wordnet(place / "wordnet"))}
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +65,11 @@ def zoo(make) -> Zoo:
     return make()
 
 
-def their_embeddings(folder: str, base: TextBase, texts: list[str], weights: dict[str, torch.Tensor]) -> torch.Tensor:
+def their_embeddings(place: str, base: TextBase, texts: list[str], weights: dict[str, torch.Tensor]) -> torch.Tensor:
     """By transformers, in float64, one text at a time, with some weights replaced."""
     from transformers import BertModel
 
-    model = BertModel.from_pretrained(folder, dtype=torch.float64).eval()
+    model = BertModel.from_pretrained(place, dtype=torch.float64).eval()
     model.load_state_dict({name: tensor.double() for name, tensor in weights.items()}, strict=False)
     found = []
     for text in texts:
@@ -174,6 +178,14 @@ def test_the_ceiling_is_the_bases_embedding_or_the_words(zoo, make, base, texts)
         np.testing.assert_array_equal(words.read(layer), zoo.read(layer))
 
 
+def test_its_files_are_peft_adapters_that_a_folder_reads_back(zoo, tmp_path):
+    export(zoo, tmp_path / "files", "peft", False)
+    back = load_folder(tmp_path / "files", tmp_path)
+    assert back.labels.category_names == zoo.labels.category_names
+    for layer in zoo.layers:
+        np.testing.assert_array_equal(back.read(layer), zoo.read(layer))
+
+
 def test_the_check_calls_texts_texts(zoo):
     found = measure(zoo, splits=1)
     assert [reading.features for reading in found.readings] == ["texts", "delta_pca", "flat", "lengths", "recipe"]
@@ -199,7 +211,8 @@ def test_a_zoo_is_the_same_again_by_any_number_of_threads_and_is_kept(zoo, make,
 def test_a_kept_zoo_needs_neither_minilm_nor_wordnet(zoo, make, sources, tmp_path, monkeypatch):
     """What they hold is known beforehand."""
     for module, key in ((minilm, "model"), (wordnet, "wordnet")):
-        monkeypatch.setattr(module, "SHA256", glosses._hashes(Path(sources[key]), module.SHA256, key))
+        own = {name: file_sha256(Path(sources[key]) / name) for name in module.SHA256}
+        monkeypatch.setattr(module, "SHA256", own)
     made = make(tmp_path)
     monkeypatch.setattr(wordnet, "DEBIAN", tmp_path / "none")
     assert make(tmp_path, model="minilm", wordnet=None).fingerprint == made.fingerprint
@@ -251,7 +264,7 @@ def test_minilm_that_is_missing_is_told(monkeypatch):
 
 
 def test_the_config_is_the_loaders_arguments():
-    config = yaml.safe_load((conf_dir() / "dataset" / "glosses.yaml").read_text())
+    config = yaml.safe_load((CONF / "glosses.yaml").read_text())
     assert config.pop("_target_") == "lorabench.zoo.glosses.load"
     arguments = [name for name in inspect.signature(glosses.load).parameters if name != "recipe"]
     assert {*config} == {*arguments, *RECIPE}

@@ -20,7 +20,7 @@ from lorabench.zoo.wordpiece import read_vocabulary, word_pieces
 
 __all__ = ["Loras", "TextBase", "Training", "load_text_base", "matching_loss", "pooled", "train_loras"]
 
-PROJECTIONS = ("query", "value")
+_PROJECTIONS = ("query", "value")
 _BATCH = 64
 
 
@@ -65,7 +65,7 @@ class TextBase:
     def modules(self, last: int) -> tuple[str, ...]:
         """The places that carry a LoRA, in the order of `Loras`, where the last so many layers have them."""
         layers = range(self.layers - last, self.layers)
-        return tuple(f"encoder.layer.{number}.attention.self.{part}" for number in layers for part in PROJECTIONS)
+        return tuple(f"encoder.layer.{number}.attention.self.{part}" for number in layers for part in _PROJECTIONS)
 
     def tokens(self, texts: Sequence[str]) -> tuple[Int64[Tensor, "n t"], Bool[Tensor, "n t"]]:
         """Ids of texts between [CLS] and [SEP], and which of them are no padding."""
