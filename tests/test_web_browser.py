@@ -12,9 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorabench.adapters import save
-from tests.adapter_folders import make_modules
 from tests.make_adapters import made_adapters
+from tests.test_audit import write
 from tests.web_process import Server
 from tests.web_site import folder_of_adapters
 
@@ -49,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = folder_of_adapters(place / "adapters")
     for step in (10, 20, 30):
         file = folder / "run" / f"checkpoint-{step}" / "adapter_model.safetensors"
-        save(file, make_modules(1, rank=step // 10), "diffusers")
+        write(file, seed=1, collapsed=step > 20, size=step / 100)
     started = Server(place / "data", str(folder), "--runs", str(place))
     yield started
     started.end()
