@@ -32,7 +32,8 @@ OF_ITS_OWN = {
 }
 PICTURES = {
     "clusters": {"clusters"}, "compare": {"with_without"}, "concepts": {"concepts"}, "grouping": {"groups"},
-    "attribution": {"attribution"}, "attention": {"attention"}, "progressive": {"degradation"}, "redundancy": {"redundancy"},
+    "attribution": {"attribution"}, "attention": {"attention"}, "progressive": {"degradation"},
+    "redundancy": {"redundancy"},
     "top_k": {"with_without"}, "gauge": {"gauge"}, "shift": {"shift"}, "learning_curve": {"learning_curve"},
     "dynamics": {"dynamics"},
 }  # fmt: skip
