@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from lorabench.adapters.__main__ import COMMANDS
 from lorabench.errors import LorabenchError
-from lorabench.web.tools import TOOLS, Input, tool
+from lorabench.web.tools import PREDICT, TOOLS, Input, tool
 from tests.make_adapters import made_adapters
 
 OLD = Input(made_adapters() / "diffusers_old" / "pytorch_lora_weights.safetensors", "sub/a style.safetensors")
 PEFT = Input(made_adapters() / "peft" / "gpt2" / "adapter_model.safetensors", "gpt2/adapter_model.safetensors")
+MODEL = Input(Path("/models/of glyphs"), "of glyphs")
 OPTIONS = {
+    PREDICT: {"model": "of glyphs"},
     "resize": {"rank": 2},
     "convert": {"layout": "kohya"},
     "plot": {"kind": "ranks"},
@@ -25,19 +27,33 @@ OPTIONS = {
 
 def test_every_command_that_works_on_files_alone_is_offered() -> None:
     assert set(COMMANDS) - set(TOOLS) == {"interpolate"}  # it needs a run of the benchmark
+    assert set(TOOLS) - set(COMMANDS) == {PREDICT}
 
 
 @pytest.mark.parametrize("name", TOOLS)
 def test_a_wish_is_what_its_own_parser_reads_and_what_a_person_types(name: str) -> None:
-    wish = tool(name).wish([OLD], OPTIONS.get(name, {}))
-    assert wish.words[:2] == (name, str(OLD.path))
-    typed = shlex.split(wish.shown)
-    assert typed[:3] == ["lorabench", "adapters", name]
-    assert typed[3] == OLD.name
-    assert typed[4:] == list(wish.words[2:])
+    wish = tool(name).wish([OLD], OPTIONS.get(name, {}), model=lambda _: MODEL)
+    files = [MODEL, OLD] if name == PREDICT else [OLD]
+    assert wish.words[: 1 + len(files)] == (name, *(str(one.path) for one in files))
+    called = ["lorabench", name] if name == PREDICT else ["lorabench", "adapters", name]
+    assert shlex.split(wish.shown) == [*called, *(one.name for one in files), *wish.words[1 + len(files) :]]
     read = vars(wish.parsed())
     for option, value in OPTIONS.get(name, {}).items():
-        assert read[option] == value
+        assert read[option] == (MODEL.path if option == "model" else value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({}, "Choose one"), ({"model": ""}, "Choose one"), ({"model": ["a"]}, "Choose one"), ({"model": "x"}, "no x")],
+)
+def test_a_model_is_one_that_there_is(options: dict[str, object], message: str) -> None:
+    def find(name: str) -> Input:
+        raise LorabenchError(f"no {name}")
+
+    with pytest.raises(LorabenchError, match=message):
+        tool(PREDICT).wish([OLD], options, model=find)
+    with pytest.raises(LorabenchError, match="cannot be named here"):
+        tool(PREDICT).wish([OLD], {"model": "/etc"})
 
 
 @pytest.mark.parametrize("name", TOOLS)
@@ -45,10 +61,10 @@ def test_no_option_names_a_file_of_the_servers(name: str) -> None:
     for argument in tool(name).arguments:
         if argument.kind == "adapter":
             with pytest.raises(LorabenchError, match="cannot be named here"):
-                tool(name).wish([OLD], OPTIONS.get(name, {}) | {argument.name: "/etc/passwd"})
+                tool(name).wish([OLD], OPTIONS.get(name, {}) | {argument.name: "/etc/passwd"}, model=lambda _: MODEL)
     for hidden in ("out", "output", "figure", "html", "sarif", "force", "thresholds", "json"):
         with pytest.raises(LorabenchError, match="has no option"):
-            tool(name).wish([OLD], OPTIONS.get(name, {}) | {hidden: "x"})
+            tool(name).wish([OLD], OPTIONS.get(name, {}) | {hidden: "x"}, model=lambda _: MODEL)
 
 
 @pytest.mark.parametrize("word", ["--names-from=/etc/passwd", "--out=/tmp/x", "-o", "-1e5"])
@@ -95,8 +111,8 @@ def test_any_value_is_read_or_refused_in_one_line(name: str, data: st.DataObject
     option = data.draw(st.sampled_from([one for command, one in EVERY if command == name]))
     given_too = {key: other for key, other in OPTIONS.get(name, {}).items() if key != option}
     with contextlib.suppress(LorabenchError):
-        wish = tool(name).wish([OLD], given_too | {option: value}, lambda _: PEFT)
-        assert wish.words[1] == str(OLD.path)
+        wish = tool(name).wish([OLD], given_too | {option: value}, lambda _: PEFT, lambda _: MODEL)
+        assert str(OLD.path) in wish.words[1:3]
         assert not {"--force", "-f"} & set(wish.words)
 
 

@@ -17,7 +17,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from lorabench.errors import LorabenchError
@@ -69,12 +69,14 @@ class Program:
         description: what it is for, in a line.
         commands: name -> what it does; a module of `package` each.
         package: where these modules are.
+        elsewhere: modules of commands that are not there.
     """
 
     name: str
     description: str
     commands: Mapping[str, str]
     package: str
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, argv: Sequence[str] | None = None) -> int:
         """Run one command, and print what it answers.
@@ -104,7 +106,8 @@ class Program:
                 parser.error("COMMAND comes first")
             except _WrongUsage as wrong:
                 return wrong.answer
-        module = importlib.import_module(f"{self.package}.{words[0]}")  # no other command's options are needed
+        place = self.elsewhere.get(words[0], f"{self.package}.{words[0]}")
+        module = importlib.import_module(place)  # no other command's options are needed
         return _ask(commands.choices[words[0]], module, words[1:])
 
 

@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorabench.commands.frame import Outcome, run_single
+from lorabench.commands.frame import Outcome, Program, run_single
 from lorabench.commands.options import natural, path_name, positive_int, positive_number
 from lorabench.errors import LorabenchError, explain_writing
 from lorabench.web.settings import LOOPBACK, Settings
@@ -38,6 +38,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--host", default="127.0.0.1", help="address to listen at; another one needs --users or a token"
     )
     parser.add_argument("--port", type=natural, default=8765, metavar="N", help="0: any that is free")
+    parser.add_argument(
+        "--models", nargs="+", type=path_name, default=[], metavar="DIR",
+        help="folders of `lorabench export`, or above some: the panel Predict asks them",
+    )  # fmt: skip
     parser.add_argument(
         "--name", action="append", default=[], metavar="HOST", help="a name that browsers call the server by; again"
     )
@@ -81,6 +85,7 @@ def run(args: Namespace) -> Outcome:
         data=args.data or Path(os.environ.get("LORABENCH_CACHE") or _CACHE).expanduser() / "web",
         folder=args.folder,
         runs=tuple(args.runs),
+        models=tuple(args.models),
         host=args.host,
         port=args.port,
         hosts=tuple(map(_in_address, (*LOOPBACK, args.host, *args.name))),
@@ -134,6 +139,13 @@ def _users(args: Namespace) -> Outcome:
     password = getpass.getpass(f"password of {args.add_user}: ") if sys.stdin.isatty() else sys.stdin.readline().strip()
     add_user(args.users, args.add_user, password)
     return Outcome({"added": args.add_user}, f"{args.add_user} may enter by {args.users}")
+
+
+def program(name: str) -> Program:
+    """The commands that jobs are."""
+    from lorabench.web.tools import program as of_commands
+
+    return of_commands(name)
 
 
 def main(argv: Sequence[str] | None = None, name: str = "lorabench web") -> int:

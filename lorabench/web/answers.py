@@ -11,6 +11,7 @@ from nicegui import ui
 from lorabench.web.figures import heat_map, lines, scatter
 from lorabench.web.frame import Here, downloads
 from lorabench.web.queue import Job
+from lorabench.web.tools import PREDICT
 
 __all__ = ["show_answer"]
 
@@ -186,8 +187,35 @@ def _trajectory(steps: Sequence[Mapping[str, Any]]) -> None:
             ui.echart(lines(f"{title} by step", values, places)).classes("w-full md:w-[31%] h-64").mark("trajectory")
 
 
+async def _answers(_here: Here, _job: Job, data: dict[str, Any]) -> None:
+    """What the model says of each adapter."""
+    columns = {
+        "file": "adapter",
+        "answer": "what it was trained on",
+        "probability": "p",
+        "then": "then",
+        "why": "why it does not know, and notes",
+    }
+    rows = [
+        {
+            "file": one["file"],
+            "answer": _SAID.get(one["answer"]) or " or ".join(one["categories"]),
+            "probability": "" if one["answer"] in _SAID else f"{one['probability']:.2f}",
+            "then": ", ".join(f"{other['category']} {other['probability']:.2f}" for other in one["likeliest"][1:]),
+            "why": "; ".join(filter(None, (one["why"], *one["notes"]))),
+        }
+        for one in data["adapters"]
+    ]
+    shown = [{"name": key, "label": label, "field": key, "align": "left"} for key, label in columns.items()]
+    ui.table(rows=rows, columns=shown, row_key="file", pagination=25).props("flat bordered wrap-cells").classes(
+        "w-full"
+    ).mark("answers")
+
+
+_SAID = {"unknown": "I do not know", "error": "it cannot be read"}
 _SEVERITIES = {"note": "info", "warning": "warning", "error": "negative"}
 _SPECIAL: Mapping[str, Callable[[Here, Job, dict[str, Any]], Awaitable[None]]] = {
     "pca": _components,
     "audit": _health,
+    PREDICT: _answers,
 }

@@ -93,7 +93,10 @@ def start(site: Site, user: str, wanted: Wanted) -> Job:
         raise LorabenchError("your room on this server is used up. Remove uploads or jobs first.")
     items = [site.shelf.item(user, item_id) for item_id in wanted.adapters]
     wish = tool(wanted.command).wish(
-        [item.input for item in items], wanted.options, lambda item_id: site.shelf.item(user, item_id).input
+        [item.input for item in items],
+        wanted.options,
+        lambda item_id: site.shelf.item(user, item_id).input,
+        site.models.find,
     )
     title = f"{wanted.command} {', '.join(item.name for item in items[:3])}{', …' if len(items) > 3 else ''}"
     asked = {"adapters": wanted.adapters, "options": wanted.options}
@@ -118,6 +121,11 @@ def api(site: Site) -> APIRouter:
         """Runs and sweeps of the benchmark."""
         hidden = ("folder",)
         return [{name: value for name, value in asdict(run).items() if name not in hidden} for run in site.runs.all()]
+
+    @router.get("/models")
+    def models() -> list[str]:
+        """Names of the models that `predict` can ask."""
+        return [model.name for model in site.models.all()]
 
     @router.get("/runs/{run_id}/page", response_class=HTMLResponse)
     def page(run_id: _Id) -> HTMLResponse:

@@ -100,6 +100,9 @@ class Form:
                 element = ui.select(
                     list(argument.choices), value=default, label=label, clearable=not argument.required, on_change=keep
                 ).classes("w-full")
+            elif argument.kind == "model":
+                models = [model.name for model in self._here.site.models.all()]
+                element = ui.select(models, label="Model", on_change=keep).classes("w-full")
             elif argument.kind == "adapter":
                 names = {item.id: item.name for item in self._here.items()}
                 element = ui.select(names, label=label, clearable=True, with_input=True, on_change=keep)

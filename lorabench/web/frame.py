@@ -28,6 +28,7 @@ PANELS = {
     "/plot": ("Plot", "insert_chart"),
     "/audit": ("Health", "monitor_heart"),
     "/advise": ("Ranks", "tune"),
+    "/predict": ("Predict", "psychology_alt"),
     "/results": ("Results", "leaderboard"),
     "/jobs": ("Jobs", "work_history"),
 }

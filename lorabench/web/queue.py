@@ -72,7 +72,7 @@ class Queue:
 
     def __init__(
         self, folder: Path, at_once: int = 1, most_waiting: int = 50, most_of_user: int = 20,
-        program: str = "lorabench.adapters", memory: int | None = None,
+        program: str = "lorabench.web", memory: int | None = None,
     ) -> None:  # fmt: skip
         self._folder, self._program, self._memory = folder.absolute(), program, memory
         self._at_once, self._most_waiting, self._most_of_user = at_once, most_waiting, most_of_user

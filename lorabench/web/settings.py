@@ -17,6 +17,7 @@ class Settings:
         data: its own folder: uploads, jobs and their results.
         folder: adapters that everybody who is let in sees; it is only read. None: uploads alone.
         runs: folders of runs and of sweeps, or folders above them.
+        models: folders of `lorabench export`, or folders above them.
         host: it listens at.
         port: it listens at.
         hosts: names by which browsers may call it.
@@ -31,6 +32,7 @@ class Settings:
     data: Path
     folder: Path | None = None
     runs: tuple[Path, ...] = ()
+    models: tuple[Path, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8765
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")

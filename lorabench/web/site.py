@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from lorabench.web.access import Access
+from lorabench.web.models import Models
 from lorabench.web.notices import Notices
 from lorabench.web.previews import Previews
 from lorabench.web.queue import Job, Queue
@@ -33,6 +34,7 @@ class Site:
         queue: what runs.
         shelf: adapters to choose from.
         runs: of the benchmark.
+        models: of runs, to ask.
         notices: of jobs that have ended.
         previews: of resizes.
     """
@@ -43,6 +45,7 @@ class Site:
     queue: Queue
     shelf: Shelf
     runs: Runs
+    models: Models
     notices: Notices
     previews: Previews = field(default_factory=Previews)
 
@@ -71,7 +74,8 @@ class Site:
             r"(?:/|(?![\w.-]))",
         )
         found = [_spelt(self.settings.data) + end for end in own]
-        shown = [self.settings.folder, *self.settings.runs]
+        above = [one.path.parent for one in self.models.all()]  # a model is called by its folder's name
+        shown = [self.settings.folder, *self.settings.runs, *dict.fromkeys(above)]
         found += [_spelt(one) + own[-1] for one in shown if one not in (None, Path("/"), Path())]
         return re.compile("|".join(found))
 
@@ -95,7 +99,7 @@ def make_site(settings: Settings, access: Access) -> Site:
     queue = Queue(settings.data / "jobs", settings.jobs, memory=settings.job_memory)
     shelf = Shelf(folder, uploads, queue, Rows(settings.data / "headers.jsonl"))
     notices = Notices(settings.data / "notices.json", queue)
-    return Site(settings, access, uploads, queue, shelf, Runs(settings.runs), notices)
+    return Site(settings, access, uploads, queue, shelf, Runs(settings.runs), Models(settings.models), notices)
 
 
 def _spelt(path: Path | None) -> str:

@@ -1,7 +1,7 @@
-"""The toolkit's commands as a form and as JSON have them: told by their own parsers, so that none is described twice.
+"""The commands over adapters as a form and as JSON have them: told by their own parsers, none is described twice.
 
-What a request may name is an adapter by its id, a value of an option, and nothing else: files that a command writes
-get names from here, and lie in the job's own folder.
+What a request may name is an adapter by its id, a model by its name, a value of an option, and nothing else: files
+that a command writes get names from here, and lie in the job's own folder.
 """
 
 import argparse
@@ -19,12 +19,15 @@ from lorabench.adapters.__main__ import COMMANDS
 from lorabench.adapters.layouts import written_layout, written_layouts
 from lorabench.adapters.reading.table import read_table
 from lorabench.adapters.writing.nearest import nearest_layout
+from lorabench.commands.frame import Program
 from lorabench.commands.options import path_name
 from lorabench.errors import LorabenchError
 
-__all__ = ["TOOLS", "Argument", "Input", "Kind", "Tool", "Wish", "tool"]
+__all__ = ["PREDICT", "TOOLS", "Argument", "Input", "Kind", "Tool", "Wish", "program", "tool"]
 
-Kind = Literal["flag", "choice", "whole", "number", "text", "adapter"]
+Kind = Literal["flag", "choice", "whole", "number", "text", "adapter", "model"]
+PREDICT = "predict"
+"""The command that is no word of `lorabench adapters`, but of `lorabench` itself."""
 
 _OUTPUTS = {
     "resize": {"out": "{stem}-resized.safetensors"},
@@ -36,7 +39,10 @@ _OUTPUTS = {
     "advise": {"out": "ranks.json"},
     "inspect": {"out": "{stem}-edited.safetensors"},
     "compare": {},
+    PREDICT: {"csv": "answers.csv"},
 }
+_COMMANDS = COMMANDS | {PREDICT: "what each was trained on, by a model of `lorabench export`"}
+_PACKAGE, _ELSEWHERE = "lorabench.adapters.commands", {PREDICT: "lorabench.predict.__main__"}
 _WRITES_LAYOUT = ("resize", "merge", "convert")
 _PASSED_OVER = ("help", "force", "json", "jobs", "output", "format", "full", "thresholds", "duplicates")
 _NO_OUTPUT = {"resize": "dry_run", "merge": "preflight"}
@@ -98,7 +104,7 @@ class Wish:
 
     Attributes:
         command: its name.
-        words: behind `lorabench adapters`.
+        words: behind the name of `program`.
         shown: the whole line.
         inputs: files that it reads.
         writes: whether it writes a file.
@@ -136,14 +142,19 @@ class Tool:
     most: int | None
 
     def wish(
-        self, inputs: Sequence[Input], options: Mapping[str, Any], find: Callable[[str], Input] | None = None
+        self,
+        inputs: Sequence[Input],
+        options: Mapping[str, Any],
+        find: Callable[[str], Input] | None = None,
+        model: Callable[[str], Input] | None = None,
     ) -> Wish:
         """The command over some adapters with some options.
 
         Args:
             inputs: the adapters, in order.
-            options: option -> its value; one of kind "adapter" is an id.
+            options: option -> its value; one of kind "adapter" is an id, one of kind "model" a name.
             find: the adapter of an id.
+            model: the model of a name.
 
         Raises:
             LorabenchError: an option that the command has not, a value that it does not take, or too few adapters.
@@ -153,11 +164,13 @@ class Tool:
         unknown = next((name for name in options if name not in named), None)
         if unknown is not None:
             raise LorabenchError(f"{self.name} has no option {unknown!r} here. It has {', '.join(named)}.")
-        read = [one.path for one in inputs]
+        read, first = [one.path for one in inputs], self._model(options, model)
         said: list[tuple[str, ...]] = []
         seen: list[tuple[str, ...]] = []
         for name, value in options.items():
             argument = named[name]
+            if argument.kind == "model":
+                continue  # it stands before the adapters
             if argument.kind == "adapter" and value:
                 if find is None:
                     raise LorabenchError(f"{name}: adapters cannot be named here.")
@@ -170,13 +183,24 @@ class Tool:
                 seen += written
         outputs = self._outputs(inputs, options)
         # Files first: an option that takes several values would swallow them.
-        words = (self.name, *(str(one.path) for one in inputs), *_flat(said), *_flat(outputs))
-        shown = shlex.join(
-            ["lorabench", "adapters", self.name, *(one.name for one in inputs), *_flat(seen), *_flat(outputs)]
-        )
+        files = [*first, *inputs]
+        words = (self.name, *(str(one.path) for one in files), *_flat(said), *_flat(outputs))
+        called = ["lorabench", *(["adapters"] if self.name in COMMANDS else []), self.name]
+        shown = shlex.join([*called, *(one.name for one in files), *_flat(seen), *_flat(outputs)])
         wish = Wish(self.name, words, shown, tuple(read), bool(outputs))
         wish.parsed()  # what is wrong is said now, not by a job
         return wish
+
+    def _model(self, options: Mapping[str, Any], model: Callable[[str], Input] | None) -> list[Input]:
+        """The model that is named, of a command that takes one."""
+        name = next((argument.name for argument in self.arguments if argument.kind == "model"), None)
+        if name is None:
+            return []
+        if model is None:
+            raise LorabenchError(f"{name}: models cannot be named here.")
+        if not isinstance(options.get(name), str) or not options[name]:
+            raise LorabenchError(f"{self.name} asks a model. Choose one.")
+        return [model(options[name])]
 
     def _check_inputs(self, inputs: Sequence[Input]) -> None:
         if not inputs or (self.most is not None and len(inputs) > self.most):
@@ -212,7 +236,7 @@ class _Parser(ArgumentParser):
 @cache
 def _parser(name: str) -> _Parser:
     parser = _Parser(prog=name, add_help=False, allow_abbrev=False)
-    module = importlib.import_module(f"lorabench.adapters.commands.{name}")
+    module = importlib.import_module(_ELSEWHERE.get(name, f"{_PACKAGE}.{name}"))
     module.add_arguments(parser)
     return parser
 
@@ -250,11 +274,21 @@ def tool(name: str) -> Tool:
         if action.option_strings and action.dest not in (*_PASSED_OVER, *_OUTPUTS[name])
     ]
     positional = [action for action in _actions(name) if not action.option_strings]
-    return Tool(name, COMMANDS[name], tuple(arguments), None if positional[0].nargs == "+" else 1)
+    models = [
+        Argument(action.dest, action.dest, action.help or "", "model", required=True)
+        for action in positional
+        if action.dest == "model"
+    ]
+    return Tool(name, _COMMANDS[name], (*models, *arguments), None if positional[-1].nargs == "+" else 1)
 
 
-TOOLS = tuple(name for name in COMMANDS if name in _OUTPUTS)
-"""The commands that are offered: all that work on adapter files alone."""
+TOOLS = tuple(name for name in _COMMANDS if name in _OUTPUTS)
+"""The commands that are offered: all that work on adapter files, with nothing but a model beside them."""
+
+
+def program(name: str) -> Program:
+    """The program of all these commands, which a job runs."""
+    return Program(name, "commands over adapters", _COMMANDS, _PACKAGE, _ELSEWHERE)
 
 
 def _argument(action: Action, group: str) -> Argument:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The command's exit code.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    folder, package = Path(words[0]), words[1] if len(words) > 1 else "lorabench.adapters"
+    folder, package = Path(words[0]), words[1] if len(words) > 1 else "lorabench.web"
     if not sys.stdin.buffer.read(1):
         return 1
     for number in (signal.SIGINT, signal.SIGTERM):  # both, or a shell's background job never hears the first

@@ -15,7 +15,7 @@ from lorabench.web.form import Form, choose
 from lorabench.web.frame import PANELS, Here, frame, telling
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
-from lorabench.web.tools import Wish, tool
+from lorabench.web.tools import PREDICT, Wish, tool
 
 __all__ = ["CommandPanel", "Given", "add", "given"]
 
@@ -46,6 +46,11 @@ _SHOWN = (
     _Shown("convert", "The layouts of PEFT, diffusers, kohya and ComfyUI into one another."),
     _Shown("plot", "Pictures of weights, spectra, ranks and depth; of two adapters their difference."),
     _Shown("advise", "The ranks that it needs, module by module, beside uniform and shuffled ranks."),
+    _Shown(
+        PREDICT,
+        "What each adapter was trained on, with a probability, or that the model does not know. Models are those that "
+        "the server was given: `lorabench export RUN NAME DIR`, then `lorabench web --models DIR`.",
+    ),
 )
 
 
@@ -180,7 +185,7 @@ class CommandPanel:
                 f"{len(self.chosen)} adapters are chosen, {MOST} are the most of one job: leave some out."
             )
         items = [here.item(one).input for one in self.chosen]
-        return self._tool.wish(items, self._options(), lambda one: here.item(one).input)
+        return self._tool.wish(items, self._options(), lambda one: here.item(one).input, here.site.models.find)
 
     def _options(self) -> dict[str, Any]:
         return self._form.values | self._own()
