@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lorabench.web.frame import PANELS
 from tests.make_adapters import made_adapters
 from tests.test_audit import write
+from tests.test_web_predict import models_and_adapters
 from tests.web_process import Server
 from tests.web_site import folder_of_adapters
 
@@ -25,7 +27,6 @@ pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium")
 OLD = made_adapters() / "diffusers_old" / "pytorch_lora_weights.safetensors"
 PHONE = {"width": 390, "height": 844}
-PANELS = ("/", "/pca", "/resize", "/merge", "/compare", "/convert", "/plot", "/audit", "/advise", "/results", "/jobs")
 SECONDS = 90_000
 """That a page may take on a busy machine, in ms."""
 
@@ -49,7 +50,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for step in (10, 20, 30):
         file = folder / "run" / f"checkpoint-{step}" / "adapter_model.safetensors"
         write(file, seed=1, collapsed=step > 20, size=step / 100)
-    started = Server(place / "data", str(folder), "--runs", str(place))
+    models, new = models_and_adapters(place / "predict")
+    shutil.copytree(new, folder / "new")
+    started = Server(place / "data", str(folder), "--runs", str(place), "--models", str(models))
     yield started
     started.end()
 
@@ -216,6 +219,15 @@ def test_components_health_and_pictures_are_shown(page: "Page") -> None:
     picture = page.locator("img[alt='ranks.svg']")
     picture.wait_for()
     assert picture.evaluate("one => one.naturalWidth") > 100
+
+
+def test_a_model_says_what_an_adapter_was_trained_on(page: "Page") -> None:
+    page.goto(f"/predict?of={_id_of(page, 'new/other/ant/000000-leaf0000.safetensors')}")
+    page.get_by_label("Model").click()
+    page.get_by_role("option", name="animals").click()
+    page.get_by_text("lorabench predict animals new/other").wait_for()
+    _run(page)
+    page.get_by_role("cell", name="I do not know").wait_for()
 
 
 def test_a_command_that_cannot_run_says_why_and_its_button_waits(page: "Page") -> None:

@@ -201,7 +201,11 @@ async def _answers(_here: Here, _job: Job, data: dict[str, Any]) -> None:
             "file": one["file"],
             "answer": _SAID.get(one["answer"]) or " or ".join(one["categories"]),
             "probability": "" if one["answer"] in _SAID else f"{one['probability']:.2f}",
-            "then": ", ".join(f"{other['category']} {other['probability']:.2f}" for other in one["likeliest"][1:]),
+            "then": ", ".join(
+                f"{other['category']} {other['probability']:.2f}"
+                for other in one["likeliest"][1:]
+                if one["answer"] not in _SAID
+            ),
             "why": "; ".join(filter(None, (one["why"], *one["notes"]))),
         }
         for one in data["adapters"]

@@ -49,7 +49,7 @@ _SHOWN = (
     _Shown(
         PREDICT,
         "What each adapter was trained on, with a probability, or that the model does not know. Models are those that "
-        "the server was given: `lorabench export RUN NAME DIR`, then `lorabench web --models DIR`.",
+        "the server was given by --models DIR, folders of lorabench export.",
     ),
 )
 
