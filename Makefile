@@ -38,7 +38,7 @@ lint: install ## ruff, mypy and the floors of the house
 	$(BIN)/lint-imports
 
 test: lint ## lint, then every test and doctest
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # 77 is "not here": no root, no apt-get, or nothing to install from. It is told, and is no failure.
 test-slurm: install ## a sweep on a SLURM of one node, which it installs (Debian, root), starts and stops

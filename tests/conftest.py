@@ -19,11 +19,6 @@ TINY_ZOO = ["dataset.per_category=8", "dataset.pretrain_steps=40", "dataset.step
 """Overrides that make the embedded zoo small: 80 adapters in seconds."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first, so that no worker begins one when the others have nothing left."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The cache of this test session; subprocesses find it by LORABENCH_CACHE."""

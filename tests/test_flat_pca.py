@@ -291,7 +291,7 @@ def test_inner_products_are_lowranks_and_dense(n: int, m: int, r: int, q: int, s
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     left, right = (draw(n, r, 6), draw(n, 5, r)), (draw(m, q, 6), draw(m, 5, q))
-    found = D._inner_products(left, right)
+    found = lowrank.inner_products(left, right)
     dense = torch.einsum("nab,mab->nm", left[1] @ left[0], right[1] @ right[0])
     torch.testing.assert_close(found, dense)
     for i in range(n):
