@@ -22,9 +22,11 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) fo
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A style, its base, and a folder of adapters."""
+    """A style, its base, two checkpoints of a training, and a folder of adapters."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "style.safetensors", rank=8)
+    for number, name in enumerate("ab", 1):
+        write(tmp_path / f"{name}.safetensors", size=number / 10)
     write(tmp_path / "adapters" / "one.safetensors", seed=1)
     write(tmp_path / "adapters" / "two.safetensors", seed=2)
     save_file(

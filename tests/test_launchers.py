@@ -65,15 +65,15 @@ def test_submitit_finishes_the_others_and_the_same_command_finishes_the_lost_one
     os.kill(pid, signal.SIGSTOP)
     sweep.kill()
     sweep.wait()
-    with started(out, *launcher) as again:
-        assert again.stdout is not None
-        assert again.stdout.readline() == "an earlier command's jobs are at work (0): waiting for them\n"
-        os.kill(pid, signal.SIGCONT)
-        said = "".join(again.communicate(timeout=300))
+    again = started(out, *launcher)
+    until = time.monotonic() + 120
+    while "an earlier command's jobs are at work (0): waiting for them\n" not in "".join(again.said()):
+        assert time.monotonic() < until, again.said()
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGCONT)
+    said = "".join(again.communicate(timeout=300))
     assert (again.returncode, said.count("done before")) == (0, 3), said
     assert (out / "summary.csv").read_bytes() == whole
-    assert sweep.stdout is not None
-    sweep.stdout.close()
 
 
 @pytest.mark.slow
