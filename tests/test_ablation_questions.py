@@ -26,9 +26,11 @@ from lorabench.adapters.places import GROUPINGS, groups
 from lorabench.classifiers import Fitted, Member, Problem
 from lorabench.classifiers.linear import Linear
 from lorabench.classifiers.mlp import MLP
+from lorabench.classifiers.nearest import Nearest
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluator
 from lorabench.representations.delta_spectral import DeltaSpectral
+from lorabench.representations.factors import Factors
 from lorabench.representations.flat import Flat
 from lorabench.representations.norms import Norms
 from lorabench.representations.stats import Stats
@@ -515,6 +517,12 @@ def test_modules_have_shares_and_no_accuracy_beside_a_baseline_of_layers(planted
     assert [row["layer"] for row in found["rows"]] == [module.name for module in planted.zoo.modules]
     assert all(row["accuracy"] is None for row in found["rows"])
     assert found["kendall_tau"] is None
+
+
+def test_what_has_no_gradient_is_refused_before_anything_is_trained(planted):
+    study = study_of(replace(planted.evaluator, factory=Nearest), {"factors": Factors})
+    with pytest.raises(LorabenchError, match="follows gradients, and Nearest has none"):
+        Attribution("stats", "val", 4).run(study)
 
 
 # Members and representations that fail.

@@ -93,6 +93,21 @@ def test_what_failed_is_a_dash_and_says_why(found):
         figures(result, broken)["dynamics"]().canvas.draw()
 
 
+class Broken(Stats):
+    """Cannot be made."""
+
+    def features(self, *_):
+        raise LorabenchError("it is broken")
+
+
+def test_the_others_are_told_of_where_one_fails(tmp_path):
+    study = study_of(evaluator_of(trained_zoo(), tmp_path), {"stats": Stats, "broken": Broken})
+    told = Dynamics(name="dynamics").run(study).ablation
+    fine, broken = told.representations
+    assert (fine.error, fine.legible) == (None, 4)
+    assert (broken.error, broken.legible) == ("it is broken", None)
+
+
 def test_a_zoo_without_kept_steps_is_told_what_to_give(tmp_path):
     study = study_of(evaluator_of(planted_zoo({}, 60, modules=1), tmp_path))
     with pytest.raises(LorabenchError, match=r"planted has none before the last step: give dataset.keep_steps="):

@@ -124,9 +124,9 @@ def planted_steps(seed=0):
     return replace(zoo, labels=replace(zoo.labels, category=category, recipe=recipe))
 
 
-def of_steps(zoo, folder, values=None):
-    target = find_target(zoo.labels, "steps")
-    split = split_zoo(zoo.labels, "steps", train=0.5, val=0.25, test=0.25)
+def of_steps(zoo, folder, values=None, name="steps"):
+    target = find_target(zoo.labels, name)
+    split = split_zoo(zoo.labels, name, train=0.5, val=0.25, test=0.25)
     evaluator = evaluator_of(zoo, folder, split=split, values=target.values if values is None else values)
     return replace(evaluator, labels=target.codes)
 
@@ -143,6 +143,25 @@ def test_a_planted_number_is_read_and_the_recipe_without_it_is_not(tmp_path):
     assert controls["recipe"].text.endswith("but steps, samples")
     assert controls["recipe"].accuracy.mean < 0.6
     assert "ceiling" not in controls
+
+
+@pytest.mark.parametrize("name", ["scale", "modules"])
+def test_missing_modules_do_not_tell_the_recipe_control_what_it_may_not_know(name, tmp_path):
+    """A missing module has a scale in the store, which says nothing; and each module is a part of their number."""
+    zoo, rng = planted_zoo({}, count=120, modules=3), np.random.default_rng(0)
+    there, scale = rng.random(zoo.rank.shape) < 0.6, rng.choice([0.5, 2.0, 4.0], len(zoo))
+    there[:, 0] = True
+    recipe = {"scale": scale, "modules": there.sum(1).astype(np.float64)}
+    zoo = replace(
+        zoo, rank=np.where(there, zoo.rank, 0), scale=np.where(there, scale[:, None], 1).astype(np.float32),
+        labels=replace(zoo.labels, recipe=recipe),
+    )  # fmt: skip
+    found = NoAblation(name="none", controls=True).run(study_of(of_steps(zoo, tmp_path, name=name)))
+    (row,) = [one for one in found.ablation.controls.rows if one.name == "recipe"]
+    what = ("scale",) if name == "scale" else ("rank", "scale", "presence")
+    left_out = {f"{part} of {module.name}" for part in what for module in zoo.modules}
+    assert set(row.text.partition("but ")[2].split(", ")) == {name, *left_out}
+    assert row.accuracy.mean < 0.75
 
 
 def test_members_of_another_scale_are_other_members(tmp_path):

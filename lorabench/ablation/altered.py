@@ -17,6 +17,7 @@ from torch import Tensor
 from lorabench import lowrank
 from lorabench.errors import LorabenchError
 from lorabench.representations.views import gauges
+from lorabench.text import some
 from lorabench.zoo import Stack, Zoo
 
 __all__ = [
@@ -163,9 +164,10 @@ def with_modules_missing(zoo: Zoo, rng: np.random.Generator, share: float | int)
     """
     present = zoo.rank > 0
     count = np.clip(np.round(share * present.sum(1)), 1, present.sum(1) - 1).astype(np.int64)
-    if (count < 1).any():
+    single = [zoo.labels.adapters[row] for row in np.flatnonzero(count < 1)]
+    if single:
         raise LorabenchError(
-            f"ablation.missing: adapters of {zoo.name} have a single module, and none would be left: give "
+            f"ablation.missing: {some(single)} of {zoo.name} have a single module, and none would be left: give "
             "ablation.missing=[]"
         )
     order = np.where(present, rng.random(present.shape), np.inf).argsort(1).argsort(1)

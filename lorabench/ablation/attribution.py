@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from lorabench.ablation.phase import RankingAblation
 from lorabench.ablation.redundancy import agreement
 from lorabench.ablation.study import Findings, Study
-from lorabench.classifiers import ClassifierFactory, Fitted, Problem, build
+from lorabench.classifiers import ClassifierFactory, Fitted, Problem, build, class_of
+from lorabench.classifiers.at_once import AtOnce
+from lorabench.errors import LorabenchError
 from lorabench.evaluation import Probe
 from lorabench.findings import Number, RankedFinding
 from lorabench.options import AtLeast
@@ -88,8 +90,13 @@ class Attribution(RankingAblation):
     def run(self, study: Study) -> Findings:
         """One row for all layers, and a share a unit."""
         name, representation = study.one(self.name)
-        ranking = study.rank(self.rank_on)
         factory = study.evaluators_of(name)[0].factory
+        if issubclass(class_of(factory), AtOnce):
+            raise LorabenchError(
+                f"ablation=attribution follows gradients, and {class_of(factory).__name__} has none: take a classifier "
+                "that is trained by them, such as mlp or gl_net"
+            )
+        ranking = study.rank(self.rank_on)
 
         def measure(fitted: Fitted, problem: Problem, widths: Mapping[str, int]) -> dict[str, float]:
             return _shares(fitted, problem, widths, factory, self.steps)
@@ -114,6 +121,8 @@ def _shares(
     fitted: Fitted, problem: Problem, widths: Mapping[str, int], factory: ClassifierFactory, steps: int
 ) -> dict[str, float]:
     member = fitted.member
+    if not fitted.state:  # scikit-learn's, which `tuned` may have chosen
+        return {}
     x = problem.of_rows(member.features, problem.val)
     classes = problem.labels[member.labels, problem.val]
     model = build(functools.partial(factory, **fitted.settings), problem, member)

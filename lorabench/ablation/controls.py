@@ -103,7 +103,13 @@ def _what_follows(study: Study) -> tuple[str, ...]:
     if study.evaluator.values is None:
         return ()
     rows = np.flatnonzero(labels >= 0)
-    return tuple(name for name, column in study.zoo.recipe().items() if follows(column[rows], labels[rows]))
+    recipe = {name: column[rows] for name, column in study.zoo.recipe().items()}
+    found = {name for name, column in recipe.items() if follows(column, labels[rows])}
+    by_module = [name for name in recipe if name.startswith(("rank of ", "scale of ", "presence of "))]
+    count = sum((recipe[name] for name in by_module if name.startswith("presence of ")), np.zeros(len(rows)))
+    if follows(count, labels[rows]):  # each module tells of a part of how many there are
+        found.update(by_module)
+    return tuple(name for name in recipe if name in found)
 
 
 def best_control(rows: Sequence[ControlRow]) -> ControlRow | None:

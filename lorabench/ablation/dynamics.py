@@ -97,12 +97,8 @@ def _at(study: Study, zoo: Zoo) -> Study:
     """The same study of the adapters as they were: its splits, labels and seeds."""
     if zoo is study.zoo:
         return study
-    first, *others = (replace(one, zoo=zoo, on_fitted=_ignored, on_curves=_ignored) for one in study.evaluators)
+    first, *others = (replace(one.aside(), zoo=zoo) for one in study.evaluators)
     return replace(study, evaluator=first, others=others)
-
-
-def _ignored(*_: object) -> None:
-    """What a step has learned is shown nowhere."""
 
 
 def _courses(study: Study, steps: Sequence[int], found: Sequence[Sequence[Evaluation]]) -> list[Course]:
@@ -123,7 +119,8 @@ def _courses(study: Study, steps: Sequence[int], found: Sequence[Sequence[Evalua
 
 def _above(study: Study, step: int, row: Sequence[Evaluation]) -> list[Compared]:
     """How far each that ran is above naming the most frequent training class; named by step and column."""
-    pairs = [(column, study.difference([one], [majority_members(study, one)])) for column, one in enumerate(row)]
+    ran = [(column, one) for column, one in enumerate(row) if one.runs]
+    pairs = [(column, study.difference([one], [majority_members(study, one)])) for column, one in ran]
     return [Compared(**vars(found), representation=f"{step}/{column}") for column, found in pairs if found is not None]
 
 

@@ -96,7 +96,7 @@ class LearningCurve(Ablation):
         """
         against = compared_with(self.against, study)
         sizes = self._sizes(study)
-        studies = {size: _of_size(study, size) for size in sizes}
+        studies = {size: _of_size(study, size, told=size == sizes[-1]) for size in sizes}
         found: dict[tuple[str, int], Evaluation] = {}
         summary: list[Summary] = []
         runs: list[Run] = []
@@ -129,15 +129,16 @@ class LearningCurve(Ablation):
         return sorted(set(self.sizes))
 
 
-def _of_size(study: Study, size: int) -> Study:
-    """The study on subsets of the training adapters, one a split."""
+def _of_size(study: Study, size: int, told: bool) -> Study:
+    """The study on subsets of the training adapters, one a split; the run hears of what is `told` alone."""
 
     def part(number: int) -> np.ndarray:
         one = study.evaluators[number]
         return nested_subset(one.split.train, one.labels, one.zoo.labels.group, size, one.seeds[0])
 
     smaller = [
-        replace(one, split=replace(one.split, train=part(number))) for number, one in enumerate(study.evaluators)
+        replace(one if told else one.aside(), split=replace(one.split, train=part(number)))
+        for number, one in enumerate(study.evaluators)
     ]
     return with_evaluators(study, smaller)
 

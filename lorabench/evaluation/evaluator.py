@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,10 @@ _UNIT_COPIES = 8  # of one unit while it is standardised in float64 and waits to
 _OF_DATA = ("in_features", "n_classes", "seed", "shapes")  # of a classifier's arguments: no settings
 _UnitKey = tuple[str, tuple[str, ...]]
 """A unit and the layers that it is computed from."""
+
+
+def _unheard(*_: object) -> None:
+    """Nobody listens."""
 
 
 @dataclass
@@ -81,8 +85,8 @@ class Evaluator:
     values: Float64[np.ndarray, " classes"] | None = None
     resume: bool = True
     clock: Clock = field(default_factory=Clock)
-    on_fitted: Callable[[str, Learned | Loaded, Mapping[str, Tensor]], None] = lambda name, fitted, features: None  # noqa: ARG005
-    on_curves: Callable[[str, Sequence[Run]], None] = lambda name, runs: None  # noqa: ARG005
+    on_fitted: Callable[[str, Learned | Loaded, Mapping[str, Tensor]], None] = _unheard
+    on_curves: Callable[[str, Sequence[Run]], None] = _unheard
     streams: set[str] = field(default_factory=set)
     tally: Counter[str] = field(default_factory=Counter)
 
@@ -95,6 +99,10 @@ class Evaluator:
     def taken(self) -> int:
         """Members that an earlier run, or an earlier phase of this one, had trained."""
         return self.tally["taken"]
+
+    def aside(self) -> "Evaluator":
+        """The same, of which nobody hears what it has fitted and trained: its adapters are not those of the run."""
+        return replace(self, on_fitted=_unheard, on_curves=_unheard)
 
     @property
     def everything(self) -> tuple[str, ...]:

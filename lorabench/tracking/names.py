@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from lorabench.ablation.compare import CompareFinding
 from lorabench.findings import RankedFinding
 from lorabench.jobs import peak_memory_mb
-from lorabench.results import METRICS, Result, Summary
+from lorabench.results import METRICS, NUMBER_METRICS, Result, Summary
 
 __all__ = ["prefix", "summary_of"]
 
@@ -46,10 +46,11 @@ def summary_of(result: Result) -> dict[str, float]:
 
 
 def _numbers(row: Summary) -> Iterator[tuple[str, float]]:
-    for metric in METRICS:
+    for metric in (*METRICS, *NUMBER_METRICS):
         statistic = getattr(row, metric)
-        yield metric, statistic.mean
-        yield f"{metric}_std", statistic.std
+        if statistic is not None:
+            yield metric, statistic.mean
+            yield f"{metric}_std", statistic.std
     yield "members", row.test_accuracy.n
     yield "features", row.features
 

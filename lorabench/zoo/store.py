@@ -163,7 +163,8 @@ class Zoo:
     def recipe(self) -> dict[str, Float64[np.ndarray, " n"]]:
         """All that is known of how each adapter was made: `labels.recipe`; every module's rank, scale and presence."""
         known = {name: np.asarray(column, np.float64) for name, column in self.labels.recipe.items()}
-        columns = {"rank": self.rank, "scale": self.scale, "presence": self.rank > 0}
+        there = self.rank > 0  # a module that is missing has no scale
+        columns = {"rank": self.rank, "scale": np.where(there, self.scale, 0), "presence": there}
         return known | {
             f"{what} of {module.name}": values[:, number].astype(np.float64)
             for what, values in columns.items()
