@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from lorabench.classifiers import Classifier
+from lorabench.classifiers import Classifier, ModuleShape
+from lorabench.classifiers.factors import FactorClassifier
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.findings import validated
 from lorabench.predict.card import card
@@ -27,7 +28,7 @@ from lorabench.text import to_json
 
 __all__ = ["CONFIG", "FILES", "SCHEMA", "check_place", "networks_of", "read_model", "write_model"]
 
-SCHEMA = 1
+SCHEMA = 2
 ARRAYS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FILES = (ARRAYS, CONFIG, CARD)
 _AGAIN = "Export it again with `lorabench export`."
@@ -153,7 +154,7 @@ def _model(description: _Description, arrays: Mapping[str, Tensor]) -> Model:
         scaling=Scaling(**scaling) if scaling else None,
         classifier=description.classifier,
         seeds=tuple(description.seeds),
-        networks=networks_of(description.classifier, description.seeds, members),
+        networks=networks_of(description.classifier, modules, description.seeds, members),
         temperature=description.temperature,
         conformal=Held(held["scores"].numpy(), held["weights"].numpy()),
         novelty=Novelty.from_arrays([module.name for module in modules], arrays),
@@ -162,18 +163,28 @@ def _model(description: _Description, arrays: Mapping[str, Tensor]) -> Model:
 
 
 def networks_of(
-    classifier: Mapping[str, Any], seeds: list[int] | tuple[int, ...], members: list[dict[str, Tensor]]
+    classifier: Mapping[str, Any],
+    modules: Sequence[ModelModule],
+    seeds: Sequence[int],
+    members: Sequence[Mapping[str, Tensor]],
 ) -> list[nn.Module]:
     """The members' networks with their weights.
+
+    Args:
+        classifier: class of the members, and arguments of each, without the seed and the shapes of modules.
+        modules: that a classifier of factors reads.
+        seeds: of the members.
+        members: weights of each.
 
     Raises:
         ValueError: the class is none of lorabench's classifiers.
         RuntimeError: the weights are not of its network.
     """
     kind = _own_class(classifier["class"], "lorabench.classifiers.", Classifier)
+    read = {"shapes": [ModuleShape(one.rank, one.d_in, one.d_out) for one in modules]}
     found = []
-    for seed, state in zip(seeds, members, strict=True):
-        network = kind(**classifier["arguments"], seed=seed).network
+    for seed, arguments, state in zip(seeds, classifier["arguments"], members, strict=True):
+        network = kind(**arguments, **(read if issubclass(kind, FactorClassifier) else {}), seed=seed).network
         network.load_state_dict(state)
         found.append(network)
     return found
