@@ -243,34 +243,6 @@ def test_answers_read_as_text(place, capsys, tmp_path):
     assert predict_main([str(place / "model"), str(path), "--fail-on-unknown"]) == 1
 
 
-def broken(place: Path, target: Path, **changes) -> Path:
-    """A copy of the model with other words in its config.json."""
-    shutil.copytree(place / "model", target)
-    said = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps({**said, **changes}))
-    return target
-
-
-def test_a_model_that_cannot_be_used_is_refused_in_one_line(place, tmp_path):
-    with pytest.raises(LorabenchError, match=r"no model, it has no config\.json"):
-        read_model(tmp_path)
-    with pytest.raises(LorabenchError, match="schema 9, this version of lorabench reads 2"):
-        read_model(broken(place, tmp_path / "schema", schema=9))
-    with pytest.raises(LorabenchError, match=r"config.json is damaged .* Export it again"):
-        read_model(broken(place, tmp_path / "types", classes=7))
-    cut = broken(place, tmp_path / "cut")
-    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-4])
-    with pytest.raises(LorabenchError, match=r"damaged .*its checksum is another"):
-        read_model(cut)
-
-
-@pytest.mark.parametrize("path", ["os.system", "lorabench.storage.Path", "lorabench.representations.base.zlib"])
-def test_a_folder_of_a_stranger_makes_no_other_class(place, tmp_path, path):
-    said = {"class": path, "components": 16}
-    with pytest.raises(LorabenchError, match=r"is damaged or not of config\.json"):
-        read_model(broken(place, tmp_path / "one", representation=said))
-
-
 def test_nothing_else_is_written_over(place, tmp_path):
     model = read_model(place / "model")
     (tmp_path / "mine").mkdir()

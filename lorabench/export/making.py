@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64, Shaped
+from jaxtyping import Float32, Float64, Int64
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -98,8 +98,7 @@ def calibrated(
     warmth = temperature(logits[:, split.val], evaluator.labels[split.val])
     groups, held_out = _groups(zoo, target, split.test, np.concatenate([split.train, split.val]))
     probabilities = mean_probabilities(logits[:, split.test], warmth)
-    truth = torch.from_numpy(evaluator.labels[split.test])
-    right = probabilities.gather(1, truth[:, None])[:, 0]
+    right = probabilities.gather(1, torch.from_numpy(evaluator.labels[split.test])[:, None])[:, 0]
     known = spans(zoo.rows(split.train))
     rows, modules = (split.train, split.val, split.test), modules_of(zoo)
     model = Model(
@@ -114,13 +113,7 @@ def calibrated(
         temperature=warmth,
         conformal=Held.of((1 - right).numpy(), groups),
         novelty=Novelty.of(known, inputs, character(zoo, known), rows, groups),
-        trained_on={
-            **story,
-            **{part: len(own) for part, own in vars(split).items()},
-            **_accuracy((probabilities.argmax(1) == truth).numpy(), groups),
-            "chance": chance(evaluator.labels, split),
-            "held_out_leaves": held_out,
-        },
+        trained_on={**story, **_measured(evaluator, probabilities, groups), "held_out_leaves": held_out},
     )
     _check_same(model, inputs, logits, name)
     return model
@@ -264,15 +257,19 @@ def _story(result: Result, name: str) -> dict[str, Any]:
     }
 
 
-def _accuracy(right: Bool[np.ndarray, " test"], groups: Shaped[np.ndarray, " test"]) -> dict[str, Any]:
-    """Accuracy of the members together, and its interval, for which adapters of one group are as one.
+def _measured(
+    evaluator: Evaluator, probabilities: Float64[Tensor, "test c"], groups: Int64[np.ndarray, " test"]
+) -> dict[str, Any]:
+    """Accuracy of the members together on the test rows, and its interval, for which adapters of one group are as one.
 
     The interval is Wilson's of (Σ n)² / Σ n² adapters, with n those of each group (Kish 1965): too wide where adapters
     of a group differ, and never empty.
     """
-    counts = np.unique(groups, return_counts=True)[1]
-    share = float(right.mean())
+    counts, split = np.unique(groups, return_counts=True)[1], evaluator.split
+    share = float((probabilities.argmax(1).numpy() == evaluator.labels[split.test]).mean())
     return {
+        **{part: len(own) for part, own in vars(split).items()},
+        "chance": chance(evaluator.labels, split),
         "accuracy": share,
         "interval": _wilson(share, float(counts.sum() ** 2 / (counts**2).sum())),
         "groups": len(counts),

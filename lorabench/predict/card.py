@@ -17,7 +17,6 @@ def card(model: Model) -> str:
     """What a model was trained on, how often it is right, where its word ends, and how it is asked."""
     known = model.trained_on
     largest = max(module.rank for module in model.modules)
-    leaves = "leaves that trained nothing" if known["held_out_leaves"] else "further adapters of the same leaves"
     return f"""# What was this adapter trained on? A model of {known["dataset"]}
 
 Written by `lorabench export`. Of a LoRA adapter it says the {model.target} that it was trained on, or that it does not
@@ -35,18 +34,7 @@ lorabench predict DIR FILE... --error {ERROR:g} --strangers {STRANGERS:g}
 
 ## What is promised
 
-Of adapters that are drawn as the test adapters were (of the same base model, recipe and mix of classes, of
-{leaves}), with `--error E --strangers S`:
-
-- at most E have a right class that is too unlikely to be named;
-- at most S are turned away as strangers, whatever their class, and then none is named;
-- so the right class is among those named for at least 1 - E - S of them: {1 - ERROR - STRANGERS:.0%} with the defaults,
-  {ERROR:g} and {STRANGERS:g}.
-
-Calibrated on {known["groups"]} groups of adapters, so no E or S below {1 / (known["groups"] + 1):.3f} can be promised:
-all classes are named then, and nobody is turned away. The calibrating adapters trained nothing and chose no setting of
-the members. If this representation was picked because a table of results on these very adapters had it first, they did
-choose that: test accuracy and promise are then somewhat too good, the less so the fewer were compared.
+{_promise(model)}
 
 ## Limits
 
@@ -58,6 +46,23 @@ choose that: test accuracy and promise are then somewhat too good, the less so t
 - A rank above {largest} is brought to {largest}; where more than {MOST_LOST:.0%} of ‖ΔW‖² would be lost, it is refused.
 - {_GAUGE[bool(model.representation.gauge_invariant)]}
 """
+
+
+def _promise(model: Model) -> str:
+    known = model.trained_on
+    leaves = "leaves that trained nothing" if known["held_out_leaves"] else "further adapters of the same leaves"
+    return f"""Of adapters that are drawn as the test adapters were (of the same base model, recipe and mix of classes,
+of {leaves}), with `--error E --strangers S`:
+
+- at most E have a right class that is too unlikely to be named;
+- at most S are turned away as strangers, whatever their class, and then none is named;
+- so the right class is among those named for at least 1 - E - S of them: {1 - ERROR - STRANGERS:.0%} with the defaults,
+  {ERROR:g} and {STRANGERS:g}.
+
+Calibrated on {known["groups"]} groups of adapters, so no E or S below {1 / (known["groups"] + 1):.3f} can be promised:
+all classes are named then, and nobody is turned away. The calibrating adapters trained nothing and chose no setting of
+the members. If this representation was picked because a table of results on these very adapters had it first, they did
+choose that: test accuracy and promise are then somewhat too good, the less so the fewer were compared."""
 
 
 def _facts(model: Model, largest: int) -> str:
