@@ -55,7 +55,7 @@ from lorabench.zoo import Zoo
 from lorabench.zoo.splits import Split, split_zoo
 from lorabench.zoo.targets import Target, find_target
 
-__all__ = ["evaluators_of", "run"]
+__all__ = ["evaluators_of", "own_classifiers", "run"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -126,11 +126,11 @@ def _evaluate(
     learned: dict[str, Any] = {}
     evaluator.on_fitted = functools.partial(_keep_fitted, evaluator, track, folder / "fitted", learned)
     makers = {name: functools.partial(make_representation, one) for name, one in chosen.items()}
-    baseline, methods = next(iter(makers.items())), _methods(chosen)
+    baseline, methods = next(iter(makers.items())), own_classifiers(chosen)
     if "baseline" in cfg.ablation:
         name, one = representation_config(cfg.ablation.baseline, "ablation.baseline", cfg.classifier.tries)
         baseline = name, functools.partial(make_representation, one)
-        methods |= _methods({name: one})
+        methods |= own_classifiers({name: one})
     findings = phase.run(Study(evaluator, classifier, target.names, makers, baseline, others, cfg.folds, methods))
     _LOG.info("members: %d trained, %d kept from before", evaluator.trained, evaluator.taken)
     if not any(row.test_accuracy.n for row in findings.summary):
@@ -163,7 +163,7 @@ def _evaluate(
     )
 
 
-def _methods(chosen: Mapping[str, DictConfig]) -> dict[str, tuple[str, ClassifierFactory]]:
+def own_classifiers(chosen: Mapping[str, DictConfig]) -> dict[str, tuple[str, ClassifierFactory]]:
     """Name and factory of the classifiers that single representations bring."""
     own = {name: one.classifier for name, one in chosen.items() if "classifier" in one}
     return {name: (classifier_name(one), _factory(one)) for name, one in own.items()}

@@ -1,5 +1,6 @@
 """The numbers behind `predict`, each against another way of getting it."""
 
+import csv
 import math
 
 import numpy as np
@@ -7,10 +8,13 @@ import pytest
 import torch
 from scipy.stats import binom
 
+from lorabench.predict.answers import ask
 from lorabench.predict.character import TRAITS, character, mean_traits, spans, trait_text
 from lorabench.predict.conformal import Held, mean_probabilities, temperature
 from lorabench.predict.novelty import Cloud
 from lorabench.representations.delta_pca import DeltaPCA
+from lorabench.representations.norms import Norms
+from lorabench.zoo.export import export as export_zoo
 from tests.leafy_zoo import leafy_zoo, model_of
 from tests.synthetic_zoo import deltas, make_zoo, regauged
 
@@ -80,6 +84,31 @@ def test_sets_of_held_out_groups_hold_the_right_class_as_often_as_promised():
         assert sets.sum(1).mean() < 2.5, "sets of everything promise nothing"
     low, high = binom.ppf([0.001, 0.999], count, 1 - error)
     assert low <= right <= high + count / 121, "one group of 121 is at infinity"
+
+
+@pytest.mark.slow
+def test_asked_of_new_leaves_a_model_names_the_right_class_as_often_as_its_card_says(tmp_path):
+    """8 seeds, through files: at least 1 - E - S, of which at most S are turned away and E miss the right class."""
+    error, strangers, leaves = 0.2, 0.1, 24
+    named, away, missed = [], [], []
+    for seed in range(8):
+        zoo, folder = leafy_zoo(40 + leaves, draw=seed, signal=0.6), tmp_path / str(seed)
+        model = model_of(zoo.rows(np.arange(80)), Norms(), folder / "cache")
+        new = zoo.rows(np.arange(80, len(zoo)))
+        export_zoo(new, folder / "new", "kohya")
+        rows = list(csv.DictReader((folder / "new" / "labels.csv").read_text().splitlines()))
+        said = ask(model, [folder / "new" / row["file"] for row in rows], error, strangers)
+        right = [row["category"] in one.categories for row, one in zip(rows, said, strict=True)]
+        turned = [one.verdict == "unknown" and not one.why.startswith("no category") for one in said]
+        named.append(np.mean(right))
+        away.append(np.mean(turned))
+        missed.append(np.mean([not a and not b for a, b in zip(right, turned, strict=True)]))
+    for shares, bound in ((away, strangers), (missed, error)):  # the calibrating leaves are drawn too: 16 a seed
+        slack = 3 * (bound * (1 - bound) * (1 / leaves + 1 / 16) / 8) ** 0.5
+        assert np.mean(shares) <= bound + slack
+    slack = 3 * ((error + strangers) * (1 - error - strangers) * (1 / leaves + 1 / 16) / 8) ** 0.5
+    assert np.mean(named) >= 1 - error - strangers - slack
+    assert np.mean(named) < 1, "a promise that costs nothing is not tested"
 
 
 def test_the_cloud_is_mahalanobis_within_its_directions_and_the_rest_beside():

@@ -1,22 +1,24 @@
 """A run made into a model: its data set, its representation and its members again, then calibrated."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from lorabench.classifiers import Fitted, as_it_is
-from lorabench.classifiers.factors import FactorClassifier
+from lorabench.classifiers import Classifier, Fitted, as_it_is
 from lorabench.configs import make_representation
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluator, Probe
-from lorabench.pipeline import evaluators_of
+from lorabench.evaluation.chance import chance
+from lorabench.pipeline import evaluators_of, own_classifiers
 from lorabench.predict.character import character, spans
 from lorabench.predict.conformal import Held, mean_probabilities, temperature
 from lorabench.predict.folder import networks_of
@@ -54,7 +56,9 @@ def make_model(run: Path, name: str) -> Model:
     result = result_in(run)
     _check(result, run, name)
     evaluators, target = evaluators_of(OmegaConf.create(result.config))
-    evaluator = dataclasses.replace(evaluators[0], resume=False, device=torch.device("cpu"))
+    options = OmegaConf.create(result.config["representations"][name])
+    factory = own_classifiers({name: options}).get(name, ("", evaluators[0].factory))[1]
+    evaluator = dataclasses.replace(evaluators[0], factory=factory, resume=False, device=torch.device("cpu"))
     _check_zoo(evaluator.zoo, result)
     representation = _fitted_representation(run, name, result, evaluator)
     return calibrated(evaluator, name, representation, target.names, result.target, _story(result, name))
@@ -82,49 +86,47 @@ def calibrated(
         LorabenchError: the representation or the members cannot be kept as arrays.
     """
     representation.arrays()  # what cannot be kept is told before anything is trained
+    _check_own(representation, evaluator)
     members = _members(name, representation, evaluator)
     seeds = [fitted.member.seed for fitted in members]
     logits = torch.stack([fitted.logits for fitted in members])
     zoo, split = evaluator.zoo, evaluator.split
     features = joined_features(representation, zoo)
-    classifier, scaling = _classifier(evaluator, features, len(classes))
+    scaling = Scaling(*mean_and_scale(features[split.train])) if representation.standardised else None
+    classifier = _classifier(evaluator, features.shape[1], len(classes), [fitted.settings for fitted in members])
     inputs = features if scaling is None else scaling.inputs(features)
     warmth = temperature(logits[:, split.val], evaluator.labels[split.val])
     groups, held_out = _groups(zoo, target, split.test, np.concatenate([split.train, split.val]))
     probabilities = mean_probabilities(logits[:, split.test], warmth)
     right = probabilities.gather(1, torch.from_numpy(evaluator.labels[split.test])[:, None])[:, 0]
     known = spans(zoo.rows(split.train))
-    rows = split.train, split.val, split.test
+    rows, modules = (split.train, split.val, split.test), modules_of(zoo)
     model = Model(
         target=target,
         classes=classes,
-        modules=modules_of(zoo),
+        modules=modules,
         representation=representation,
         scaling=scaling,
         classifier=classifier,
         seeds=tuple(seeds),
-        networks=networks_of(classifier, seeds, [fitted.state for fitted in members]),
+        networks=networks_of(classifier, modules, seeds, [fitted.state for fitted in members]),
         temperature=warmth,
         conformal=Held.of((1 - right).numpy(), groups),
         novelty=Novelty.of(known, inputs, character(zoo, known), rows, groups),
-        trained_on={**story, "groups": len(np.unique(groups)), "held_out_leaves": held_out},
+        trained_on={**story, **_measured(evaluator, probabilities, groups), "held_out_leaves": held_out},
     )
     _check_same(model, inputs, logits, name)
     return model
 
 
 def _classifier(
-    evaluator: Evaluator, features: Float32[Tensor, "n f"], n_classes: int
-) -> tuple[dict[str, Any], Scaling | None]:
-    """Class and arguments of the members; and how their inputs are scaled: not at all where they read factors."""
+    evaluator: Evaluator, in_features: int, n_classes: int, chosen: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Class of the members, and arguments of each: the run's, but for what was `chosen` for it."""
     kind, settings = _class_and_settings(evaluator)
-    scaling: Scaling | None = None
-    if issubclass(kind, FactorClassifier):
-        settings["shapes"] = [[one.rank, one.d_in, one.d_out] for one in modules_of(evaluator.zoo)]
-    else:
-        scaling = Scaling(*mean_and_scale(features[evaluator.split.train]))
-    arguments = {**settings, "in_features": features.shape[1], "n_classes": n_classes}
-    return {"class": f"{kind.__module__}.{kind.__qualname__}", "arguments": arguments}, scaling
+    base = {option: value for option, value in settings.items() if option not in ("grid", "tries")}
+    base |= {"in_features": in_features, "n_classes": n_classes}
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", "arguments": [{**base, **own} for own in chosen]}
 
 
 def _check(result: Result, run: Path, name: str) -> None:
@@ -181,16 +183,37 @@ def _members(name: str, representation: Representation, evaluator: Evaluator) ->
     kind = _class_and_settings(evaluator)[0]
     if not all(fitted.state for fitted in kept):
         raise LorabenchError(
-            f"classifier {kind.__name__.lower()} cannot be exported: it has no weights of its own to keep. Run again "
-            "with classifier=mlp or linear"
+            f"classifier {kind.__name__.lower()} cannot be exported: what it chose has no weights of its own to keep "
+            "(one of scikit-learn's has none). Run again with classifier=mlp or linear"
         )
     return sorted(kept, key=lambda fitted: fitted.member.seed)
 
 
-def _class_and_settings(evaluator: Evaluator) -> tuple[type, dict[str, Any]]:
+def _class_and_settings(evaluator: Evaluator) -> tuple[type[Classifier], dict[str, Any]]:
     """A factory is what a yaml with `_partial_` makes: a class and some of its arguments."""
     factory = cast("Any", evaluator.factory)
-    return factory.func, dict(factory.keywords)
+    settings: dict[str, Any] = {}
+    while isinstance(factory, functools.partial):
+        factory, settings = cast("Any", factory.func), {**factory.keywords, **settings}
+    return factory, settings
+
+
+def _check_own(representation: Representation, evaluator: Evaluator) -> None:
+    """Refuse classes that `read_model` would not make.
+
+    Raises:
+        LorabenchError: the representation or the classifier is none of lorabench's.
+    """
+    kind = _class_and_settings(evaluator)[0]
+    for path, room in (
+        (str(representation.config()["class"]), "lorabench.representations."),
+        (f"{kind.__module__}.{kind.__qualname__}", "lorabench.classifiers."),
+    ):
+        if not path.startswith(room):
+            raise LorabenchError(
+                f"{path} cannot be exported: a model is made of lorabench's own classes alone, and this is none of "
+                f"{room[:-1]}"
+            )
 
 
 def _check_same(
@@ -226,22 +249,35 @@ def _groups(
 
 
 def _story(result: Result, name: str) -> dict[str, Any]:
-    """What the card says of the training."""
-    row = next(one for one in result.summary if one.representation == name and one.ablation == "none")
-    accuracy, count = row.test_accuracy.mean, int(result.split["test"])
+    """What the card says of the data and the representation."""
     return {
         "dataset": result.dataset["name"],
         "fingerprint": result.dataset["fingerprint"],
         "representation": name,
-        "accuracy": accuracy,
-        "interval": _wilson(accuracy, count),
-        "chance": result.chance,
-        **{part: int(result.split[part]) for part in ("train", "val", "test")},
     }
 
 
-def _wilson(share: float, count: int) -> list[float]:
+def _measured(
+    evaluator: Evaluator, probabilities: Float64[Tensor, "test c"], groups: Int64[np.ndarray, " test"]
+) -> dict[str, Any]:
+    """Accuracy of the members together on the test rows, and its interval, for which adapters of one group are as one.
+
+    The interval is Wilson's of (Σ n)² / Σ n² adapters, with n those of each group (Kish 1965): too wide where adapters
+    of a group differ, and never empty.
+    """
+    counts, split = np.unique(groups, return_counts=True)[1], evaluator.split
+    share = float((probabilities.argmax(1).numpy() == evaluator.labels[split.test]).mean())
+    return {
+        **{part: len(own) for part, own in vars(split).items()},
+        "chance": chance(evaluator.labels, split),
+        "accuracy": share,
+        "interval": _wilson(share, float(counts.sum() ** 2 / (counts**2).sum())),
+        "groups": len(counts),
+    }
+
+
+def _wilson(share: float, count: float) -> list[float]:
     """The 95 % interval of a share of so many (Wilson 1927)."""
     z = _Z95**2 / count
     middle, half = share + z / 2, math.sqrt(z * share * (1 - share) + z * z / 4)
-    return [(middle - half) / (1 + z), (middle + half) / (1 + z)]
+    return [max(0.0, (middle - half) / (1 + z)), min(1.0, (middle + half) / (1 + z))]

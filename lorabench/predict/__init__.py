@@ -1,1 +1,8 @@
 """A trained model as a folder, and what it says of adapters that it has not seen."""
+
+__all__ = ["ERROR", "STRANGERS"]
+
+ERROR = 0.1
+"""How often the right class may be too unlikely to be named, unless something else is said."""
+STRANGERS = 0.05
+"""How many adapters like those of the training may be turned away, unless something else is said."""

@@ -11,6 +11,7 @@ from lorabench.adapters.reading.opening import ADAPTER_SUFFIXES
 from lorabench.commands.frame import Outcome, run_single
 from lorabench.commands.options import path_name, share
 from lorabench.errors import LorabenchError, explain_writing
+from lorabench.predict import ERROR, STRANGERS
 from lorabench.storage import replace_file
 from lorabench.text import counted, csv_text, table
 
@@ -33,11 +34,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="DIR", type=path_name, help="a folder of `lorabench export`")
     parser.add_argument("paths", metavar="FILE", nargs="+", type=path_name, help="adapters, or folders of adapters")
     parser.add_argument(
-        "--error", metavar="E", type=share, default=0.1, help="how often the right category may be missing"
-    )
+        "--error", metavar="E", type=share, default=ERROR,
+        help="how often the right category may be too unlikely to be named",
+    )  # fmt: skip
     parser.add_argument(
-        "--strangers", metavar="S", type=share, default=0.05,
-        help="how many adapters like those of the training may be taken for strangers",
+        "--strangers", metavar="S", type=share, default=STRANGERS,
+        help="how many adapters like those of the training may be turned away as strangers; the right category is "
+        "named for at least 1 - E - S of them",
     )  # fmt: skip
     parser.add_argument("--csv", metavar="FILE", type=path_name, help="write a row an adapter; - for standard output")
     parser.add_argument(

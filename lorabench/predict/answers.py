@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lorabench.errors import LorabenchError
+from lorabench.predict import ERROR, STRANGERS
 from lorabench.predict.character import character
 from lorabench.predict.conformal import mean_probabilities
 from lorabench.predict.model import Model
@@ -48,8 +49,8 @@ class Answer:
 def ask(
     model: Model,
     paths: Sequence[Path],
-    error: float = 0.1,
-    strangers: float = 0.05,
+    error: float = ERROR,
+    strangers: float = STRANGERS,
     on_answer: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
     """What a model says of each of these adapters, in order.
@@ -57,8 +58,9 @@ def ask(
     Args:
         model: of `read_model`.
         paths: adapter files, or folders that are one adapter each.
-        error: how often the right category may be missing from `categories`, of adapters like those of the training.
-        strangers: how many of such adapters may be taken for strangers.
+        error: how often the right category may be too unlikely to be named, of adapters like those of the training.
+        strangers: how many of such adapters may be turned away as strangers, of which no category is named. So
+            `categories` has the right one in at least 1 - `error` - `strangers` of cases.
         on_answer: called after each.
     """
     found: dict[int, Answer] = {}

@@ -1,5 +1,6 @@
 """The README.md of a model's folder."""
 
+from lorabench.predict import ERROR, STRANGERS
 from lorabench.predict.model import Model
 from lorabench.predict.reading import LEAST_PRESENT, MOST_LOST
 from lorabench.text import counted, some
@@ -16,7 +17,6 @@ def card(model: Model) -> str:
     """What a model was trained on, how often it is right, where its word ends, and how it is asked."""
     known = model.trained_on
     largest = max(module.rank for module in model.modules)
-    leaves = "leaves that trained nothing" if known["held_out_leaves"] else "further adapters of the same leaves"
     return f"""# What was this adapter trained on? A model of {known["dataset"]}
 
 Written by `lorabench export`. Of a LoRA adapter it says the {model.target} that it was trained on, or that it does not
@@ -29,14 +29,12 @@ know.
 ## Use
 
 ```sh
-lorabench predict DIR FILE... --error 0.1
+lorabench predict DIR FILE... --error {ERROR:g} --strangers {STRANGERS:g}
 ```
 
 ## What is promised
 
-With `--error E`, the right class is among those named for at least 1 - E of adapters that are drawn as the test
-adapters were: of the same base model, recipe and mix of classes, of {leaves}. Calibrated on
-{known["groups"]} groups of adapters, so no E below {1 / (known["groups"] + 1):.3f} can be promised.
+{_promise(model)}
 
 ## Limits
 
@@ -50,17 +48,34 @@ adapters were: of the same base model, recipe and mix of classes, of {leaves}. C
 """
 
 
+def _promise(model: Model) -> str:
+    known = model.trained_on
+    leaves = "leaves that trained nothing" if known["held_out_leaves"] else "further adapters of the same leaves"
+    return f"""Of adapters that are drawn as the test adapters were (of the same base model, recipe and mix of classes,
+of {leaves}), with `--error E --strangers S`:
+
+- at most E have a right class that is too unlikely to be named;
+- at most S are turned away as strangers, whatever their class, and then none is named;
+- so the right class is among those named for at least 1 - E - S of them: {1 - ERROR - STRANGERS:.0%} with the defaults,
+  {ERROR:g} and {STRANGERS:g}.
+
+Calibrated on {known["groups"]} groups of adapters, so no E or S below {1 / (known["groups"] + 1):.3f} can be promised:
+all classes are named then, and nobody is turned away. The calibrating adapters trained nothing and chose no setting of
+the members. If this representation was picked because a table of results on these very adapters had it first, they did
+choose that: test accuracy and promise are then somewhat too good, the less so the fewer were compared."""
+
+
 def _facts(model: Model, largest: int) -> str:
     known = model.trained_on
     low, high = (100 * end for end in known["interval"])
     facts = {
         "classes": f"{len(model.classes)}: {some(model.classes, 12)}",
         "trained on": f"{known['train']} adapters of {known['dataset']}",
-        "chosen by": f"{known['val']} others: when to stop, and the temperature",
-        "calibrated on": f"{known['test']} others, which decided nothing before",
+        "chosen by": f"{known['val']} others: when to stop, one of several settings, and the temperature",
+        "calibrated on": f"{known['test']} others, the test adapters, which trained nothing",
         "reads": f"`{known['representation']}` of {counted(len(model.modules), 'module')}, ranks up to {largest}",
         "members": f"{len(model.seeds)}, {model.classifier['class'].rpartition('.')[2]}, probabilities averaged",
-        "test accuracy": f"{100 * known['accuracy']:.1f} % [{low:.1f}, {high:.1f}] (Wilson's 95 %)",
+        "test accuracy": f"{100 * known['accuracy']:.1f} % [{low:.1f}, {high:.1f}] (95 %, by groups)",
         "chance": f"{100 * known['chance']:.1f} %",
         "temperature": f"{model.temperature:.2f}",
     }

@@ -2,8 +2,8 @@
 
 import hashlib
 import importlib
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from lorabench.classifiers import Classifier
+from lorabench.adapters.reading.opening import read_json
+from lorabench.classifiers import Classifier, ModuleShape
+from lorabench.classifiers.factors import FactorClassifier
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.findings import validated
 from lorabench.predict.card import card
+from lorabench.predict.character import Span, character
 from lorabench.predict.conformal import Held
 from lorabench.predict.model import Model, Scaling
 from lorabench.predict.novelty import Novelty
-from lorabench.predict.reading import ModelModule, as_zoo
+from lorabench.predict.reading import ModelModule, Reading, as_zoo
 from lorabench.representations import Representation
+from lorabench.representations.load_from import Loaded
 from lorabench.storage import new_folder
 from lorabench.text import to_json
 
 __all__ = ["CONFIG", "FILES", "SCHEMA", "check_place", "networks_of", "read_model", "write_model"]
 
-SCHEMA = 1
+SCHEMA = 2
 ARRAYS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FILES = (ARRAYS, CONFIG, CARD)
+_MOST_RANK = 4096  # of a module that is smaller than that
 _AGAIN = "Export it again with `lorabench export`."
 
 
@@ -108,9 +113,16 @@ def read_model(folder: Path) -> Model:
     """
     description = _description(folder)
     try:
-        return _model(description, _arrays(folder, description.blake2b))
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        model = _model(description, _arrays(folder, description.blake2b))
+        _check_asked(model)
+    except ImportError as error:
+        raise LorabenchError(
+            f"{folder / CONFIG} was made by another version of lorabench: {error}. Install that version, or export the "
+            "model again with this one"
+        ) from error
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
         raise LorabenchError(f"{folder / ARRAYS} is damaged or not of {CONFIG} ({error}). {_AGAIN}") from error
+    return model
 
 
 def _arrays(folder: Path, checksum: str) -> dict[str, Tensor]:
@@ -125,11 +137,8 @@ def _description(folder: Path) -> _Description:
     path = folder / CONFIG
     if not path.is_file():
         raise LorabenchError(f"{folder}: no model, it has no {CONFIG}. Give a folder that `lorabench export` wrote.")
-    try:
-        said = json.loads(path.read_text())
-        schema = said.pop("schema", None) if isinstance(said, dict) else None
-    except (OSError, ValueError) as error:
-        raise LorabenchError(f"{path} cannot be read ({error}). {_AGAIN}") from error
+    said = read_json(path)
+    schema = said.pop("schema", None)
     if schema != SCHEMA:
         raise LorabenchError(f"{path}: schema {schema}, this version of lorabench reads {SCHEMA}. {_AGAIN}")
     try:
@@ -140,6 +149,7 @@ def _description(folder: Path) -> _Description:
 
 def _model(description: _Description, arrays: Mapping[str, Tensor]) -> Model:
     modules = tuple(description.modules)
+    _check_modules(modules, arrays)
     representation = _representation(description.representation)
     representation.take_arrays(as_zoo(modules, []), _within("representation", arrays))
     scaling = _within("scaling", arrays)
@@ -153,7 +163,7 @@ def _model(description: _Description, arrays: Mapping[str, Tensor]) -> Model:
         scaling=Scaling(**scaling) if scaling else None,
         classifier=description.classifier,
         seeds=tuple(description.seeds),
-        networks=networks_of(description.classifier, description.seeds, members),
+        networks=networks_of(description.classifier, modules, description.seeds, members),
         temperature=description.temperature,
         conformal=Held(held["scores"].numpy(), held["weights"].numpy()),
         novelty=Novelty.from_arrays([module.name for module in modules], arrays),
@@ -162,21 +172,83 @@ def _model(description: _Description, arrays: Mapping[str, Tensor]) -> Model:
 
 
 def networks_of(
-    classifier: Mapping[str, Any], seeds: list[int] | tuple[int, ...], members: list[dict[str, Tensor]]
+    classifier: Mapping[str, Any],
+    modules: Sequence[ModelModule],
+    seeds: Sequence[int],
+    members: Sequence[Mapping[str, Tensor]],
 ) -> list[nn.Module]:
     """The members' networks with their weights.
 
+    Args:
+        classifier: class of the members, and arguments of each, without the seed and the shapes of modules.
+        modules: that a classifier of factors reads.
+        seeds: of the members.
+        members: weights of each.
+
     Raises:
-        ValueError: the class is none of lorabench's classifiers.
+        ValueError: the class is none of lorabench's classifiers, or weights are of another type of numbers.
+        ImportError: this lorabench has no such class.
         RuntimeError: the weights are not of its network.
     """
     kind = _own_class(classifier["class"], "lorabench.classifiers.", Classifier)
+    read = {"shapes": [ModuleShape(one.rank, one.d_in, one.d_out) for one in modules]}
     found = []
-    for seed, state in zip(seeds, members, strict=True):
-        network = kind(**classifier["arguments"], seed=seed).network
-        network.load_state_dict(state)
+    for seed, arguments, state in zip(seeds, classifier["arguments"], members, strict=True):
+        with torch.device("meta"):  # shapes alone: what a folder says of them takes no memory
+            network = kind(**arguments, **(read if issubclass(kind, FactorClassifier) else {}), seed=seed).network
+        types = {name: values.dtype for name, values in network.state_dict().items()}
+        wrong = [name for name, values in state.items() if types.get(name, values.dtype) != values.dtype]
+        if wrong:
+            raise ValueError(f"{wrong[0]} of member {seed} is {state[wrong[0]].dtype}, and {types[wrong[0]]} is needed")
+        network.load_state_dict(state, assign=True)
         found.append(network)
     return found
+
+
+def _check_modules(modules: Sequence[ModelModule], arrays: Mapping[str, Tensor]) -> None:
+    """Hold the sizes that modules are said to have against the arrays, before anything of these sizes is made.
+
+    Raises:
+        ValueError: there is none, two have one name, or one has other sizes than its arrays.
+        KeyError: one has no arrays.
+    """
+    layers = {layer for module in modules for layer in (module.down, module.up)}
+    if not modules or len({module.name for module in modules}) < len(modules) or len(layers) < 2 * len(modules):
+        raise ValueError("its modules are none, or not all different")
+    for module in modules:
+        there = [arrays[f"novelty/span/{module.name}/{side}"].shape[0] for side in Span._fields]
+        if there != [module.d_in, module.d_out]:
+            raise ValueError(
+                f"{module.name} is said to be {module.d_out} x {module.d_in}, and its arrays are of "
+                f"{there[1]} x {there[0]}"
+            )
+        if not 1 <= module.rank <= max(_MOST_RANK, sum(there)):
+            raise ValueError(f"{module.name} is said to have rank {module.rank}")
+
+
+def _check_asked(model: Model) -> None:
+    """Ask of one random adapter, so that parts which do not fit together are told now.
+
+    Raises:
+        ValueError: the members name more or fewer classes than there are, or a number is none.
+        RuntimeError: parts do not fit together.
+    """
+    if not (math.isfinite(model.temperature) and model.temperature > 0):
+        raise ValueError(f"its temperature is {model.temperature}")
+    if not model.networks:
+        raise ValueError("it has no members")
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator)
+
+    factors = tuple((drawn(one.rank, one.d_in), drawn(one.d_out, one.rank), 1.0) for one in model.modules)
+    zoo = as_zoo(model.modules, [Reading(factors)])
+    inputs = model.inputs(zoo)
+    width = model.logits(inputs).shape[-1]
+    if width != len(model.classes):
+        raise ValueError(f"its members tell {width} classes apart, and it names {len(model.classes)}")
+    model.novelty.distances(inputs, character(zoo, model.novelty.spans))
 
 
 def _representation(said: Mapping[str, Any]) -> Representation:
@@ -190,13 +262,17 @@ def _own_class(path: str, room: str, kind: type) -> Any:
 
     Raises:
         ValueError: it is of no such room.
-        TypeError: it is of no such kind.
+        ImportError: there is none of this name.
+        TypeError: it is of no such kind, or takes what another run wrote.
     """
     module, _, name = path.rpartition(".")
     if not path.startswith(room):
         raise ValueError(f"{path} is no class of {room[:-1]}")
-    found = getattr(importlib.import_module(module), name)
-    if not (isinstance(found, type) and issubclass(found, kind)):
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(f"this one has no {path}") from error
+    if not (isinstance(found, type) and issubclass(found, kind)) or issubclass(found, Loaded):
         raise TypeError(f"{path} is no {kind.__name__}")
     return found
 

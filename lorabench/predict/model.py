@@ -47,7 +47,7 @@ class Model:
         modules: of the adapters that it was trained on.
         representation: fitted on the training adapters.
         scaling: of its features; None where the members take them as they are.
-        classifier: class and arguments of the members: {"class": path, "arguments": {...}}.
+        classifier: class of the members and arguments of each: {"class": path, "arguments": [{...}, ...]}.
         seeds: of the members.
         networks: the members', with their weights, one a seed.
         temperature: by which their logits are divided.

@@ -105,7 +105,7 @@ class Representation(ABC):
             return {}
         raise LorabenchError(
             f"{type(self).__name__} cannot be exported: what it learned is not kept as arrays. Representations that "
-            "learn nothing can, and pca, delta_pca, vae, contrastive and denoising"
+            "learn nothing can, and pca, delta_pca, vae, contrastive, denoising and metric"
         )
 
     def take_arrays(self, zoo: Zoo, arrays: Mapping[str, Tensor]) -> None:
