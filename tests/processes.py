@@ -15,6 +15,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,10 +35,11 @@ class Started:
     """
 
     def __init__(self, *arguments: str, cwd: Path, module: str = "lorabench") -> None:
-        self._said = [tempfile.NamedTemporaryFile(mode="r", encoding="utf-8") for _ in range(2)]  # noqa: SIM115
-        places = tuple(file.name for file in self._said)
+        # Names, and no open files: one that is collected while another test runs would warn there.
+        self._said = tuple(_new_file() for _ in range(2))
+        weakref.finalize(self, _remove, self._said)
         words = (module, *map(str, arguments))
-        self._process = _FORKS.Process(target=_run, args=(words, str(cwd), dict(os.environ), places), daemon=False)
+        self._process = _FORKS.Process(target=_run, args=(words, str(cwd), dict(os.environ), self._said), daemon=False)
         self._process.start()
 
     @property
@@ -78,7 +80,7 @@ class Started:
 
     def said(self) -> tuple[str, str]:
         """What it has written to stdout and to stderr."""
-        out, err = (Path(file.name).read_text() for file in self._said)
+        out, err = (Path(place).read_text() for place in self._said)
         return out, err
 
 
@@ -91,6 +93,17 @@ def lorabench(*arguments: str, cwd: Path, code: int = 0, module: str = "lorabenc
         running.kill()
     assert running.returncode == code, f"exit code {running.returncode}\n{out}\n{err}"
     return subprocess.CompletedProcess([module, *arguments], code, out, err)
+
+
+def _new_file() -> str:
+    descriptor, place = tempfile.mkstemp()
+    os.close(descriptor)
+    return place
+
+
+def _remove(places: Sequence[str]) -> None:
+    for place in places:
+        Path(place).unlink(missing_ok=True)
 
 
 def _run(words: Sequence[str], cwd: str, environment: dict[str, str], places: Sequence[str]) -> None:
