@@ -20,12 +20,14 @@ from lorabench.classifiers import (
     Problem,
     as_it_is,
     build,
+    class_of,
     confusion,
     fit_members,
     probe,
     scores,
 )
 from lorabench.classifiers.dense import DenseNetwork
+from lorabench.classifiers.factors import FactorClassifier
 from lorabench.classifiers.linear import Linear
 from lorabench.classifiers.members import _train, _Work
 from lorabench.classifiers.mlp import MLP
@@ -113,7 +115,10 @@ def test_yaml_and_module_share_a_stem(stem):
 @pytest.mark.parametrize("stop_on", ["loss", "accuracy"])
 @pytest.mark.parametrize("kind", MEMBERS)
 def test_a_stack_gives_what_the_trainer_gives_one_by_one(kind, stop_on):
-    """In float64, over the whole run (plateaus, early stops, best weights included), to 1e-9."""
+    """In float64, over the whole run (plateaus, early stops, best weights included), to 1e-9.
+
+    Networks of factors to 1e-7: they divide by norms, where the order of sums tells earlier.
+    """
     problem = planted(strength=1.0, dtype=torch.float64).problem
     settings = {"max_epochs": 60, "patience": 8, "plateau_patience": 2, "learning_rate": 2e-2}
     factory = functools.partial(MEMBERS[kind], **settings, stop_on=stop_on)
@@ -127,7 +132,8 @@ def test_a_stack_gives_what_the_trainer_gives_one_by_one(kind, stop_on):
         for ours, theirs in zip(stacked.history, single.history, strict=True):
             # Lightning logs its means in float32.
             assert ours == pytest.approx(theirs, rel=1e-5)
-        torch.testing.assert_close(stacked.logits, single.logits, rtol=1e-9, atol=1e-9)
+        close = 1e-7 if issubclass(class_of(factory), FactorClassifier) else 1e-9
+        torch.testing.assert_close(stacked.logits, single.logits, rtol=close, atol=close)
         assert stacked.state.keys() == single.state.keys()
         for name, value in stacked.state.items():
             torch.testing.assert_close(value, single.state[name], rtol=1e-9, atol=1e-9)

@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lorabench.errors import LorabenchError
 from lorabench.jobs import Job, sweep_of, write_jobs
 from lorabench.results import Run
-from lorabench.tracking import Opened, Tracker, csv_logger, logging_to, tensorboard_logger, wandb_logger
+from lorabench.tracking import Opened, Tracker, csv_logger, logging_to, tensorboard_logger
+from lorabench.tracking.wandb_runs import wandb_logger
 from tests.wandb_files import logged
 from tests.wandb_server import serving
 

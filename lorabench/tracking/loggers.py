@@ -10,7 +10,6 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.tracking.opening import Opened
-from lorabench.tracking.wandb_runs import close_wandb
 
 __all__ = ["ROOM", "csv_logger", "logging_to", "tensorboard_logger"]
 
@@ -52,4 +51,6 @@ def logging_to(logger: Logger, config: dict[str, Any], folder: Path) -> Iterator
         with explain_disk_errors(folder, ROOM):
             logger.finalize("failed" if failed else "success")
             if isinstance(logger, WandbLogger):
+                from lorabench.tracking.wandb_runs import close_wandb
+
                 close_wandb(folder, failed)

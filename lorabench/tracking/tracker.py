@@ -9,7 +9,6 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 
 from lorabench.results import Result, Run
 from lorabench.tracking.names import prefix, summary_of
-from lorabench.tracking.wandb_results import log_to_wandb
 
 __all__ = ["Tracker"]
 
@@ -59,6 +58,8 @@ class Tracker:
         """The final numbers; W&B gets the tables, pictures and files of the run's folder too, so it is called last."""
         summary = summary_of(result)
         if isinstance(self._logger, WandbLogger):
+            from lorabench.tracking.wandb_results import log_to_wandb
+
             log_to_wandb(self._logger.experiment, summary, result, folder)
         else:
             self._logger.log_metrics(summary)
