@@ -12,7 +12,7 @@ import pytest
 
 from lorabench import pipeline
 from lorabench.jobs import read_status
-from tests.conftest import TINY_ZOO
+from tests.conftest import TINY_ZOO, untimed
 from tests.processes import Started
 from tests.small_study import run
 
@@ -66,7 +66,7 @@ def quickly(monkeypatch, caplog):
 def numbers(path: Path) -> dict:
     """results.json without what differs from run to run."""
     data = json.loads(path.read_text())
-    return {key: value for key, value in data.items() if key not in ("seconds", "environment")}
+    return {key: value for key, value in untimed(data).items() if key != "environment"}
 
 
 def test_a_killed_and_interrupted_comparison_resumes_to_the_same_result(tmp_path, caplog):
