@@ -464,6 +464,7 @@ OPERATIONS = [
     ("POST", "/api/jobs/{job_id}/cancel"),
     ("DELETE", "/api/jobs/{job_id}"),
     ("GET", "/api/jobs/{job_id}/files/{name}"),
+    ("GET", "/api/models"),
     ("GET", "/api/notices"),
     ("POST", "/api/notices/read"),
     ("GET", "/api/runs"),
