@@ -9,7 +9,7 @@ import torch
 from scipy.stats import kendalltau
 
 from lorabench.ablation.attention import Attention, module_attention, tau_interval
-from lorabench.classifiers import Fitted, Member, ModuleShape, Problem, build
+from lorabench.classifiers import Fitted, Member, Problem, build
 from lorabench.classifiers.w2t import W2T
 from lorabench.errors import LorabenchError
 from lorabench.report.figures import drawings
@@ -17,6 +17,7 @@ from lorabench.report.tables import table_text
 from lorabench.representations.delta_spectral import DeltaSpectral
 from lorabench.representations.factors import Factors as Canonical
 from lorabench.representations.stats import Stats
+from lorabench.zoo import ModuleShape
 from tests.ablation_findings import an_ablation, as_json
 from tests.small_study import evaluator_of, study_of
 from tests.synthetic_zoo import planted_zoo

@@ -16,7 +16,6 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_
 from lorabench.classifiers import (
     Classifier,
     Member,
-    ModuleShape,
     Problem,
     as_it_is,
     build,
@@ -38,6 +37,7 @@ from lorabench.data import FeatureData
 from lorabench.engines import Lightning, Stacked
 from lorabench.errors import LorabenchError
 from lorabench.training import Adam, Schedule, SeededDropout, draw_keys, epoch_order, set_keys
+from lorabench.zoo import ModuleShape
 
 # Lightning advises a logger and worker processes; the data lie on the device already.
 pytestmark = pytest.mark.filterwarnings(

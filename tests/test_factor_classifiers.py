@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
-from lorabench.classifiers import Member, ModuleShape, Problem, as_it_is, build, class_of, probe
+from lorabench.classifiers import Member, Problem, as_it_is, build, class_of, probe
 from lorabench.classifiers.factors import FactorClassifier, Factors, joined, split
 from lorabench.classifiers.gl_net import GLNet, gated
 from lorabench.classifiers.mlp import MLP
@@ -21,6 +21,7 @@ from lorabench.configs import make
 from lorabench.engines import Stacked
 from lorabench.errors import LorabenchError
 from lorabench.representations.factors import canonical
+from lorabench.zoo import ModuleShape
 
 SHAPES = (ModuleShape(3, 6, 5), ModuleShape(3, 4, 7), ModuleShape(3, 6, 5))
 ROWS, CLASSES = 30, 3

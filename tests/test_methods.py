@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lorabench.ablation.none import NoAblation
-from lorabench.classifiers import ModuleShape, probe
+from lorabench.classifiers import probe
 from lorabench.classifiers.choosing import configurations
 from lorabench.classifiers.factors import split
 from lorabench.classifiers.gl_net import GLNet
@@ -24,6 +24,7 @@ from lorabench.report import table_text
 from lorabench.report.comparison import cells_of
 from lorabench.representations.factors import Factors, canonical
 from lorabench.representations.stats import Stats
+from lorabench.zoo import ModuleShape
 from lorabench.zoo.splits import split_zoo
 from tests.conftest import TINY_ZOO
 from tests.small_study import SHARES, SMALL, Recorded, evaluator_of, run, study_of

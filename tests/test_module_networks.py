@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lorabench.classifiers import Member, Problem, as_it_is, fit_members
 from lorabench.classifiers.attention import TransformerLayer, masked_softmax
-from lorabench.classifiers.factors import Factors, ModuleShape, alike, joined, split
+from lorabench.classifiers.factors import Factors, alike, joined, split
 from lorabench.classifiers.modulewise import in_order, side_by_side
 from lorabench.classifiers.mvprobe import MVProbe
 from lorabench.classifiers.probex import ProbeX
@@ -19,6 +19,7 @@ from lorabench.classifiers.w2t import W2T, SignFlips, triplets
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import thin_svd
 from lorabench.training import draw_keys, set_keys
+from lorabench.zoo import ModuleShape
 
 SHAPES = (ModuleShape(2, 5, 6), ModuleShape(3, 4, 7), ModuleShape(2, 5, 6))
 CLASSES = 3

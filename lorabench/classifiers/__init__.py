@@ -4,7 +4,7 @@ from lorabench.classifiers.base import Classifier, ClassifierFactory, OnEpoch
 from lorabench.classifiers.building import build, class_of, probe
 from lorabench.classifiers.members import as_it_is, fit_members
 from lorabench.classifiers.metrics import accuracy, confusion, expected_values, macro_f1, number_scores, scores
-from lorabench.classifiers.problem import Columns, Fitted, Member, ModuleShape, Problem
+from lorabench.classifiers.problem import Columns, Fitted, Member, Problem
 from lorabench.classifiers.streamed import Streamed
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "Columns",
     "Fitted",
     "Member",
-    "ModuleShape",
     "OnEpoch",
     "Problem",
     "Streamed",

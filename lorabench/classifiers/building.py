@@ -5,7 +5,8 @@ import functools
 import torch
 
 from lorabench.classifiers.base import Classifier, ClassifierFactory
-from lorabench.classifiers.problem import Member, ModuleShape, Problem
+from lorabench.classifiers.problem import Member, Problem
+from lorabench.zoo import ModuleShape
 
 __all__ = ["build", "class_of", "probe"]
 

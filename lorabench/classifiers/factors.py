@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorabench.classifiers.base import Classifier
-from lorabench.classifiers.problem import ModuleShape, Problem
+from lorabench.classifiers.problem import Problem
 from lorabench.errors import LorabenchError
+from lorabench.zoo import ModuleShape
 
-__all__ = ["FactorClassifier", "Factors", "ModuleShape", "alike", "joined", "split"]
+__all__ = ["FactorClassifier", "Factors", "alike", "joined", "split"]
 
 
 class Factors(NamedTuple):

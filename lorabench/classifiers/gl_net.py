@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lorabench.classifiers.factors import FactorClassifier, ModuleShape, alike, split
+from lorabench.classifiers.factors import FactorClassifier, alike, split
 from lorabench.options import AtLeast, AtMost, OneOf
 from lorabench.training import Probability, SeededDropout
+from lorabench.zoo import ModuleShape
 
 __all__ = ["GLNet", "gated"]
 

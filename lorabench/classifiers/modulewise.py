@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorabench.classifiers.factors import Factors, ModuleShape, alike, split
+from lorabench.classifiers.factors import Factors, alike, split
+from lorabench.zoo import ModuleShape
 
 __all__ = ["ModuleLinear", "ModuleNorm", "ModuleVotes", "in_order", "side_by_side"]
 

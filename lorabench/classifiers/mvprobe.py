@@ -4,9 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lorabench.classifiers.factors import Factors, ModuleShape
+from lorabench.classifiers.factors import Factors
 from lorabench.classifiers.modulewise import ModuleLinear
 from lorabench.classifiers.probex import ProbeX
+from lorabench.zoo import ModuleShape
 
 __all__ = ["MVProbe", "standardised_response"]
 

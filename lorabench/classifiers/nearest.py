@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from lorabench import lowrank
 from lorabench.classifiers.at_once import AtOnce, Keeper
-from lorabench.classifiers.factors import ModuleShape, split
+from lorabench.classifiers.factors import split
 from lorabench.options import AtLeast, OneOf
+from lorabench.zoo import ModuleShape
 
 __all__ = ["Nearest", "cosines"]
 

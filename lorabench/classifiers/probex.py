@@ -6,10 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lorabench.classifiers.factors import FactorClassifier, Factors, ModuleShape
+from lorabench.classifiers.factors import FactorClassifier, Factors
 from lorabench.classifiers.modulewise import ModuleLinear, ModuleVotes
 from lorabench.errors import LorabenchError
 from lorabench.options import AtLeast
+from lorabench.zoo import ModuleShape
 
 __all__ = ["ProbeX"]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -11,8 +11,9 @@ from torch import Tensor
 from lorabench.classifiers.streamed import Streamed
 from lorabench.errors import LorabenchError
 from lorabench.training import epoch_order
+from lorabench.zoo import ModuleShape
 
-__all__ = ["Columns", "Fitted", "Member", "ModuleShape", "Pool", "Problem", "gather"]
+__all__ = ["Columns", "Fitted", "Member", "Pool", "Problem", "gather"]
 
 _FEW = 1024  # zero columns; a step that goes through fewer loses little by it
 
@@ -56,19 +57,6 @@ class Fitted:
     history: list[dict[str, float]] = field(default_factory=list)
     error: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-
-
-class ModuleShape(NamedTuple):
-    """Sizes of one module: down [rank, d_in], up [d_out, rank], the rank as padded."""
-
-    rank: int
-    d_in: int
-    d_out: int
-
-    @property
-    def size(self) -> int:
-        """Numbers of both factors."""
-        return self.rank * (self.d_in + self.d_out)
 
 
 @dataclass(frozen=True)

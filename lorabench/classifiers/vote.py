@@ -10,8 +10,9 @@ from torch.nn.functional import one_hot, pad
 
 from lorabench import lowrank
 from lorabench.classifiers.at_once import AtOnce, Keeper
-from lorabench.classifiers.factors import ModuleShape, split
+from lorabench.classifiers.factors import split
 from lorabench.options import AtLeast, OneOf
+from lorabench.zoo import ModuleShape
 
 __all__ = ["Vote", "spectra_of"]
 

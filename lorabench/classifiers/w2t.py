@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorabench.classifiers.attention import Dropout, TransformerLayer, masked_softmax
-from lorabench.classifiers.factors import FactorClassifier, Factors, ModuleShape, alike, split
+from lorabench.classifiers.factors import FactorClassifier, Factors, alike, split
 from lorabench.classifiers.modulewise import ModuleLinear, ModuleNorm, in_order, side_by_side
 from lorabench.errors import LorabenchError
 from lorabench.options import AtLeast
 from lorabench.training import Keyed, Probability, keep_mask
+from lorabench.zoo import ModuleShape
 
 __all__ = ["W2T", "SignFlips", "Triplets", "triplets"]
 

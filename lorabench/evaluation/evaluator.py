@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from lorabench.classifiers import ClassifierFactory, Columns, ModuleShape, Problem, Streamed, probe
+from lorabench.classifiers import ClassifierFactory, Columns, Problem, Streamed, probe
 from lorabench.data import UnitsOfFile, side_by_side, streamed
 from lorabench.engines import Engine
 from lorabench.errors import LorabenchError
@@ -32,7 +32,7 @@ from lorabench.representations.factors import Factors
 from lorabench.representations.learned import Learned
 from lorabench.representations.load_from import Loaded
 from lorabench.results import Run
-from lorabench.zoo import Zoo
+from lorabench.zoo import ModuleShape, Zoo
 from lorabench.zoo.splits import Split
 
 __all__ = ["Evaluator"]
@@ -279,7 +279,7 @@ class Evaluator:
         onto = torch.from_numpy(np.stack(labels)).to(self.device)
         shapes: tuple[tuple[ModuleShape, ...], ...] = ()
         if isinstance(representation, Factors):
-            shapes = tuple(tuple(self._shape(unit) for unit, _ in one.units) for one in standing)
+            shapes = tuple(tuple(self.zoo.shape_of(unit) for unit, _ in one.units) for one in standing)
         problem = Problem(inputs, onto, train, val, self.n_classes, sets, shapes)
         widths = [{key[0]: _length(columns[key]) for key in one.units} for one in standing]
         # From a file, members see rows in another order, which follows from the size of a pool and of a row.
@@ -314,11 +314,6 @@ class Evaluator:
             test_correct=test == labels[:, self.split.test],
             probes=tuple(one.probed for one in records),
         )
-
-    def _shape(self, unit: str) -> ModuleShape:
-        module = self.zoo.modules[self.zoo.module_index(unit)]
-        (_, rank, d_in), (_, d_out, _) = (self.zoo.layers[layer].shape for layer in (module.down, module.up))
-        return ModuleShape(rank, d_in, d_out)
 
     def _width(self, representation: Representation, key: _UnitKey) -> int:
         return len(representation.feature_names(self.zoo.only(key[1]), key[0]))

@@ -230,11 +230,7 @@ def _check_same(
 
 def modules_of(zoo: Zoo) -> tuple[ModelModule, ...]:
     """The modules of a zoo as a model keeps them."""
-    found = []
-    for module in zoo.modules:
-        (_, rank, d_in), (_, d_out, _) = (zoo.layers[layer].shape for layer in (module.down, module.up))
-        found.append(ModelModule(module.name, module.down, module.up, rank, d_in, d_out))
-    return tuple(found)
+    return tuple(ModelModule(one.name, one.down, one.up, *zoo.shape_of(one.name)) for one in zoo.modules)
 
 
 def _groups(

@@ -1,7 +1,6 @@
 """What a training leaves in ΔW whatever it was about: how large it is, of what shape, and where it reads and writes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +9,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from lorabench import lowrank
-from lorabench.representations.base import chunks, to_device
+from lorabench.representations.base import chunks
 from lorabench.representations.components import seeded_normal, unit_seed
+from lorabench.representations.reading import scaled_factors
 from lorabench.zoo import Module, Zoo
 
 __all__ = ["TRAITS", "Span", "character", "mean_traits", "spans", "trait_text"]
@@ -37,19 +37,6 @@ class Span(NamedTuple):
     written: Float64[Tensor, "d_out q"]
 
 
-@dataclass(frozen=True)
-class _Factors:
-    down: Float64[Tensor, "n r d_in"]
-    up: Float64[Tensor, "n d_out r"]
-
-
-def _factors(zoo: Zoo, module: Module, start: int, stop: int) -> _Factors:
-    """The factors of some adapters, the scale within up."""
-    down, up = (to_device(zoo.read(layer, start, stop), _CPU).double() for layer in (module.down, module.up))
-    scale = torch.from_numpy(zoo.scale[start:stop, zoo.module_index(module.name)]).double()
-    return _Factors(down, up * scale[:, None, None])
-
-
 def spans(zoo: Zoo) -> dict[str, Span]:
     """Directions of input and output that hold the most of the ΔW of these adapters, each scaled to ‖ΔW‖ = 1.
 
@@ -60,7 +47,7 @@ def spans(zoo: Zoo) -> dict[str, Span]:
 
 
 def _span(zoo: Zoo, module: Module) -> Span:
-    (_, _, d_in), (_, d_out, _) = (zoo.layers[layer].shape for layer in (module.down, module.up))
+    _, d_in, d_out = zoo.shape_of(module.name)
     seed = unit_seed(0, module.name)
     read, written = (
         torch.linalg.qr(seeded_normal(size, max(1, min(_DIRECTIONS, size // 2)), seed, _CPU))[0]
@@ -69,10 +56,10 @@ def _span(zoo: Zoo, module: Module) -> Span:
     for _ in range(_ITERATIONS):
         into, out = torch.zeros_like(read), torch.zeros_like(written)
         for start, stop in chunks(zoo, (module.down, module.up)):
-            one = _factors(zoo, module, start, stop)
-            size = lowrank.frobenius_norm(one.down, one.up)[:, None, None].square().clamp(min=1e-300)
-            into += (one.down.mT @ (one.up.mT @ one.up @ (one.down @ read)) / size).sum(0)
-            out += (one.up @ (one.down @ one.down.mT @ (one.up.mT @ written)) / size).sum(0)
+            down, up = scaled_factors(zoo, module.name, _CPU, start, stop)
+            size = lowrank.frobenius_norm(down, up)[:, None, None].square().clamp(min=1e-300)
+            into += (down.mT @ (up.mT @ up @ (down @ read)) / size).sum(0)
+            out += (up @ (down @ down.mT @ (up.mT @ written)) / size).sum(0)
         read, written = torch.linalg.qr(into)[0], torch.linalg.qr(out)[0]
     return Span(read, written)
 
@@ -88,15 +75,15 @@ def character(zoo: Zoo, known: Mapping[str, Span]) -> Float64[np.ndarray, "n mod
 def _of_module(zoo: Zoo, module: Module, span: Span) -> Float64[np.ndarray, "n traits"]:
     found = []
     for start, stop in chunks(zoo, (module.down, module.up)):
-        one = _factors(zoo, module, start, stop)
-        energy = lowrank.singular_values(one.down, one.up).square()
+        down, up = scaled_factors(zoo, module.name, _CPU, start, stop)
+        energy = lowrank.singular_values(down, up).square()
         total = energy.sum(-1)
-        down, up = one.down @ span.read, span.written.T @ one.up
+        read, written = down @ span.read, span.written.T @ up
         parts = [
             energy[:, 0],
             energy[:, :2].sum(-1),
-            _energy(down @ down.mT, one.up.mT @ one.up),
-            _energy(one.down @ one.down.mT, up.mT @ up),
+            _energy(read @ read.mT, up.mT @ up),
+            _energy(down @ down.mT, written.mT @ written),
         ]
         known = torch.where(total > 0, total, torch.nan)
         found.append(torch.stack([known.log() / 2, *(part / known for part in parts)], 1))

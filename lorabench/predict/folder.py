@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lorabench.adapters.reading.opening import read_json
-from lorabench.classifiers import Classifier, ModuleShape
+from lorabench.classifiers import Classifier
 from lorabench.classifiers.factors import FactorClassifier
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.findings import validated
@@ -28,6 +28,7 @@ from lorabench.representations import Representation
 from lorabench.representations.load_from import Loaded
 from lorabench.storage import new_folder
 from lorabench.text import to_json
+from lorabench.zoo import ModuleShape
 
 __all__ = ["CONFIG", "FILES", "SCHEMA", "check_place", "networks_of", "read_model", "write_model"]
 

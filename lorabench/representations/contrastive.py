@@ -196,11 +196,11 @@ class Contrastive(Learned):
         for layer in layers:
             starts[layer] = at
             at += zoo.layers[layer].shape[1] * zoo.layers[layer].shape[2]
-        found = []
-        for module in zoo.modules:
-            if module.down in starts and module.up in starts:
-                (_, rank, d_in), (_, d_out, _) = zoo.layers[module.down].shape, zoo.layers[module.up].shape
-                found.append(Pair(starts[module.down], starts[module.up], rank, d_in, d_out))
+        found = [
+            Pair(starts[module.down], starts[module.up], *zoo.shape_of(module.name))
+            for module in zoo.modules
+            if module.down in starts and module.up in starts
+        ]
         if self.views == "gauge" and not found:
             raise LorabenchError(
                 f"representation.views=gauge needs both factors of a module in a unit, and {unit} has one; take "

@@ -12,7 +12,7 @@ from lorabench import lowrank
 from lorabench.errors import LorabenchError
 from lorabench.options import AtLeast, OneOf
 from lorabench.progress import track
-from lorabench.representations.base import Representation, Unit, chunks, to_device
+from lorabench.representations.base import Representation, Unit, chunks
 from lorabench.representations.components import (
     Basis,
     Rows,
@@ -24,6 +24,7 @@ from lorabench.representations.components import (
     unit_seed,
 )
 from lorabench.representations.pca import Components, check_rows, product_device
+from lorabench.representations.reading import scaled_factors
 from lorabench.zoo import Zoo
 
 __all__ = ["DeltaPCA", "Directions", "Dual", "Sketch"]
@@ -48,10 +49,6 @@ class Dual:
     train: Zoo
     weights: Float64[Tensor, "n k"]
     row_mean: Float64[Tensor, " n"]
-
-    def dims(self, module: str) -> tuple[int, int, int]:
-        """(d_out, r, d_in) of one module."""
-        return _dims(self.train, module)
 
 
 @dataclass(frozen=True)
@@ -205,7 +202,7 @@ class DeltaPCA(Representation):
                 self.bases_[unit] = Sketch(modules, omegas, Basis.of(unit, arrays))
 
     def _directions(self, dual: Dual) -> Directions:
-        size = 4 * dual.weights.shape[1] * sum(d_out * d_in for d_out, _, d_in in map(dual.dims, dual.modules))
+        size = 4 * dual.weights.shape[1] * sum(one.d_out * one.d_in for one in map(dual.train.shape_of, dual.modules))
         if size > _MAX_EXPORTED:
             raise LorabenchError(
                 f"delta_pca: {dual.weights.shape[1]} directions of {len(dual.modules)} modules are {size / 1e9:.1f} GB "
@@ -222,7 +219,7 @@ class DeltaPCA(Representation):
     def _fits(self, zoo: Zoo, modules: tuple[str, ...]) -> bool:
         flops = 0.0
         for name in modules:
-            d_out, rank, d_in = _dims(zoo, name)
+            rank, d_in, d_out = zoo.shape_of(name)
             flops += 2.0 * (len(zoo) * rank) ** 2 * (d_in + d_out) / 2
         return 24 * len(zoo) ** 2 <= self.memory_gb * 1e9 and flops <= _MAX_FLOPS
 
@@ -238,24 +235,8 @@ def _pair(zoo: Zoo, module: str) -> tuple[str, str]:
     return found.down, found.up
 
 
-def _dims(zoo: Zoo, module: str) -> tuple[int, int, int]:
-    """(d_out, r, d_in)."""
-    down, up = (zoo.layers[layer].shape for layer in _pair(zoo, module))
-    return up[1], down[1], down[2]
-
-
-Factors = tuple[Float64[Tensor, "_ _ d_in"], Float64[Tensor, "_ d_out _"]]
-
-
-def _factors(zoo: Zoo, module: str, start: int, stop: int, device: torch.device) -> Factors:
-    """(down [n, r, d_in], scale · up [n, d_out, r])."""
-    down, up = (to_device(zoo.read(layer, start, stop), device).double() for layer in _pair(zoo, module))
-    scale = to_device(zoo.scale[start:stop, zoo.module_index(module)], device).double()
-    return down, up * scale[:, None, None]
-
-
 def _ranges(zoo: Zoo, module: str) -> Iterator[tuple[int, int]]:
-    step = max(1, _STACKED_ROWS // _dims(zoo, module)[1])
+    step = max(1, _STACKED_ROWS // zoo.shape_of(module).rank)
     for start in range(0, len(zoo), step):
         yield start, min(start + step, len(zoo))
 
@@ -266,10 +247,10 @@ def _gram(zoo: Zoo, modules: tuple[str, ...], device: torch.device) -> Float64[T
     for name in modules:
         ranges = list(_ranges(zoo, name))
         for i, (low, high) in enumerate(ranges):
-            left = _factors(zoo, name, low, high, device)
+            left = scaled_factors(zoo, name, device, low, high)
             gram[low:high, low:high] += lowrank.inner_products(left, left)
             for start, stop in ranges[:i]:
-                product = lowrank.inner_products(left, _factors(zoo, name, start, stop, device))
+                product = lowrank.inner_products(left, scaled_factors(zoo, name, device, start, stop))
                 gram[low:high, start:stop] += product
                 gram[start:stop, low:high] += product.T
     return gram
@@ -295,9 +276,9 @@ def _dual_scores(zoo: Zoo, dual: Dual, components: int, device: torch.device) ->
     total: Float64[Tensor, "n k"] = -(dual.row_mean.to(device) @ weights).repeat(len(zoo), 1)
     for name in dual.modules:
         for low, high in _ranges(zoo, name):
-            left = _factors(zoo, name, low, high, device)
+            left = scaled_factors(zoo, name, device, low, high)
             for start, stop in _ranges(dual.train, name):
-                right = _factors(dual.train, name, start, stop, device)
+                right = scaled_factors(dual.train, name, device, start, stop)
                 total[low:high] += lowrank.inner_products(left, right) @ weights[start:stop]
     out = torch.zeros(len(zoo), components)
     out[:, : total.shape[1]] = total.float().cpu()
@@ -306,10 +287,10 @@ def _dual_scores(zoo: Zoo, dual: Dual, components: int, device: torch.device) ->
 
 def _direction(dual: Dual, module: str, device: torch.device) -> Float64[Tensor, "k d"]:
     """Σ_j weights[j, k] · ΔW_j of one module, flattened."""
-    d_out, _, d_in = dual.dims(module)
+    _, d_in, d_out = dual.train.shape_of(module)
     total = dual.weights.new_zeros(dual.weights.shape[1], d_out * d_in)
     for start, stop in _dense_ranges(dual.train, module):
-        down, up = _factors(dual.train, module, start, stop, device)
+        down, up = scaled_factors(dual.train, module, device, start, stop)
         total += dual.weights[start:stop].T @ (up @ down).flatten(1)
     return total
 
@@ -319,7 +300,7 @@ def _direct_scores(zoo: Zoo, direct: Directions, components: int, device: torch.
     for name, directions in zip(direct.modules, direct.directions, strict=True):
         wide = directions.to(device).double()
         for start, stop in _dense_ranges(zoo, name):
-            down, up = _factors(zoo, name, start, stop, device)
+            down, up = scaled_factors(zoo, name, device, start, stop)
             total[start:stop] += (up @ down).flatten(1) @ wide.T
     out = torch.zeros(len(zoo), components)
     out[:, : total.shape[1]] = total.float().cpu()
@@ -328,7 +309,7 @@ def _direct_scores(zoo: Zoo, direct: Directions, components: int, device: torch.
 
 def _dense_ranges(zoo: Zoo, module: str) -> Iterator[tuple[int, int]]:
     """Ranges of adapters whose dense ΔW of one module take about 64 MiB in float64."""
-    d_out, _, d_in = _dims(zoo, module)
+    _, d_in, d_out = zoo.shape_of(module)
     step = max(1, 2**23 // (d_out * d_in))
     for start in range(0, len(zoo), step):
         yield start, min(start + step, len(zoo))
@@ -336,11 +317,11 @@ def _dense_ranges(zoo: Zoo, module: str) -> Iterator[tuple[int, int]]:
 
 def _omega(zoo: Zoo, module: str, columns: int, seed: int, device: torch.device) -> Float64[Tensor, "d_in s"]:
     """Orthonormal Ω [d_in, s] near the leading right directions of all ΔW: orth(Σ_i ΔW_iᵀ·ΔW_i·Ω₀)."""
-    d_in = _dims(zoo, module)[2]
+    d_in = zoo.shape_of(module).d_in
     omega = torch.linalg.qr(seeded_normal(d_in, min(columns, d_in), seed, device))[0]
     image = torch.zeros_like(omega)
     for start, stop in chunks(zoo, _pair(zoo, module)):
-        down, up = _factors(zoo, module, start, stop, device)
+        down, up = scaled_factors(zoo, module, device, start, stop)
         image += (down.mT @ (up.mT @ up @ (down @ omega))).sum(0)
     found: Float64[Tensor, "d_in s"] = torch.linalg.qr(image)[0]
     return found
@@ -350,8 +331,8 @@ def _sketch_rows(
     zoo: Zoo, modules: tuple[str, ...], omegas: tuple[Float64[Tensor, "_ _"], ...], device: torch.device
 ) -> Rows:
     def read(block: int, start: int, stop: int) -> Float64[Tensor, "n width"]:
-        down, up = _factors(zoo, modules[block], start, stop, device)
+        down, up = scaled_factors(zoo, modules[block], device, start, stop)
         return (up @ (down @ omegas[block].to(device))).flatten(1)
 
-    widths = tuple(_dims(zoo, name)[0] * omega.shape[1] for name, omega in zip(modules, omegas, strict=True))
+    widths = tuple(zoo.shape_of(name).d_out * omega.shape[1] for name, omega in zip(modules, omegas, strict=True))
     return Rows(len(zoo), widths, read, device)

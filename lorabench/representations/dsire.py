@@ -52,12 +52,12 @@ class DSiRe(Representation):
 
     def feature_names(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
         """`down_1` to `down_r`, then `up_…` and `delta_…`; the last alone where they are invariant."""
-        rank = zoo.layers[self.module(zoo, unit).down].shape[1]
+        rank = zoo.shape_of(unit).rank
         return tuple(f"{part}_{i + 1}" for part in self.parts for i in range(rank))
 
     def features(self, zoo: Zoo, unit: str, device: torch.device) -> Float32[Tensor, "n f"]:
         """The spectra of one module of every adapter, [N, f], on the CPU."""
-        rank = zoo.layers[self.module(zoo, unit).down].shape[1]
+        rank = zoo.shape_of(unit).rank
         out = torch.zeros(len(zoo), len(self.parts), rank, dtype=torch.float64)
         for start, stop in chunks(zoo, self.layers_of(zoo, unit)):
             down, up = scaled_factors(zoo, unit, device, start, stop)

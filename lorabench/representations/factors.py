@@ -85,17 +85,14 @@ class Factors(Representation):
 
     def feature_names(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
         """`down[row,col]`, then `up[row,col]`."""
-        module = self.module(zoo, unit)
-        sides = (("down", zoo.layers[module.down].shape), ("up", zoo.layers[module.up].shape))
-        return tuple(
-            f"{side}[{row},{col}]" for side, (_, rows, cols) in sides for row in range(rows) for col in range(cols)
-        )
+        rank, d_in, d_out = zoo.shape_of(unit)
+        sides = (("down", rank, d_in), ("up", d_out, rank))
+        return tuple(f"{side}[{row},{col}]" for side, rows, cols in sides for row in range(rows) for col in range(cols))
 
     def features(self, zoo: Zoo, unit: str, device: torch.device) -> Float32[Tensor, "n f"]:
         """Both factors of every adapter, [N, r · (d_in + d_out)]."""
         module, column = self.module(zoo, unit), zoo.module_index(unit)
-        sizes = (zoo.layers[layer].shape for layer in (module.down, module.up))
-        out = torch.empty(len(zoo), sum(rows * cols for _, rows, cols in sizes))
+        out = torch.empty(len(zoo), zoo.shape_of(unit).size)
         for start, stop in chunks(zoo, (module.down, module.up)):
             down, up = (to_device(zoo.read(layer, start, stop), device) for layer in (module.down, module.up))
             up = up * to_device(zoo.scale[start:stop, column], device)[:, None, None]

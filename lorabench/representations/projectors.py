@@ -44,13 +44,13 @@ class Projectors(Representation):
 
     def feature_names(self, zoo: Zoo, unit: str) -> tuple[str, ...]:
         """`out_1` to `out_{d_out}`, then `in_1` to `in_{d_in}`."""
-        down, up = (zoo.layers[layer].shape for layer in self.layers_of(zoo, unit))
-        return (*(f"out_{i + 1}" for i in range(up[1])), *(f"in_{i + 1}" for i in range(down[2])))
+        _, d_in, d_out = zoo.shape_of(unit)
+        return (*(f"out_{i + 1}" for i in range(d_out)), *(f"in_{i + 1}" for i in range(d_in)))
 
     def features(self, zoo: Zoo, unit: str, device: torch.device) -> Float32[Tensor, "n f"]:
         """The diagonals of one module of every adapter, [N, d_out + d_in], on the CPU."""
         layers = self.layers_of(zoo, unit)
-        size = 4 * sum(rows * cols for _, rows, cols in (zoo.layers[layer].shape for layer in layers))
+        size = 4 * zoo.shape_of(unit).size
         out = torch.empty(len(zoo), len(self.feature_names(zoo, unit)))
         for rows, (down, up) in in_batches(zoo, layers, size, device):
             scale = torch.from_numpy(zoo.scale[rows, zoo.module_index(unit)]).to(device)

@@ -31,12 +31,8 @@ def shapes_of(zoo: Zoo, layers: Sequence[str]) -> tuple[tuple[int, int], ...]:
 
 def sketch_shapes(zoo: Zoo, modules: Sequence[str], columns: int) -> list[list[int]]:
     """[d_in, columns of Ω, d_out, columns of Ψ] of some modules; no side has more columns than it is wide."""
-    found = []
-    for name in modules:
-        module = zoo.modules[zoo.module_index(name)]
-        (_, _, d_in), (_, d_out, _) = zoo.layers[module.down].shape, zoo.layers[module.up].shape
-        found.append([d_in, min(columns, d_in), d_out, min(columns, d_out)])
-    return found
+    sides = [zoo.shape_of(name) for name in modules]
+    return [[one.d_in, min(columns, one.d_in), one.d_out, min(columns, one.d_out)] for one in sides]
 
 
 def flat_rows(zoo: Zoo, layers: Sequence[str], device: torch.device, start: int, stop: int) -> Float32[Tensor, "n d"]:
@@ -71,8 +67,7 @@ def sketch_of(zoo: Zoo, module: str, columns: int, seed: int, device: torch.devi
         seed: of Ω₀ and Ψ₀.
         device: where to compute.
     """
-    found = zoo.modules[zoo.module_index(module)]
-    (_, _, d_in), (_, d_out, _) = zoo.layers[found.down].shape, zoo.layers[found.up].shape
+    found, (_, d_in, d_out) = zoo.modules[zoo.module_index(module)], zoo.shape_of(module)
     generator = torch.Generator().manual_seed(seed)
     omega, psi = (
         torch.linalg.qr(torch.randn(d, min(columns, d), generator=generator, dtype=torch.float64))[0].to(device)

@@ -60,8 +60,7 @@ class GaussianSketch(Representation):
     def features(self, zoo: Zoo, unit: str, device: torch.device) -> Float32[Tensor, "n f"]:
         """The sketches of one module of every adapter, [N, s · t], on the CPU."""
         rows, cols = self._shape(zoo, unit)
-        module = self.module(zoo, unit)
-        (_, _, d_in), (_, d_out, _) = zoo.layers[module.down].shape, zoo.layers[module.up].shape
+        _, d_in, d_out = zoo.shape_of(unit)
         left = sketching_matrix(self.seed, unit, "out", d_out, rows).to(device)
         right = sketching_matrix(self.seed, unit, "in", d_in, cols).to(device)
         out = torch.empty(len(zoo), rows * cols)
@@ -75,8 +74,8 @@ class GaussianSketch(Representation):
 
     def _shape(self, zoo: Zoo, unit: str) -> tuple[int, int]:
         """(s, t)."""
-        down, up = (zoo.layers[layer].shape for layer in self.layers_of(zoo, unit))
-        return min(self.rows, up[1]), min(self.cols, down[2])
+        _, d_in, d_out = zoo.shape_of(unit)
+        return min(self.rows, d_out), min(self.cols, d_in)
 
 
 def sketching_matrix(seed: int, module: str, side: str, width: int, columns: int) -> Float64[Tensor, "width columns"]:

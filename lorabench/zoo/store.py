@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -18,7 +18,7 @@ from lorabench.storage import neighbour, take_place
 from lorabench.text import some
 from lorabench.zoo.labels import Labels
 
-__all__ = ["Module", "Stack", "StoreWriter", "Zoo", "open_store"]
+__all__ = ["Module", "ModuleShape", "Stack", "StoreWriter", "Zoo", "open_store"]
 
 FORMAT = 2
 _META, _CEILING = "zoo.json", "ceiling.f32"
@@ -83,6 +83,19 @@ class Module:
     name: str
     down: str
     up: str
+
+
+class ModuleShape(NamedTuple):
+    """Sizes of one module: down [rank, d_in], up [d_out, rank], the rank as padded."""
+
+    rank: int
+    d_in: int
+    d_out: int
+
+    @property
+    def size(self) -> int:
+        """Numbers of both factors."""
+        return self.rank * (self.d_in + self.d_out)
 
 
 @dataclass(frozen=True)
@@ -151,6 +164,12 @@ class Zoo:
     def module_index(self, name: str) -> int:
         """The column of module `name` in `rank` and `scale`."""
         return [module.name for module in self.modules].index(name)
+
+    def shape_of(self, module: str) -> ModuleShape:
+        """The sizes of the factors of a module, by its name."""
+        found = self.modules[self.module_index(module)]
+        (_, rank, d_in), (_, d_out, _) = self.layers[found.down].shape, self.layers[found.up].shape
+        return ModuleShape(rank, d_in, d_out)
 
     def layer_rank(self, layer: str) -> Int64[np.ndarray, " n"]:
         """The unpadded rank of one layer in every adapter, [N]; a lone layer's is its smaller side."""
