@@ -1,7 +1,6 @@
 """A zoo on a pretrained language model: LoRAs of MiniLM, each trained here on one noun of WordNet and its gloss."""
 
-import hashlib
-import importlib.metadata
+import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -15,28 +14,25 @@ from torch import Tensor
 
 from lorabench.adapters.reading.naming import layer_names
 from lorabench.errors import LorabenchError
-from lorabench.options import Above, AtLeast, AtMost, OneOf, check_arguments
-from lorabench.storage import file_sha256, locked
+from lorabench.options import AtLeast, OneOf, check_arguments
+from lorabench.storage import file_sha256
 from lorabench.zoo import gloss_model, gloss_texts, making, minilm, wordnet, wordpiece
 from lorabench.zoo.gloss_model import Loras, TextBase, Training, load_text_base, train_loras
 from lorabench.zoo.gloss_texts import Gloss, bag_of_words, groups_of, read_glosses
 from lorabench.zoo.labels import Labels
-from lorabench.zoo.making import REMEDY, check_name, counted, workers
+from lorabench.zoo.making import Count, Init, Rate, Seed, check_name, counted
 from lorabench.zoo.store import Module, Stack, StoreWriter, Zoo, open_store
 
 __all__ = ["load"]
 
 _CEILINGS = ("embedding", "words")
 
-Count = Annotated[int, AtLeast(1)]
-Rate = Annotated[float | int, Above(0)]
-
 
 @dataclass(frozen=True)
 class _Recipe:
     """All that the adapters depend on, besides the code, the base's files and WordNet's."""
 
-    init: Annotated[str, OneOf(["shared", "independent"])]
+    init: Init
     rank: Count
     layers: Count
     per_category: Count
@@ -46,7 +42,7 @@ class _Recipe:
     temperature: Rate
     longest: Annotated[int, AtLeast(3)]
     together: Count
-    seed: Annotated[int, AtLeast(0), AtMost(2**63 - 1)]
+    seed: Seed
 
     def __post_init__(self) -> None:
         check_arguments(_Recipe, vars(self), "dataset.")
@@ -88,10 +84,8 @@ def load(
     made = _Recipe(**recipe)
     sources = _Sources(None if model == minilm.MINILM else Path(model), None if wordnet is None else Path(wordnet))
     path = Path(cache_dir).expanduser() / "zoos" / f"{name}-{_key(made, sources)}"
-    zoo = open_store(path)
-    if zoo is None:
-        with locked(path.with_suffix(".lock"), REMEDY):
-            zoo = open_store(path) or _build(name, made, sources, path)
+    build = functools.partial(_build, name, made, sources, path)
+    zoo = making.made_once(path, path.with_suffix(".lock"), functools.partial(open_store, path), build)
     return _with_words(zoo, made, sources) if ceiling == "words" else zoo
 
 
@@ -125,25 +119,21 @@ def _hashes(folder: Path, names: Mapping[str, str], key: str) -> dict[str, str]:
 
 
 def _key(recipe: _Recipe, sources: _Sources) -> str:
-    """A hash of all that the zoo is made of, and of the code and the packages that make it."""
-    modules = (gloss_model, gloss_texts, making, wordnet, wordpiece)
-    code = [Path(str(file)).read_bytes() for file in (__file__, *(module.__file__ for module in modules))]
-    packages = [importlib.metadata.version(package) for package in ("torch", "numpy")]
-    parts = (sorted(asdict(recipe).items()), sorted(sources.hashes().items()), code, packages)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    """See `making.hash_of`."""
+    modules = (gloss_model, gloss_texts, wordnet, wordpiece)
+    parts = (sorted(asdict(recipe).items()), sorted(sources.hashes().items()))
+    return making.hash_of(parts, (__file__, *(module.__file__ for module in modules)), ("torch", "numpy"))
 
 
-def _build(name: str, recipe: _Recipe, sources: _Sources, path: Path) -> Zoo:
-    # The caller's inference mode is not ours: its tensors could not be trained with.
-    with torch.inference_mode(False), workers() as pool:
-        base = load_text_base(sources.base or minilm.minilm_folder(), recipe.longest)
-        if recipe.layers > base.layers:
-            raise LorabenchError(f"dataset.layers={recipe.layers}: the base has {base.layers}")
-        if recipe.rank > base.width:
-            raise LorabenchError(f"dataset.rank={recipe.rank}: the base's modules are {base.width} × {base.width}")
-        chosen, others = sources.chosen(recipe)
-        ceiling = pool.submit(_embedded, base, chosen).result()
-        layers = _train(name, recipe, base, chosen, others, pool)
+def _build(name: str, recipe: _Recipe, sources: _Sources, path: Path, pool: ThreadPoolExecutor) -> None:
+    base = load_text_base(sources.base or minilm.minilm_folder(), recipe.longest)
+    if recipe.layers > base.layers:
+        raise LorabenchError(f"dataset.layers={recipe.layers}: the base has {base.layers}")
+    if recipe.rank > base.width:
+        raise LorabenchError(f"dataset.rank={recipe.rank}: the base's modules are {base.width} × {base.width}")
+    chosen, others = sources.chosen(recipe)
+    ceiling = pool.submit(_embedded, base, chosen).result()
+    layers = _train(name, recipe, base, chosen, others, pool)
     modules = tuple(Module(module, *layer_names(module)) for module in base.modules(recipe.layers))
     size = (len(chosen), len(modules))
     with StoreWriter(path, {layer: values.shape[1:] for layer, values in layers.items()}) as store:
@@ -151,10 +141,6 @@ def _build(name: str, recipe: _Recipe, sources: _Sources, path: Path) -> Zoo:
         store.finish(
             name, modules, np.full(size, recipe.rank), np.ones(size, np.float32), _labels(recipe, chosen), ceiling
         )
-    zoo = open_store(path)
-    if zoo is None:
-        raise LorabenchError(f"{path} was changed while the zoo was written. Start again.")
-    return zoo
 
 
 def _embedded(base: TextBase, chosen: Sequence[Gloss]) -> Float32[np.ndarray, "n 1 d"]:

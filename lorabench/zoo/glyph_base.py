@@ -1,7 +1,7 @@
 """What the glyph zoos have in common: one base model, threads that train on it, and stores that are made once."""
 
+import functools
 import hashlib
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,18 +10,17 @@ from typing import Annotated, Protocol, runtime_checkable
 
 import numpy as np
 import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
 
 from lorabench.adapters.reading.naming import layer_names
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.options import AtLeast, Filled, check_arguments
-from lorabench.storage import locked, replace_file
+from lorabench.storage import replace_file
 from lorabench.zoo import glyph_model, glyph_pictures, making
 from lorabench.zoo.glyph_model import MODULES, WIDTH, Base
 from lorabench.zoo.glyph_pictures import SIDE, Glyphs
 from lorabench.zoo.labels import Labels
-from lorabench.zoo.making import REMEDY, check_name, counted, workers
+from lorabench.zoo.making import REMEDY, check_name, counted
 from lorabench.zoo.store import Module, Zoo, open_store
 
 __all__ = [
@@ -134,22 +133,11 @@ def made_once(
         recipe: says which base model.
         build: makes the stores, the last of them in `path`, given the file of the base model and workers.
     """
-    zoo = _opened(path, keep_steps)
-    if zoo is not None:
-        return zoo
     shared = ("categories", "styles", "pretrain_steps", "pretrain_batch", "seed")
     base_key = _key(**{part: getattr(recipe, part) for part in shared})
     base_file = path.with_name(f"glyph-base-{base_key}.safetensors")
-    with locked(base_file.with_suffix(".lock"), REMEDY):
-        zoo = _opened(path, keep_steps)
-        if zoo is None:
-            # The caller's inference mode is not ours: its tensors could not be trained with.
-            with torch.inference_mode(False), workers() as pool:
-                build(base_file, pool)
-            zoo = _opened(path, keep_steps)
-    if zoo is None:
-        raise LorabenchError(f"{path} was changed while the zoo was written. Start again.")
-    return zoo
+    lock, opened = base_file.with_suffix(".lock"), functools.partial(_opened, path, keep_steps)
+    return making.made_once(path, lock, opened, functools.partial(build, base_file))
 
 
 def _opened(path: Path, keep_steps: Sequence[int]) -> Zoo | None:
@@ -160,11 +148,9 @@ def _opened(path: Path, keep_steps: Sequence[int]) -> Zoo | None:
 
 
 def _key(*makers: str, **parts: object) -> str:
-    """A hash of `parts`, of the code that makes a zoo of them, and of the packages that it stands on."""
-    files = (__file__, str(glyph_model.__file__), str(glyph_pictures.__file__), str(making.__file__), *makers)
-    code = [Path(file).read_bytes() for file in files]
-    packages = [importlib.metadata.version(package) for package in ("torch", "numpy", "pillow", "matplotlib")]
-    return hashlib.sha256(repr((sorted(parts.items()), code, packages)).encode()).hexdigest()[:16]
+    """See `making.hash_of`."""
+    files = (__file__, glyph_model.__file__, glyph_pictures.__file__, *makers)
+    return making.hash_of(sorted(parts.items()), files, ("torch", "numpy", "pillow", "matplotlib"))
 
 
 def pretrained(recipe: Pretraining, glyphs: Glyphs, file: Path, pool: ThreadPoolExecutor) -> Base:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import numpy as np
 
-from lorabench.options import Above, AtLeast, AtMost, OneOf, check_arguments
+from lorabench.options import AtLeast, AtMost, OneOf, check_arguments
 from lorabench.zoo import glyph_model
 from lorabench.zoo.glyph_base import (
     MODULES_OF_ZOO,
@@ -25,17 +25,13 @@ from lorabench.zoo.glyph_base import (
 from lorabench.zoo.glyph_model import WIDTH, Leaf, Training, train_loras
 from lorabench.zoo.glyph_pictures import CATEGORIES, Glyphs, draw_glyphs
 from lorabench.zoo.labels import Labels
-from lorabench.zoo.making import counted
+from lorabench.zoo.making import Count, Init, Rate, Seed, counted
 from lorabench.zoo.store import StoreWriter, Zoo
 
 __all__ = ["load"]
 
 Categories = Annotated[str, OneOf(CATEGORIES)]
-Init = Annotated[str, OneOf(["shared", "independent"])]
 Rank = Annotated[int, AtLeast(1), AtMost(WIDTH)]
-Count = Annotated[int, AtLeast(1)]
-Rate = Annotated[float | int, Above(0)]
-Seed = Annotated[int, AtLeast(0), AtMost(2**63 - 1)]
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from lorabench.zoo.glyph_base import (
 )
 from lorabench.zoo.glyph_model import BLOCKS, MODULES, WIDTH, Base, Leaf, Loras, Training, train_loras
 from lorabench.zoo.glyph_pictures import SIDE, draw_glyphs
-from lorabench.zoo.glyphs import Categories, Count, Init, Seed
-from lorabench.zoo.making import counted
+from lorabench.zoo.glyphs import Categories
+from lorabench.zoo.making import Count, Init, Seed, counted
 from lorabench.zoo.store import StoreWriter, Zoo
 
 __all__ = ["Drawn", "Wild", "load", "moved_pictures"]

@@ -1,18 +1,31 @@
-"""What the zoos that are trained here have in common: threads that each compute alone, one bar, seeds by name."""
+"""What the zoos that are trained here have in common: stores made once, threads that compute alone, seeds by name."""
 
 import hashlib
+import importlib.metadata
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Lock
+from typing import Annotated
 
 import torch
 
 from lorabench.errors import LorabenchError
+from lorabench.options import Above, AtLeast, AtMost, OneOf
 from lorabench.progress import bar
+from lorabench.storage import locked
+from lorabench.zoo.store import Zoo
 
-__all__ = ["REMEDY", "check_name", "counted", "seeded", "workers"]
+__all__ = [
+    "REMEDY", "Count", "Init", "Rate", "Seed", "check_name", "counted", "hash_of", "made_once", "seeded", "workers",
+]  # fmt: skip
+
+Count = Annotated[int, AtLeast(1)]
+Init = Annotated[str, OneOf(["shared", "independent"])]
+Rate = Annotated[float | int, Above(0)]
+Seed = Annotated[int, AtLeast(0), AtMost(2**63 - 1)]
 
 REMEDY = "Free some space, or set cache_dir=DIR (or LORABENCH_CACHE) to a roomier place; nothing was kept."
 """What to do where a zoo cannot be written."""
@@ -30,6 +43,48 @@ def check_name(name: object) -> None:
         raise LorabenchError(
             f"dataset.name={name}: letters, digits, '_', '-' and '.' are allowed, for it names a folder"
         )
+
+
+def hash_of(parts: object, files: Iterable[str | None], packages: Sequence[str]) -> str:
+    """A hash of what a zoo is made of, of the code that makes it, and of the packages that it stands on.
+
+    Args:
+        parts: whose `repr` says all that the adapters depend on.
+        files: of the modules that make them.
+        packages: by name; their versions count.
+    """
+    code = [Path(str(file)).read_bytes() for file in (__file__, *files)]
+    versions = [importlib.metadata.version(package) for package in packages]
+    return hashlib.sha256(repr((parts, code, versions)).encode()).hexdigest()[:16]
+
+
+def made_once(
+    path: Path, lock: Path, opened: Callable[[], Zoo | None], build: Callable[[ThreadPoolExecutor], None]
+) -> Zoo:
+    """The zoo that `opened` finds, made by one process while others wait.
+
+    Args:
+        path: of its store.
+        lock: a file that those who would make it agree on.
+        opened: the zoo, or None where it is not there whole.
+        build: makes it, by workers.
+
+    Raises:
+        LorabenchError: it was made, and is not there.
+    """
+    zoo = opened()
+    if zoo is not None:
+        return zoo
+    with locked(lock, REMEDY):
+        zoo = opened()
+        if zoo is None:
+            # The caller's inference mode is not ours: its tensors could not be trained with.
+            with torch.inference_mode(False), workers() as pool:
+                build(pool)
+            zoo = opened()
+    if zoo is None:
+        raise LorabenchError(f"{path} was changed while the zoo was written. Start again.")
+    return zoo
 
 
 @contextmanager
