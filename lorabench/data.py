@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lorabench.classifiers import Member, Problem, Streamed
 from lorabench.errors import explain_disk_errors
-from lorabench.training import epoch_order, standardised
+from lorabench.training import Scaling, epoch_order
 
-__all__ = ["CLIP", "FeatureData", "IndexBatches", "UnitsOfFile", "side_by_side", "streamed"]
+__all__ = ["CLIP", "FeatureData", "IndexBatches", "UnitsOfFile", "as_taken", "side_by_side", "streamed"]
 
 CLIP = 10.0
 """Standard deviations from the training mean beyond which a standardised feature does not go."""
@@ -43,15 +43,18 @@ def side_by_side(
     start = 0
     for unit, width in widths.items():
         columns[unit] = slice(start, start + width)
-        inputs[:, start : start + width] = _as_taken(features[unit], train).to(device)
+        inputs[:, start : start + width] = _by_rows(features[unit], train).to(device)
         start += width
     return inputs, columns
 
 
-def _as_taken(features: Float32[Tensor, "n f"], train: Int64[Tensor, " train"] | None) -> Float32[Tensor, "n f"]:
-    if train is None:
-        return features
-    return standardised(features, features[train]).clamp(-CLIP, CLIP).float()
+def as_taken(features: Float32[Tensor, "n f"], scaling: Scaling | None) -> Float32[Tensor, "n f"]:
+    """Features as classifiers take them: standardised and not beyond ±`CLIP`; as they are where nothing scales."""
+    return features if scaling is None else scaling.applied(features).clamp(-CLIP, CLIP).float()
+
+
+def _by_rows(features: Float32[Tensor, "n f"], train: Int64[Tensor, " train"] | None) -> Float32[Tensor, "n f"]:
+    return as_taken(features, None if train is None else Scaling.of(features[train]))
 
 
 @contextmanager
@@ -95,7 +98,7 @@ def streamed(
         waiting: dict[int, Tensor] = {}
         varies = torch.zeros(width, dtype=torch.bool)
         for unit, values in features:
-            taken = _as_taken(values, train if scaled else None)[order]
+            taken = _by_rows(values, train if scaled else None)[order]
             waiting[columns[unit].start], varies[columns[unit]] = taken, (taken != 0).any(0)
             if sum(map(Tensor.numel, waiting.values())) * 4 > pool_bytes:
                 _write_columns(file.fileno(), waiting, width)

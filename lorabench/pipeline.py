@@ -124,7 +124,7 @@ def _evaluate(
     evaluators[0].on_curves = track.curves  # of one split: the others' steps would be the same
     evaluator, others = evaluators[0], evaluators[1:]
     learned: dict[str, Any] = {}
-    evaluator.on_fitted = functools.partial(_keep_fitted, evaluator, track, folder / "fitted", learned)
+    evaluator.on_fitted = functools.partial(_keep_fitted, evaluator, track, folder, learned)
     makers = {name: functools.partial(make_representation, one) for name, one in chosen.items()}
     baseline, methods = next(iter(makers.items())), own_classifiers(chosen)
     if "baseline" in cfg.ablation:
@@ -265,7 +265,7 @@ def _numbers(target: Target, splits: Sequence[Split]) -> Numbers | None:
 def _keep_fitted(
     evaluator: Evaluator,
     track: Tracker,
-    folder: Path,
+    run: Path,
     learned: dict[str, Any],
     name: str,
     representation: Learned | Loaded,
@@ -275,14 +275,15 @@ def _keep_fitted(
     if name in learned:
         return
     fitted = {unit: representation.fitted_[unit] for unit in features}
-    with explain_disk_errors(folder, ROOM):
-        save_fitted(fitted, representation.config(), folder / _folder_name(name))
+    with explain_disk_errors(run / "fitted", ROOM):
+        save_fitted(fitted, representation.config(), fitted_folder(run, name))
     learned[name] = latent_summary(representation, features, evaluator.labels)
     track.fitted(name, [one.notes["history"] for one in fitted.values()], learned[name]["units"])
 
 
-def _folder_name(name: str) -> str:
-    return name.replace("/", "_")
+def fitted_folder(run: Path, name: str) -> Path:
+    """Where a run's folder has the autoencoders of a representation."""
+    return run / "fitted" / name.replace("/", "_")
 
 
 def _describe(zoo: Zoo, config: dict[str, Any]) -> dict[str, Any]:
@@ -304,7 +305,7 @@ def _write(result: Result, folder: Path) -> None:
     for old in (*folder.glob("*.png"), folder / "layers.json", folder / "top_layers.json"):
         old.unlink(missing_ok=True)
     for one in (folder / "fitted").glob("*"):
-        if one.name not in {_folder_name(name) for name in result.learned}:
+        if one not in {fitted_folder(folder, name) for name in result.learned}:
             shutil.rmtree(one)  # of an earlier run: its split was another
     result.write(folder / RESULTS)
     replace_file(folder / "results.txt", table_text(result))

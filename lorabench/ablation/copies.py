@@ -14,15 +14,16 @@ from jaxtyping import Float64, Int64
 
 from lorabench.ablation.altered import Alteration
 from lorabench.ablation.study import Findings, Study, measured
-from lorabench.classifiers import Fitted, Problem, expected_values, number_scores, scores
+from lorabench.classifiers import Fitted, Problem
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Evaluation, Evaluator, Probe, merged
+from lorabench.evaluation.members import scores_on_test
 from lorabench.findings import Compared, Finding, Number
 from lorabench.machine import free_memory
 from lorabench.zoo import Stack, Zoo
 from lorabench.zoo.splits import Split
 
-__all__ = ["NONE", "Altered", "Copied", "altered_rows", "copied_zoo", "evaluate_copies", "with_evaluators"]
+__all__ = ["NONE", "Altered", "Copied", "altered_rows", "copied_zoo", "evaluate_copies"]
 
 NONE = "none"
 """The adapters as they are."""
@@ -93,11 +94,6 @@ def altered_rows(copied: Copied, arms: Mapping[str, Sequence[str]]) -> list[Alte
                 )
             )
     return rows
-
-
-def with_evaluators(study: Study, evaluators: Sequence[Evaluator]) -> Study:
-    """The study by other evaluators, one a split."""
-    return replace(study, evaluator=evaluators[0], others=evaluators[1:])
 
 
 def copied_zoo(zoo: Zoo, rows: Int64[np.ndarray, " m"], copies: Mapping[str, Zoo]) -> Zoo:
@@ -172,7 +168,7 @@ def evaluate_copies(
         _check_memory(evaluator.zoo, len(rows), len(alterations))
         splits.append(replace(evaluator.split, test=rows))
         copies = _copies(evaluator, rows, alterations)
-        wide = with_evaluators(study, [_on_copies(evaluator, rows, copies)])
+        wide = study.by([_on_copies(evaluator, rows, copies)])
         for name, make in study.chosen.items():
             (one,) = wide.evaluate(name, make(), [wide.all_layers()], _tested_by(rows, evaluator.values))
             found[name].append(_apart(one, len(rows), [NONE, *alterations]))
@@ -181,7 +177,7 @@ def evaluate_copies(
         for name, by_split in found.items()
     }
     own = [replace(one, split=split) for one, split in zip(study.evaluators, splits, strict=True)]
-    return Copied(with_evaluators(study, own), of_all)
+    return Copied(study.by(own), of_all)
 
 
 def _chosen(evaluator: Evaluator, adapters: int | None, names: Collection[str] | None) -> Int64[np.ndarray, " m"]:
@@ -238,11 +234,7 @@ def _tested_by(rows: Int64[np.ndarray, " m"], values: Float64[np.ndarray, " clas
     def measure(fitted: Fitted, problem: Problem, widths: Mapping[str, int]) -> dict[str, float]:
         del widths
         labels = problem.labels[fitted.member.labels].cpu()
-        found = scores(fitted.logits[rows], labels[rows], problem.n_classes)
-        if values is not None:
-            numbers = torch.from_numpy(values)
-            found |= number_scores(expected_values(fitted.logits[rows], numbers), numbers[labels[rows]])
-        return {f"test_{name}": float(value) for name, value in found.items()}
+        return scores_on_test(fitted.logits[rows], labels[rows], problem.n_classes, values)
 
     return Probe(f"the first {len(rows)} test adapters", measure)
 

@@ -97,8 +97,7 @@ def _at(study: Study, zoo: Zoo) -> Study:
     """The same study of the adapters as they were: its splits, labels and seeds."""
     if zoo is study.zoo:
         return study
-    first, *others = (replace(one.aside(), zoo=zoo) for one in study.evaluators)
-    return replace(study, evaluator=first, others=others)
+    return study.by([replace(one.aside(), zoo=zoo) for one in study.evaluators])
 
 
 def _courses(study: Study, steps: Sequence[int], found: Sequence[Sequence[Evaluation]]) -> list[Course]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import numpy as np
 
-from lorabench.ablation.copies import NONE, with_evaluators
+from lorabench.ablation.copies import NONE
 from lorabench.ablation.none import compared_with
 from lorabench.ablation.phase import Ablation
 from lorabench.ablation.study import Findings, Study, measured, with_holm
@@ -140,7 +140,7 @@ def _of_size(study: Study, size: int, told: bool) -> Study:
         replace(one if told else one.aside(), split=replace(one.split, train=part(number)))
         for number, one in enumerate(study.evaluators)
     ]
-    return with_evaluators(study, smaller)
+    return study.by(smaller)
 
 
 def _leads(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from lorabench.ablation.copies import Altered, with_evaluators
+from lorabench.ablation.copies import Altered
 from lorabench.ablation.study import Study, measured
 from lorabench.ablation.subsets import nested_subset
 from lorabench.errors import LorabenchError
@@ -69,9 +69,7 @@ class RecipeShift:
         said = f"ablation.hold_out={{{column}: {value}}}"
         splits = [_without(one, held, study.classes, said) for one in study.evaluators]
         self._unseen, self._seen = (
-            with_evaluators(
-                study, [replace(one, split=own[side]) for one, own in zip(study.evaluators, splits, strict=True)]
-            )
+            study.by([replace(one, split=own[side]) for one, own in zip(study.evaluators, splits, strict=True)])
             for side in (0, 1)
         )
 

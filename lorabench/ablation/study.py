@@ -76,6 +76,10 @@ class Study:
         """One a split; members of another split are other members."""
         return [self.evaluator, *self.others]
 
+    def by(self, evaluators: Sequence[Evaluator]) -> "Study":
+        """The same study by other evaluators, one a split."""
+        return replace(self, evaluator=evaluators[0], others=evaluators[1:])
+
     def evaluators_of(self, name: str) -> list[Evaluator]:
         """One a split, with the classifier by which this representation is read."""
         if name not in self.methods:

@@ -15,7 +15,7 @@ def nested_order(
     and then each class comes as often as it is large. A group is of the class that most of its adapters are of.
 
     >>> [one.tolist() for one in nested_order(np.array([0, 0, 1, 1]), np.array([5, 5, 6, 7]), seed=0)]
-    [[0, 1], [2], [3]]
+    [[2], [0, 1], [3]]
 
     Args:
         labels: class of every adapter, from 0.

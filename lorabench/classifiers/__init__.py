@@ -1,7 +1,7 @@
 """Classifiers: LightningModules written for one member and trained for many."""
 
 from lorabench.classifiers.base import Classifier, ClassifierFactory, OnEpoch
-from lorabench.classifiers.building import build, class_of, probe
+from lorabench.classifiers.building import build, class_of, probe, settings_of
 from lorabench.classifiers.members import as_it_is, fit_members
 from lorabench.classifiers.metrics import accuracy, confusion, expected_values, macro_f1, number_scores, scores
 from lorabench.classifiers.problem import Columns, Fitted, Member, Problem
@@ -27,4 +27,5 @@ __all__ = [
     "number_scores",
     "probe",
     "scores",
+    "settings_of",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lorabench.training import Probability, SeededDropout
 
-__all__ = ["Dropout", "TransformerLayer", "masked_softmax"]
+__all__ = ["TransformerLayer", "masked_softmax"]
 
 
 def masked_softmax(logits: Float[Tensor, "*batch n"], stands: Bool[Tensor, "*#batch n"]) -> Float[Tensor, "*batch n"]:
@@ -19,14 +19,6 @@ def masked_softmax(logits: Float[Tensor, "*batch n"], stands: Bool[Tensor, "*#ba
     """
     lowest = torch.finfo(logits.dtype).min
     return logits.masked_fill(~stands, lowest).softmax(-1) * stands
-
-
-class Dropout(SeededDropout):
-    """Dropout of tensors of any shape: `SeededDropout`, a row a sample."""
-
-    def forward(self, x: Float[Tensor, "batch *sets n"]) -> Float[Tensor, "batch *sets n"]:
-        """The entries that stay, scaled; x itself in evaluation."""
-        return super().forward(x.flatten(1)).view_as(x)
 
 
 class TransformerLayer(nn.Module):
@@ -47,7 +39,7 @@ class TransformerLayer(nn.Module):
         self.norm_attention, self.norm_ff = nn.LayerNorm(width), nn.LayerNorm(width)
         self.read, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.ff_in, self.ff_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.drop_attention, self.drop_hidden, self.drop_ff = Dropout(dropout), Dropout(dropout), Dropout(dropout)
+        self.drop_attention, self.drop_hidden, self.drop_ff = (SeededDropout(dropout) for _ in range(3))
 
     def forward(
         self, x: Float[Tensor, "batch *sets n width"], stands: Bool[Tensor, "batch *sets n"] | None = None

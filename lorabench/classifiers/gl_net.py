@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorabench.classifiers.factors import FactorClassifier, alike, split
+from lorabench.classifiers.modulewise import side_by_side
 from lorabench.options import AtLeast, AtMost, OneOf
 from lorabench.training import Probability, SeededDropout
 from lorabench.zoo import ModuleShape
@@ -23,9 +24,9 @@ def gated(
     With G = U Vᵀ, row i of U stays where Σⱼ Gᵢⱼ > 0 and row j of V where Σᵢ Gᵢⱼ > 0. G is not formed, and no gradient
     goes through the gate.
 
-    >>> left, right = gated(torch.tensor([[1.0], [-2.0]]), torch.tensor([[3.0], [-1.0]]))
+    >>> left, right = gated(torch.tensor([[1.0], [-2.0]]), torch.tensor([[-3.0], [1.0]]))
     >>> left.tolist(), right.tolist()
-    ([[1.0], [0.0]], [[0.0], [-1.0]])
+    ([[0.0], [-2.0]], [[-3.0], [0.0]])
     """
     of_left = (left * right.sum(-2, keepdim=True)).sum(-1, keepdim=True) > 0
     of_right = (right * left.sum(-2, keepdim=True)).sum(-1, keepdim=True) > 0
@@ -52,8 +53,8 @@ class _Layer(nn.Module):
         """Whole rows zeroed in training, and all times 1 - p in evaluation, as published."""
         if self.p == 0:
             return rows
-        kept: Tensor = drop(rows.new_ones(rows.shape[0], rows.shape[1] * rows.shape[2])) * (1 - self.p)
-        return rows * kept.view(*rows.shape[:-1], 1)
+        kept: Tensor = drop(rows.new_ones(rows.shape[:-1])) * (1 - self.p)
+        return rows * kept.unsqueeze(-1)
 
 
 class _Alike(nn.Module):
@@ -94,9 +95,8 @@ class _Network(nn.Module):
         modules = split(x, self.shapes)
         found = []
         for places, group in zip(self.places, self.groups, strict=True):
-            left = torch.stack([modules[place].up for place in places], 1)
-            right = torch.stack([modules[place].down.mT for place in places], 1)
-            found.append(group(left, right).flatten(1))
+            down, up = side_by_side(modules, places)
+            found.append(group(up, down.mT).flatten(1))
         logits: Tensor = self.head(torch.cat(found, 1))
         return logits
 

@@ -9,12 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorabench.classifiers.attention import Dropout, TransformerLayer, masked_softmax
+from lorabench.classifiers.attention import TransformerLayer, masked_softmax
 from lorabench.classifiers.factors import FactorClassifier, Factors, alike, split
 from lorabench.classifiers.modulewise import ModuleLinear, ModuleNorm, in_order, side_by_side
 from lorabench.errors import LorabenchError
 from lorabench.options import AtLeast
-from lorabench.training import Keyed, Probability, keep_mask
+from lorabench.training import Keyed, Probability, SeededDropout, keep_mask
 from lorabench.zoo import ModuleShape
 
 __all__ = ["W2T", "SignFlips", "Triplets", "triplets"]
@@ -159,7 +159,7 @@ class _SigmaFilm(nn.Module):
         super().__init__()
         self.enter, self.leave = nn.Linear(1, width), nn.Linear(width, 2 * width)
         self.epsilon = nn.Parameter(torch.zeros(1))
-        self.norm, self.drop = nn.LayerNorm(width), Dropout(dropout)
+        self.norm, self.drop = nn.LayerNorm(width), SeededDropout(dropout)
 
     def forward(self, x: Float[Tensor, "batch m r width"], found: Triplets) -> Float[Tensor, "batch m r width"]:
         z = _standardised(found.sigma.log1p(), found.stands)
@@ -211,7 +211,7 @@ class _Network(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.over_modules = nn.ModuleList([TransformerLayer(width, heads, dropout) for _ in range(2)])
         self.query = nn.Parameter(torch.empty(width).normal_(0, 0.02))
-        self.hidden, self.hidden_norm, self.drop = nn.Linear(width, head), nn.LayerNorm(head), Dropout(dropout)
+        self.hidden, self.hidden_norm, self.drop = nn.Linear(width, head), nn.LayerNorm(head), SeededDropout(dropout)
         self.classes = nn.Linear(head, n_classes)
 
     def forward(self, x: Float[Tensor, "batch f"]) -> Float[Tensor, "batch classes"]:

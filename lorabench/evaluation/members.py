@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Float64, Int64
 
 from lorabench.classifiers import (
     Fitted,
@@ -144,9 +144,9 @@ def _record(fitted: Fitted, evaluator: "Evaluator", trained: Trained, seconds: f
         val, test = (np.full(len(rows), -1, np.int64) for rows in (split.val, split.test))
         return Record({**measured, "error": fitted.error}, val, test)
     labels = trained.problem.labels[member.labels].cpu()
+    tested = torch.from_numpy(split.test)
     metrics = _metrics(fitted, split, labels, trained.problem.n_classes)
-    if evaluator.values is not None:
-        metrics |= _number_metrics(fitted, split, labels, torch.from_numpy(evaluator.values))
+    metrics |= scores_on_test(fitted.logits[tested], labels[tested], trained.problem.n_classes, evaluator.values)
     predicted = fitted.logits.argmax(-1).numpy()
     widths = trained.widths[member.features]
     probed = trained.probe.measure(fitted, trained.problem, widths) if trained.probe else {}
@@ -159,19 +159,32 @@ def _record(fitted: Fitted, evaluator: "Evaluator", trained: Trained, seconds: f
 
 
 def _metrics(fitted: Fitted, split: Split, labels: torch.Tensor, n_classes: int) -> dict[str, float]:
-    train, val, test = (torch.from_numpy(rows) for rows in (split.train, split.val, split.test))
+    train, val = (torch.from_numpy(rows) for rows in (split.train, split.val))
     measure = functools.partial(accuracy, n_classes=n_classes)
     found = {
         "train_accuracy": measure(fitted.logits[train], labels[train]),
         "val_accuracy": measure(fitted.logits[val], labels[val]),
         "val_macro_f1": macro_f1(fitted.logits[val].argmax(-1), labels[val], n_classes),
-        **{f"test_{key}": value for key, value in scores(fitted.logits[test], labels[test], n_classes).items()},
     }
     return {key: float(value) for key, value in found.items()}
 
 
-def _number_metrics(fitted: Fitted, split: Split, labels: torch.Tensor, values: torch.Tensor) -> dict[str, float]:
-    """How far the expected number is from the true one, on the test rows."""
-    test = torch.from_numpy(split.test)
-    found = number_scores(expected_values(fitted.logits[test], values), values[labels[test]])
+def scores_on_test(
+    logits: Float[torch.Tensor, "n classes"],
+    labels: Int64[torch.Tensor, " n"],
+    n_classes: int,
+    values: Float64[np.ndarray, " classes"] | None,
+) -> dict[str, float]:
+    """What is told of a member on test adapters, each name with `test_` before it.
+
+    Args:
+        logits: of the adapters.
+        labels: their classes.
+        n_classes: number of classes.
+        values: the number that each class stands for, which adds how far the expected number is from the true one.
+    """
+    found = scores(logits, labels, n_classes)
+    if values is not None:
+        numbers = torch.from_numpy(values)
+        found |= number_scores(expected_values(logits, numbers), numbers[labels])
     return {f"test_{key}": float(value) for key, value in found.items()}

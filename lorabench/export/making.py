@@ -1,11 +1,10 @@
 """A run made into a model: its data set, its representation and its members again, then calibrated."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,23 +12,24 @@ from jaxtyping import Float32, Float64, Int64
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from lorabench.classifiers import Classifier, Fitted, as_it_is
+from lorabench.classifiers import Fitted, as_it_is, class_of, settings_of
 from lorabench.configs import make_representation
+from lorabench.data import as_taken
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluator, Probe
 from lorabench.evaluation.chance import chance
-from lorabench.pipeline import evaluators_of, own_classifiers
+from lorabench.pipeline import evaluators_of, fitted_folder, own_classifiers
 from lorabench.predict.character import character, spans
 from lorabench.predict.conformal import Held, mean_probabilities, temperature
 from lorabench.predict.folder import networks_of
-from lorabench.predict.model import Model, Scaling, joined_features
+from lorabench.predict.model import Model, joined_features
 from lorabench.predict.novelty import Novelty
 from lorabench.predict.reading import ModelModule
 from lorabench.report.folders import result_in
 from lorabench.representations import Representation
 from lorabench.representations.learned import Learned
 from lorabench.results import Result
-from lorabench.training.standardising import mean_and_scale
+from lorabench.training import Scaling
 from lorabench.zoo import Zoo
 
 __all__ = ["calibrated", "make_model", "modules_of"]
@@ -92,9 +92,9 @@ def calibrated(
     logits = torch.stack([fitted.logits for fitted in members])
     zoo, split = evaluator.zoo, evaluator.split
     features = joined_features(representation, zoo)
-    scaling = Scaling(*mean_and_scale(features[split.train])) if representation.standardised else None
+    scaling = Scaling.of(features[split.train]) if representation.standardised else None
     classifier = _classifier(evaluator, features.shape[1], len(classes), [fitted.settings for fitted in members])
-    inputs = features if scaling is None else scaling.inputs(features)
+    inputs = as_taken(features, scaling)
     warmth = temperature(logits[:, split.val], evaluator.labels[split.val])
     groups, held_out = _groups(zoo, target, split.test, np.concatenate([split.train, split.val]))
     probabilities = mean_probabilities(logits[:, split.test], warmth)
@@ -123,7 +123,7 @@ def _classifier(
     evaluator: Evaluator, in_features: int, n_classes: int, chosen: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """Class of the members, and arguments of each: the run's, but for what was `chosen` for it."""
-    kind, settings = _class_and_settings(evaluator)
+    kind, settings = class_of(evaluator.factory), settings_of(evaluator.factory)
     base = {option: value for option, value in settings.items() if option not in ("grid", "tries")}
     base |= {"in_features": in_features, "n_classes": n_classes}
     return {"class": f"{kind.__module__}.{kind.__qualname__}", "arguments": [{**base, **own} for own in chosen]}
@@ -159,8 +159,7 @@ def _fitted_representation(run: Path, name: str, result: Result, evaluator: Eval
     options = dict(result.config["representations"][name])
     found = make_representation(OmegaConf.create(options))
     if isinstance(found, Learned):  # it took long, and the run kept it
-        folder = run / "fitted" / name.replace("/", "_")
-        found = make_representation(OmegaConf.create({**options, "load_from": str(folder)}))
+        found = make_representation(OmegaConf.create({**options, "load_from": str(fitted_folder(run, name))}))
     return found.fit(evaluator.zoo.rows(evaluator.split.train), evaluator.device)
 
 
@@ -180,7 +179,7 @@ def _members(name: str, representation: Representation, evaluator: Evaluator) ->
     failed = [run.error for run in found[0].runs if run.error is not None]
     if not kept:
         raise LorabenchError(f"{name}: no member ended well. {failed[0] if failed else ''}")
-    kind = _class_and_settings(evaluator)[0]
+    kind = class_of(evaluator.factory)
     if not all(fitted.state for fitted in kept):
         raise LorabenchError(
             f"classifier {kind.__name__.lower()} cannot be exported: what it chose has no weights of its own to keep "
@@ -189,22 +188,13 @@ def _members(name: str, representation: Representation, evaluator: Evaluator) ->
     return sorted(kept, key=lambda fitted: fitted.member.seed)
 
 
-def _class_and_settings(evaluator: Evaluator) -> tuple[type[Classifier], dict[str, Any]]:
-    """A factory is what a yaml with `_partial_` makes: a class and some of its arguments."""
-    factory = cast("Any", evaluator.factory)
-    settings: dict[str, Any] = {}
-    while isinstance(factory, functools.partial):
-        factory, settings = cast("Any", factory.func), {**factory.keywords, **settings}
-    return factory, settings
-
-
 def _check_own(representation: Representation, evaluator: Evaluator) -> None:
     """Refuse classes that `read_model` would not make.
 
     Raises:
         LorabenchError: the representation or the classifier is none of lorabench's.
     """
-    kind = _class_and_settings(evaluator)[0]
+    kind = class_of(evaluator.factory)
     for path, room in (
         (str(representation.config()["class"]), "lorabench.representations."),
         (f"{kind.__module__}.{kind.__qualname__}", "lorabench.classifiers."),

@@ -18,22 +18,24 @@ from lorabench.classifiers import Classifier
 from lorabench.classifiers.factors import FactorClassifier
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.findings import validated
+from lorabench.predict import ARRAYS, CONFIG
 from lorabench.predict.card import card
 from lorabench.predict.character import Span, character
 from lorabench.predict.conformal import Held
-from lorabench.predict.model import Model, Scaling
+from lorabench.predict.model import Model
 from lorabench.predict.novelty import Novelty
 from lorabench.predict.reading import ModelModule, Reading, as_zoo
 from lorabench.representations import Representation
 from lorabench.representations.load_from import Loaded
 from lorabench.storage import new_folder
 from lorabench.text import to_json
+from lorabench.training import Scaling
 from lorabench.zoo import ModuleShape
 
-__all__ = ["CONFIG", "FILES", "SCHEMA", "check_place", "networks_of", "read_model", "write_model"]
+__all__ = ["FILES", "SCHEMA", "check_place", "networks_of", "read_model", "write_model"]
 
 SCHEMA = 2
-ARRAYS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+CARD = "README.md"
 FILES = (ARRAYS, CONFIG, CARD)
 _MOST_RANK = 4096  # of a module that is smaller than that
 _AGAIN = "Export it again with `lorabench export`."

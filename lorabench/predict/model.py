@@ -5,36 +5,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from lorabench.data import CLIP
+from lorabench.data import as_taken
 from lorabench.predict.conformal import Held
 from lorabench.predict.novelty import Novelty
 from lorabench.predict.reading import ModelModule
 from lorabench.representations import Representation
+from lorabench.training import Scaling
 from lorabench.zoo import Zoo
 
-__all__ = ["Model", "Scaling", "joined_features"]
+__all__ = ["Model", "joined_features"]
 
 _CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """How features become inputs: (x - mean) / scale, not beyond ±`CLIP`; as `lorabench.data.side_by_side` does it.
-
-    Attributes:
-        mean: of the training rows, [f].
-        scale: their standard deviation, 1 where they are constant, [f].
-    """
-
-    mean: Float64[Tensor, " f"]
-    scale: Float64[Tensor, " f"]
-
-    def inputs(self, features: Float32[Tensor, "n f"]) -> Float32[Tensor, "n f"]:
-        """Features as classifiers take them."""
-        return ((features.double() - self.mean) / self.scale).clamp(-CLIP, CLIP).float()
 
 
 @dataclass(frozen=True)
@@ -71,8 +55,7 @@ class Model:
 
     def inputs(self, zoo: Zoo) -> Float32[Tensor, "n f"]:
         """What the members read of adapters (`reading.as_zoo`)."""
-        features = joined_features(self.representation, zoo)
-        return features if self.scaling is None else self.scaling.inputs(features)
+        return as_taken(joined_features(self.representation, zoo), self.scaling)
 
     def logits(self, inputs: Float32[Tensor, "n f"]) -> Float[Tensor, "members n c"]:
         """What every member says."""

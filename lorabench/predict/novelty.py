@@ -11,7 +11,7 @@ from torch import Tensor
 from lorabench.predict.character import Span, mean_traits, trait_text
 from lorabench.predict.conformal import Held
 from lorabench.representations.components import Basis, Rows, principal_components
-from lorabench.training.standardising import mean_and_scale
+from lorabench.training import Scaling
 
 __all__ = ["Cloud", "Novelty"]
 
@@ -29,26 +29,24 @@ class Cloud:
     compared, so no training adapter is kept.
 
     Attributes:
-        mean: μ of the training rows, [f].
-        scale: σ of them, 1 where they are constant, [f].
+        scaling: μ and σ of the training rows.
         basis: directions of z and the variance along each.
     """
 
-    mean: Float64[Tensor, " f"]
-    scale: Float64[Tensor, " f"]
+    scaling: Scaling
     basis: Basis
 
     @classmethod
     def of(cls, rows: Float[Tensor, "n f"]) -> "Cloud":
         """From the training rows."""
-        mean, scale = mean_and_scale(rows)
-        wide = (rows.double() - mean) / scale
+        scaling = Scaling.of(rows)
+        wide = scaling.applied(rows)
         read = Rows(len(wide), (wide.shape[1],), lambda _, start, stop: wide[start:stop], torch.device("cpu"))
-        return cls(mean, scale, principal_components(read, _COMPONENTS, _MEMORY, seed=0))
+        return cls(scaling, principal_components(read, _COMPONENTS, _MEMORY, seed=0))
 
     def distances(self, rows: Float[Tensor, "n f"]) -> Float64[np.ndarray, "n 2"]:
         """Logarithms of T² and Q of every row."""
-        wide = (rows.double() - self.mean) / self.scale - self.basis.mean
+        wide = self.scaling.applied(rows) - self.basis.mean
         along = wide @ self.basis.directions.T
         within = (along.square() / self.basis.variance).sum(1)
         beside = (wide - along @ self.basis.directions).square().sum(1)
@@ -57,12 +55,12 @@ class Cloud:
 
     def arrays(self, name: str) -> dict[str, Tensor]:
         """Its numbers, by names that begin with `name`."""
-        return {f"{name}/shift": self.mean, f"{name}/scale": self.scale, **self.basis.arrays(name)}
+        return {f"{name}/shift": self.scaling.mean, f"{name}/scale": self.scaling.scale, **self.basis.arrays(name)}
 
     @classmethod
     def from_arrays(cls, name: str, arrays: Mapping[str, Tensor]) -> "Cloud":
         """From what `arrays` gave."""
-        return cls(arrays[f"{name}/shift"], arrays[f"{name}/scale"], Basis.of(name, arrays))
+        return cls(Scaling(arrays[f"{name}/shift"], arrays[f"{name}/scale"]), Basis.of(name, arrays))
 
 
 @dataclass(frozen=True)

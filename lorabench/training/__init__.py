@@ -6,13 +6,14 @@ from lorabench.training.randomness import draw_keys, epoch_order, keep_mask, nor
 from lorabench.training.schedule import Schedule
 from lorabench.training.scripted import bare, without_python
 from lorabench.training.stack import Course, Stack, lost, train
-from lorabench.training.standardising import mean_and_scale, standardised
+from lorabench.training.standardising import Scaling, mean_and_scale, standardised
 
 __all__ = [
     "Adam",
     "Course",
     "Keyed",
     "Probability",
+    "Scaling",
     "Schedule",
     "SeededDropout",
     "SeededNoise",

@@ -43,11 +43,11 @@ class SeededDropout(Keyed):
         check_arguments(SeededDropout, {"p": p}, "")
         self.p = p
 
-    def forward(self, x: Float[Tensor, "batch f"]) -> Float[Tensor, "batch f"]:
+    def forward(self, x: Float[Tensor, "batch *rest n"]) -> Float[Tensor, "batch *rest n"]:
         """The entries that stay, scaled; x itself in evaluation."""
         if not self.training or self.p == 0:
             return x
-        return x * keep_mask(self.key, x.shape[0], x.shape[1], self.p, x.dtype)
+        return x * keep_mask(self.key, x.shape[0], x.shape[1:].numel(), self.p, x.dtype).view_as(x)
 
 
 class SeededNoise(Keyed):

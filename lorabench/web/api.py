@@ -113,6 +113,7 @@ def api(site: Site) -> APIRouter:
     """The routes over a server's parts."""
     router = APIRouter(prefix="/api", route_class=_errors(site), responses=_failures())
     _add_adapters(router, site)
+    _add_one_adapter(router, site)
     _add_jobs(router, site)
     _add_notices(router, site)
 
@@ -172,6 +173,8 @@ def _add_adapters(router: APIRouter, site: Site) -> None:
         items = {item.path: item.id for item in await run_in_threadpool(site.shelf.items, user)}
         return [items[upload.path] for upload in added]
 
+
+def _add_one_adapter(router: APIRouter, site: Site) -> None:
     @router.get("/adapters/{adapter_id}")
     def adapter(request: Request, adapter_id: _Id) -> dict[str, Any]:
         """What one says of itself, as `inspect --json` has it."""

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorabench.errors import LorabenchError
+from lorabench.predict import ARRAYS, CONFIG
 from lorabench.web.tools import Input
 
 __all__ = ["Models"]
-
-_FILES = ("config.json", "model.safetensors")
 
 
 class Models:
@@ -54,5 +53,5 @@ class Models:
 def _below(folder: Path) -> list[Path]:
     """The folder itself where it is a model, or those in it that are."""
     places = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
-    found = [place for place in places if all((place / name).is_file() for name in _FILES)]
+    found = [place for place in places if all((place / name).is_file() for name in (ARRAYS, CONFIG))]
     return found[:1] if found[:1] == [folder] else found

@@ -42,7 +42,8 @@ def find_target(labels: Labels, name: str) -> Target:
     Errors of numbers above 0 that span a decade or more, as learning rates do, are measured in their log2, so that
     twice and half are as far off; of others in the numbers themselves.
 
-    >>> labels = Labels.of("abc", "xyz", "xyz", recipe={"rate": np.array([4e-3, 1e-3, 16e-3]), "rank": np.arange(3.0)})
+    >>> recipe = {"rate": np.array([4e-3, 1e-3, 16e-3]), "rank": np.arange(3.0)}
+    >>> labels = Labels.of(["a", "b", "c"], ["x", "y", "z"], ["x", "y", "z"], recipe=recipe)
     >>> [(one.unit, one.names, one.codes.tolist()) for one in (find_target(labels, name) for name in ("rate", "rank"))]
     [('log2 rate', ('0.001', '0.004', '0.016'), [1, 0, 2]), ('rank', ('0', '1', '2'), [0, 1, 2])]
 
