@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lorabench.jobs import Job, queue, read_status, status_of, write_jobs
 from lorabench.report.__main__ import main
 from lorabench.report.comparison import compare
 from lorabench.report.folders import entries
+from lorabench.results import NUMBER_METRICS, Numbers
 from tests.made_results import TEST, TRAIN, a_result, a_sweep, several
 
 
@@ -201,6 +203,26 @@ def test_the_report_names_what_is_not_done_first_and_ends_in_1(tmp_path, capsys)
     data = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [job["status"] for job in data["jobs"]] == ["done", "failed", "killed", "queued", "failed"]
     assert data["table"][0]["holm"] is None
+
+
+def test_errors_of_a_number_stand_on_the_page_and_in_the_summary(tmp_path, capsys):
+    for seed, errors in ((0, (2.0, 0.5)), (10, (4.0, -0.25))):
+        made = a_result({"a": [0.8, 0.7]}, seed=seed)
+        for run in made.runs:
+            run.metrics.update(zip(NUMBER_METRICS, errors, strict=True))
+        numbers = Numbers("log2 images", [0.0, 3.0], constant_mae=1.25, constant_r2=-0.125)
+        (tmp_path / str(seed)).mkdir()
+        replace(made, numbers=numbers).write(tmp_path / str(seed) / "results.json")
+    assert main([str(tmp_path / "0"), str(tmp_path / "10"), "--out", str(tmp_path)]) == 0
+    with (tmp_path / "summary.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    found = [float(row[name]) for name in ("mae", "mae_std", "r2", "r2_std")]
+    assert found == pytest.approx([3.0, np.std([2, 2, 4, 4], ddof=1), 0.125, np.std([0.5, 0.5, -0.25, -0.25], ddof=1)])
+    assert row["unit"] == "log2 images"
+    for told in (capsys.readouterr().out, (tmp_path / "report.html").read_text()):
+        assert "3.00 ± 1.15" in told
+        assert "the best constant" in told
+        assert "1.25" in told
 
 
 def test_a_run_by_itself_and_a_sweep_stand_in_one_table(tmp_path, capsys):

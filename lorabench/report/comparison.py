@@ -15,7 +15,7 @@ import numpy as np
 from lorabench.ablation.compare import CompareFinding
 from lorabench.ablation.inference import CorrectedT, corrected_t, holm
 from lorabench.findings import LEVEL
-from lorabench.results import Result, Run, Variance
+from lorabench.results import NUMBER_METRICS, Numbers, Result, Run, Statistic, Variance
 
 __all__ = [
     "Cell",
@@ -51,6 +51,8 @@ class Cell:
         features: length of the feature vector.
         accuracy: test accuracy of every (split, member) that ended well.
         failed: error of every (split, member) that did not.
+        errors: mean absolute error and R² of every (split, member), where the classes are those of a number.
+        numbers: what these classes stand for; None where they have no order.
         chance: test accuracy of always naming the most frequent training class.
         test_to_train: test adapters a training adapter.
         seconds: the most that a run took for its features and its members, over all its arms, splits and folds.
@@ -67,6 +69,8 @@ class Cell:
     features: int
     accuracy: dict[tuple[int, int], float]
     failed: dict[tuple[int, int], str]
+    errors: dict[tuple[int, int], tuple[float, float]]
+    numbers: Numbers | None
     chance: float
     test_to_train: float
     seconds: float
@@ -80,6 +84,16 @@ class Cell:
     def std(self) -> float:
         """Sample standard deviation over splits and members; NaN for one."""
         return float(np.std(list(self.accuracy.values()), ddof=1)) if len(self.accuracy) > 1 else math.nan
+
+    @property
+    def mae(self) -> Statistic:
+        """Mean absolute error over splits and members, in `numbers.unit`; of none where the target is no number."""
+        return Statistic.of([mae for mae, _ in self.errors.values()])
+
+    @property
+    def r2(self) -> Statistic:
+        """R² over splits and members; of none where the target is no number."""
+        return Statistic.of([r2 for _, r2 in self.errors.values()])
 
     @property
     def table(self) -> tuple[object, ...]:
@@ -187,6 +201,7 @@ def _together(known: Cell, more: Cell) -> Cell:
     return replace(
         more,
         accuracy={**known.accuracy, **more.accuracy},
+        errors={**known.errors, **more.errors},
         failed={**known.failed, **more.failed},
         seconds=float(np.fmax(known.seconds, more.seconds)),
     )
@@ -289,12 +304,19 @@ def cells_of(result: Result) -> list[Cell]:
                 features=row.features,
                 accuracy={key: run.metrics["test_accuracy"] for key, run in by_member.items() if run.error is None},
                 failed={key: run.error for key, run in by_member.items() if run.error is not None},
+                errors={key: off for key, run in by_member.items() if (off := _errors(run)) is not None},
+                numbers=result.numbers,
                 chance=result.chance,
                 test_to_train=test_to_train(result),
                 seconds=_seconds(result, row.representation),
             )
         )
     return found
+
+
+def _errors(run: Run) -> tuple[float, float] | None:
+    mae, r2 = (run.metrics.get(name) for name in NUMBER_METRICS)
+    return None if mae is None or r2 is None else (mae, r2)
 
 
 def _of_column(config: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:

@@ -3,23 +3,29 @@
 import math
 
 from lorabench.findings import Difference, Interval, Measured
-from lorabench.results import Result, Statistic, Summary
+from lorabench.results import Numbers, Result, Statistic, Summary
 
 __all__ = [
+    "CONSTANT",
     "counted",
     "difference",
+    "error_words",
     "interval",
     "mean_std",
     "measured",
     "method",
     "number",
+    "of_constant",
     "over",
     "p_value",
     "percent",
+    "plain",
     "spread",
 ]
 
 _NAMED = 5
+CONSTANT = "the best constant"
+"""The row of what a number's errors are without any adapter read."""
 
 
 def number(value: float | int | None) -> float:
@@ -44,6 +50,23 @@ def mean_std(statistic: Statistic, row: Summary) -> str:
     if statistic.n == 0:
         return "failed" if row.failed else "–"
     return percent(statistic.mean) + spread(statistic.std)
+
+
+def plain(statistic: Statistic) -> str:
+    """Mean and standard deviation of what is no share."""
+    if not statistic.n:
+        return "–"
+    return f"{statistic.mean:.2f}" + ("" if math.isnan(statistic.std) else f" ± {statistic.std:.2f}")
+
+
+def of_constant(numbers: Numbers) -> tuple[str, str]:
+    """MAE of the training median and R² of the training mean."""
+    return f"{numbers.constant_mae:.2f}", f"{numbers.constant_r2:.2f}".replace("nan", "–")
+
+
+def error_words(numbers: Numbers) -> str:
+    """What MAE and R² are of."""
+    return f"MAE: mean absolute error of the expected number, in {numbers.unit}; R² likewise, not in %"
 
 
 def interval(found: Interval, signed: bool = False) -> str:

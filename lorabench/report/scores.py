@@ -1,10 +1,8 @@
 """Tables of every metric: over all layers, and of every arm."""
 
-import math
-
 from lorabench.report.arms import with_arm
-from lorabench.report.numbers import counted, mean_std, over
-from lorabench.results import METRICS, NUMBER_METRICS, Numbers, Result, Statistic, Summary
+from lorabench.report.numbers import CONSTANT, counted, error_words, mean_std, of_constant, over, plain
+from lorabench.results import METRICS, NUMBER_METRICS, Numbers, Result, Summary
 from lorabench.sheet import Sheet
 
 __all__ = ["every_arm", "scores"]
@@ -77,27 +75,20 @@ def _number_titles(numbers: Numbers | None) -> tuple[str, ...]:
 def _numbers(row: Summary) -> tuple[str, ...]:
     """Mean absolute error and R² of a number, as they are."""
     found = [getattr(row, name) for name in NUMBER_METRICS]
-    return () if None in found else tuple(map(_plain, found))
-
-
-def _plain(found: Statistic) -> str:
-    if not found.n:
-        return "–"
-    return f"{found.mean:.2f}" + ("" if math.isnan(found.std) else f" ± {found.std:.2f}")
+    return () if None in found else tuple(map(plain, found))
 
 
 def _constant(numbers: Numbers | None, more: int) -> list[tuple[str, ...]]:
     """The row of the best constant, with so many columns more."""
     if numbers is None:
         return []
-    errors = (f"{numbers.constant_mae:.2f}", f"{numbers.constant_r2:.2f}".replace("nan", "–"))
-    return [("the best constant", *["–"] * (1 + len(_TITLES)), *errors, *["–"] * more)]
+    return [(CONSTANT, *["–"] * (1 + len(_TITLES)), *of_constant(numbers), *["–"] * more)]
 
 
 def _number_words(numbers: Numbers | None) -> list[str]:
     if numbers is None:
         return []
-    return [f"MAE: mean absolute error of the expected number, in {numbers.unit}; R² likewise, not in %"]
+    return [error_words(numbers)]
 
 
 def _over(result: Result) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from lorabench.findings import LEVEL
 from lorabench.report.comparison import Cell, Standing, compare, differing, interval_of_claim
 from lorabench.report.folders import Entry
-from lorabench.report.numbers import percent, spread
+from lorabench.report.numbers import CONSTANT, error_words, of_constant, percent, plain, spread
 from lorabench.sheet import Sheet, print_sheets
 from lorabench.storage import replace_file
 from lorabench.text import counted, csv_text, to_json
@@ -17,9 +17,10 @@ __all__ = [
     "all_done",
     "column_title",
     "compared",
+    "error_sheet",
     "report_data",
     "sheets_of",
-    "table_sheet",
+    "tables_of",
     "title_of",
     "write_files",
     "write_summary",
@@ -91,7 +92,13 @@ def sheets_of(runs: Sequence[Entry], found: Sequence[Standing]) -> list[Sheet]:
     for row in found:
         tables.setdefault(row.cell.table, []).append(row)
     places = differing([rows[0].cell.place for rows in tables.values()])
-    return sheets + [table_sheet(rows, places) for rows in tables.values()]
+    return sheets + [sheet for rows in tables.values() for sheet in tables_of(rows, places)]
+
+
+def tables_of(rows: Sequence[Standing], places: Sequence[str]) -> list[Sheet]:
+    """Accuracies and, of a number, errors: `table_sheet` and `error_sheet`."""
+    errors = error_sheet(rows, places)
+    return [table_sheet(rows, places), *([] if errors is None else [errors])]
 
 
 def table_sheet(rows: Sequence[Standing], places: Sequence[str]) -> Sheet:
@@ -122,6 +129,28 @@ def table_sheet(rows: Sequence[Standing], places: Sequence[str]) -> Sheet:
         rows=[(one, *(_cell(by_place.get((one, k))) for k in taken)) for one in names],
         caption=caption,
         text=("representation",),
+    )
+
+
+def error_sheet(rows: Sequence[Standing], places: Sequence[str]) -> Sheet | None:
+    """How far off the expected number is in every cell of one table; None where classes have no order.
+
+    Args:
+        rows: all cells of the table.
+        places: options in which it differs from others, for the title.
+    """
+    numbers = rows[0].cell.numbers
+    if numbers is None:
+        return None
+    return Sheet(
+        title=f"{title_of(rows[0].cell, places)}: errors",
+        columns=("representation", "layers", "MAE", "R²"),
+        rows=[
+            *((row.label, column_title(row.cell.top_k), plain(row.cell.mae), plain(row.cell.r2)) for row in rows),
+            (CONSTANT, "–", *of_constant(numbers)),
+        ],
+        caption=[error_words(numbers)],
+        text=("representation", "layers"),
     )
 
 
@@ -200,4 +229,9 @@ def _row(row: Standing) -> dict[str, Any]:
         "p": row.p,
         "holm": row.holm,
         "chance": cell.chance,
+        "mae": cell.mae.mean,
+        "mae_std": cell.mae.std,
+        "r2": cell.r2.mean,
+        "r2_std": cell.r2.std,
+        "unit": "" if cell.numbers is None else cell.numbers.unit,
     }

@@ -16,7 +16,7 @@ from lorabench.report.page.charts import cost, degradation, differences, with_wi
 from lorabench.report.page.claims import claims
 from lorabench.report.page.rankings import ranking_pictures
 from lorabench.report.phases import phase_report
-from lorabench.report.sweeps import column_title, table_sheet
+from lorabench.report.sweeps import column_title, tables_of
 from lorabench.report.training_figures import confusion_figure
 from lorabench.results import Result
 from lorabench.sheet import Sheet
@@ -90,7 +90,7 @@ def chapter(number: int, title: str, runs: Sequence[Entry], places: Sequence[str
     """
     known = _known(runs)
     makers: Sequence[Callable[[str, _Known], Section | None]] = (
-        lambda anchor, known: Section(anchor, "Every representation", [_HOLM], [table_sheet(known.rows, places)]),
+        lambda anchor, known: Section(anchor, "Every representation", [_HOLM], tables_of(known.rows, places)),
         _told_apart, _cost, _layers, _bars, _curves, _confusions, _claims, _others, _commands,
     )  # fmt: skip
     sections = [make(f"c{number}-{place}", known) for place, make in enumerate(makers)]
