@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class LabelPlaces:
     """Where the labels of a folder's adapters stand, when neither labels.csv nor sub-folders say them.
 
     A label is `category`, `leaf`, `group` or `split`; any other name whose text is a number in every adapter is of
-    the recipe.
+    the recipe, but for groups that `matches` uses: they say which adapter it is.
 
     Attributes:
         path: a regular expression that is searched for in every adapter's file below the folder, `a/b.safetensors`; its
@@ -56,7 +56,6 @@ def index_labelled(root: Path, places: LabelPlaces) -> list[Entry]:
             "or read the folder by dataset=folder."
         )
     pattern = _pattern(places)
-    table = _Table.read(root, places.table, set(pattern.groupindex)) if places.table else None
     files = [(adapter.file, adapter.path.relative_to(root).as_posix()) for adapter in adapters_below(root)]
     found = [
         (file, name, match) for file, name in files if (match := pattern.search(file.relative_to(root).as_posix()))
@@ -67,13 +66,15 @@ def index_labelled(root: Path, places: LabelPlaces) -> list[Entry]:
             f"{root}: no adapter's path matches dataset.labels_in_path={places.path}; {first}. Give the folder that "
             "the data set's own paths begin in, or another pattern."
         )
+    table = _Table.read(root, places.table, set(pattern.groupindex)) if places.table else None
     rows = [
         _without_none(match.groupdict())
         | dict(_in_header(file, places.header))
         | (table.of(match, name) if table else {})
         for file, name, match in found
     ]
-    recipe = numbers_of(rows, [label for label in rows[0] if label not in _KNOWN])
+    named = {*_KNOWN, *(_groups_in(places.table["matches"]) if places.table else ())}
+    recipe = numbers_of(rows, [label for label in rows[0] if label not in named])
     return [_entry(file, name, row, own) for (file, name, _), row, own in zip(found, rows, recipe, strict=True)]
 
 
@@ -114,6 +115,11 @@ def _in_header(file: Path, labels: Mapping[str, str]) -> Iterator[tuple[str, str
 
 
 def _entry(file: Path, name: str, row: Mapping[str, str], recipe: Mapping[str, float]) -> Entry:
+    if "category" not in row:
+        raise LorabenchError(
+            f"{file}: dataset.labels_in_path matches it without its group 'category'. Let the pattern match the "
+            "category wherever it matches."
+        )
     split = row.get("split")
     if split is not None and split not in SPLITS:
         raise LorabenchError(
@@ -176,8 +182,12 @@ class _Table:
         return {label: row[column].strip() for label, column in self.labels.items()}
 
 
+def _groups_in(matches: str) -> list[str]:
+    return re.findall(r"\{(.*?)\}", matches)
+
+
 def _check_matches(matches: str, groups: set[str]) -> None:
-    named: Sequence[str] = re.findall(r"\{(.*?)\}", matches)
+    named = _groups_in(matches)
     unknown = [name for name in named if name not in groups]
     if unknown or not named:
         raise LorabenchError(
