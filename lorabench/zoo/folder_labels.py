@@ -142,7 +142,7 @@ class _Table:
         """The table that `dataset.labels_in_table` tells of, its rows by their keys."""
         if set(told) != set(_TABLE):
             raise LorabenchError(
-                f"dataset.labels_in_table: has {', '.join(told)}; needed are {', '.join(sorted(_TABLE))} alone."
+                f"dataset.labels_in_table: has {', '.join(told)}; needed are {', '.join(_TABLE)} alone."
             )
         file, key, matches, labels = (told[name] for name in _TABLE)
         path = root / Path(file).expanduser()

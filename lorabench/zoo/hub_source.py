@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from lorabench.errors import LorabenchError, explain_disk_errors
@@ -100,6 +101,11 @@ def from_folder(path: Path, cache_dir: Path) -> list[Part]:
         )
     for file in files:
         _check_parquet(file)
+    with _explained(str(path), str(cache_dir)):
+        # A file without rows is no fault of the others, but `datasets` cannot read it.
+        files = [file for file in files if pq.read_metadata(file).num_rows]
+    if not files:
+        raise LorabenchError(f"{path}: the data set has no rows; it needs one adapter a row")
     with _explained(str(path), str(cache_dir)):
         found = datasets.load_dataset(
             "parquet", data_files=_by_split(files, path), cache_dir=str(cache_dir / "datasets")
