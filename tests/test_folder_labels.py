@@ -53,7 +53,7 @@ def refused(words: str, root: Path, **arguments: Any) -> None:
         ({"labels_in_path": "^(?P<split>val_holdout)/", "labels_in_header": IN_HEADER}, "split is 'val_holdout'"),
         (
             {"labels_in_path": IN_PATH, "labels_in_header": {"category": "class"}},
-            "no 'class', which dataset.labels_in_header.category names; it has imagenet_class_id, lora_rank. Name a key",
+            "its header has no 'class', which dataset.labels_in_header.category names; it has",
         ),
     ],
 )

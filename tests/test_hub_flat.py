@@ -42,7 +42,7 @@ def without_number(table: pa.Table) -> pa.Table:
         (
             lambda table: table,
             {"rank": None},
-            "holds no matrices. A layer is a list of lists of float32 an adapter, or one list",
+            "A layer is a list of lists of float32 an adapter, or one list with",
         ),
         (lambda table: table, {"rank": 3}, "has 10 numbers in row 0, no multiple of the rank 3. Set dataset.rank"),
         (lambda table: table, {"rank": 0}, "dataset.rank=0"),

@@ -42,17 +42,18 @@ def results_of(folder: Path, *words: str) -> Any:
     return json.loads(next((folder / "out").rglob("results.json")).read_text())
 
 
-@pytest.mark.parametrize("name", ["sd_200", "sd_1k"])
-def test_model_j_has_its_own_split_and_leaves_out_the_classes_that_are_held_out(tmp_path: Path, name: str) -> None:
-    root = write_model_j(tmp_path / "set", attention_names())
+@pytest.mark.parametrize(("name", "modules"), [("sd_200", 128), ("sd_1k", 2)])
+def test_model_j_has_its_own_split_and_leaves_out_the_classes_that_are_held_out(
+    tmp_path: Path, name: str, modules: int
+) -> None:
+    names = attention_names()[:modules]
+    root = write_model_j(tmp_path / "set", names, of_each=1)
     zoo = zoo_of(tmp_path, f"dataset={name}", f"dataset.path={root}")
     assert zoo.name == name.replace("sd", "SD")
     assert zoo.labels.category_names == ("n02110000", "n02110001", "n02110002")
     assert zoo.labels.split is not None
-    assert np.bincount(zoo.labels.split).tolist() == [9, 9, 9]
-    assert [module.name for module in zoo.modules] == attention_names()
-    # what ProbeX's README calls layer 46
-    assert zoo.modules[46].name == "unet.down_blocks.2.attentions.1.transformer_blocks.0.attn2.to_q"
+    assert np.bincount(zoo.labels.split).tolist() == [3, 3, 3]
+    assert [module.name for module in zoo.modules] == names  # so that 46 is the published layer 46
 
 
 def test_lora_wise_reads_flat_layers_and_predicts_the_number_of_images(tmp_path: Path) -> None:
@@ -141,10 +142,10 @@ def test_without_a_hub_the_message_says_how_to_give_a_copy(tmp_path: Path, monke
 
 
 def test_a_run_of_probex(tmp_path: Path) -> None:
-    root = write_model_j(tmp_path / "set", attention_names()[:48], of_each=4)
+    root = write_model_j(tmp_path / "set", attention_names()[:47], of_each=2)
     small = ["classifier.probes=4", "classifier.features=4", "classifier.encoding=8", "classifier.max_epochs=40"]
     result = results_of(tmp_path, "experiment=model_j", f"dataset.path={root}", *small)
-    assert {part: result["split"][part] for part in ("train", "val", "test")} == {"train": 12, "val": 12, "test": 12}
+    assert {part: result["split"][part] for part in ("train", "val", "test")} == {"train": 6, "val": 6, "test": 6}
     assert result["split"]["by_source"]
     assert [run["error"] for run in result["runs"]] == [None]
     assert result["summary"][0]["classifier"] == "probex"
