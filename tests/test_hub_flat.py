@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lorabench.errors import LorabenchError
@@ -69,3 +70,9 @@ def test_the_recipe_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     zoo = load(root, tmp_path / "cache", **COLUMNS)
     assert zoo.labels.recipe["images"].tolist() == [1, 2, 3, 4, 5, 6] * 6
     assert load(root, tmp_path / "cache", **COLUMNS | {"recipe": None}).fingerprint != zoo.fingerprint
+
+
+def test_a_file_without_rows_is_passed_over(tmp_path: Path) -> None:
+    root = write_lora_wise(tmp_path / "set")
+    pq.write_table(flat_table().slice(0, 0), root / "train-00001-of-00002.parquet")
+    assert len(load(root, tmp_path / "cache", **COLUMNS)) == 36

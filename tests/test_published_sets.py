@@ -142,10 +142,10 @@ def test_without_a_hub_the_message_says_how_to_give_a_copy(tmp_path: Path, monke
 
 
 def test_a_run_of_probex(tmp_path: Path) -> None:
-    root = write_model_j(tmp_path / "set", attention_names()[:47], of_each=2)
+    root = write_model_j(tmp_path / "set", attention_names()[:47], of_each=1)
     small = ["classifier.probes=4", "classifier.features=4", "classifier.encoding=8", "classifier.max_epochs=40"]
     result = results_of(tmp_path, "experiment=model_j", f"dataset.path={root}", *small)
-    assert {part: result["split"][part] for part in ("train", "val", "test")} == {"train": 6, "val": 6, "test": 6}
+    assert {part: result["split"][part] for part in ("train", "val", "test")} == {"train": 3, "val": 3, "test": 3}
     assert result["split"]["by_source"]
     assert [run["error"] for run in result["runs"]] == [None]
     assert result["summary"][0]["classifier"] == "probex"
