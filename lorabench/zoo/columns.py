@@ -13,7 +13,7 @@ from lorabench.errors import LorabenchError
 from lorabench.machine import read_ahead
 from lorabench.zoo.store import Stack
 
-__all__ = ["LayerColumn", "is_nested"]
+__all__ = ["Flat", "LayerColumn", "is_nested"]
 
 _BLOCK = 2**20
 _SAMPLES = 16
@@ -39,6 +39,19 @@ class _Chunk:
 
 
 @dataclass(frozen=True)
+class Flat:
+    """One side of the matrices in a column of flat lists: `size` rows, or columns.
+
+    Attributes:
+        size: of that side.
+        rows: whether it is the rows.
+    """
+
+    size: int
+    rows: bool
+
+
+@dataclass(frozen=True)
 class LayerColumn:
     """One layer of N adapters as it lies in Arrow chunks; nothing is copied.
 
@@ -53,8 +66,17 @@ class LayerColumn:
     turned: bool = False
 
     @classmethod
-    def of(cls, name: str, arrays: list[pa.ChunkedArray], origin: str, turned: bool = False) -> "LayerColumn":
+    def of(
+        cls, name: str, arrays: list[pa.ChunkedArray], origin: str, turned: bool = False, flat: Flat | None = None
+    ) -> "LayerColumn":
         """The column `name` whose parts are `arrays`; `origin` names the file or repository in errors.
+
+        Args:
+            name: of the column.
+            arrays: one a data set.
+            origin: the file or repository.
+            turned: whether they hold the transposed matrices.
+            flat: what is known of the shape where they may hold one list of numbers an adapter, row after row.
 
         Raises:
             LorabenchError: values are missing, no numbers, or no matrices.
@@ -62,7 +84,7 @@ class LayerColumn:
         chunks: list[_Chunk] = []
         done = 0
         for array in (chunk for part in arrays for chunk in part.chunks if len(chunk)):
-            chunks.append(_chunk(array, _Place(origin, name, done)))
+            chunks.append(_chunk(array, _Place(origin, name, done), flat))
             done += len(array)
         first = chunks[0].shapes[0]
         if all((chunk.shapes == first).all() for chunk in chunks):
@@ -134,7 +156,7 @@ class _Place:
         return LorabenchError(f"{self.origin}: column {self.column!r} {what}. {remedy}")
 
 
-def _chunk(array: pa.Array, place: _Place) -> _Chunk:
+def _chunk(array: pa.Array, place: _Place, flat: Flat | None) -> _Chunk:
     """Descend through the levels of lists down to the numbers."""
     count = len(array)
     bounds: Any = np.arange(count + 1, dtype=np.int64)
@@ -150,14 +172,29 @@ def _chunk(array: pa.Array, place: _Place) -> _Chunk:
             sizes.append(_one_length_each(lengths, bounds, place))
             bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[bounds]
         array = _storage(array)
+    if flat is not None and len(sizes) == 1:
+        sizes = _unflattened(np.broadcast_to(sizes[0], count), flat, place)
     shapes = _shapes(sizes, count, place)
     return _Chunk(_numbers(array, place), shapes)
+
+
+def _unflattened(lengths: Int64[np.ndarray, " n"], flat: Flat, place: _Place) -> list[int | Int64[np.ndarray, " n"]]:
+    """Rows and columns of matrices of so many numbers, of which one side is known."""
+    odd = np.flatnonzero(lengths % flat.size)
+    if len(odd):
+        raise place.refuse(
+            f"has {lengths[odd[0]]} numbers in row {place.row + odd[0]}, no multiple of the rank {flat.size}",
+            "Set dataset.rank to the rank of these adapters, or keep the rows of one rank.",
+        )
+    return [flat.size, lengths // flat.size] if flat.rows else [lengths // flat.size, flat.size]
 
 
 def _shapes(sizes: list[int | Int64[np.ndarray, " n"]], count: int, place: _Place) -> Int64[np.ndarray, "n 2"]:
     if len(sizes) < 2:
         raise place.refuse(
-            "holds no matrices", "A layer is a list of lists of float32 an adapter; rename or remove this column."
+            "holds no matrices",
+            "A layer is a list of lists of float32 an adapter, or one list with dataset.rank=RANK; rename "
+            "or remove this column.",
         )
     rows, cols = sizes[0], math.prod(sizes[1:])
     shapes = np.stack([np.broadcast_to(rows, count), np.broadcast_to(cols, count)], axis=1)

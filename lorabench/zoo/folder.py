@@ -4,10 +4,10 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -20,12 +20,15 @@ from lorabench.errors import LorabenchError
 from lorabench.options import OneOf, check_arguments
 from lorabench.progress import track
 from lorabench.zoo.folder_index import LABELS, SPLITS, Entry, index_folder
+from lorabench.zoo.folder_labels import LabelPlaces, index_labelled
+from lorabench.zoo.hub_files import fetch_files
 from lorabench.zoo.labels import Labels
 from lorabench.zoo.store import Module, StoreWriter, Zoo, open_store
 
 __all__ = ["load"]
 
 Missing = Annotated[str, OneOf(["error", "common"])]
+Kind = Annotated[str, OneOf(["model", "dataset"])]
 
 _log = logging.getLogger(__name__)
 _VERSION = 2
@@ -42,8 +45,19 @@ class _Size:
     scale: float
 
 
-def load(path: str | Path, name: str, cache_dir: str | Path, missing: Missing = "error") -> Zoo:
-    """The zoo of the adapters in a folder: sub-folders named by category, or a labels.csv.
+def load(
+    path: str | Path | None,
+    name: str,
+    cache_dir: str | Path,
+    missing: Missing = "error",
+    labels_in_path: str | None = None,
+    labels_in_header: Mapping[str, str] | None = None,
+    labels_in_table: Mapping[str, Any] | None = None,
+    repository: str | None = None,
+    repository_kind: Kind = "model",
+    repository_files: Sequence[str] | None = None,
+) -> Zoo:
+    """The zoo of the adapters in a folder: sub-folders named by category, a labels.csv, or labels in other places.
 
     Every naming scheme that `load_adapter` knows may stand beside any other; modules are the same by their identity.
     Adapters are read one at a time
@@ -58,14 +72,21 @@ def load(path: str | Path, name: str, cache_dir: str | Path, missing: Missing = 
         cache_dir: the folder that stores are kept in.
         missing: "error" refuses adapters without a module that others have, "common" keeps the modules that
             all have.
+        labels_in_path: a regular expression over the adapters' paths; see `LabelPlaces`, as for the next two.
+        labels_in_header: label -> key in the header of an adapter's file.
+        labels_in_table: a table of labels.
+        repository: where `path` is None, the repository on the hub whose files are fetched.
+        repository_kind: what the hub has it as.
+        repository_files: patterns of the files to fetch; None: all.
 
     Raises:
-        LorabenchError: the folder, a file, a label or the adapters' shapes cannot be used.
+        LorabenchError: the folder, a file, a label or the adapters' shapes cannot be used, or the hub not be reached.
     """
-    check_arguments(load, {"missing": missing}, "dataset.")
-    root = Path(path).expanduser()
-    entries = index_folder(root)
-    store = Path(cache_dir).expanduser() / "zoos" / f"folder-{_key(root, entries, name, missing)}"
+    check_arguments(load, {"missing": missing, "repository_kind": repository_kind}, "dataset.")
+    places = LabelPlaces(labels_in_path, labels_in_header or {}, labels_in_table or {})
+    root = _root(path, repository, repository_kind, repository_files)
+    entries = index_labelled(root, places) if places.given else index_folder(root)
+    store = Path(cache_dir).expanduser() / "zoos" / f"folder-{_key(root, entries, name, missing, places)}"
     found = open_store(store)
     if found is not None:
         return found
@@ -93,7 +114,18 @@ def load(path: str | Path, name: str, cache_dir: str | Path, missing: Missing = 
     return built
 
 
-def _key(root: Path, entries: list[Entry], name: str, missing: str) -> str:
+def _root(path: str | Path | None, repository: str | None, kind: str, patterns: Sequence[str] | None) -> Path:
+    if path is not None:
+        return Path(path).expanduser()
+    if repository is None:
+        raise LorabenchError(
+            "dataset.path and dataset.repository are both null; give the folder that holds the adapters "
+            "(dataset.path=DIR)"
+        )
+    return fetch_files(repository, cast("Literal['model', 'dataset']", kind), patterns)
+
+
+def _key(root: Path, entries: list[Entry], name: str, missing: str, places: LabelPlaces) -> str:
     """Changes with the files, the labels and the options."""
     files = []
     for entry in entries:
@@ -103,8 +135,10 @@ def _key(root: Path, entries: list[Entry], name: str, missing: str) -> str:
                 files.append([entry.name, file.name, stat.st_size, stat.st_mtime_ns])
     labels = root / LABELS
     text = labels.read_text(encoding="utf-8-sig") if labels.is_file() else None
-    said = json.dumps([_VERSION, str(root.resolve()), name, missing, files, text])
-    return hashlib.blake2b(said.encode(), digest_size=12).hexdigest()
+    said: list[object] = [_VERSION, str(root.resolve()), name, missing, files, text]
+    if places.given:
+        said.append([[one.category, one.leaf, one.group, one.split, dict(one.recipe)] for one in entries])
+    return hashlib.blake2b(json.dumps(said).encode(), digest_size=12).hexdigest()
 
 
 def _sizes(entry: Entry, names: dict[tuple[str, ...], str]) -> dict[str, _Size]:

@@ -10,7 +10,7 @@ from lorabench.adapters.reading.folders import AdapterPlace, adapter_files
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, find_adapter_file
 from lorabench.errors import LorabenchError
 
-__all__ = ["INCOMPLETE", "LABELS", "SPLITS", "Entry", "index_folder"]
+__all__ = ["INCOMPLETE", "LABELS", "SPLITS", "Entry", "adapters_below", "index_folder", "numbers_of", "read_csv"]
 
 LABELS = "labels.csv"
 INCOMPLETE = ".incomplete"
@@ -50,12 +50,7 @@ def index_folder(root: Path) -> list[Entry]:
     Raises:
         LorabenchError: no such folder, an unfinished export, no adapters, or labels that cannot be used.
     """
-    if not root.is_dir():
-        raise LorabenchError(f"dataset.path={root}: no such folder. Give the folder that holds the adapters.")
-    if (root / INCOMPLETE).exists():
-        raise LorabenchError(
-            f"{root}: an export to this folder was interrupted. Run it again with --overwrite, or delete the folder."
-        )
+    _check_folder(root)
     entries = _from_csv(root) if (root / LABELS).is_file() else list(_from_folders(root))
     if not entries:
         raise LorabenchError(
@@ -66,8 +61,27 @@ def index_folder(root: Path) -> list[Entry]:
     return entries
 
 
+def adapters_below(root: Path) -> list[AdapterPlace]:
+    """The adapters of a folder, each once where it is there as a pickle and as safetensors.
+
+    Raises:
+        LorabenchError: no such folder, or an unfinished export.
+    """
+    _check_folder(root)
+    return _without_twins(adapter_files(root).adapters)
+
+
+def _check_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise LorabenchError(f"dataset.path={root}: no such folder. Give the folder that holds the adapters.")
+    if (root / INCOMPLETE).exists():
+        raise LorabenchError(
+            f"{root}: an export to this folder was interrupted. Run it again with --overwrite, or delete the folder."
+        )
+
+
 def _from_folders(root: Path) -> Iterator[Entry]:
-    adapters = _without_twins(adapter_files(root).adapters)
+    adapters = adapters_below(root)
     stray = next((adapter.file for adapter in adapters if adapter.file.parent == root), None)
     if stray is not None:
         raise LorabenchError(
@@ -89,14 +103,23 @@ def _without_twins(adapters: Sequence[AdapterPlace]) -> list[AdapterPlace]:
     return list(kept.values())
 
 
-def _from_csv(root: Path) -> list[Entry]:
-    path = root / LABELS
+def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns of a table, and its rows with the number of the line that each ends in.
+
+    Raises:
+        LorabenchError: it is no UTF-8 text with commas.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            columns, rows = list(reader.fieldnames or ()), [(reader.line_num, row) for row in reader]
+            return list(reader.fieldnames or ()), [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise LorabenchError(f"{path}: no UTF-8 text with commas ({error}). Save it as such.") from error
+
+
+def _from_csv(root: Path) -> list[Entry]:
+    path = root / LABELS
+    columns, rows = read_csv(path)
     lacking = [name for name in _REQUIRED if name not in columns]
     if lacking:
         raise LorabenchError(
@@ -107,19 +130,19 @@ def _from_csv(root: Path) -> list[Entry]:
         )
     present = [name for name in _COLUMNS if name in columns]
     seen: dict[Path, int] = {}
-    recipe = _numbers([row for _, row in rows], [name for name in columns if name and name not in _COLUMNS])
+    recipe = numbers_of([row for _, row in rows], [name for name in columns if name and name not in _COLUMNS])
     return [
         replace(_row(root, path, number, row, present, seen), recipe=own)
         for (number, row), own in zip(rows, recipe, strict=True)
     ]
 
 
-def _numbers(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> list[dict[str, float]]:
+def numbers_of(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> list[dict[str, float]]:
     """The columns that hold a finite number in every row; others are remarks, and nobody's business here."""
     found: list[dict[str, float]] = [{} for _ in rows]
     for column in columns:
         try:
-            values = [float(row[column] or "") for row in rows]
+            values = [float(row.get(column) or "") for row in rows]
         except ValueError:
             continue
         if all(map(math.isfinite, values)):

@@ -17,7 +17,7 @@ from lorabench.errors import LorabenchError
 from lorabench.machine import map_in_lanes
 from lorabench.options import AtLeast, check_arguments
 from lorabench.progress import bar, track
-from lorabench.zoo.columns import LayerColumn, is_nested
+from lorabench.zoo.columns import Flat, LayerColumn, is_nested
 from lorabench.zoo.hub_labels import LabelColumns, read_labels
 from lorabench.zoo.hub_source import Part, fingerprint_of, from_folder, from_hub
 from lorabench.zoo.labels import Labels
@@ -41,6 +41,9 @@ def load(
     leaf: str | None = "leaf_id",
     group: str | None = "leaf_id",
     adapter: str | None = "folder",
+    subset: str | None = None,
+    rank: Annotated[int | None, AtLeast(1)] = None,
+    recipe: Mapping[str, str] | None = None,
 ) -> Zoo:
     """The zoo of a data set in the schema of `jacekduszenko/lora-ws-*`, memory-mapped.
 
@@ -60,38 +63,44 @@ def load(
         leaf: the column of the leaf concept, or None.
         group: the column of what must not be on both sides of a split, or None.
         adapter: the column that names an adapter in messages, or None.
+        subset: part of the repository, where it has several.
+        rank: of all adapters, where a layer is one list of numbers; its matrix is taken to lie there row after row.
+        recipe: name of a number of how each adapter was made -> its column; `target=NAME` predicts it.
 
     Raises:
         LorabenchError: no network, nothing readable at `path`, a column missing, or layers that do not fit.
     """
-    check_arguments(load, {"per_category": per_category}, "dataset.")
+    check_arguments(load, {"per_category": per_category, "rank": rank}, "dataset.")
     cache = Path(cache_dir).expanduser()
     if path is not None:
         origin, parts = str(path), from_folder(Path(path).expanduser(), cache)
     elif repository is not None:
-        origin, parts = repository, from_hub(repository)
+        origin, parts = repository, from_hub(repository, subset)
     else:
         raise LorabenchError(
             "dataset.path and dataset.repository are both null; give a folder (dataset.path=DIR) or a data set "
             "on the hub (dataset.repository=OWNER/NAME, or dataset=1k)"
         )
-    zoo = from_parts(name, parts, LabelColumns(category, category_name, leaf, group, adapter), cache, origin)
+    columns = LabelColumns(category, category_name, leaf, group, adapter, recipe or {})
+    zoo = from_parts(name, parts, columns, cache, origin, rank)
     return zoo if per_category is None else zoo.rows(_draw(zoo.labels, per_category, seed))
 
 
-def from_parts(name: str, parts: Sequence[Part], columns: LabelColumns, cache_dir: Path, origin: str) -> Zoo:
-    """The zoo of data sets that follow one another; `origin` names them in errors."""
+def from_parts(
+    name: str, parts: Sequence[Part], columns: LabelColumns, cache_dir: Path, origin: str, rank: int | None = None
+) -> Zoo:
+    """The zoo of data sets that follow one another; `origin` names them in errors, `rank` is as in `load`."""
     parts = [part for part in parts if len(part.dataset)]
     if not parts:
         raise LorabenchError(f"{origin}: the data set has no rows; it needs one adapter a row")
     tables = [part.table(cache_dir) for part in parts]
     names = _layer_names(tables[0].schema, origin)
     labels = read_labels(parts, tables, columns, origin)
-    layers = _layers(names, tables, origin)
+    layers = _layers(names, tables, origin, rank)
     modules = _modules(names, origin)
-    rank = _ranks(layers, modules, origin)
-    scale = _scales(tables, modules, rank, origin)
-    zoo = Zoo(name, {}, modules, rank, scale, labels, _fingerprint(parts, layers, labels, scale))
+    ranks = _ranks(layers, modules, origin)
+    scale = _scales(tables, modules, ranks, origin)
+    zoo = Zoo(name, {}, modules, ranks, scale, labels, _fingerprint(parts, layers, labels, scale))
     if all(layer.viewable for layer in layers.values()):
         return replace(zoo, layers={layer: column.stack() for layer, column in layers.items()})
     return _stored(zoo, layers, cache_dir)
@@ -116,25 +125,28 @@ def _layer_names(schema: pa.Schema, origin: str) -> list[str]:
     return names
 
 
-def _layers(names: Sequence[str], tables: Sequence[pa.Table], origin: str) -> dict[str, LayerColumn]:
+def _layers(names: Sequence[str], tables: Sequence[pa.Table], origin: str, rank: int | None) -> dict[str, LayerColumn]:
     """All layers, a thread each: their offsets are read from the disk, and a third of all bytes."""
     with bar("Opening layers", len(names)) as shown:
 
         def layer(name: str) -> LayerColumn:
-            found = _layer(name, tables, origin)
+            found = _layer(name, tables, origin, rank)
             shown.advance()
             return found
 
         return dict(zip(names, map_in_lanes(layer, names), strict=True))
 
 
-def _layer(name: str, tables: Sequence[pa.Table], origin: str) -> LayerColumn:
+def _layer(name: str, tables: Sequence[pa.Table], origin: str, rank: int | None) -> LayerColumn:
     for table in tables:
         if name not in table.schema.names:
             raise LorabenchError(f"{origin}: column {name!r} is missing in one of the splits; every adapter needs it")
     arrays = [table.column(name) for table in tables]
+    key = parse_key(name)
     # MLX keeps [d_in, r] and [r, d_out]: every other scheme's matrices turned.
-    return LayerColumn.of(name, arrays, origin, turned=parse_key(name).scheme == "mlx")
+    turned = key.scheme == "mlx"
+    flat = None if rank is None else Flat(rank, rows=(key.part == "down") is not turned)
+    return LayerColumn.of(name, arrays, origin, turned, flat)
 
 
 def _modules(names: Sequence[str], origin: str) -> tuple[Module, ...]:
@@ -239,7 +251,8 @@ def _fingerprint(
     # Without the adapters' names: they say where the data lie.
     coded = [labels.category, labels.leaf, labels.group, labels.split]
     fields = [None if codes is None else codes.tolist() for codes in coded]
-    digest.update(json.dumps([*fields, labels.category_names, labels.leaf_names]).encode())
+    made = [{name: column.tolist() for name, column in labels.recipe.items()}] if labels.recipe else []
+    digest.update(json.dumps([*fields, labels.category_names, labels.leaf_names, *made]).encode())
     digest.update(scale.tobytes())
     for layer in layers.values():
         digest.update(layer.sample())

@@ -1,12 +1,12 @@
 """The labels of a data set's adapters: which column says what."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from lorabench.adapters.reading.naming import parse_key
 from lorabench.errors import LorabenchError
@@ -27,6 +27,7 @@ class LabelColumns:
         leaf: the leaf concept, or None where there is none.
         group: what must not be on both sides of a split, or None.
         adapter: the adapter's name, or None.
+        recipe: name of a number of how each adapter was made -> its column.
     """
 
     category: str
@@ -34,6 +35,7 @@ class LabelColumns:
     leaf: str | None
     group: str | None
     adapter: str | None
+    recipe: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_labels(parts: Sequence[Part], tables: Sequence[pa.Table], columns: LabelColumns, origin: str) -> Labels:
@@ -60,6 +62,7 @@ def read_labels(parts: Sequence[Part], tables: Sequence[pa.Table], columns: Labe
         leaf_names=tuple(leaf_names.tolist()),
         group=None if group is None else group.astype(np.int64),
         split=_split(parts),
+        recipe={name: source.numbers(f"recipe.{name}", column) for name, column in columns.recipe.items()},
     )
 
 
@@ -88,6 +91,22 @@ class _Source:
             raise self._refuse(argument, column, "holds integers in one split and strings in another")
         return np.array(values)
 
+    def numbers(self, argument: str, column: str) -> Float64[np.ndarray, " n"]:
+        """One finite number an adapter."""
+        found: list[Any] = []
+        for table in self.tables:
+            if column not in table.schema.names:
+                raise self._refuse(argument, column, "is no column")
+            kind = table.schema.field(column).type
+            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+                raise self._refuse(argument, column, f"holds {kind}, and what is predicted is a number")
+            found += table.column(column).to_pylist()
+        values = np.array(found, np.float64)
+        odd = np.flatnonzero(~np.isfinite(values))
+        if len(odd):
+            raise self._refuse(argument, column, f"has {len(odd)} rows without a number, the first is row {odd[0]}")
+        return values
+
     def texts(self, column: str | None) -> list[str] | None:
         """The column as strings; None where it is absent, since it only serves people."""
         if column is None or any(column not in table.schema.names for table in self.tables):
@@ -99,7 +118,7 @@ class _Source:
         others = [
             name for name in schema.names if not parse_key(name).is_layer and not is_nested(schema.field(name).type)
         ]
-        ways = "" if argument == "category" else f" or dataset.{argument}=null"
+        ways = "" if argument == "category" or argument.startswith("recipe.") else f" or dataset.{argument}=null"
         return LorabenchError(
             f"{self.origin}: dataset.{argument}={column} {what}. Set dataset.{argument}=COLUMN{ways}, or mend "
             f"the data set; the columns beside the layers are {', '.join(others) or '(none)'}"

@@ -9,14 +9,11 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-from huggingface_hub import get_session
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-# The hub's client names its own copy of httpx here; another version raises other classes.
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from lorabench.errors import LorabenchError, explain_disk_errors
+from lorabench.zoo.hub_files import HUB_ERRORS, why_no_hub
 
 __all__ = ["Part", "from_folder", "from_hub"]
 
@@ -31,8 +28,6 @@ _SPLITS = {
     "testing": 2,
 }
 _SPLIT_NAME = re.compile(rf"(?:^|[-_. /])({'|'.join(_SPLITS)})(?=[-_. /]|$)")
-_PROBE_SECONDS = 5.0
-_HUB_ERRORS = (ConnectionError, FileNotFoundError, HfHubHTTPError, httpx.TransportError)
 _ROOM = "Free some space, or set cache_dir=DIR (or LORABENCH_CACHE) to a roomier place."
 _TWO_WAYS = (
     "Two ways on without it: dataset.path=DIR reads a copy on this disk (what save_to_disk wrote, or parquet "
@@ -64,35 +59,26 @@ def fingerprint_of(dataset: Any) -> str:
     return str(dataset._fingerprint)  # noqa: SLF001  # there is no public way to ask
 
 
-def from_hub(repository: str) -> list[Part]:
-    """The data set `repository` of the hub, or the copy of it that `datasets` keeps.
+def from_hub(repository: str, subset: str | None = None) -> list[Part]:
+    """The data set `repository` of the hub, or its part `subset`, or the copy of it that `datasets` keeps.
 
     Raises:
         LorabenchError: no network and no copy, no such data set, or a full disk.
     """
-    reached = _hub_answers()
+    reached = why_no_hub(datasets.config.HF_ENDPOINT)
     before = datasets.config.HF_HUB_OFFLINE
     # Without this, five retries pass before `datasets` looks for its copy.
     datasets.config.HF_HUB_OFFLINE = before or reached is not None
     try:
-        with _explained(repository, f"dataset {repository}", leave=_HUB_ERRORS):
-            return _parts(datasets.load_dataset(repository), repository)
+        with _explained(repository, f"dataset {repository}", leave=HUB_ERRORS):
+            return _parts(datasets.load_dataset(*filter(None, (repository, subset))), repository)
     except DatasetNotFoundError as error:
         raise LorabenchError(f"{error} Check dataset.repository. {_TWO_WAYS}") from error
-    except _HUB_ERRORS as error:
+    except HUB_ERRORS as error:
         why = reached or f"{type(error).__name__}: {error}"
         raise LorabenchError(f"cannot load {repository} from the hub ({why}). {_TWO_WAYS}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before
-
-
-def _hub_answers() -> str | None:
-    """None if the hub can be reached, else why not, known within seconds."""
-    try:
-        get_session().head(datasets.config.HF_ENDPOINT, timeout=_PROBE_SECONDS)
-    except (httpx.TransportError, OfflineModeIsEnabled) as error:
-        return f"no network: {error}"
-    return None
 
 
 def from_folder(path: Path, cache_dir: Path) -> list[Part]:
@@ -115,6 +101,11 @@ def from_folder(path: Path, cache_dir: Path) -> list[Part]:
         )
     for file in files:
         _check_parquet(file)
+    with _explained(str(path), str(cache_dir)):
+        # A file without rows is no fault of the others, but `datasets` cannot read it.
+        files = [file for file in files if pq.read_metadata(file).num_rows]
+    if not files:
+        raise LorabenchError(f"{path}: the data set has no rows; it needs one adapter a row")
     with _explained(str(path), str(cache_dir)):
         found = datasets.load_dataset(
             "parquet", data_files=_by_split(files, path), cache_dir=str(cache_dir / "datasets")
