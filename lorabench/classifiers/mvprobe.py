@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lorabench.classifiers.factors import Factors
 from lorabench.classifiers.modulewise import ModuleLinear
@@ -10,6 +11,8 @@ from lorabench.classifiers.probex import ProbeX
 from lorabench.zoo import ModuleShape
 
 __all__ = ["MVProbe", "standardised_response"]
+
+_SMALLEST = 1e-16
 
 
 class MVProbe(ProbeX):
@@ -32,17 +35,14 @@ class MVProbe(ProbeX):
 
 
 def standardised_response(response: Float[Tensor, "*batch d probes"]) -> Float[Tensor, "*batch d probes"]:
-    """(S - mean) / (std + 1e-8) over all entries of each sample's response; that of ΔW = 0 stays 0.
+    """(S - mean) / √(var + 1e-16) over all entries of each sample's response; that of ΔW = 0 stays 0.
 
-    The standard deviation is that of the population.
+    The variance is that of the population. Published is std + 1e-8, which differs where std is about as small as that.
 
     >>> standardised_response(torch.tensor([[1.0, 3.0]]))
     tensor([[-1.,  1.]])
     """
-    centred = response - response.mean((-2, -1), keepdim=True)
-    variance = centred.square().mean((-2, -1), keepdim=True)
-    constant = variance == 0  # the derivative of a root is infinite there
-    return centred / (torch.where(constant, 1, variance).sqrt() + 1e-8)
+    return F.layer_norm(response, response.shape[-2:], eps=_SMALLEST)
 
 
 class _MVProbe(nn.Module):

@@ -121,8 +121,20 @@ class MemberStack(Stack):
         with torch.enable_grad():
             logits = self._general(leaves, self.buffers, x)
             grads = torch.autograd.grad(cross_entropy(logits, y).sum(), list(leaves.values()))
-        # Adam's fused kernel walks memory, not strides.
-        return logits.detach(), {name: grad.contiguous() for name, grad in zip(leaves, grads, strict=True)}
+        return logits.detach(), {name: self._lying(name, grad) for name, grad in zip(leaves, grads, strict=True)}
+
+    def _lying(self, name: str, grad: Tensor) -> Tensor:
+        """A gradient in memory as its parameter is: Adam's fused kernel walks memory, not strides.
+
+        Where the two differ the parameter is laid as the gradient comes, once: a linear layer's comes turned, and to
+        turn it back in every step costs as much as the products of a small network.
+        """
+        if grad.stride() == self.params[name].stride():
+            return grad
+        laid = torch.empty_like(grad)
+        for group in (self.params, self.adam.mean, self.adam.square):
+            group[name] = laid.clone().copy_(group[name])
+        return grad if laid.stride() == grad.stride() else laid.copy_(grad)
 
     def _general(
         self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Float[Tensor, "members n f"]

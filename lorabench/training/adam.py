@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lorabench.training.scripted import bare
 
-__all__ = ["Adam", "move", "plain_move"]
+__all__ = ["Adam", "move", "picked", "plain_move"]
 
 
 @bare
@@ -41,6 +41,16 @@ move = _fused_move if hasattr(torch, "_fused_adam_") else plain_move
 """`plain_move` by torch's fused kernel, private to it, which reads all four once: a step in 1.3 to 1.5 times less."""
 
 
+def picked(stacked: Tensor, members: Int64[Tensor, " kept"]) -> Tensor:
+    """These members of a stacked tensor, lying in memory as it does."""
+    return torch.index_select(stacked, 0, members, out=torch.empty_like(stacked[: len(members)]))
+
+
+def _as_it_lies(dense: Tensor) -> Tensor:
+    """Its numbers in the order of memory: the fused kernel copies what is not contiguous."""
+    return dense if dense.is_contiguous() else dense.as_strided((dense.numel(),), (1,))
+
+
 class Adam:
     """Adam of stacked members.
 
@@ -69,12 +79,12 @@ class Adam:
             start = stop
 
     def step(self, params: dict[str, Tensor], grads: dict[str, Tensor]) -> None:
-        """Move all members."""
+        """Move all members; a gradient has the strides of its parameter."""
         self.steps += 1
         self._step += 1
         for rate, run in self._runs:
             p, grad, mean, square = (
-                [group[name][run] for name in params] for group in (params, grads, self.mean, self.square)
+                [_as_it_lies(group[name][run]) for name in params] for group in (params, grads, self.mean, self.square)
             )
             move(p, grad, mean, square, rate, self._step)
 
@@ -82,4 +92,4 @@ class Adam:
         """Drop all members but these."""
         for group in (self.mean, self.square):
             for name in group:  # one tensor at a time: the old one goes before the next is made
-                group[name] = group[name][members]
+                group[name] = picked(group[name], members)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from lorabench.training.adam import Adam
+from lorabench.training.adam import Adam, picked
 from lorabench.training.schedule import Schedule
 
 __all__ = ["Course", "Stack", "lost", "train"]
@@ -74,7 +74,7 @@ class Stack(ABC):
         rows = left.to(self.device)
         for group in (self.params, self.buffers, self.best):
             for name in group:  # one tensor at a time: the old one goes before the next is made
-                group[name] = group[name][rows]
+                group[name] = picked(group[name], rows)
         self.adam.keep(rows)
         self.schedule.keep(left)
 
