@@ -29,13 +29,17 @@ OF_ITS_OWN = {
     "top_k": ["representation=stats", "ablation.random_draws=3"],
     "attention": ["representations=[{w2t: {max_epochs: 2}}]", "ablation.baseline=stats"],  # looks at modules of W2T
     "dynamics": ["representation=stats", "dataset.keep_steps=[3]"],
-}
+    "retrieval": [
+        "representation=stats", "dataset@ablation.other=glyphs_independent",
+        *(one.replace("dataset.", "ablation.other.") for one in TINY_ZOO),
+    ],
+}  # fmt: skip
 PICTURES = {
     "clusters": {"clusters"}, "compare": {"with_without"}, "concepts": {"concepts"}, "grouping": {"groups"},
     "attribution": {"attribution"}, "attention": {"attention"}, "progressive": {"degradation"},
     "redundancy": {"redundancy"},
     "top_k": {"with_without"}, "gauge": {"gauge"}, "shift": {"shift"}, "learning_curve": {"learning_curve"},
-    "dynamics": {"dynamics"},
+    "dynamics": {"dynamics"}, "retrieval": {"retrieval"},
 }  # fmt: skip
 
 
@@ -242,6 +246,9 @@ def test_a_representation_of_which_nothing_is_left_has_its_row(tmp_path):
         (["ablation=shift", "ablation.hold_out={steps: 10}"], "no recipe of this name that varies; there are: none$"),
         (["ablation=learning_curve", "ablation.sizes=[9]"], r"^ablation\.sizes=\[9\]: 9 training adapters cannot"),
         (["ablation=learning_curve", "ablation.against=[nope]"], r"^ablation\.against=nope is none of the repr"),
+        (["ablation=retrieval"], "^ablation=retrieval looks for adapters of one leaf, and no leaf of glyphs has two"),
+        (["ablation=retrieval", "+ablation.other=x"], r"^ablation\.other=x: a zoo is needed, chosen by dataset@"),
+        (["ablation=retrieval", "ablation.against=[nope]"], r"^ablation\.against=nope is none of the representations"),
         (["ablation=attribution", "ablation.steps=0"], r"^ablation\.steps=0: a whole number from 1 is needed$"),
         (["ablation=attribution", "ablation.steps=1.5"], r"^ablation\.steps=1\.5: a whole number from 1 is needed"),
     ],
