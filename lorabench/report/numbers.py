@@ -1,12 +1,14 @@
 """How numbers are written: fractions as percent, what is not known as a dash or not at all."""
 
 import math
+from collections.abc import Sequence
 
 from lorabench.findings import Difference, Interval, Measured
 from lorabench.results import Result, Statistic, Summary
 
 __all__ = [
     "counted",
+    "counts",
     "difference",
     "interval",
     "mean_std",
@@ -82,6 +84,12 @@ def p_value(value: float | int | None) -> str:
     if math.isnan(value):
         return "–"
     return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def counts(numbers: Sequence[int]) -> str:
+    """A number a split, as in "174" or "170 to 174"."""
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def counted(result: Result) -> str:

@@ -1,17 +1,15 @@
 """How soon adapters of the same leaf are found, by representation."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from lorabench.ablation.retrieval import RetrievalFinding, Retrieved
-from lorabench.findings import LEVEL, Compared, Measured
-from lorabench.pictures import BLUE, GREY, tidy
+from lorabench.findings import LEVEL, Compared
 from lorabench.report.between import between_sheet
-from lorabench.report.numbers import difference, interval, method, p_value, percent
-from lorabench.report.style import errors, legend_below, percents
+from lorabench.report.numbers import counts, difference, interval, method, p_value, percent
+from lorabench.report.points import points_figure
 from lorabench.results import Result
 from lorabench.sheet import Sheet
 
@@ -26,11 +24,16 @@ def sheets(result: Result, found: RetrievalFinding) -> list[Sheet]:
 
 def figures(result: Result, found: RetrievalFinding) -> dict[str, Callable[[], Figure]]:
     """The mean reciprocal ranks."""
-    return {"retrieval": functools.partial(_figure, result, found)} if _ran(found) else {}
-
-
-def _ran(found: RetrievalFinding) -> list[tuple[str, Measured]]:
-    return [(row.representation, row.mrr) for row in found.rows if row.mrr is not None]
+    ran = [row for row in found.rows if row.mrr is not None]
+    draw = functools.partial(
+        points_figure,
+        [row.representation for row in ran],
+        {"MRR": [row.mrr for row in ran]},
+        found.chance.mrr,
+        f"{result.dataset['name']}: adapters of the same leaf, among {found.gallery}",
+        "mean reciprocal rank of the first of the same leaf",
+    )
+    return {"retrieval": draw} if ran else {}
 
 
 def _ranks(result: Result, found: RetrievalFinding) -> Sheet:
@@ -41,8 +44,8 @@ def _ranks(result: Result, found: RetrievalFinding) -> Sheet:
         columns=("representation", "MRR\n[95 %]", "first\n[95 %]", "in 5\n[95 %]", "to chance\n[95 %]", "p, Holm"),
         rows=[*(_row(row, above.get(row.representation)) for row in found.rows), chance],
         caption=[
-            f"queries: {_counts(found.queries)} test adapters of a split",
-            f"ranked by the cosine of standardised features: {found.gallery}, {_counts(found.candidates)}",
+            f"queries: {counts(found.queries)} test adapters of a split",
+            f"ranked by the cosine of standardised features: {found.gallery}, {counts(found.candidates)}",
             "MRR: mean of 1 / the place of the first of the same leaf; first, in 5: whether it is there; all in %",
             "chance: a random order, exactly; places of equal cosines are those of a random order",
             *([f"intervals and p are {method(found.above[0])}; Holm: over the representations"] if found.above else []),
@@ -60,29 +63,6 @@ def _row(row: Retrieved, above: Compared | None) -> tuple[str, ...]:
     return (row.representation, *cells, *beside)
 
 
-def _counts(numbers: Sequence[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low} to {high}"
-
-
 def _told(row: Compared) -> str:
     above = row.claimed.low > 0 and row.holm < LEVEL
     return f"verdict: {row.representation} is {'' if above else 'not shown to be '}above chance"
-
-
-def _figure(result: Result, found: RetrievalFinding) -> Figure:
-    """A point a representation, and the line of a random order."""
-    ran = _ran(found)
-    figure = Figure(figsize=(7.5, 1.6 + 0.32 * len(ran)), layout="constrained")
-    axes = figure.subplots()
-    x = percents([one.mean for _, one in ran])
-    ends = errors(x, [one.low for _, one in ran], [one.high for _, one in ran])
-    axes.errorbar(x, np.arange(len(ran)), xerr=ends, fmt="o", color=BLUE, markersize=5, elinewidth=0.9, capsize=2)
-    axes.axvline(100 * found.chance.mrr, color=GREY, linestyle="--", linewidth=1.2, label="chance", zorder=1)
-    axes.set_yticks(range(len(ran)), [name for name, _ in ran], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("mean reciprocal rank of the first of the same leaf, % (95 % interval)", fontsize=9)
-    tidy(axes, "x")
-    figure.suptitle(f"{result.dataset['name']}: adapters of the same leaf, among {found.gallery}", fontsize=10)
-    legend_below(figure, [axes])
-    return figure
