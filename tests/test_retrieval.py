@@ -112,6 +112,12 @@ def test_products_are_those_of_what_members_read(study):
         np.testing.assert_allclose(got, x @ x.T, rtol=1e-4, atol=1e-3)
 
 
+def test_products_that_do_not_fit_are_refused_before_features_are_made(study, monkeypatch):
+    monkeypatch.setattr("lorabench.evaluation.products.free_memory", lambda _: 1000)
+    with pytest.raises(LorabenchError, match=r"^the products of 27 adapters take 0\.0 GB .*: take a smaller data set"):
+        inner_products(study.evaluator, "flat", Flat(), study.evaluator.split.test)
+
+
 def test_the_phase_is_a_slow_count_of_places(study, found):
     told = found.ablation
     rows = {row.representation: row for row in told.rows}

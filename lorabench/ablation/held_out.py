@@ -19,7 +19,7 @@ from lorabench.zoo.gloss_model import load_text_base
 from lorabench.zoo.minilm import MINILM, minilm_folder
 from lorabench.zoo.splits import Split
 
-__all__ = ["Question", "Texts", "embedded_texts", "held_out", "held_out_pairs", "testable"]
+__all__ = ["Question", "Texts", "embedded_texts", "held_out", "held_out_pairs", "known_categories"]
 
 _LEAST = 4  # categories: two that are held out, and two that a classifier can be trained on
 _LONGEST = 32  # tokens of a text that are read, as the gloss zoo does
@@ -92,7 +92,7 @@ def held_out_pairs(codes: Sequence[int], count: int | None, seed: int) -> list[t
     return [*first, *(rest[place] for place in rng.permutation(len(rest)))][:count]
 
 
-def testable(study: Study) -> list[int]:
+def known_categories(study: Study) -> list[int]:
     """Codes of the categories that every split trains on and tests.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from lorabench.ablation.held_out import Question, Texts, embedded_texts, held_out, held_out_pairs, testable
+from lorabench.ablation.held_out import Question, Texts, embedded_texts, held_out, held_out_pairs, known_categories
 from lorabench.ablation.none import Between
 from lorabench.ablation.phase import Ablation
 from lorabench.ablation.scored import asked, scored, without_features
@@ -104,7 +104,7 @@ class ZeroShot(Ablation):
             LorabenchError: the zoo's leaves have no texts, what embeds them is not there, categories are not what is
                 predicted, or they are too few.
         """
-        pairs = held_out_pairs(testable(study), self.pairs, study.evaluator.seeds[0])
+        pairs = held_out_pairs(known_categories(study), self.pairs, study.evaluator.seeds[0])
         texts = embedded_texts(study, self.model)
         questions = [[held_out(one, pair) for pair in pairs] for one in study.evaluators]
         rows = [np.unique(np.concatenate([one.evaluator.split.test for one in own])) for own in questions]
