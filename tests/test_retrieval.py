@@ -245,7 +245,7 @@ def test_what_is_resampled_holds_whole_leaves():
 
 
 def test_a_zoo_with_one_adapter_a_leaf_is_told_what_to_give(tmp_path):
-    with pytest.raises(LorabenchError, match=r"no leaf of planted has two among .*: give .*dataset@ablation.other=gl"):
+    with pytest.raises(LorabenchError, match=r"no leaf of planted has two among .*: give .*dataset@ablation.other=gly"):
         Retrieval().run(study_of(evaluator_of(planted_zoo({}, 60, modules=1), tmp_path)))
 
 
