@@ -203,8 +203,8 @@ def _refuse_single(zoo: Zoo, other: Zoo | None) -> None:
     raise LorabenchError(
         f"ablation=retrieval looks for adapters of one leaf, and no leaf of {zoo.name} has two among a split's test "
         "adapters: give the same leaves from other starts, such as dataset=glyphs_wild "
-        "dataset@ablation.other=glyphs_independent, or a data set that has several adapters a leaf (the column leaf of a folder's "
-        "labels.csv)"
+        "dataset@ablation.other=glyphs_independent, or a data set that has several adapters a leaf (the column leaf of "
+        "a folder's labels.csv)"
     )
 
 

@@ -40,7 +40,7 @@ def _ranks(result: Result, found: RetrievalFinding) -> Sheet:
     above = {row.representation: row for row in found.above}
     chance = ("chance", *(percent(one) for one in (found.chance.mrr, found.chance.hit_1, found.chance.hit_5)), "–", "–")
     return Sheet(
-        title=f"Which adapter was trained on the same leaf: {result.dataset['name']}, leaves that training has not seen",
+        title=f"Which adapter was trained on the same leaf: {result.dataset['name']}, leaves new to training",
         columns=("representation", "MRR\n[95 %]", "first\n[95 %]", "in 5\n[95 %]", "to chance\n[95 %]", "p, Holm"),
         rows=[*(_row(row, above.get(row.representation)) for row in found.rows), chance],
         caption=[
