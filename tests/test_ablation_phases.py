@@ -18,6 +18,7 @@ from lorabench.results import read_result
 from tests.ablation_findings import as_json
 from tests.conftest import TINY_ZOO
 from tests.small_study import run
+from tests.tiny_bert import write_tiny_bert
 
 pytestmark = [pytest.mark.slow]
 
@@ -29,13 +30,17 @@ OF_ITS_OWN = {
     "top_k": ["representation=stats", "ablation.random_draws=3"],
     "attention": ["representations=[{w2t: {max_epochs: 2}}]", "ablation.baseline=stats"],  # looks at modules of W2T
     "dynamics": ["representation=stats", "dataset.keep_steps=[3]"],
-}
+    "retrieval": [
+        "representation=stats", "dataset@ablation.other=glyphs_independent",
+        *(one.replace("dataset.", "ablation.other.") for one in TINY_ZOO),
+    ],
+}  # fmt: skip
 PICTURES = {
     "clusters": {"clusters"}, "compare": {"with_without"}, "concepts": {"concepts"}, "grouping": {"groups"},
     "attribution": {"attribution"}, "attention": {"attention"}, "progressive": {"degradation"},
     "redundancy": {"redundancy"},
     "top_k": {"with_without"}, "gauge": {"gauge"}, "shift": {"shift"}, "learning_curve": {"learning_curve"},
-    "dynamics": {"dynamics"},
+    "dynamics": {"dynamics"}, "retrieval": {"retrieval"}, "zero_shot": {"zero_shot"},
 }  # fmt: skip
 
 
@@ -53,6 +58,8 @@ def done(tmp_path_factory):
     def phase(name):
         folder = tmp_path_factory.mktemp(name)
         words = OF_ITS_OWN.get(name, ["representation=stats"])
+        if name == "zero_shot":  # MiniLM is an extra
+            words = [*words, f"ablation.model={write_tiny_bert(tmp_path_factory.mktemp('bert'))}"]
         return run(folder, *SMALL, f"ablation={name}", *words), folder
 
     return phase
@@ -242,6 +249,11 @@ def test_a_representation_of_which_nothing_is_left_has_its_row(tmp_path):
         (["ablation=shift", "ablation.hold_out={steps: 10}"], "no recipe of this name that varies; there are: none$"),
         (["ablation=learning_curve", "ablation.sizes=[9]"], r"^ablation\.sizes=\[9\]: 9 training adapters cannot"),
         (["ablation=learning_curve", "ablation.against=[nope]"], r"^ablation\.against=nope is none of the repr"),
+        (["ablation=retrieval"], "^ablation=retrieval looks for adapters of one leaf, and no leaf of glyphs has two"),
+        (["ablation=retrieval", "+ablation.other=x"], r"^ablation\.other=x: a zoo is needed, chosen by dataset@"),
+        (["ablation=retrieval", "ablation.against=[nope]"], r"^ablation\.against=nope is none of the representations"),
+        (["ablation=zero_shot", "ablation.pairs=0"], r"^ablation\.pairs=0: a whole number from 1 is needed"),
+        (["ablation=zero_shot", "ablation.model=/nowhere"], r"^/nowhere: no BERT .*, or ablation\.model=minilm\.$"),
         (["ablation=attribution", "ablation.steps=0"], r"^ablation\.steps=0: a whole number from 1 is needed$"),
         (["ablation=attribution", "ablation.steps=1.5"], r"^ablation\.steps=1\.5: a whole number from 1 is needed"),
     ],

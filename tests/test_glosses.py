@@ -178,6 +178,14 @@ def test_the_ceiling_is_the_bases_embedding_or_the_words(zoo, make, base, texts)
         np.testing.assert_array_equal(words.read(layer), zoo.read(layer))
 
 
+def test_the_texts_of_its_leaves_are_lemma_and_gloss(zoo, make, texts):
+    of_leaf = zoo.texts()
+    assert set(of_leaf) == set(zoo.labels.leaf_names)
+    assert of_leaf == {gloss.name: f"{gloss.lemma}: {gloss.gloss}" for gloss in texts.sample(6, 0)}
+    assert make(ceiling="words").texts() == of_leaf
+    assert zoo.rows(np.arange(3)).only(list(zoo.layers)).texts() == of_leaf
+
+
 def test_its_files_are_peft_adapters_that_a_folder_reads_back(zoo, tmp_path):
     export(zoo, tmp_path / "files", "peft", False)
     back = load_folder(tmp_path / "files", tmp_path)

@@ -8,7 +8,17 @@ from jaxtyping import Float32
 from lorabench.errors import LorabenchError
 from lorabench.zoo import Stack, Zoo
 
-__all__ = ["check_counterpart", "in_other"]
+__all__ = ["check_counterpart", "check_other", "in_other"]
+
+
+def check_other(other: object) -> None:
+    """Whether `ablation.other` is a zoo, where it is anything.
+
+    Raises:
+        LorabenchError: it is something else.
+    """
+    if other is not None and not isinstance(other, Zoo):
+        raise LorabenchError(f"ablation.other={other}: a zoo is needed, chosen by dataset@ablation.other=NAME")
 
 
 def check_counterpart(zoo: Zoo, other: Zoo) -> None:

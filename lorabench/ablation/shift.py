@@ -15,14 +15,13 @@ from lorabench.ablation.altered import (
     with_modules_missing,
 )
 from lorabench.ablation.copies import Altered, altered_rows, evaluate_copies
-from lorabench.ablation.counterparts import check_counterpart, in_other
+from lorabench.ablation.counterparts import check_counterpart, check_other, in_other
 from lorabench.ablation.phase import Ablation
 from lorabench.ablation.recipes import RecipeShift
 from lorabench.ablation.study import Findings, Study, with_holm
 from lorabench.errors import LorabenchError
 from lorabench.findings import Finding
 from lorabench.options import Above, AtLeast, AtMost, OneOf
-from lorabench.zoo import Zoo
 
 __all__ = ["Shift", "ShiftFinding"]
 
@@ -73,8 +72,7 @@ class Shift(Ablation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.other is not None and not isinstance(self.other, Zoo):
-            raise LorabenchError(f"ablation.other={self.other}: a zoo is needed, chosen by dataset@ablation.other=NAME")
+        check_other(self.other)
         if self.hold_out is not None and not (isinstance(self.hold_out, Mapping) and self.hold_out):
             raise LorabenchError(
                 f"ablation.hold_out={self.hold_out}: a recipe and its value are needed, such as {{steps: 10}}, or null"

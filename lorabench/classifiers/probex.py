@@ -26,7 +26,8 @@ class ProbeX(FactorClassifier):
     their log-probabilities: the loss is that of the mean, not the sum of the modules' losses.
 
     The paper trains with Adam at 1e-3, weight decay 1e-5 and 500 epochs; here it is the house's Adam, which has no
-    weight decay, under a plateau and an early stop. The text head, which names classes never seen, is not built.
+    weight decay, under a plateau and an early stop. The text head, which names classes never seen, is not built here;
+    `ablation=zero_shot` has a linear one of any features.
 
     Args:
         probes: r_U, columns of U, drawn from ± 1/√r_U.

@@ -1,6 +1,7 @@
 """How numbers are written: fractions as percent, what is not known as a dash or not at all."""
 
 import math
+from collections.abc import Sequence
 
 from lorabench.findings import Difference, Interval, Measured
 from lorabench.results import Numbers, Result, Statistic, Summary
@@ -8,6 +9,7 @@ from lorabench.results import Numbers, Result, Statistic, Summary
 __all__ = [
     "CONSTANT",
     "counted",
+    "counts",
     "difference",
     "error_words",
     "interval",
@@ -105,6 +107,12 @@ def p_value(value: float | int | None) -> str:
     if math.isnan(value):
         return "–"
     return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def counts(numbers: Sequence[int]) -> str:
+    """A number a split, as in "174" or "170 to 174"."""
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def counted(result: Result) -> str:

@@ -135,8 +135,13 @@ def _low_rank(
     return torch.bmm(torch.bmm(own, down.mT), up.mT).view_as(states)
 
 
-def load_text_base(folder: Path, longest: int) -> TextBase:
+def load_text_base(folder: Path, longest: int, key: str = "dataset.model") -> TextBase:
     """The BERT in a folder, as transformers writes it: config.json, model.safetensors and vocab.txt.
+
+    Args:
+        folder: where they lie.
+        longest: tokens of a text that are read.
+        key: the option that names the folder, for a refusal.
 
     Raises:
         LorabenchError: a file is not there, or is not a BERT's.
@@ -157,7 +162,7 @@ def load_text_base(folder: Path, longest: int) -> TextBase:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise LorabenchError(
             f"{folder}: no BERT without a head in config.json, model.safetensors and vocab.txt ({error}). Give a "
-            "folder with one, or dataset.model=minilm."
+            f"folder with one, or {key}=minilm."
         ) from error
     return base
 

@@ -86,7 +86,17 @@ def load(
     path = Path(cache_dir).expanduser() / "zoos" / f"{name}-{_key(made, sources)}"
     build = functools.partial(_build, name, made, sources, path)
     zoo = making.made_once(path, path.with_suffix(".lock"), functools.partial(open_store, path), build)
+    zoo = replace(zoo, texts=functools.partial(_leaf_texts, made, sources))
     return _with_words(zoo, made, sources) if ceiling == "words" else zoo
+
+
+def _leaf_texts(recipe: _Recipe, sources: "_Sources") -> dict[str, str]:
+    """Lemma and gloss of every leaf, which are read again."""
+    return {gloss.name: _text(gloss) for gloss in sources.chosen(recipe)[0]}
+
+
+def _text(gloss: Gloss) -> str:
+    return f"{gloss.lemma}: {gloss.gloss}"
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,7 @@ def _build(name: str, recipe: _Recipe, sources: _Sources, path: Path, pool: Thre
 def _embedded(base: TextBase, chosen: Sequence[Gloss]) -> Float32[np.ndarray, "n 1 d"]:
     """What the base alone knows of every leaf's texts."""
     with torch.no_grad():
-        found: np.ndarray = base.embed([f"{gloss.lemma}: {gloss.gloss}" for gloss in chosen])[:, None].numpy()
+        found: np.ndarray = base.embed([_text(gloss) for gloss in chosen])[:, None].numpy()
     return found
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -137,7 +138,13 @@ def made_once(
     base_key = _key(**{part: getattr(recipe, part) for part in shared})
     base_file = path.with_name(f"glyph-base-{base_key}.safetensors")
     lock, opened = base_file.with_suffix(".lock"), functools.partial(_opened, path, keep_steps)
-    return making.made_once(path, lock, opened, functools.partial(build, base_file))
+    zoo = making.made_once(path, lock, opened, functools.partial(build, base_file))
+    return replace(zoo, texts=functools.partial(_unicode_names, zoo.labels.leaf_names))
+
+
+def _unicode_names(leaves: Sequence[str]) -> dict[str, str]:
+    """The name of every code point; its number where Unicode gives none."""
+    return {leaf: unicodedata.name(chr(int(leaf.removeprefix("U+"), 16)), leaf).lower() for leaf in leaves}
 
 
 def _opened(path: Path, keep_steps: Sequence[int]) -> Zoo | None:

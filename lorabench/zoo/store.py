@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -117,6 +117,7 @@ class Zoo:
             said.
         checkpoints: the same adapters after fewer steps of their training, by the number of steps; empty where none
             are kept.
+        texts: what every leaf is in words, by its name; read when it is asked for. None where the source does not know.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Zoo:
     ceiling: Stack | None = None
     target: Int64[np.ndarray, " n"] | None = None
     checkpoints: "Mapping[int, Zoo]" = field(default_factory=dict)
+    texts: Callable[[], Mapping[str, str]] | None = None
 
     def __len__(self) -> int:
         return len(self.labels.adapters)

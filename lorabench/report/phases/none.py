@@ -1,13 +1,12 @@
 """Representations on all layers: their differences, the controls and the ceiling."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from lorabench.ablation.none import Between, NoneFinding
-from lorabench.findings import LEVEL, Claim
+from lorabench.ablation.none import NoneFinding
+from lorabench.report.between import between_sheet
 from lorabench.report.controls import controls_sheets
-from lorabench.report.numbers import difference, interval, method, p_value
 from lorabench.results import Result
 from lorabench.sheet import Sheet
 
@@ -16,60 +15,9 @@ __all__ = ["figures", "sheets"]
 
 def sheets(result: Result, found: NoneFinding) -> list[Sheet]:
     """The differences, and the controls."""
-    return [*([_between(found)] if found.between else []), *controls_sheets(result)]
+    return [*([between_sheet(found.between, found.against)] if found.between else []), *controls_sheets(result)]
 
 
 def figures(_result: Result, _found: NoneFinding) -> dict[str, Callable[[], Figure]]:
     """None beside those of the representations."""
     return {}
-
-
-def _between(found: NoneFinding) -> Sheet:
-    """How far every representation is ahead of those that it is compared with."""
-    rows = found.between
-    against = [name for name in found.against if any(row.against == name for row in rows)]
-    cells = {(row.representation, row.against): row for row in rows}
-    several, first = rows[0].corrected is not None, rows[0]
-    columns: list[str] = []
-    for name in against:
-        columns += [f"to {name}\n[95 %]", *([f"bootstrap\n({name})"] if several else [])]
-        columns += [f"p\n({name})", f"p, Holm\n({name})"]
-    body = [
-        (name, *(text for other in against for text in _compared(cells.get((name, other)), several)))
-        for name in dict.fromkeys(row.representation for row in rows)
-    ]
-    beside = f"; beside it a bootstrap over {first.seeds} members and {first.adapters} test adapters"
-    return Sheet(
-        title="Differences of test accuracy, in points, paired",
-        columns=("representation", *columns),
-        rows=body,
-        caption=[
-            f"intervals and p are {method(first)}{beside if several else ''}",
-            f"Holm: corrected for {len(rows)} {'comparison' if len(rows) == 1 else 'comparisons'}",
-            *(_told(rows, other) for other in against if several),
-            *([] if several else ["one split is no ground to call one better than another: splits=5 draws more"]),
-        ],
-        text=("representation",),
-        spare=tuple(c for word in ("p\n", "bootstrap", "p, Holm") for c in columns if c.startswith(word)),
-    )
-
-
-def _compared(row: Between | None, several: bool) -> tuple[str, ...]:
-    if row is None:
-        return ("–",) * (4 if several else 3)
-    beside = (interval(row, signed=True).strip() or "–",) if several else ()
-    return (difference(row.difference, row.claimed), *beside, p_value(row.claimed.p), p_value(row.holm))
-
-
-def _told(rows: Sequence[Between], other: str) -> str:
-    """Which are better and worse than `other`: by the corrected interval, and Holm's p over the table below 0.05."""
-    told = [row for row in rows if row.against == other and row.holm < LEVEL and _without_zero(row.claimed)]
-    sides = {
-        "better": [row.representation for row in told if row.difference > 0],
-        "worse": [row.representation for row in told if row.difference < 0],
-    }
-    return f"{other}: " + "; ".join(f"{word} are {', '.join(names) or 'none'}" for word, names in sides.items())
-
-
-def _without_zero(claim: Claim) -> bool:
-    return claim.low > 0 or claim.high < 0

@@ -1,0 +1,66 @@
+"""How far representations are ahead of those that they are compared with: a table."""
+
+from collections.abc import Sequence
+
+from lorabench.ablation.none import Between
+from lorabench.findings import LEVEL, Claim
+from lorabench.report.numbers import difference, interval, method, p_value
+from lorabench.sheet import Sheet
+
+__all__ = ["between_sheet"]
+
+
+def between_sheet(rows: Sequence[Between], names: Sequence[str], what: str = "test accuracy") -> Sheet:
+    """A row a representation, and a few columns for each that it is compared with.
+
+    Args:
+        rows: of the pairs.
+        names: those that the others are compared with.
+        what: whose differences they are.
+    """
+    against = [name for name in names if any(row.against == name for row in rows)]
+    cells = {(row.representation, row.against): row for row in rows}
+    several, first = rows[0].corrected is not None, rows[0]
+    columns: list[str] = []
+    for name in against:
+        columns += [f"to {name}\n[95 %]", *([f"bootstrap\n({name})"] if several else [])]
+        columns += [f"p\n({name})", f"p, Holm\n({name})"]
+    body = [
+        (name, *(text for other in against for text in _compared(cells.get((name, other)), several)))
+        for name in dict.fromkeys(row.representation for row in rows)
+    ]
+    beside = f"; beside it a bootstrap over {first.seeds} members and {first.adapters} test adapters"
+    return Sheet(
+        title=f"Differences of {what}, in points, paired",
+        columns=("representation", *columns),
+        rows=body,
+        caption=[
+            f"intervals and p are {method(first)}{beside if several else ''}",
+            f"Holm: corrected for {len(rows)} {'comparison' if len(rows) == 1 else 'comparisons'}",
+            *(_told(rows, other) for other in against if several),
+            *([] if several else ["one split is no ground to call one better than another: splits=5 draws more"]),
+        ],
+        text=("representation",),
+        spare=tuple(c for word in ("p\n", "bootstrap", "p, Holm") for c in columns if c.startswith(word)),
+    )
+
+
+def _compared(row: Between | None, several: bool) -> tuple[str, ...]:
+    if row is None:
+        return ("–",) * (4 if several else 3)
+    beside = (interval(row, signed=True).strip() or "–",) if several else ()
+    return (difference(row.difference, row.claimed), *beside, p_value(row.claimed.p), p_value(row.holm))
+
+
+def _told(rows: Sequence[Between], other: str) -> str:
+    """Which are better and worse than `other`: by the corrected interval, and Holm's p over the table below 0.05."""
+    told = [row for row in rows if row.against == other and row.holm < LEVEL and _without_zero(row.claimed)]
+    sides = {
+        "better": [row.representation for row in told if row.difference > 0],
+        "worse": [row.representation for row in told if row.difference < 0],
+    }
+    return f"{other}: " + "; ".join(f"{word} are {', '.join(names) or 'none'}" for word, names in sides.items())
+
+
+def _without_zero(claim: Claim) -> bool:
+    return claim.low > 0 or claim.high < 0
