@@ -82,9 +82,10 @@ class Residual(torch.nn.Module):
         super().__init__()
         self.inner, self.drop = torch.nn.Linear(f, f), SeededDropout(0.2)
         self.outer = torch.nn.Linear(f, classes)
+        self.gain = torch.nn.Parameter(torch.tensor([0.25, 0.75]))  # its gradient comes with a stride of 0
 
     def forward(self, x):
-        return self.outer(x + self.drop(torch.tanh(self.inner(x))))
+        return self.outer(x * self.gain.sum() + self.drop(torch.tanh(self.inner(x))))
 
 
 def of_yaml(stem):

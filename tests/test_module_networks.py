@@ -13,7 +13,7 @@ from lorabench.classifiers import Member, Problem, as_it_is, fit_members
 from lorabench.classifiers.attention import TransformerLayer, masked_softmax
 from lorabench.classifiers.factors import Factors, alike, joined, split
 from lorabench.classifiers.modulewise import in_order, side_by_side
-from lorabench.classifiers.mvprobe import MVProbe
+from lorabench.classifiers.mvprobe import MVProbe, standardised_response
 from lorabench.classifiers.probex import ProbeX
 from lorabench.classifiers.w2t import W2T, SignFlips, triplets
 from lorabench.errors import LorabenchError
@@ -395,3 +395,16 @@ def test_a_module_that_is_not_there_is_one_message():
 def test_heads_that_do_not_divide_the_width_are_one_message():
     with pytest.raises(LorabenchError, match=r"^classifier\.heads=3: .*classifier\.width=8 cannot be divided by it"):
         model_of("w2t", heads=3)
+
+
+def test_responses_are_standardised_as_published_and_that_of_no_update_stays_zero():
+    response = torch.randn(3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e-3
+    response[1] = 0
+    response.requires_grad_()
+    found = standardised_response(response)
+    flat = response.detach().flatten(1)
+    expected = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, correction=0, keepdim=True) + 1e-8)
+    torch.testing.assert_close(found.detach().flatten(1), expected, rtol=1e-4, atol=1e-9)
+    assert not found[1].any()
+    (slope,) = torch.autograd.grad(found.square().sum(), response)
+    assert slope.isfinite().all()

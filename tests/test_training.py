@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lorabench.machine import in_lanes
-from lorabench.training import Keyed, SeededNoise, draw_keys, keep_mask, normal, set_keys
+from lorabench.training import Adam, Keyed, SeededNoise, draw_keys, keep_mask, normal, picked, set_keys
 
 
 def keys(count: int, step: int = 0) -> torch.Tensor:
@@ -201,3 +201,28 @@ def test_an_interruption_of_the_caller_stops_the_workers(threads: None) -> None:
     with soon(), pytest.raises(KeyboardInterrupt):
         caller()
     assert torch.get_num_threads() == 2
+
+
+def test_adam_moves_weights_that_lie_turned_as_it_moves_others() -> None:
+    """Of three members at two rates, before one of them leaves and after; against torch's own Adam."""
+    rng = torch.Generator().manual_seed(0)
+    start = torch.randn(3, 4, 5, generator=rng)
+    rates = torch.tensor([0.1, 0.02, 0.02], dtype=torch.float64)
+    single = [torch.nn.Parameter(one.clone()) for one in start]
+    theirs = [torch.optim.Adam([one], rate) for one, rate in zip(single, rates.tolist(), strict=True)]
+    params = {"weight": start.mT.contiguous().mT}
+    ours = Adam(params, rates)
+    left = torch.arange(3)
+    for step in range(6):
+        if step == 3:
+            left = torch.tensor([2, 0])
+            params = {"weight": picked(params["weight"], left)}
+            ours.keep(left)
+            ours.set_rates(rates[left])
+        assert params["weight"].mT.is_contiguous()
+        slopes = torch.randn(3, 4, 5, generator=rng)
+        for one, optimizer, slope in zip(single, theirs, slopes, strict=True):
+            one.grad = slope
+            optimizer.step()
+        ours.step(params, {"weight": slopes[left].mT.contiguous().mT})
+        torch.testing.assert_close(params["weight"], torch.stack([single[i].detach() for i in left]))

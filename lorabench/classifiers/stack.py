@@ -131,10 +131,13 @@ class MemberStack(Stack):
         """
         if grad.stride() == self.params[name].stride():
             return grad
-        laid = torch.empty_like(grad)
-        for group in (self.params, self.adam.mean, self.adam.square):
-            group[name] = laid.clone().copy_(group[name])
-        return grad if laid.stride() == grad.stride() else laid.copy_(grad)
+        room = torch.empty_like(grad)  # strides as they are, where no two entries share a place
+        by_member = room.stride(0) * len(room) == room.numel()  # Adam moves some members at one rate, some at another
+        if by_member and room.stride() != self.params[name].stride():
+            for group in (self.params, self.adam.mean, self.adam.square):
+                group[name] = torch.empty_like(room).copy_(group[name])
+        param = self.params[name]
+        return grad if grad.stride() == param.stride() else torch.empty_like(param).copy_(grad)
 
     def _general(
         self, params: dict[str, Tensor], buffers: dict[str, Tensor], x: Float[Tensor, "members n f"]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lorabench.errors import LorabenchError
+from lorabench.machine import map_in_lanes
 from lorabench.predict import ERROR, STRANGERS
 from lorabench.predict.character import character
 from lorabench.predict.conformal import mean_probabilities
@@ -19,7 +20,7 @@ __all__ = ["Answer", "Verdict", "ask"]
 
 Verdict = Literal["known", "several", "unknown", "error"]
 _SHOWN = 3
-_BATCH_BYTES = 128 * 2**20
+_BATCH_BYTES = 64 * 2**20  # of the adapters that a lane reads before it judges them
 
 
 @dataclass(frozen=True)
@@ -61,30 +62,35 @@ def ask(
         error: how often the right category may be too unlikely to be named, of adapters like those of the training.
         strangers: how many of such adapters may be turned away as strangers, of which no category is named. So
             `categories` has the right one in at least 1 - `error` - `strangers` of cases.
-        on_answer: called after each.
+        on_answer: called after each is read, perhaps from another thread.
     """
-    found: dict[int, Answer] = {}
-    waiting: dict[int, Reading] = {}
     floats = sum(known.rank * (known.d_in + known.d_out) for known in model.modules)
     at_once = max(1, _BATCH_BYTES // (4 * floats))
+    parts = [paths[start : start + at_once] for start in range(0, len(paths), at_once)]
 
-    def judge() -> None:
-        said = _judged(model, [paths[i] for i in waiting], list(waiting.values()), error, strangers)
-        found.update(zip(waiting, said, strict=True))
-        waiting.clear()
+    def work(part: Sequence[Path]) -> list[Answer]:
+        return _answers(model, part, error, strangers, on_answer)
 
+    return [answer for part in map_in_lanes(work, parts) for answer in part]
+
+
+def _answers(
+    model: Model, paths: Sequence[Path], error: float, strangers: float, on_answer: Callable[[], None]
+) -> list[Answer]:
+    """Those of adapters that are held in memory at one time."""
+    found: dict[int, Answer] = {}
+    readings: dict[int, Reading] = {}
     for number, path in enumerate(paths):
         try:
-            waiting[number] = fitted_to(model.modules, path)
+            readings[number] = fitted_to(model.modules, path)
         except Stranger as stranger:
             found[number] = Answer(path, "unknown", why=str(stranger))
         except LorabenchError as wrong:
             found[number] = Answer(path, "error", why=str(wrong))
-        if len(waiting) == at_once:
-            judge()
         on_answer()
-    if waiting:
-        judge()
+    if readings:
+        said = _judged(model, [paths[i] for i in readings], list(readings.values()), error, strangers)
+        found.update(zip(readings, said, strict=True))
     return [found[number] for number in range(len(paths))]
 
 

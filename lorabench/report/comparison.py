@@ -15,7 +15,7 @@ import numpy as np
 from lorabench.ablation.compare import CompareFinding
 from lorabench.ablation.inference import CorrectedT, corrected_t, holm
 from lorabench.findings import LEVEL
-from lorabench.results import NUMBER_METRICS, Numbers, Result, Run, Statistic, Variance
+from lorabench.results import NUMBER_METRICS, Result, Run, Statistic, Summary, Variance
 
 __all__ = [
     "Cell",
@@ -52,7 +52,8 @@ class Cell:
         accuracy: test accuracy of every (split, member) that ended well.
         failed: error of every (split, member) that did not.
         errors: mean absolute error and R² of every (split, member), where the classes are those of a number.
-        numbers: what these classes stand for; None where they have no order.
+        constants: the same of the best constant, by split; of a run of several splits, their mean.
+        unit: what these errors are measured in; empty where the classes have no order.
         chance: test accuracy of always naming the most frequent training class.
         test_to_train: test adapters a training adapter.
         seconds: the most that a run took for its features and its members, over all its arms, splits and folds.
@@ -70,7 +71,8 @@ class Cell:
     accuracy: dict[tuple[int, int], float]
     failed: dict[tuple[int, int], str]
     errors: dict[tuple[int, int], tuple[float, float]]
-    numbers: Numbers | None
+    constants: dict[int, tuple[float, float]]
+    unit: str
     chance: float
     test_to_train: float
     seconds: float
@@ -87,13 +89,19 @@ class Cell:
 
     @property
     def mae(self) -> Statistic:
-        """Mean absolute error over splits and members, in `numbers.unit`; of none where the target is no number."""
+        """Mean absolute error over splits and members, in `unit`; of none where the target is no number."""
         return Statistic.of([mae for mae, _ in self.errors.values()])
 
     @property
     def r2(self) -> Statistic:
         """R² over splits and members; of none where the target is no number."""
         return Statistic.of([r2 for _, r2 in self.errors.values()])
+
+    @property
+    def constant(self) -> tuple[float, float]:
+        """MAE of the training median and R² of the training mean, over splits; NaN where the target is no number."""
+        mae, r2 = zip(*self.constants.values(), strict=True) if self.constants else ((math.nan,), (math.nan,))
+        return float(np.mean(mae)), float(np.mean(r2))
 
     @property
     def table(self) -> tuple[object, ...]:
@@ -202,6 +210,7 @@ def _together(known: Cell, more: Cell) -> Cell:
         more,
         accuracy={**known.accuracy, **more.accuracy},
         errors={**known.errors, **more.errors},
+        constants={**known.constants, **more.constants},
         failed={**known.failed, **more.failed},
         seconds=float(np.fmax(known.seconds, more.seconds)),
     )
@@ -276,42 +285,39 @@ def cells_of(result: Result) -> list[Cell]:
     taken = {"none": 0}
     if isinstance(result.ablation, CompareFinding):
         taken |= {arm.name: result.ablation.top_k for arm in result.ablation.arms if arm.kind == "top"}
+    return [_cell(result, row, taken[row.ablation]) for row in result.summary if row.ablation in taken]
+
+
+def _cell(result: Result, row: Summary, top_k: int) -> Cell:
     config = result.config
-    place = _flat(config.get("dataset", {}), "dataset.") | _flat(config.get("split", {}), "split.")
-    found = []
-    for row in result.summary:
-        if row.ablation not in taken:
-            continue
-        options = config.get("representations", {}).get(row.representation, {})
-        of_run = {} if "classifier" in options else _flat(config.get("classifier", {}), "classifier.")
-        settings = of_run | _flat(options, "")
-        if taken[row.ablation]:
-            settings |= _flat({"folds": config.get("folds"), **config.get("ablation", {})}, "", only=_RANKING)
-        of_row = [
-            run for run in result.runs if (run.representation, run.ablation) == (row.representation, row.ablation)
-        ]
-        by_member = {(split_number(result, run), run.seed): run for run in of_row}
-        found.append(
-            Cell(
-                dataset=str(result.dataset["name"]),
-                zoo=str(result.dataset.get("fingerprint", "")),
-                target=result.target,
-                classifier=_of_column(config, options) or row.classifier,
-                representation=row.representation,
-                place=place,
-                settings=settings,
-                top_k=taken[row.ablation],
-                features=row.features,
-                accuracy={key: run.metrics["test_accuracy"] for key, run in by_member.items() if run.error is None},
-                failed={key: run.error for key, run in by_member.items() if run.error is not None},
-                errors={key: off for key, run in by_member.items() if (off := _errors(run)) is not None},
-                numbers=result.numbers,
-                chance=result.chance,
-                test_to_train=test_to_train(result),
-                seconds=_seconds(result, row.representation),
-            )
-        )
-    return found
+    options = config.get("representations", {}).get(row.representation, {})
+    of_run = {} if "classifier" in options else _flat(config.get("classifier", {}), "classifier.")
+    settings = of_run | _flat(options, "")
+    if top_k:
+        settings |= _flat({"folds": config.get("folds"), **config.get("ablation", {})}, "", only=_RANKING)
+    of_row = [run for run in result.runs if (run.representation, run.ablation) == (row.representation, row.ablation)]
+    by_member = {(split_number(result, run), run.seed): run for run in of_row}
+    numbers = result.numbers
+    constant = None if numbers is None else (numbers.constant_mae, numbers.constant_r2)
+    return Cell(
+        dataset=str(result.dataset["name"]),
+        zoo=str(result.dataset.get("fingerprint", "")),
+        target=result.target,
+        classifier=_of_column(config, options) or row.classifier,
+        representation=row.representation,
+        place=_flat(config.get("dataset", {}), "dataset.") | _flat(config.get("split", {}), "split."),
+        settings=settings,
+        top_k=top_k,
+        features=row.features,
+        accuracy={key: run.metrics["test_accuracy"] for key, run in by_member.items() if run.error is None},
+        failed={key: run.error for key, run in by_member.items() if run.error is not None},
+        errors={key: off for key, run in by_member.items() if (off := _errors(run)) is not None},
+        constants={} if constant is None else {split: constant for split, _ in by_member},
+        unit="" if numbers is None else numbers.unit,
+        chance=result.chance,
+        test_to_train=test_to_train(result),
+        seconds=_seconds(result, row.representation),
+    )
 
 
 def _errors(run: Run) -> tuple[float, float] | None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from lorabench.findings import Difference, Interval, Measured
-from lorabench.results import Numbers, Result, Statistic, Summary
+from lorabench.results import Result, Statistic, Summary
 
 __all__ = [
     "CONSTANT",
@@ -61,14 +61,14 @@ def plain(statistic: Statistic) -> str:
     return f"{statistic.mean:.2f}" + ("" if math.isnan(statistic.std) else f" ± {statistic.std:.2f}")
 
 
-def of_constant(numbers: Numbers) -> tuple[str, str]:
+def of_constant(mae: float, r2: float) -> tuple[str, str]:
     """MAE of the training median and R² of the training mean."""
-    return f"{numbers.constant_mae:.2f}", f"{numbers.constant_r2:.2f}".replace("nan", "–")
+    return f"{mae:.2f}", f"{r2:.2f}".replace("nan", "–")
 
 
-def error_words(numbers: Numbers) -> str:
+def error_words(unit: str) -> str:
     """What MAE and R² are of."""
-    return f"MAE: mean absolute error of the expected number, in {numbers.unit}; R² likewise, not in %"
+    return f"MAE: mean absolute error of the expected number, in {unit}; R² likewise, not in %"
 
 
 def interval(found: Interval, signed: bool = False) -> str:

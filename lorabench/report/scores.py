@@ -82,13 +82,15 @@ def _constant(numbers: Numbers | None, more: int) -> list[tuple[str, ...]]:
     """The row of the best constant, with so many columns more."""
     if numbers is None:
         return []
-    return [(CONSTANT, *["–"] * (1 + len(_TITLES)), *of_constant(numbers), *["–"] * more)]
+    return [
+        (CONSTANT, *["–"] * (1 + len(_TITLES)), *of_constant(numbers.constant_mae, numbers.constant_r2), *["–"] * more)
+    ]
 
 
 def _number_words(numbers: Numbers | None) -> list[str]:
     if numbers is None:
         return []
-    return [error_words(numbers)]
+    return [error_words(numbers.unit)]
 
 
 def _over(result: Result) -> str:

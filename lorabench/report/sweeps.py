@@ -139,17 +139,17 @@ def error_sheet(rows: Sequence[Standing], places: Sequence[str]) -> Sheet | None
         rows: all cells of the table.
         places: options in which it differs from others, for the title.
     """
-    numbers = rows[0].cell.numbers
-    if numbers is None:
+    first = rows[0].cell
+    if not first.unit:
         return None
     return Sheet(
-        title=f"{title_of(rows[0].cell, places)}: errors",
+        title=f"{title_of(first, places)}: errors",
         columns=("representation", "layers", "MAE", "R²"),
         rows=[
             *((row.label, column_title(row.cell.top_k), plain(row.cell.mae), plain(row.cell.r2)) for row in rows),
-            (CONSTANT, "–", *of_constant(numbers)),
+            (CONSTANT, "–", *of_constant(*first.constant)),
         ],
-        caption=[error_words(numbers)],
+        caption=[error_words(first.unit)],
         text=("representation", "layers"),
     )
 
@@ -233,5 +233,5 @@ def _row(row: Standing) -> dict[str, Any]:
         "mae_std": cell.mae.std,
         "r2": cell.r2.mean,
         "r2_std": cell.r2.std,
-        "unit": "" if cell.numbers is None else cell.numbers.unit,
+        "unit": cell.unit,
     }

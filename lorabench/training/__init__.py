@@ -1,6 +1,6 @@
 """What classifiers and learned representations share: the loop, Adam, schedules, randomness that follows from keys."""
 
-from lorabench.training.adam import Adam, move
+from lorabench.training.adam import Adam, move, picked
 from lorabench.training.keyed import Keyed, Probability, SeededDropout, SeededNoise, set_keys
 from lorabench.training.randomness import draw_keys, epoch_order, keep_mask, normal, seeded
 from lorabench.training.schedule import Schedule
@@ -26,6 +26,7 @@ __all__ = [
     "mean_and_scale",
     "move",
     "normal",
+    "picked",
     "seeded",
     "set_keys",
     "standardised",
