@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lorabench.classifiers import ClassifierFactory, Member, Problem
 from lorabench.classifiers.mlp import MLP
 from lorabench.conf_dir import conf_dir
 from lorabench.engines import Engine, Stacked
+from lorabench.errors import LorabenchError
 from lorabench.evaluation import Evaluator
 from lorabench.representations import Representation
 from lorabench.representations.stats import Stats
@@ -62,6 +64,22 @@ def study_of(
 ) -> Study:
     """A study of `chosen`, or of the baseline itself."""
     return Study(evaluator, "mlp", evaluator.zoo.labels.category_names, chosen or dict([baseline]), baseline)
+
+
+def several_splits(
+    zoo: Zoo, cache_dir: Path, chosen: Mapping[str, Callable[[], Representation]], seeds: Sequence[int] = (1, 2)
+) -> Study:
+    """A study of one member a split: the default split, and one more for each of `seeds`."""
+    first = evaluator_of(zoo, cache_dir, seeds=1)
+    others = [replace(first, split=split_zoo(zoo.labels, **SHARES, seed=seed), seeds=(seed,)) for seed in seeds]
+    return replace(study_of(first, chosen), others=others)
+
+
+class Broken(Stats):
+    """Cannot be made."""
+
+    def features(self, *_: Any) -> Any:
+        raise LorabenchError("it is broken")
 
 
 def run(folder: Path, *overrides: str) -> Result:

@@ -26,22 +26,16 @@ from tests.ablation_findings import an_ablation, as_json
 from tests.conftest import TINY_ZOO
 from tests.leafy_zoo import leafy_zoo
 from tests.processes import lorabench
-from tests.small_study import SHARES, SMALL, evaluator_of, study_of
+from tests.small_study import SHARES, Broken, evaluator_of, several_splits, study_of
 from tests.synthetic_zoo import planted_zoo, with_layers
 
 CHOSEN = {"stats": Stats, "flat": Flat}
 
 
-def several_splits(zoo, cache_dir, chosen=CHOSEN, seeds=(1, 2)):
-    first = evaluator_of(zoo, cache_dir, seeds=1, factory=SMALL)
-    others = [replace(first, split=split_zoo(zoo.labels, **SHARES, seed=seed), seeds=(seed,)) for seed in seeds]
-    return replace(study_of(first, chosen), others=others)
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """Leaves of three adapters; shared, and with it the members that are trained."""
-    return several_splits(leafy_zoo(36, each=3), tmp_path_factory.mktemp("cache"))
+    return several_splits(leafy_zoo(36, each=3), tmp_path_factory.mktemp("cache"), CHOSEN)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +112,13 @@ def test_products_that_do_not_fit_are_refused_before_features_are_made(study, mo
         inner_products(study.evaluator, "flat", Flat(), study.evaluator.split.test)
 
 
+def test_too_many_adapters_are_refused_before_anything_is_made_of_pairs(study, monkeypatch):
+    """The run ends: it is no failure of a representation among others."""
+    monkeypatch.setattr("lorabench.evaluation.products.free_memory", lambda _: 1000)
+    with pytest.raises(LorabenchError, match=r"^the products of 27 adapters take"):
+        Retrieval().run(study)
+
+
 def test_the_phase_is_a_slow_count_of_places(study, found):
     told = found.ablation
     rows = {row.representation: row for row in told.rows}
@@ -170,6 +171,15 @@ def test_tables_and_pictures_say_it(found, tmp_path):
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
 
 
+def test_one_split_has_no_verdict(study):
+    told = Retrieval().run(replace(study, others=[], chosen={"flat": Flat})).ablation
+    text = sheets_text(sheets(replace(an_ablation("layers", "glyphs-12"), ablation=told), told))
+    assert told.above[0].corrected is None
+    assert told.above[0].low > 0
+    assert "verdict" not in text
+    assert "one split is no ground to call one better than another: splits=5 draws more" in text
+
+
 def test_features_that_say_nothing_read_chance(tmp_path):
     zoo = leafy_zoo(12, each=2)
     constant = {name: np.ones(stack.shape, np.float32) for name, stack in zoo.layers.items()}
@@ -210,6 +220,23 @@ def test_the_same_leaves_in_another_zoo_are_ranked(tmp_path):
     assert Retrieval(other=fewer).run(study).ablation.queries[0] == tested[0] - 3
 
 
+def test_features_of_another_zoo_are_made_once_for_all_splits(tmp_path):
+    zoo = planted_zoo({}, 60, modules=1)
+    other = replace(with_layers(zoo, {k: stack.read(0, 60) for k, stack in zoo.layers.items()}, "1" * 32), name="again")
+    asked = []
+
+    class Counted(Stats):
+        def features(self, zoo, unit, device):
+            asked.append((unit, len(zoo)))
+            return super().features(zoo, unit, device)
+
+    study = several_splits(zoo, tmp_path, {"counted": Counted})
+    Retrieval(other=other).run(study)
+    tested = np.unique(np.concatenate([one.split.test for one in study.evaluators]))
+    units = Stats().units(zoo)
+    assert sorted(asked) == sorted((unit, size) for unit in units for size in (60, 60 + len(tested)))
+
+
 def test_a_method_without_features_is_a_row_that_says_so(study):
     both = replace(study, chosen={"flat": Flat, "nearest": Factors}, methods={"nearest": ("nearest", Nearest)})
     told = Retrieval(against=["nearest"]).run(both)
@@ -221,13 +248,6 @@ def test_a_method_without_features_is_a_row_that_says_so(study):
     assert told.summary[1].failed == [nearest.error]
     result = replace(an_ablation("layers", "glyphs-12"), ablation=told.ablation)
     assert nearest.error in sheets_text(sheets(result, told.ablation))
-
-
-class Broken(Stats):
-    """Cannot be made."""
-
-    def features(self, *_):
-        raise LorabenchError("it is broken")
 
 
 def test_the_others_are_told_of_where_one_fails(study):

@@ -24,11 +24,10 @@ from lorabench.sheet import sheets_text
 from lorabench.zoo import Labels, Module, Stack, Zoo, minilm
 from lorabench.zoo.commands.common import load_zoo
 from lorabench.zoo.gloss_model import load_text_base
-from lorabench.zoo.splits import split_zoo
 from tests.ablation_findings import an_ablation, as_json
 from tests.conftest import TINY_ZOO
 from tests.processes import lorabench
-from tests.small_study import SHARES, SMALL, evaluator_of, study_of
+from tests.small_study import Broken, evaluator_of, several_splits, study_of
 from tests.synthetic_zoo import planted_zoo, with_layers
 from tests.tiny_bert import write_tiny_bert
 
@@ -62,12 +61,6 @@ def zoo(model):
     labels = Labels.of([f"adapter{i}" for i in range(count)], np.repeat(CATEGORIES, EACH).tolist(), list(texts))
     rank, scale = np.full((count, 1), 2, np.int64), np.ones((count, 1), np.float32)
     return Zoo("worded", layers, (module,), rank, scale, labels, "worded", texts=lambda: texts)
-
-
-def several_splits(zoo, cache_dir, chosen, seeds=(1, 2)):
-    first = evaluator_of(zoo, cache_dir, seeds=1, factory=SMALL)
-    others = [replace(first, split=split_zoo(zoo.labels, **SHARES, seed=seed), seeds=(seed,)) for seed in seeds]
-    return replace(study_of(first, chosen), others=others)
 
 
 @pytest.fixture(scope="module")
@@ -148,54 +141,50 @@ def test_what_is_held_out_has_no_part_in_the_training(study):
     assert np.array_equal(question.seen[own.labels[kept]], category[kept])
 
 
+def embedded_names(base):
+    with torch.no_grad():
+        return base.embed(list(CATEGORIES)).double().numpy()
+
+
+def slowly_named(zoo, split, pair, leaves, names):
+    """Whether each test adapter of the pair is named right, and the share of the more frequent of the two."""
+    of, flat = zoo.labels.category, Flat()
+    train, val = (rows[~np.isin(of[rows], pair)] for rows in (split.train, split.val))
+    test = split.test[np.isin(of[split.test], pair)]
+    units = [flat.features(zoo, unit, torch.device("cpu")).numpy() for unit in flat.units(zoo)]
+    x = np.concatenate(units, 1).astype(np.float64)
+    x = np.clip((x - x[train].mean(0)) / x[train].std(0), -10, 10)
+    known = leaves[zoo.labels.leaf[[*train, *val]]]
+    said = sklearn_head(x[np.concatenate([train, val, test])], known, len(train))
+    wanted = names[list(pair)] - names[[code for code in range(7) if code not in pair]].mean(0)
+    right = [
+        float(pair[int(np.argmax([cosine(a, b) for b in wanted]))] == of[t]) for a, t in zip(said, test, strict=True)
+    ]
+    share = np.mean(of[test] == pair[0])
+    return right, max(share, 1 - share)
+
+
 def test_the_phase_is_a_slow_count(study, found, model):
-    told = found.ablation
-    zoo, base = study.zoo, load_text_base(model, 32)
+    told, zoo, base = found.ablation, study.zoo, load_text_base(model, 32)
     with torch.no_grad():
         leaves = base.embed([zoo.texts()[leaf] for leaf in zoo.labels.leaf_names]).double().numpy()
-        names = base.embed(list(CATEGORIES)).double().numpy()
-    pairs = held_out_pairs(range(7), 3, 0)
-    by_pair = {(row.representation, row.first, row.second): row for row in told.by_pair}
-    accuracies, chances = [], []
-    for one in study.evaluators:
-        right, common = [], []
-        for pair in pairs:
-            of = zoo.labels.category
-            train, val = (rows[~np.isin(of[rows], pair)] for rows in (one.split.train, one.split.val))
-            test = one.split.test[np.isin(of[one.split.test], pair)]
-            representation = Flat()
-            x = np.concatenate(
-                [representation.features(zoo, unit, torch.device("cpu")).numpy() for unit in representation.units(zoo)],
-                1,
-            ).astype(np.float64)
-            x = np.clip((x - x[train].mean(0)) / x[train].std(0), -10, 10)
-            said = sklearn_head(
-                x[np.concatenate([train, val, test])], leaves[zoo.labels.leaf[[*train, *val]]], len(train)
-            )
-            seen = [code for code in range(7) if code not in pair]
-            wanted = names[list(pair)] - names[seen].mean(0)
-            own = [
-                float(pair[int(np.argmax([cosine(a, b) for b in wanted]))] == of[t])
-                for a, t in zip(said, test, strict=True)
-            ]
-            share = np.mean(of[test] == pair[0])
-            right.append(own)
-            common.append([max(share, 1 - share)] * len(test))
-        accuracies.append(right)
-        chances.append(np.mean(np.concatenate(common)))
+    names, pairs = embedded_names(base), held_out_pairs(range(7), 3, 0)
+    by_split = [[slowly_named(zoo, one.split, pair, leaves, names) for pair in pairs] for one in study.evaluators]
     flat = told.rows[0]
-    assert flat.accuracy.mean == pytest.approx(np.mean([np.mean(np.concatenate(right)) for right in accuracies]))
+    assert flat.accuracy.mean == pytest.approx(
+        np.mean([np.mean([x for own, _ in one for x in own]) for one in by_split])
+    )
+    chances = [np.mean([share for own, share in one for _ in own]) for one in by_split]
     assert told.chance.mean == pytest.approx(np.mean(chances))
+    by_pair = {(row.representation, row.first, row.second): row for row in told.by_pair}
     for number, pair in enumerate(pairs):
         row = by_pair["flat", *(study.classes[code] for code in pair)]
-        assert row.accuracy == pytest.approx(np.mean([np.mean(right[number]) for right in accuracies]))
+        assert row.accuracy == pytest.approx(np.mean([np.mean(one[number][0]) for one in by_split]))
 
 
 def test_the_baseline_is_the_name_nearest_to_the_class_that_members_say(study, found, model):
     told, base = found.ablation, load_text_base(model, 32)
-    with torch.no_grad():
-        names = base.embed(list(CATEGORIES)).double().numpy()
-    means = []
+    names, means = embedded_names(base), []
     for evaluator in study.evaluators:
         right = []
         for pair in held_out_pairs(range(7), 3, 0):
@@ -235,6 +224,14 @@ def test_tables_and_pictures_say_it(found, tmp_path):
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
 
 
+def test_one_split_has_no_verdict(study, model):
+    told = ZeroShot(pairs=3, model=str(model)).run(replace(study, others=[], chosen={"flat": Flat})).ablation
+    text = sheets_text(sheets(replace(an_ablation("layers", "glyphs-12"), ablation=told), told))
+    assert [row.corrected for row in told.between] == [None, None]
+    assert "verdict" not in text
+    assert "one split is no ground to call one better than another: splits=5 draws more" in text
+
+
 def test_features_that_say_nothing_are_half_right(zoo, model, tmp_path):
     constant = {name: np.ones(stack.shape, np.float32) for name, stack in zoo.layers.items()}
     study = study_of(evaluator_of(with_layers(zoo, constant, "0" * 32), tmp_path, seeds=1), {"stats": Stats})
@@ -257,13 +254,6 @@ def test_a_method_without_features_is_a_row_that_says_so(study, model):
     assert [row.error is None for row in told.ablation.rows] == [True, False]
     assert "nearest is a classifier of factors: it names classes, and has no features" in told.ablation.rows[1].error
     assert told.summary[1].failed == [told.ablation.rows[1].error]
-
-
-class Broken(Stats):
-    """Cannot be made."""
-
-    def features(self, *_):
-        raise LorabenchError("it is broken")
 
 
 def test_the_others_are_told_of_where_one_fails(study, model):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64
 
-__all__ = ["FirstHit", "cosines", "first_hit", "first_hits", "first_hits_by_chance"]
+__all__ = ["FirstHit", "cosines", "first_hit", "first_hits", "first_hits_by_chance", "over_lengths"]
 
 _DIGITS = 10  # of a cosine: what differs beyond is how a sum was rounded
 
@@ -89,6 +89,10 @@ def cosines(products: Float64[np.ndarray, "m m"]) -> Float64[np.ndarray, "m m"]:
     array([1. , 0.5, 0. ])
     """
     lengths = np.sqrt(np.clip(np.diag(products), 0, None))
-    scale = np.outer(lengths, lengths)
-    found = np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
-    return np.asarray(found.round(_DIGITS))
+    return over_lengths(products, np.outer(lengths, lengths))
+
+
+def over_lengths(products: Float64[np.ndarray, "*any"], lengths: Float64[np.ndarray, "*any"]) -> np.ndarray:
+    """Cosines to ten digits, from inner products and the products of the lengths; 0 where a length is."""
+    found = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    return np.asarray(found.round(_DIGITS, out=found))

@@ -1,5 +1,6 @@
 """All layers stand."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lorabench.ablation.controls import Controls, control_rows
@@ -10,7 +11,7 @@ from lorabench.evaluation import Evaluation
 from lorabench.findings import Compared, Finding
 from lorabench.results import Run, Summary
 
-__all__ = ["Between", "NoAblation", "NoneFinding", "compared_with"]
+__all__ = ["Between", "NoAblation", "NoneFinding", "compared_with", "differences_to"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,17 @@ def compared_with(against: list[str] | None, study: Study) -> list[str]:
     return names[:1] if against is None else against
 
 
+def differences_to(
+    study: Study, name: str, own: Sequence[Evaluation], others: Mapping[str, Sequence[Evaluation]]
+) -> list[Between]:
+    """How far a representation is ahead of each of `others`, by their names; none of those that cannot be paired."""
+    return [
+        Between(**vars(found), representation=name, against=against)
+        for against, other in others.items()
+        if (found := study.difference(own, other)) is not None
+    ]
+
+
 @dataclass
 class NoAblation(Ablation):
     """Every representation on all layers, and the paired differences between them.
@@ -77,12 +89,10 @@ class NoAblation(Ablation):
             evaluated[name] = study.evaluate(name, representation, [study.all_layers()])
             runs += study.runs(evaluated[name])
             summary.append(study.row(evaluated[name], representation, "none"))
-        pairs = [(name, other) for name in names for other in against if name != other]
-        between = [
-            Between(**vars(found), representation=name, against=other)
-            for name, other in pairs
-            if (found := study.difference(evaluated[name], evaluated[other])) is not None
-        ]
+        between: list[Between] = []
+        for name in names:
+            others = {other: evaluated[other] for other in against if other != name}
+            between += differences_to(study, name, evaluated[name], others)
         whole = [one for found in evaluated.values() for one in found]
         controls = control_rows(study, whole) if self.controls else None
         return Findings(runs, summary, NoneFinding(self.name, against, with_holm(between), controls))

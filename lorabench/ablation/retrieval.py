@@ -10,13 +10,13 @@ from jaxtyping import Bool, Float64, Int64
 from lorabench.ablation.copies import copied_zoo
 from lorabench.ablation.counterparts import check_counterpart, check_other, in_other
 from lorabench.ablation.first_hit import cosines, first_hits, first_hits_by_chance
-from lorabench.ablation.none import Between, compared_with
+from lorabench.ablation.none import Between, compared_with, differences_to
 from lorabench.ablation.phase import Ablation
 from lorabench.ablation.scored import asked, scored, without_features
 from lorabench.ablation.study import CANNOT_GO_ON, Findings, Study, measured, with_holm
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Evaluation, Evaluator
-from lorabench.evaluation.products import inner_products
+from lorabench.evaluation.products import check_products, inner_products
 from lorabench.findings import Compared, Finding, Measured, Number
 from lorabench.representations import Representation
 from lorabench.text import some
@@ -87,15 +87,22 @@ class _Task:
         evaluator: whose zoo holds queries and gallery.
         queries: rows of the zoo, ascending.
         gallery: rows of the zoo.
-        relevant: whether they are of one leaf.
-        candidate: whether they are two adapters, and not one.
     """
 
     evaluator: Evaluator
     queries: Int64[np.ndarray, " q"]
     gallery: Int64[np.ndarray, " g"]
-    relevant: Bool[np.ndarray, "q g"]
-    candidate: Bool[np.ndarray, "q g"]
+
+    @property
+    def candidate(self) -> Bool[np.ndarray, "q g"]:
+        """Whether they are two adapters, and not one; made anew each time, as splits may be many."""
+        return np.asarray(self.queries[:, None] != self.gallery)
+
+    @property
+    def relevant(self) -> Bool[np.ndarray, "q g"]:
+        """Whether they are two adapters of one leaf."""
+        leaf = self.evaluator.zoo.labels.leaf
+        return np.asarray((leaf[self.queries][:, None] == leaf[self.gallery]) & self.candidate)
 
     def hits(self, name: str, representation: Representation) -> Float64[np.ndarray, "q 3"]:
         """`first_hits` of every query, by the cosine of features."""
@@ -143,7 +150,7 @@ class Retrieval(Ablation):
         against = compared_with(self.against, study)
         if self.other is not None:
             check_counterpart(study.zoo, self.other)
-        tasks = [_task(evaluator, self.other) for evaluator in study.evaluators]
+        tasks = _tasks(study, self.other)
         queried = asked(study, [task.queries for task in tasks])
         chance = [
             scored(queried, _CHANCE, list(own)) for own in zip(*(task.by_chance().T for task in tasks), strict=True)
@@ -172,27 +179,40 @@ class Retrieval(Ablation):
         return Findings(study.runs(evaluated), summary, finding)
 
 
-def _task(evaluator: Evaluator, other: Zoo | None) -> _Task:
-    """Queries and gallery of one split.
+def _tasks(study: Study, other: Zoo | None) -> list[_Task]:
+    """Queries and gallery of every split.
+
+    With another zoo all splits have one zoo, with the counterparts of all their test adapters behind it, so that a
+    representation that learns nothing makes their features once.
 
     Raises:
-        LorabenchError: there is no query, or its leaf was trained on.
+        LorabenchError: there is no query, its leaf was trained on, or there are too many for the memory.
     """
-    zoo, test = evaluator.zoo, evaluator.split.test
-    if other is not None:
-        there = set(other.labels.adapters)
-        test = test[[zoo.labels.adapters[row] in there for row in test]]
-        wide = copied_zoo(zoo, test, {other.name: in_other(zoo.rows(test), np.random.default_rng(0), other)})
-        evaluator = replace(evaluator.aside(), zoo=wide)
-    gallery = test if other is None else len(zoo) + np.arange(len(test))
-    leaf = evaluator.zoo.labels.leaf
-    candidate = test[:, None] != gallery
-    relevant = (leaf[test][:, None] == leaf[gallery]) & candidate
-    found = relevant.any(1)
+    zoo, tests = study.zoo, [one.split.test for one in study.evaluators]
+    if other is None:
+        own = [(one, test, test) for one, test in zip(study.evaluators, tests, strict=True)]
+    else:
+        there = np.isin(zoo.labels.adapters, other.labels.adapters)
+        tests = [test[there[test]] for test in tests]
+        rows = np.unique(np.concatenate(tests))
+        if not all(map(len, tests)):
+            _refuse_single(zoo, other)
+        wide = copied_zoo(zoo, rows, {other.name: in_other(zoo.rows(rows), np.random.default_rng(0), other)})
+        own = [
+            (replace(one.aside(), zoo=wide), test, len(zoo) + np.searchsorted(rows, test))
+            for one, test in zip(study.evaluators, tests, strict=True)
+        ]
+    return [_task(*one) for one in own]
+
+
+def _task(evaluator: Evaluator, test: Int64[np.ndarray, " t"], gallery: Int64[np.ndarray, " g"]) -> _Task:
+    """One split; of its test adapters those are queries whose leaf another candidate has."""
+    check_products(len(np.union1d(test, gallery)))
+    found = _Task(evaluator, test, gallery).relevant.any(1)
     if not found.any():
-        _refuse_single(zoo, other)
-    _check_unseen(zoo, test[found], evaluator.split.train)
-    return _Task(evaluator, test[found], gallery, relevant[found], candidate[found])
+        _refuse_single(evaluator.zoo, None)
+    _check_unseen(evaluator.zoo, test[found], evaluator.split.train)
+    return _Task(evaluator, test[found], gallery)
 
 
 def _refuse_single(zoo: Zoo, other: Zoo | None) -> None:
@@ -252,11 +272,8 @@ def _above(study: Study, found: dict[str, Evaluation], chance: Evaluation) -> li
 
 
 def _between(study: Study, found: dict[str, Evaluation], against: Sequence[str]) -> list[Between]:
-    rows = [
-        Between(**vars(difference), representation=name, against=other)
-        for name in found
-        for other in against
-        if name != other and other in found
-        if (difference := study.difference([found[name]], [found[other]])) is not None
-    ]
+    rows: list[Between] = []
+    for name, one in found.items():
+        others = {other: [found[other]] for other in against if other != name and other in found}
+        rows += differences_to(study, name, [one], others)
     return with_holm(rows)

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from lorabench.ablation.first_hit import cosines
+from lorabench.ablation.first_hit import over_lengths
 
 __all__ = ["PENALTIES", "between_texts", "likeness", "text_head"]
 
@@ -41,12 +41,12 @@ def text_head(
     values = np.clip(values, 0, None)
     of_train = vectors.T @ (texts[:train] - mean)
     others = centred[train:, :train] @ vectors
-    known = len(texts) - train
+    known, wanted = len(texts) - train, texts[train:] - mean
     best, answers = -np.inf, np.zeros((len(products) - train, texts.shape[1]))
     if values.mean() > 0:
         for penalty in reversed(PENALTIES):
             found = (others / (values + penalty * values.mean())) @ of_train
-            score = float(np.diag(likeness(found[:known], texts[train:] - mean)).mean()) if known else 0.0
+            score = float(_row_by_row(found[:known], wanted).mean()) if known else 0.0
             if score > best:
                 best, answers = score, found
     return answers[known:]
@@ -60,8 +60,16 @@ def _centred(products: Float64[np.ndarray, "m m"], train: int) -> Float64[np.nda
 
 def likeness(first: Float64[np.ndarray, "a d"], second: Float64[np.ndarray, "b d"]) -> Float64[np.ndarray, "a b"]:
     """Cosines between two sets of vectors; 0 beside one of zeros."""
-    both = np.concatenate([first, second])
-    return cosines(both @ both.T)[: len(first), len(first) :]
+    return over_lengths(first @ second.T, np.outer(_lengths(first), _lengths(second)))
+
+
+def _row_by_row(first: Float64[np.ndarray, "n d"], second: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
+    """The cosine of each vector to the one of the same row."""
+    return over_lengths((first * second).sum(1), _lengths(first) * _lengths(second))
+
+
+def _lengths(vectors: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
+    return np.asarray(np.linalg.norm(vectors, axis=1))
 
 
 def between_texts(

@@ -1,6 +1,6 @@
 """Categories that training has not seen, named by a text: two are held out whole, and told apart by their names."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from lorabench.ablation.held_out import Question, Texts, embedded_texts, held_out, held_out_pairs, known_categories
-from lorabench.ablation.none import Between
+from lorabench.ablation.none import Between, differences_to
 from lorabench.ablation.phase import Ablation
 from lorabench.ablation.scored import asked, scored, without_features
 from lorabench.ablation.study import CANNOT_GO_ON, Findings, Study, measured, with_holm
@@ -121,7 +121,7 @@ class ZeroShot(Ablation):
             both = [_scored(about, questions, name, own) for own in said]
             accuracy, nearest = measured(both, about)
             named.append(Named(name, accuracy, nearest))
-            between += _ahead(about, both[0], {CHANCE: chance, NEAREST: both[1]})
+            between += differences_to(about, name, both[:1], {CHANCE: [chance], NEAREST: both[1:]})
             by_pair += _by_pair(study, questions, name, *said)
         summary = [study.row([one], study.chosen[one.representation](), "none") for one in evaluated]
         (at_chance,) = measured([chance], about)
@@ -188,14 +188,6 @@ def _scored(
             count[places] += 1
         tables.append(total / count)
     return scored(about, name, tables)
-
-
-def _ahead(about: Study, named: Evaluation, others: Mapping[str, Evaluation]) -> list[Between]:
-    return [
-        Between(**vars(difference), representation=named.representation, against=against)
-        for against, other in others.items()
-        if (difference := about.difference([named], [other])) is not None
-    ]
 
 
 def _by_pair(

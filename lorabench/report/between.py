@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 from lorabench.ablation.none import Between
-from lorabench.findings import LEVEL, Claim
+from lorabench.findings import LEVEL, Claim, Compared
 from lorabench.report.numbers import difference, interval, method, p_value
 from lorabench.sheet import Sheet
 
-__all__ = ["between_sheet"]
+__all__ = ["between_sheet", "verdicts_above"]
+
+_ONE_SPLIT = "one split is no ground to call one better than another: splits=5 draws more"
 
 
 def between_sheet(rows: Sequence[Between], names: Sequence[str], what: str = "test accuracy") -> Sheet:
@@ -38,11 +40,29 @@ def between_sheet(rows: Sequence[Between], names: Sequence[str], what: str = "te
             f"intervals and p are {method(first)}{beside if several else ''}",
             f"Holm: corrected for {len(rows)} {'comparison' if len(rows) == 1 else 'comparisons'}",
             *(_told(rows, other) for other in against if several),
-            *([] if several else ["one split is no ground to call one better than another: splits=5 draws more"]),
+            *([] if several else [_ONE_SPLIT]),
         ],
         text=("representation",),
         spare=tuple(c for word in ("p\n", "bootstrap", "p, Holm") for c in columns if c.startswith(word)),
     )
+
+
+def verdicts_above(rows: Sequence[tuple[Compared, str]]) -> list[str]:
+    """Which are above what, a line each; of one split that it decides nothing.
+
+    Args:
+        rows: differences, and what each is a difference to.
+    """
+    if any(row.corrected is None for row, _ in rows):
+        return [_ONE_SPLIT]
+    return [
+        f"verdict: {row.representation} is {'' if _is_above(row) else 'not shown to be '}above {other}"
+        for row, other in rows
+    ]
+
+
+def _is_above(row: Compared) -> bool:
+    return row.claimed.low > 0 and row.holm < LEVEL
 
 
 def _compared(row: Between | None, several: bool) -> tuple[str, ...]:

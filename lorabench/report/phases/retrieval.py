@@ -6,8 +6,8 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from lorabench.ablation.retrieval import RetrievalFinding, Retrieved
-from lorabench.findings import LEVEL, Compared
-from lorabench.report.between import between_sheet
+from lorabench.findings import Compared
+from lorabench.report.between import between_sheet, verdicts_above
 from lorabench.report.numbers import counts, difference, interval, method, p_value, percent
 from lorabench.report.points import points_figure
 from lorabench.results import Result
@@ -49,7 +49,7 @@ def _ranks(result: Result, found: RetrievalFinding) -> Sheet:
             "MRR: mean of 1 / the place of the first of the same leaf; first, in 5: whether it is there; all in %",
             "chance: a random order, exactly; places of equal cosines are those of a random order",
             *([f"intervals and p are {method(found.above[0])}; Holm: over the representations"] if found.above else []),
-            *(_told(row) for row in found.above),
+            *verdicts_above([(row, "chance") for row in found.above]),
             *(f"{row.representation} failed: {row.error}" for row in found.rows if row.error),
         ],
         text=("representation",),
@@ -61,8 +61,3 @@ def _row(row: Retrieved, above: Compared | None) -> tuple[str, ...]:
     cells = ("–" if one is None else percent(one.mean) + interval(one) for one in (row.mrr, row.hit_1, row.hit_5))
     beside = ("–", "–") if above is None else (difference(above.difference, above.claimed), p_value(above.holm))
     return (row.representation, *cells, *beside)
-
-
-def _told(row: Compared) -> str:
-    above = row.claimed.low > 0 and row.holm < LEVEL
-    return f"verdict: {row.representation} is {'' if above else 'not shown to be '}above chance"

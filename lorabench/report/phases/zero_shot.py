@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from lorabench.ablation.none import Between
 from lorabench.ablation.zero_shot import CHANCE, NEAREST, Named, ZeroShotFinding
-from lorabench.findings import LEVEL
+from lorabench.report.between import verdicts_above
 from lorabench.report.numbers import counts, difference, interval, method, number, p_value, percent
 from lorabench.report.points import points_figure
 from lorabench.results import Result
@@ -50,7 +50,7 @@ def _named(result: Result, found: ZeroShotFinding) -> Sheet:
             f"{NEAREST}: what the classifier says, and the name nearest to that one's",
             *([f"{CHANCE}: the more frequent of the two, {percent(found.chance.mean)}"] if found.chance else []),
             *([f"intervals and p are {method(found.between[0])}; Holm: over the table"] if found.between else []),
-            *(_told(row) for row in found.between),
+            *verdicts_above([(row, row.against) for row in found.between]),
             *(f"{row.representation} failed: {row.error}" for row in found.rows if row.error),
         ],
         text=("representation",),
@@ -64,11 +64,6 @@ def _row(row: Named, beside: list[Between | None]) -> tuple[str, ...]:
         ("–", "–") if one is None else (difference(one.difference, one.claimed), p_value(one.holm)) for one in beside
     ]
     return (row.representation, *own, *(text for pair in cells for text in pair))
-
-
-def _told(row: Between) -> str:
-    above = row.claimed.low > 0 and row.holm < LEVEL
-    return f"verdict: {row.representation} is {'' if above else 'not shown to be '}above {row.against}"
 
 
 def _pairs(found: ZeroShotFinding) -> Sheet:
