@@ -101,11 +101,15 @@ def test_w2t_takes_an_attribute_of_the_table_and_the_recipe_of_the_runs_name(
     tmp_path: Path, name: str, key: str
 ) -> None:
     root = write_w2t(tmp_path / "runs", key, count=6)
+    (root / "model_4005_1_2_1_2_5").rename(root / "model_4005_1_2_1_2_3")
     zoo = zoo_of(tmp_path, f"dataset={name}", f"dataset.path={root}", SMILING)
-    subjects = [int(adapter.split("/")[0].rsplit("_", 1)[1]) for adapter in zoo.labels.adapters]
+    runs = [adapter.split("/")[0].split("_") for adapter in zoo.labels.adapters]
+    subjects = [int(run[-1]) for run in runs]
     assert [zoo.labels.category_names[code] for code in zoo.labels.category] == [str(one % 2) for one in subjects]
     assert sorted(zoo.labels.recipe) == ["accumulation", "prompt", "rate", "steps"]
-    assert zoo.labels.recipe["rate"].tolist() == [one % 4 for one in subjects]
+    assert zoo.labels.recipe["rate"].tolist() == [int(run[2]) for run in runs]
+    assert zoo.labels.group is not None
+    assert len(np.unique(zoo.labels.group)) == 5  # the label is a function of the subject, of whom one has two runs
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sd_1k", "model"), ("padbench", "dataset")])
@@ -116,20 +120,56 @@ def test_a_repository_of_files_is_fetched(
 
     def snapshot_download(repository: str, **words: Any) -> str:
         asked.update(words, repository=repository)
-        write = {"sd_1k": lambda root: write_model_j(root, attention_names()[:2]), "padbench": write_padbench}[name]
-        return str(write(tmp_path / "fetched"))
+        root = tmp_path / "fetched"
+        if name == "sd_1k":
+            write_model_j(root, attention_names()[:2])
+            (root / "train" / "model_idx_0000").rename(root / "train_more")  # as an earlier run fetched it
+        else:
+            write_padbench(root)
+            write_padbench(root, "t5", of_each=1)
+        return str(root)
 
     monkeypatch.setattr(hub_files, "why_no_hub", lambda _: None)
     monkeypatch.setattr(hub_files, "snapshot_download", snapshot_download)
-    assert len(zoo_of(tmp_path, f"dataset={name}")) > 20
+    zoo = zoo_of(tmp_path, f"dataset={name}")
     assert asked["repo_type"] == kind
     assert not asked["local_files_only"]
     if name == "sd_1k":
+        assert len(zoo) == 26
+        assert not any("train_more" in adapter for adapter in zoo.labels.adapters)
         assert asked["repository"] == "ProbeX/Model-J__SD_1k"
         assert asked["allow_patterns"][0] == "train/*/pytorch_lora_weights.safetensors"
     else:
+        assert len(zoo) == 24
+        assert zoo.name == "PADBench_roberta_base_imdb_insertsent_rank16_qv"
+        assert not any("t5" in adapter for adapter in zoo.labels.adapters)
         assert asked["repository"] == "Vincent-HKUSTGZ/PADBench"
         assert asked["allow_patterns"] == ["roberta_base_imdb_insertsent_rank16_qv/*adapter_*"]
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_files_of_an_earlier_fetch_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labelled: bool
+) -> None:
+    root = write_padbench(tmp_path / "fetched", "a", of_each=1)
+    write_padbench(root, "b", of_each=1)
+    if labelled:
+        files = sorted(file.relative_to(root).as_posix() for file in root.rglob("adapter_model.safetensors"))
+        (root / "labels.csv").write_text("\n".join(["file,category", *(f"{file},x" for file in files)]))
+    monkeypatch.setattr(hub_files, "why_no_hub", lambda _: None)
+    monkeypatch.setattr(hub_files, "snapshot_download", lambda *_, **__: str(root))
+    words = ["dataset=folder", "dataset.path=null", "dataset.repository=a/b"]
+    zoo = zoo_of(tmp_path, *words, "dataset.repository_files=[labels.csv,b/*]")
+    assert len(zoo) == 2
+    assert all(adapter.startswith("b/") for adapter in zoo.labels.adapters)
+    with pytest.raises(Exception, match=r"dataset\.subset=c: a/b has no such folder"):
+        zoo_of(tmp_path, *words, "dataset.subset=c")
+
+
+@pytest.mark.parametrize("patterns", ["*.safetensors", [], [""], [3], 3])
+def test_patterns_of_another_kind_are_refused(patterns: Any) -> None:
+    with pytest.raises(LorabenchError, match=r"dataset\.repository_files=.*: a list of patterns or null is needed"):
+        hub_files.fetch_files("a/b", "model", patterns)
 
 
 def test_without_a_hub_the_message_says_how_to_give_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
