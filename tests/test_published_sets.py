@@ -1,6 +1,7 @@
 """The published data sets by their configurations, on miniatures: what is read, and one run of every protocol."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_model_j_has_its_own_split_and_leaves_out_the_classes_that_are_held_out(
 def test_lora_wise_reads_flat_layers_and_predicts_the_number_of_images(tmp_path: Path) -> None:
     table = flat_table()
     root = write_lora_wise(tmp_path / "low_8", table)
-    zoo = zoo_of(tmp_path, "dataset=lora_wise", f"dataset.path={root}", "dataset.rank=2")
+    zoo = zoo_of(tmp_path, "dataset=lora_wise", f"dataset.path={root}", "dataset.subset=low_2", "dataset.rank=2")
     down = f"{attention_names()[0]}.lora.down.weight"
     up = down.replace("down.weight", "up.weight")
     assert zoo.read(down).shape == (36, 2, 5)
@@ -82,9 +83,43 @@ def test_lora_wise_asks_the_hub_for_one_subset(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(hub_source.datasets, "load_dataset", load_dataset)
-    zoo = zoo_of(tmp_path, "dataset=lora_wise", "dataset.subset=low_8", "dataset.rank=2")
-    assert asked == [("MoSalama98/LoRA-WiSE", "low_8")]
-    assert zoo.name == "LoRA-WiSE_low_8"
+    zoo = zoo_of(tmp_path, "dataset=lora_wise", "dataset.subset=low_2")
+    assert asked == [("MoSalama98/LoRA-WiSE", "low_2")]
+    assert zoo.name == "LoRA-WiSE_low_2"
+    assert (zoo.rank == 2).all()
+
+
+def test_the_rank_of_lora_wise_is_that_of_the_subset(tmp_path: Path) -> None:
+    root = write_lora_wise(tmp_path / "low_2")
+    for words, why in {
+        ("dataset.subset=low_8", "dataset.rank=2"): "dataset.rank=2: dataset.subset=low_8 has the rank 8. Set",
+        ("dataset.subset=medium_32_2", "dataset.rank=2"): "dataset.subset=medium_32_2 has the rank 32",
+        ("dataset.subset=low_2",): "dataset.rank=null, dataset.subset=low_2: a copy",
+        ("dataset.subset=all",): "dataset.rank=null, dataset.subset=all: a copy",
+        ("dataset.rank_in_subset=low",): "dataset.rank_in_subset=low: no regular expression with a group",
+        ("dataset.rank_in_subset='(('",): "dataset.rank_in_subset=((: no regular expression",
+    }.items():
+        with pytest.raises(Exception, match=re.escape(why)):
+            zoo_of(tmp_path, "dataset=lora_wise", f"dataset.path={root}", *words)
+    with pytest.raises(Exception, match=r"finds no rank in the subset's name"):
+        zoo_of(tmp_path, "dataset=lora_wise", "dataset.subset=all")
+
+
+@pytest.mark.parametrize("subset", ["low_9", None])
+@pytest.mark.parametrize("online", [True, False])
+def test_an_unknown_subset_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subset: str | None, online: bool
+) -> None:
+    for name in ("low_8", "low_32"):  # as the hub's card has it, in a folder that `datasets` reads alike
+        write_lora_wise(tmp_path / "set" / name)
+    card = "configs:\n" + "".join(f"- config_name: {name}\n  data_files: {name}/*\n" for name in ("low_8", "low_32"))
+    (tmp_path / "set" / "README.md").write_text(f"---\n{card}---\n")
+    monkeypatch.setattr(hub_source, "why_no_hub", lambda _: None if online else "no network: refused")
+    with pytest.raises(LorabenchError) as raised:
+        hub_source.from_hub(str(tmp_path / "set"), subset)
+    said = "null" if subset is None else subset
+    assert f"dataset.subset={said}: {tmp_path / 'set'} has low_8, low_32" in str(raised.value)
+    assert ("no network" in str(raised.value)) is not online
 
 
 def test_padbench_reads_labels_in_the_names_of_folders(tmp_path: Path) -> None:
@@ -193,7 +228,9 @@ def test_a_run_of_probex(tmp_path: Path) -> None:
 
 def test_a_run_of_dsire(tmp_path: Path) -> None:
     root = write_lora_wise(tmp_path / "low_8", flat_table(subjects=12))
-    result = results_of(tmp_path, "experiment=lora_wise", f"dataset.path={root}", "dataset.rank=2")
+    result = results_of(
+        tmp_path, "experiment=lora_wise", f"dataset.path={root}", "dataset.subset=low_2", "dataset.rank=2"
+    )
     assert result["target"] == "images"
     assert [run["error"] for run in result["runs"]] == [None] * 10
     assert result["summary"][0]["test_mae"]["mean"] < 0.75  # the median of 1 to 6 is 1.5 off
