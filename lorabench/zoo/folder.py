@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -55,7 +55,8 @@ def load(
     labels_in_table: Mapping[str, Any] | None = None,
     repository: str | None = None,
     repository_kind: Kind = "model",
-    repository_files: Sequence[str] | None = None,
+    repository_files: Any = None,
+    subset: str | None = None,
 ) -> Zoo:
     """The zoo of the adapters in a folder: sub-folders named by category, a labels.csv, or labels in other places.
 
@@ -77,15 +78,17 @@ def load(
         labels_in_table: a table of labels.
         repository: where `path` is None, the repository on the hub whose files are fetched.
         repository_kind: what the hub has it as.
-        repository_files: patterns of the files to fetch; None: all.
+        repository_files: a list of patterns of the files to fetch and to read; None: all.
+        subset: the folder of the repository that these are below; None: the repository itself.
 
     Raises:
         LorabenchError: the folder, a file, a label or the adapters' shapes cannot be used, or the hub not be reached.
     """
     check_arguments(load, {"missing": missing, "repository_kind": repository_kind}, "dataset.")
     places = LabelPlaces(labels_in_path, labels_in_header or {}, labels_in_table or {})
-    root = _root(path, repository, repository_kind, repository_files)
-    entries = index_labelled(root, places) if places.given else index_folder(root)
+    root = _root(path, repository, repository_kind, repository_files, subset)
+    patterns = repository_files if path is None else None
+    entries = index_labelled(root, places, patterns) if places.given else index_folder(root, patterns)
     store = Path(cache_dir).expanduser() / "zoos" / f"folder-{_key(root, entries, name, missing, places)}"
     found = open_store(store)
     if found is not None:
@@ -114,7 +117,7 @@ def load(
     return built
 
 
-def _root(path: str | Path | None, repository: str | None, kind: str, patterns: Sequence[str] | None) -> Path:
+def _root(path: str | Path | None, repository: str | None, kind: str, patterns: Any, subset: str | None) -> Path:
     if path is not None:
         return Path(path).expanduser()
     if repository is None:
@@ -122,7 +125,7 @@ def _root(path: str | Path | None, repository: str | None, kind: str, patterns: 
             "dataset.path and dataset.repository are both null; give the folder that holds the adapters "
             "(dataset.path=DIR)"
         )
-    return fetch_files(repository, cast("Literal['model', 'dataset']", kind), patterns)
+    return fetch_files(repository, cast("Literal['model', 'dataset']", kind), patterns, subset)
 
 
 def _key(root: Path, entries: list[Entry], name: str, missing: str, places: LabelPlaces) -> str:

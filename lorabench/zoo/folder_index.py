@@ -9,6 +9,7 @@ from pathlib import Path
 from lorabench.adapters.reading.folders import AdapterPlace, adapter_files
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, find_adapter_file
 from lorabench.errors import LorabenchError
+from lorabench.zoo.hub_files import matching
 
 __all__ = ["INCOMPLETE", "LABELS", "SPLITS", "Entry", "adapters_below", "index_folder", "numbers_of", "read_csv"]
 
@@ -44,14 +45,16 @@ class Entry:
     recipe: Mapping[str, float] = field(default_factory=dict)
 
 
-def index_folder(root: Path) -> list[Entry]:
-    """The labelled adapters of a folder, in the order of labels.csv or of their names.
+def index_folder(root: Path, patterns: Sequence[str] | None = None) -> list[Entry]:
+    """The labelled adapters of a folder, in the order of labels.csv or of their names; `patterns` as in `matching`.
 
     Raises:
         LorabenchError: no such folder, an unfinished export, no adapters, or labels that cannot be used.
     """
     _check_folder(root)
-    entries = _from_csv(root) if (root / LABELS).is_file() else list(_from_folders(root))
+    entries = _from_csv(root) if (root / LABELS).is_file() else list(_from_folders(root, patterns))
+    chosen = matching(root, [entry.file for entry in entries], patterns)
+    entries = [entry for entry in entries if entry.file in chosen]
     if not entries:
         raise LorabenchError(
             f"{root}: no adapters found. Put files that end in {', '.join(ADAPTER_SUFFIXES)}, or PEFT "
@@ -61,14 +64,18 @@ def index_folder(root: Path) -> list[Entry]:
     return entries
 
 
-def adapters_below(root: Path) -> list[AdapterPlace]:
+def adapters_below(root: Path, patterns: Sequence[str] | None = None) -> list[AdapterPlace]:
     """The adapters of a folder, each once where it is there as a pickle and as safetensors.
+
+    Those of a repository whose files do not match `patterns` were fetched for another data set, and are left out.
 
     Raises:
         LorabenchError: no such folder, or an unfinished export.
     """
     _check_folder(root)
-    return _without_twins(adapter_files(root).adapters)
+    adapters = adapter_files(root).adapters
+    chosen = matching(root, [adapter.file for adapter in adapters], patterns)
+    return _without_twins([adapter for adapter in adapters if adapter.file in chosen])
 
 
 def _check_folder(root: Path) -> None:
@@ -80,8 +87,8 @@ def _check_folder(root: Path) -> None:
         )
 
 
-def _from_folders(root: Path) -> Iterator[Entry]:
-    adapters = adapters_below(root)
+def _from_folders(root: Path, patterns: Sequence[str] | None) -> Iterator[Entry]:
+    adapters = adapters_below(root, patterns)
     stray = next((adapter.file for adapter in adapters if adapter.file.parent == root), None)
     if stray is not None:
         raise LorabenchError(

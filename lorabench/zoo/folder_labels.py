@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,13 @@ class LabelPlaces:
         return bool(self.path or self.header or self.table)
 
 
-def index_labelled(root: Path, places: LabelPlaces) -> list[Entry]:
+def index_labelled(root: Path, places: LabelPlaces, patterns: Sequence[str] | None = None) -> list[Entry]:
     """The adapters of a folder by the labels in these places, in the order of their names.
+
+    Args:
+        root: the folder.
+        places: where the labels are.
+        patterns: of the files that are meant, as in `adapters_below`.
 
     Raises:
         LorabenchError: no such folder, no adapter with these labels, a place that lacks one, or a split of another
@@ -56,7 +61,7 @@ def index_labelled(root: Path, places: LabelPlaces) -> list[Entry]:
             "or read the folder by dataset=folder."
         )
     pattern = _pattern(places)
-    files = [(adapter.file, adapter.path.relative_to(root).as_posix()) for adapter in adapters_below(root)]
+    files = [(adapter.file, adapter.path.relative_to(root).as_posix()) for adapter in adapters_below(root, patterns)]
     found = [
         (file, name, match) for file, name in files if (match := pattern.search(file.relative_to(root).as_posix()))
     ]

@@ -20,6 +20,7 @@ from lorabench.progress import bar, track
 from lorabench.zoo.columns import Flat, LayerColumn, is_nested
 from lorabench.zoo.hub_labels import LabelColumns, read_labels
 from lorabench.zoo.hub_source import Part, fingerprint_of, from_folder, from_hub
+from lorabench.zoo.hub_subset import rank_said
 from lorabench.zoo.labels import Labels
 from lorabench.zoo.store import Module, StoreWriter, Zoo, open_store
 
@@ -44,6 +45,7 @@ def load(
     subset: str | None = None,
     rank: Annotated[int | None, AtLeast(1)] = None,
     recipe: Mapping[str, str] | None = None,
+    rank_in_subset: str | None = None,
 ) -> Zoo:
     """The zoo of a data set in the schema of `jacekduszenko/lora-ws-*`, memory-mapped.
 
@@ -66,11 +68,13 @@ def load(
         subset: part of the repository, where it has several.
         rank: of all adapters, where a layer is one list of numbers; its matrix is taken to lie there row after row.
         recipe: name of a number of how each adapter was made -> its column; `target=NAME` predicts it.
+        rank_in_subset: a regular expression whose first group is the rank in the name of `subset`; see `rank_said`.
 
     Raises:
         LorabenchError: no network, nothing readable at `path`, a column missing, or layers that do not fit.
     """
     check_arguments(load, {"per_category": per_category, "rank": rank}, "dataset.")
+    rank = rank_said(rank, subset, rank_in_subset, copied=path is not None)
     cache = Path(cache_dir).expanduser()
     if path is not None:
         origin, parts = str(path), from_folder(Path(path).expanduser(), cache)

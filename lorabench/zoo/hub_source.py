@@ -14,6 +14,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.zoo.hub_files import HUB_ERRORS, why_no_hub
+from lorabench.zoo.hub_subset import why_no_subset
 
 __all__ = ["Part", "from_folder", "from_hub"]
 
@@ -63,7 +64,7 @@ def from_hub(repository: str, subset: str | None = None) -> list[Part]:
     """The data set `repository` of the hub, or its part `subset`, or the copy of it that `datasets` keeps.
 
     Raises:
-        LorabenchError: no network and no copy, no such data set, or a full disk.
+        LorabenchError: no network and no copy, no such data set or part of it, or a full disk.
     """
     reached = why_no_hub(datasets.config.HF_ENDPOINT)
     before = datasets.config.HF_HUB_OFFLINE
@@ -71,7 +72,7 @@ def from_hub(repository: str, subset: str | None = None) -> list[Part]:
     datasets.config.HF_HUB_OFFLINE = before or reached is not None
     try:
         with _explained(repository, f"dataset {repository}", leave=HUB_ERRORS):
-            return _parts(datasets.load_dataset(*filter(None, (repository, subset))), repository)
+            return _parts(_loaded(repository, subset, reached), repository)
     except DatasetNotFoundError as error:
         raise LorabenchError(f"{error} Check dataset.repository. {_TWO_WAYS}") from error
     except HUB_ERRORS as error:
@@ -79,6 +80,16 @@ def from_hub(repository: str, subset: str | None = None) -> list[Part]:
         raise LorabenchError(f"cannot load {repository} from the hub ({why}). {_TWO_WAYS}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before
+
+
+def _loaded(repository: str, subset: str | None, no_network: str | None) -> Any:
+    try:
+        return datasets.load_dataset(*filter(None, (repository, subset)))
+    except ValueError as error:
+        why = why_no_subset(error, repository, subset, no_network)
+        if why is None:
+            raise
+        raise LorabenchError(why) from error
 
 
 def from_folder(path: Path, cache_dir: Path) -> list[Part]:
