@@ -50,7 +50,23 @@ def refused(words: str, root: Path, **arguments: Any) -> None:
             "matches dataset.labels_in_path=^nowhere/(?P<category>.); the first of 7 adapters is test/model_idx_0004",
         ),
         ({"labels_in_path": "^train/|(?P<category>val)"}, "matches it without its group 'category'"),
-        ({"labels_in_path": "^(?P<split>val_holdout)/", "labels_in_header": IN_HEADER}, "split is 'val_holdout'"),
+        ({"labels_in_path": "(?P<category>q?)"}, "matches it without its group 'category'"),
+        (
+            {"labels_in_path": "^(?:train|val|(?P<group>test))", "labels_in_header": IN_HEADER},
+            "matches it without its group 'group', which others have",
+        ),
+        (
+            {"labels_in_path": "^(?P<split>val_holdout)/", "labels_in_header": IN_HEADER},
+            "by dataset.labels_in_path its split is 'val_holdout'",
+        ),
+        (
+            {"labels_in_header": IN_HEADER | {"split": "imagenet_class_id"}},
+            "by dataset.labels_in_header its split is",
+        ),
+        ({"labels_in_path": 3}, "dataset.labels_in_path=3: no text"),
+        ({"labels_in_header": ["category"]}, "dataset.labels_in_header=['category']: no keys by labels"),
+        ({"labels_in_header": {"category": 3}}, "dataset.labels_in_header={'category': 3}: no keys by labels"),
+        ({"labels_in_table": ["file"]}, "dataset.labels_in_table: has ['file']; needed are file, key, matches"),
         (
             {"labels_in_path": IN_PATH, "labels_in_header": {"category": "class"}},
             "its header has no 'class', which dataset.labels_in_header.category names; it has",
@@ -76,11 +92,28 @@ def test_faults_of_paths_and_headers(model_j: Path, arguments: dict[str, Any], w
             {"matches": "{subject}"},
             "no row whose celeb_folder is '0', which adapter model_4000_0_0_1_2_0/unet needs",
         ),
+        ({"matches": "{subject}}"}, "matches={subject}}: its braces hold no name of a group"),
+        ({"matches": "{}"}, "matches={}: its braces hold no name of a group"),
+        ({"matches": 3}, "dataset.labels_in_table.matches=3: no text"),
+        ({"file": None}, "dataset.labels_in_table.file=None: no text"),
+        ({"labels": None}, "dataset.labels_in_table.labels=None: no columns by labels"),
+        ({"labels": ["category"]}, "dataset.labels_in_table.labels=['category']: no columns by labels"),
         ({"also": 1}, "dataset.labels_in_table: has file, key, matches, labels, also; needed are file, key, matches"),
     ],
 )
 def test_faults_of_tables(runs: Path, change: dict[str, Any], words: str) -> None:
     refused(words, runs, labels_in_path=RUN, labels_in_table=IN_TABLE | change)
+
+
+def test_a_group_that_the_table_is_looked_up_by_has_to_match(runs: Path) -> None:
+    path = r"model_\d+_(?P<rate>\d+)_\d+_\d+_\d+_(?:0|(?P<subject>\d+))/unet/"
+    refused("matches it without its group 'subject', which", runs, labels_in_path=path, labels_in_table=IN_TABLE)
+
+
+def test_spaces_around_a_cell_say_nothing(runs: Path) -> None:
+    table = runs / "celeba_labels.csv"
+    table.write_text(table.read_text().replace("celeb_2,20,0,0", " celeb_2 ,20,0, 0"))
+    assert read(runs, labels_in_path=RUN, labels_in_table=IN_TABLE).labels.category.tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,9 @@ def load(
     name: str,
     cache_dir: str | Path,
     missing: Missing = "error",
-    labels_in_path: str | None = None,
-    labels_in_header: Mapping[str, str] | None = None,
-    labels_in_table: Mapping[str, Any] | None = None,
+    labels_in_path: Any = None,
+    labels_in_header: Any = None,
+    labels_in_table: Any = None,
     repository: str | None = None,
     repository_kind: Kind = "model",
     repository_files: Any = None,
@@ -85,7 +85,7 @@ def load(
         LorabenchError: the folder, a file, a label or the adapters' shapes cannot be used, or the hub not be reached.
     """
     check_arguments(load, {"missing": missing, "repository_kind": repository_kind}, "dataset.")
-    places = LabelPlaces(labels_in_path, labels_in_header or {}, labels_in_table or {})
+    places = LabelPlaces.of(labels_in_path, labels_in_header, labels_in_table)
     root = _root(path, repository, repository_kind, repository_files, subset)
     patterns = repository_files if path is None else None
     entries = index_labelled(root, places, patterns) if places.given else index_folder(root, patterns)

@@ -16,6 +16,7 @@ __all__ = ["LabelPlaces", "index_labelled"]
 
 _KNOWN = ("category", "leaf", "group", "split")
 _TABLE = ("file", "key", "matches", "labels")
+_BRACES = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,38 @@ class LabelPlaces:
     path: str | None = None
     header: Mapping[str, str] = field(default_factory=dict)
     table: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, path: Any, header: Any, table: Any) -> "LabelPlaces":
+        """From the options of these names.
+
+        Raises:
+            LorabenchError: one is of another kind.
+        """
+        if path is not None and not isinstance(path, str):
+            raise LorabenchError(f"dataset.labels_in_path={path}: no text. Give a regular expression, or null.")
+        if not _is_text_to_text(header or {}):
+            raise LorabenchError(
+                f"dataset.labels_in_header={header}: no keys by labels. Give for instance {{category: class}}, or null."
+            )
+        if not isinstance(table or {}, Mapping) or (table and set(table) != set(_TABLE)):
+            raise LorabenchError(
+                f"dataset.labels_in_table: has {', '.join(map(str, table)) if isinstance(table, Mapping) else table}; "
+                f"needed are {', '.join(_TABLE)} alone."
+            )
+        for name, told in (table or {}).items():
+            if not (_is_text_to_text(told) if name == "labels" else isinstance(told, str)):
+                raise LorabenchError(
+                    f"dataset.labels_in_table.{name}={told}: "
+                    + ("no columns by labels, such as {category: COLUMN}." if name == "labels" else "no text.")
+                )
+        return cls(path, header or {}, table or {})
+
+    def source(self, label: str) -> str:
+        """The option that says a label."""
+        if label in self.header:
+            return "dataset.labels_in_header"
+        return "dataset.labels_in_table" if label in self.table.get("labels", {}) else "dataset.labels_in_path"
 
     @property
     def given(self) -> bool:
@@ -73,14 +106,32 @@ def index_labelled(root: Path, places: LabelPlaces, patterns: Sequence[str] | No
         )
     table = _Table.read(root, places.table, set(pattern.groupindex)) if places.table else None
     rows = [
-        _without_none(match.groupdict())
+        {label: text for label, text in match.groupdict().items() if text}
         | dict(_in_header(file, places.header))
         | (table.of(match, name) if table else {})
         for file, name, match in found
     ]
+    _check_whole([file for file, _, _ in found], rows)
     named = {*_KNOWN, *(_groups_in(places.table["matches"]) if places.table else ())}
     recipe = numbers_of(rows, [label for label in rows[0] if label not in named])
-    return [_entry(file, name, row, own) for (file, name, _), row, own in zip(found, rows, recipe, strict=True)]
+    source = places.source("split")
+    return [_entry(file, name, row, own, source) for (file, name, _), row, own in zip(found, rows, recipe, strict=True)]
+
+
+def _is_text_to_text(told: Any) -> bool:
+    return isinstance(told, Mapping) and all(isinstance(text, str) for item in told.items() for text in item)
+
+
+def _check_whole(files: Sequence[Path], rows: Sequence[Mapping[str, str]]) -> None:
+    """Refuse a category that is not there, and another label that some adapters have and some have not."""
+    for label in _KNOWN:
+        lacking = [file for file, row in zip(files, rows, strict=True) if label not in row]
+        if lacking and (label == "category" or len(lacking) < len(rows)):
+            raise LorabenchError(
+                f"{lacking[0]}: dataset.labels_in_path matches it without its group {label!r}"
+                f"{'' if label == 'category' else ', which others have'}. Let that group match something wherever the "
+                "pattern matches."
+            )
 
 
 def _pattern(places: LabelPlaces) -> re.Pattern[str]:
@@ -104,10 +155,6 @@ def _pattern(places: LabelPlaces) -> re.Pattern[str]:
     return pattern
 
 
-def _without_none(groups: Mapping[str, str | None]) -> dict[str, str]:
-    return {label: text for label, text in groups.items() if text is not None}
-
-
 def _in_header(file: Path, labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     metadata = read_header(file).metadata if labels else {}
     for label, key in labels.items():
@@ -119,17 +166,11 @@ def _in_header(file: Path, labels: Mapping[str, str]) -> Iterator[tuple[str, str
         yield label, metadata[key]
 
 
-def _entry(file: Path, name: str, row: Mapping[str, str], recipe: Mapping[str, float]) -> Entry:
-    if "category" not in row:
-        raise LorabenchError(
-            f"{file}: dataset.labels_in_path matches it without its group 'category'. Let the pattern match the "
-            "category wherever it matches."
-        )
+def _entry(file: Path, name: str, row: Mapping[str, str], recipe: Mapping[str, float], source: str) -> Entry:
     split = row.get("split")
     if split is not None and split not in SPLITS:
         raise LorabenchError(
-            f"{file}: split is {split!r}; allowed are {', '.join(SPLITS)}. Let the group of dataset.labels_in_path "
-            "match those alone."
+            f"{file}: by {source} its split is {split!r}; allowed are {', '.join(SPLITS)}. Let it say those alone."
         )
     return Entry(file, name, row["category"], row.get("leaf", name), row.get("group"), split, recipe)
 
@@ -145,10 +186,6 @@ class _Table:
     @classmethod
     def read(cls, root: Path, told: Mapping[str, Any], groups: set[str]) -> "_Table":
         """The table that `dataset.labels_in_table` tells of, its rows by their keys."""
-        if set(told) != set(_TABLE):
-            raise LorabenchError(
-                f"dataset.labels_in_table: has {', '.join(told)}; needed are {', '.join(_TABLE)} alone."
-            )
         file, key, matches, labels = (told[name] for name in _TABLE)
         path = root / Path(file).expanduser()
         if not path.is_file():
@@ -165,16 +202,22 @@ class _Table:
             )
         by_key: dict[str, Mapping[str, str]] = {}
         for number, row in rows:
-            if row[key] in by_key:
-                raise LorabenchError(
-                    f"{path}, line {number}: {key} {row[key]!r} is there twice. Remove one of the rows."
-                )
-            by_key[row[key]] = row
+            cell = (row[key] or "").strip()
+            if cell in by_key:
+                raise LorabenchError(f"{path}, line {number}: {key} {cell!r} is there twice. Remove one of the rows.")
+            by_key[cell] = row
         return cls(path, key, matches, by_key, labels)
 
     def of(self, match: re.Match[str], name: str) -> dict[str, str]:
         """The labels of the adapter whose path matched."""
-        cell = self.matches.format_map(match.groupdict())
+        groups = match.groupdict()
+        unsaid = [group for group in _groups_in(self.matches) if groups[group] is None]
+        if unsaid:
+            raise LorabenchError(
+                f"{name}: dataset.labels_in_path matches it without its group {unsaid[0]!r}, which "
+                "dataset.labels_in_table.matches needs. Let that group match wherever the pattern matches."
+            )
+        cell = _BRACES.sub(lambda braces: groups[braces[1]], self.matches)
         row = self.rows.get(cell)
         if row is None:
             raise LorabenchError(
@@ -188,11 +231,15 @@ class _Table:
 
 
 def _groups_in(matches: str) -> list[str]:
-    return re.findall(r"\{(.*?)\}", matches)
+    return _BRACES.findall(matches)
 
 
 def _check_matches(matches: str, groups: set[str]) -> None:
     named = _groups_in(matches)
+    if set("{}") & set(_BRACES.sub("", matches)):
+        raise LorabenchError(
+            f"dataset.labels_in_table.matches={matches}: its braces hold no name of a group. Write {{NAME}} alone."
+        )
     unknown = [name for name in named if name not in groups]
     if unknown or not named:
         raise LorabenchError(
