@@ -137,7 +137,7 @@ def test_a_stack_gives_what_the_trainer_gives_one_by_one(kind, stop_on):
         torch.testing.assert_close(stacked.logits, single.logits, rtol=close, atol=close)
         assert stacked.state.keys() == single.state.keys()
         for name, value in stacked.state.items():
-            torch.testing.assert_close(value, single.state[name], rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(value, single.state[name], rtol=close, atol=close)
     if kind not in STEPPED:
         return
     assert len({fitted.best_epoch for fitted in together}) > 1, "the members should differ for this test to bite"
