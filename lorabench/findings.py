@@ -124,6 +124,16 @@ class Compared(Difference):
     representation: str
     holm: Number = math.nan
 
+    @property
+    def shown_above(self) -> bool:
+        """Whether the first arm is shown to be above: by its interval, and by Holm's p."""
+        return self.claimed.low > 0 and self.holm < LEVEL
+
+    @property
+    def shown_below(self) -> bool:
+        """Whether it is shown to be below."""
+        return self.claimed.high < 0 and self.holm < LEVEL
+
 
 @dataclass(frozen=True)
 class Measured:

@@ -10,7 +10,7 @@ from lorabench.classifiers import class_of
 from lorabench.classifiers.factors import FactorClassifier
 from lorabench.evaluation import Arm, Evaluation
 from lorabench.evaluation.chance import majority
-from lorabench.findings import LEVEL, Compared, Measured
+from lorabench.findings import Compared, Measured
 from lorabench.representations.controls import Ceiling, Control, DeltaNorm, Recipe
 from lorabench.zoo.targets import follows
 
@@ -139,4 +139,4 @@ def _above(study: Study, evaluated: Sequence[Evaluation], best: str, control: Ev
         for one in evaluated
         if (difference := study.difference([one], [control])) is not None
     ]
-    return [replace(row, above=row.claimed.low > 0 and row.holm < LEVEL) for row in with_holm(rows)]
+    return [replace(row, above=row.shown_above) for row in with_holm(rows)]

@@ -8,7 +8,7 @@ from lorabench.ablation.phase import Ablation
 from lorabench.ablation.study import Findings, Study, measured, with_holm
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Evaluation
-from lorabench.findings import LEVEL, Compared, Finding, Measured
+from lorabench.findings import Compared, Finding, Measured
 from lorabench.zoo import Zoo
 
 __all__ = ["Course", "Dynamics", "DynamicsFinding"]
@@ -104,7 +104,7 @@ def _courses(study: Study, steps: Sequence[int], found: Sequence[Sequence[Evalua
     """A course a column of `found`, which has a row a step; where all layers stand, by the representation's name."""
     accuracy = [measured(row, study) for row in found]
     above = with_holm([one for number, row in enumerate(found) for one in _above(study, number, row)])
-    clear = {one.representation for one in above if one.claimed.low > 0 and one.holm < LEVEL}
+    clear = {one.representation for one in above if one.shown_above}
     return [
         Course(
             name=first.representation if first.arm.name == "none" else first.arm.name,

@@ -14,7 +14,7 @@ from lorabench.ablation.study import Findings, Study, measured, with_holm
 from lorabench.ablation.subsets import nested_subset
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluation
-from lorabench.findings import LEVEL, Compared, Finding, Measured
+from lorabench.findings import Compared, Finding, Measured
 from lorabench.options import AtLeast, Filled
 from lorabench.results import Run, Summary
 
@@ -166,8 +166,7 @@ def partings(leads: Sequence[Lead]) -> list[Parting]:
         own = sorted((row for row in leads if (row.representation, row.against) == (name, other)), key=_size)
         size, sign = None, 0.0
         for row in reversed(own):
-            told = row.holm < LEVEL and (row.claimed.low > 0 or row.claimed.high < 0)
-            if not told or sign * row.difference < 0:
+            if not (row.shown_above or row.shown_below) or sign * row.difference < 0:
                 break
             size, sign = row.size, math.copysign(1.0, row.difference)
         found.append(Parting(name, other, size, None if size is None else name if sign > 0 else other))

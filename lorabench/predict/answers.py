@@ -65,7 +65,8 @@ def ask(
         on_answer: called after each is read, perhaps from another thread.
     """
     floats = sum(known.rank * (known.d_in + known.d_out) for known in model.modules)
-    at_once = max(1, _BATCH_BYTES // (4 * floats))
+    lanes = torch.get_num_threads()  # small adapters all fit into one lane, and the others would be idle
+    at_once = max(1, min(_BATCH_BYTES // (4 * floats), -(-len(paths) // lanes)))
     parts = [paths[start : start + at_once] for start in range(0, len(paths), at_once)]
 
     def work(part: Sequence[Path]) -> list[Answer]:

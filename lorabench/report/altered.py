@@ -62,7 +62,7 @@ def read_from(rows: Sequence[Altered], family: str) -> list[str]:
 
 def loses(row: Altered) -> bool:
     """Whether it is shown to lose something."""
-    return row.claimed.high < 0 and row.holm < LEVEL
+    return row.shown_below
 
 
 def altered_figure(result: Result, rows: Sequence[Altered], title: str) -> Figure:

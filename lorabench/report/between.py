@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lorabench.ablation.none import Between
-from lorabench.findings import LEVEL, Claim, Compared
+from lorabench.findings import Compared
 from lorabench.report.numbers import difference, interval, method, p_value
 from lorabench.sheet import Sheet
 
@@ -56,13 +56,9 @@ def verdicts_above(rows: Sequence[tuple[Compared, str]]) -> list[str]:
     if any(row.corrected is None for row, _ in rows):
         return [_ONE_SPLIT]
     return [
-        f"verdict: {row.representation} is {'' if _is_above(row) else 'not shown to be '}above {other}"
+        f"verdict: {row.representation} is {'' if row.shown_above else 'not shown to be '}above {other}"
         for row, other in rows
     ]
-
-
-def _is_above(row: Compared) -> bool:
-    return row.claimed.low > 0 and row.holm < LEVEL
 
 
 def _compared(row: Between | None, several: bool) -> tuple[str, ...]:
@@ -74,13 +70,9 @@ def _compared(row: Between | None, several: bool) -> tuple[str, ...]:
 
 def _told(rows: Sequence[Between], other: str) -> str:
     """Which are better and worse than `other`: by the corrected interval, and Holm's p over the table below 0.05."""
-    told = [row for row in rows if row.against == other and row.holm < LEVEL and _without_zero(row.claimed)]
+    own = [row for row in rows if row.against == other]
     sides = {
-        "better": [row.representation for row in told if row.difference > 0],
-        "worse": [row.representation for row in told if row.difference < 0],
+        "better": [row.representation for row in own if row.shown_above],
+        "worse": [row.representation for row in own if row.shown_below],
     }
     return f"{other}: " + "; ".join(f"{word} are {', '.join(names) or 'none'}" for word, names in sides.items())
-
-
-def _without_zero(claim: Claim) -> bool:
-    return claim.low > 0 or claim.high < 0

@@ -17,7 +17,6 @@ __all__ = [
     "all_done",
     "column_title",
     "compared",
-    "error_sheet",
     "report_data",
     "sheets_of",
     "tables_of",
