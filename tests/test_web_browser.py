@@ -89,6 +89,12 @@ def _own(url: str, base: str) -> bool:
     return url.startswith((base, "data:", "blob:"))
 
 
+def _settled(page: "Page") -> None:
+    """Wait until a page is whole and speaks with the server: what leaves it earlier takes its place in the history."""
+    page.wait_for_load_state("load")
+    page.wait_for_function("window.did_handshake")
+
+
 def _bring(page: "Page", *files: Path) -> None:
     page.goto("/")
     page.locator("input[type=file]").first.set_input_files(files)
@@ -181,11 +187,16 @@ def test_a_merge_is_checked_and_done(page: "Page") -> None:
     page.get_by_role("button", name="Check first").click()
     page.wait_for_url("**/jobs/*")
     page.get_by_text(re.compile("^preflight: ")).wait_for()
+    _settled(page)
     typed = "--weights 0.5 0.25 --out merged.safetensors"
     page.get_by_role("button", name="Change and run again").click()
     page.get_by_text(typed).wait_for()
-    page.go_back()  # to the job
+    _settled(page)
     page.go_back()
+    page.wait_for_url("**/jobs/*")
+    _settled(page)
+    page.go_back()
+    page.wait_for_url("**/merge?again=*")
     page.get_by_text(typed).wait_for()
     page.goto(f"/merge?of={one},{one}")
     _run(page)
