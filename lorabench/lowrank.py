@@ -24,6 +24,7 @@ __all__ = [
     "participation_ratio",
     "rank_utilisation",
     "singular_values",
+    "singular_values_of_grams",
     "stable_rank",
     "thin_svd",
 ]
@@ -61,10 +62,22 @@ def singular_values(
     if down.shape[-2] == 1:
         norms: Tensor = down.norm(dim=-1) * up.norm(dim=-2)
         return size * norms
-    gram_down, gram_up = _balanced(down @ down.mT, up.mT @ up)
+    return size * singular_values_of_grams(down @ down.mT, up.mT @ up)
+
+
+def singular_values_of_grams(
+    gram_down: Float64[Tensor, "*batch r r"], gram_up: Float64[Tensor, "*batch r r"]
+) -> Float64[Tensor, "*batch r"]:
+    """`singular_values` of up @ down by who has its Gram matrices down·downᵀ and upᵀ·up already.
+
+    Example:
+        >>> singular_values_of_grams(torch.eye(2).double(), torch.diag(torch.tensor([9.0, 4.0])).double()).tolist()
+        [3.0, 2.0]
+    """
+    gram_down, gram_up = _balanced(gram_down, gram_up)
     values, vectors = torch.linalg.eigh(gram_up)
     root = vectors * _not_negative(values).sqrt().unsqueeze(-2)
-    return size * _roots_of_eigenvalues(root.mT @ gram_down @ root)
+    return _roots_of_eigenvalues(root.mT @ gram_down @ root)
 
 
 def thin_svd(

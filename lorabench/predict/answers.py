@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from lorabench.errors import LorabenchError
-from lorabench.machine import map_in_lanes
 from lorabench.predict import ERROR, STRANGERS
 from lorabench.predict.character import character
 from lorabench.predict.conformal import mean_probabilities
@@ -20,7 +19,9 @@ __all__ = ["Answer", "Verdict", "ask"]
 
 Verdict = Literal["known", "several", "unknown", "error"]
 _SHOWN = 3
-_BATCH_BYTES = 64 * 2**20  # of the adapters that a lane reads before it judges them
+_BATCH_BYTES = (
+    2**28
+)  # of the adapters that a lane reads before it judges them, of which many take little more time than one
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,13 @@ def ask(
         error: how often the right category may be too unlikely to be named, of adapters like those of the training.
         strangers: how many of such adapters may be turned away as strangers, of which no category is named. So
             `categories` has the right one in at least 1 - `error` - `strangers` of cases.
-        on_answer: called after each is read, perhaps from another thread.
+        on_answer: called after each is read.
     """
+    # Not in lanes: reading a small file is Python's work, of which two threads do less than one (63 ms a file to 44).
     floats = sum(known.rank * (known.d_in + known.d_out) for known in model.modules)
-    lanes = torch.get_num_threads()  # small adapters all fit into one lane, and the others would be idle
-    at_once = max(1, min(_BATCH_BYTES // (4 * floats), -(-len(paths) // lanes)))
-    parts = [paths[start : start + at_once] for start in range(0, len(paths), at_once)]
-
-    def work(part: Sequence[Path]) -> list[Answer]:
-        return _answers(model, part, error, strangers, on_answer)
-
-    return [answer for part in map_in_lanes(work, parts) for answer in part]
+    at_once = max(1, _BATCH_BYTES // (4 * floats))
+    parts = (paths[start : start + at_once] for start in range(0, len(paths), at_once))
+    return [answer for part in parts for answer in _answers(model, part, error, strangers, on_answer)]
 
 
 def _answers(

@@ -76,14 +76,15 @@ def _of_module(zoo: Zoo, module: Module, span: Span) -> Float64[np.ndarray, "n t
     found = []
     for start, stop in chunks(zoo, (module.down, module.up)):
         down, up = scaled_factors(zoo, module.name, _CPU, start, stop)
-        energy = lowrank.singular_values(down, up).square()
+        gram_down, gram_up = down @ down.mT, up.mT @ up
+        energy = lowrank.singular_values_of_grams(gram_down, gram_up).square()
         total = energy.sum(-1)
-        read, written = down @ span.read, span.written.T @ up
+        read, written = down @ span.read, up.mT @ span.written
         parts = [
             energy[:, 0],
             energy[:, :2].sum(-1),
-            _energy(read @ read.mT, up.mT @ up),
-            _energy(down @ down.mT, written.mT @ written),
+            _energy(read @ read.mT, gram_up),
+            _energy(gram_down, written @ written.mT),
         ]
         known = torch.where(total > 0, total, torch.nan)
         found.append(torch.stack([known.log() / 2, *(part / known for part in parts)], 1))
