@@ -228,6 +228,7 @@ def test_a_kept_zoo_needs_neither_minilm_nor_wordnet(zoo, make, sources, tmp_pat
 
 def test_every_argument_makes_another_zoo(make, zoo):
     others = {"init": "independent", "rank": 2, "layers": 2, "per_category": 5, "negatives": 6, "steps": 3, "seed": 1}
+    others["training_seed"] = 1
     others |= {"learning_rate": 2e-2, "temperature": 0.2, "longest": 8}
     found = {key: make(**{"steps": 2, "per_category": 2, key: value}).fingerprint for key, value in others.items()}
     assert len({zoo.fingerprint, *found.values()}) == len(others) + 1

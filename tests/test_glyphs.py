@@ -149,6 +149,20 @@ def test_every_argument_makes_another_zoo(tmp_path):
     assert len(found["per_category"]) == 10
 
 
+@pytest.mark.parametrize("init", ["shared", "independent"])
+def test_another_training_seed_draws_the_adapters_anew_and_no_base_leaf_or_picture(init, tmp_path, monkeypatch):
+    options = {**TINY, "init": init}
+    first = glyphs.load(**options, cache_dir=tmp_path)
+    monkeypatch.setattr(glyph_model, "pretrain", None)
+    again = glyphs.load(**options, training_seed=1, cache_dir=tmp_path)
+    assert again.labels.adapters == first.labels.adapters
+    np.testing.assert_array_equal(again.ceiling.read(0, 20), first.ceiling.read(0, 20))
+    for module in first.modules:
+        ours, theirs = (zoo.read(module.down).reshape(20, -1) for zoo in (first, again))
+        alike = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+        assert np.abs(alike).max() < 0.6, module.name  # of one start 0.9 or more
+
+
 def test_both_inits_share_one_base(tmp_path, monkeypatch):
     glyphs.load(**TINY, cache_dir=tmp_path)
     monkeypatch.setattr(glyph_model, "pretrain", None)

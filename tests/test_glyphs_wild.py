@@ -70,6 +70,17 @@ def test_every_adapter_has_a_recipe_of_its_own(zoo):
     assert there.any(1).all()
 
 
+def test_another_training_seed_draws_every_recipe_anew(zoo, tmp_path):
+    again = glyphs_wild.load("wild", tmp_path, **WILD, training_seed=1)
+    assert again.labels.adapters == zoo.labels.adapters
+    ours, theirs = zoo.labels.recipe, again.labels.recipe
+    for name in ("rank", "steps", "learning_rate", "scale", "images", "modules"):
+        assert (ours[name] == theirs[name]).mean() < 0.9, name
+    same = glyphs_wild.load("wild", tmp_path, **WILD, training_seed=WILD["seed"])
+    for layer in zoo.layers:
+        np.testing.assert_array_equal(same.read(layer), zoo.read(layer))
+
+
 def test_ranks_are_padded_and_missing_modules_are_zero(zoo):
     for number, module in enumerate(zoo.modules):
         down, up = zoo.read(module.down), zoo.read(module.up)

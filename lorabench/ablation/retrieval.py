@@ -12,8 +12,8 @@ from lorabench.ablation.counterparts import check_counterpart, check_other, in_o
 from lorabench.ablation.first_hit import cosines, first_hits, first_hits_by_chance
 from lorabench.ablation.none import Between, compared_with, differences_to
 from lorabench.ablation.phase import Ablation
-from lorabench.ablation.scored import asked, scored, without_features
-from lorabench.ablation.study import CANNOT_GO_ON, Findings, Study, measured, with_holm
+from lorabench.ablation.scored import asked, evaluated_features, scored
+from lorabench.ablation.study import Findings, Study, measured, with_holm
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Evaluation, Evaluator
 from lorabench.evaluation.products import check_products, inner_products
@@ -159,7 +159,7 @@ class Retrieval(Ablation):
         rows: list[Retrieved] = []
         reciprocal: dict[str, Evaluation] = {}
         for name, make in study.chosen.items():
-            one = without_features(study, name) or study.evaluate(name, make(), [study.all_layers()])[0]
+            one = evaluated_features(study, name, make())
             row, found = _retrieved(queried, tasks, one, make())
             evaluated.append(one)
             rows.append(row)
@@ -222,9 +222,9 @@ def _refuse_single(zoo: Zoo, other: Zoo | None) -> None:
         )
     raise LorabenchError(
         f"ablation=retrieval looks for adapters of one leaf, and no leaf of {zoo.name} has two among a split's test "
-        "adapters: give the same leaves from other starts, such as dataset=glyphs_wild "
-        "dataset@ablation.other=glyphs_independent, or a data set that has several adapters a leaf (the column leaf of "
-        "a folder's labels.csv)"
+        "adapters: give the same leaves, trained by other draws, such as dataset=glyphs_wild "
+        "dataset@ablation.other=glyphs_independent ablation.other.training_seed=1, or a data set that has several "
+        "adapters a leaf (the column leaf of a folder's labels.csv)"
     )
 
 
@@ -246,12 +246,9 @@ def _retrieved(
     name = one.representation
     if not one.runs:
         return Retrieved(name, error=one.error), None
-    try:
-        hits = [task.hits(name, representation) for task in tasks]
-    except CANNOT_GO_ON as error:
-        if len(study.chosen) == 1:
-            raise
-        return Retrieved(name, error=str(error)), None
+    hits = study.or_why(lambda: [task.hits(name, representation) for task in tasks])
+    if isinstance(hits, str):
+        return Retrieved(name, error=hits), None
     kinds = [scored(study, name, list(own)) for own in zip(*(own.T for own in hits), strict=True)]
     mrr, hit_1, hit_5 = measured(kinds, study)
     return Retrieved(name, mrr, hit_1, hit_5), kinds[0]

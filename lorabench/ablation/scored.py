@@ -15,21 +15,23 @@ from lorabench.ablation.study import Study
 from lorabench.classifiers import class_of
 from lorabench.classifiers.factors import FactorClassifier
 from lorabench.evaluation import Arm, Evaluation, merged
+from lorabench.representations import Representation
 from lorabench.results import Run
 from lorabench.zoo import Labels
 
-__all__ = ["asked", "leaf_groups", "scored", "without_features"]
+__all__ = ["asked", "evaluated_features", "leaf_groups", "scored"]
 
 
-def without_features(study: Study, name: str) -> Evaluation | None:
-    """Of a method that reads factors: that it has no features. None of a representation.
+def evaluated_features(study: Study, name: str, representation: Representation) -> Evaluation:
+    """`Study.evaluate` of all layers; of a method that reads factors only that it has no features.
 
     Args:
-        study: knows who reads what.
-        name: what results call the method.
+        study: trains, and knows who reads what.
+        name: what results call the representation, or the method.
+        representation: makes the features.
     """
     if not issubclass(class_of(study.evaluators_of(name)[0].factory), FactorClassifier):
-        return None
+        return study.evaluate(name, representation, [study.all_layers()])[0]
     why = f"{name} is a classifier of factors: it names classes, and has no features to be compared"
     return Evaluation(name, study.all_layers(), error=why)
 

@@ -26,7 +26,8 @@ from lorabench.zoo.splits import Split
 __all__ = ["Findings", "Study", "good_seeds", "measured", "with_holm"]
 
 Row = TypeVar("Row", bound=Compared)
-CANNOT_GO_ON = (LorabenchError, MemoryError, torch.OutOfMemoryError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+Found = TypeVar("Found")
+_CANNOT_GO_ON = (LorabenchError, MemoryError, torch.OutOfMemoryError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 """What makes one representation fail and lets the others go on."""
 
 
@@ -163,12 +164,17 @@ class Study:
             probe: what else to measure on every member.
         """
         by_split = list(zip(*([one] * len(self.splits) if isinstance(one, Arm) else one for one in arms), strict=True))
+        found = self.or_why(lambda: self._merged(name, representation, by_split, probe))
+        return [Evaluation(name, arm, error=found) for arm in by_split[0]] if isinstance(found, str) else found
+
+    def or_why(self, work: Callable[[], Found]) -> Found | str:
+        """What a representation gives, or, where it is not the only one, why it cannot."""
         try:
-            return self._merged(name, representation, by_split, probe)
-        except CANNOT_GO_ON as error:
+            return work()
+        except _CANNOT_GO_ON as error:
             if len(self.chosen) == 1:
                 raise
-            return [Evaluation(name, arm, error=str(error)) for arm in by_split[0]]
+            return str(error)
 
     def _merged(
         self, name: str, representation: Representation, arms: Sequence[Sequence[Arm]], probe: Probe | None = None

@@ -10,8 +10,8 @@ from jaxtyping import Float64, Int64
 from lorabench.ablation.held_out import Question, Texts, embedded_texts, held_out, held_out_pairs, known_categories
 from lorabench.ablation.none import Between, differences_to
 from lorabench.ablation.phase import Ablation
-from lorabench.ablation.scored import asked, scored, without_features
-from lorabench.ablation.study import CANNOT_GO_ON, Findings, Study, measured, with_holm
+from lorabench.ablation.scored import asked, evaluated_features, scored
+from lorabench.ablation.study import Findings, Study, measured, with_holm
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluation
 from lorabench.findings import Finding, Measured, Number
@@ -112,7 +112,7 @@ class ZeroShot(Ablation):
         chance = _scored(about, questions, CHANCE, [[one.chance for one in own] for own in questions])
         evaluated, named, between, by_pair = [], [], [], []
         for name, make in study.chosen.items():
-            one = without_features(study, name) or study.evaluate(name, make(), [study.all_layers()])[0]
+            one = evaluated_features(study, name, make())
             evaluated.append(one)
             said = _answers(study, questions, texts, one, make)
             if isinstance(said, str):
@@ -145,17 +145,16 @@ def _answers(
     if not one.runs:
         return str(one.error)
     name = one.representation
-    try:
+
+    def both() -> tuple[_Answers, _Answers]:
         named = [[question.named(texts, name, make()) for question in own] for own in questions]
         nearest = [
             [question.nearest(texts, _said(study, place, question, name, make())) for question in own]
             for place, own in enumerate(questions)
         ]
-    except CANNOT_GO_ON as error:
-        if len(study.chosen) == 1:
-            raise
-        return str(error)
-    return named, nearest
+        return named, nearest
+
+    return study.or_why(both)
 
 
 def _said(

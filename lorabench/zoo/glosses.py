@@ -20,7 +20,7 @@ from lorabench.zoo import gloss_model, gloss_texts, making, minilm, wordnet, wor
 from lorabench.zoo.gloss_model import Loras, TextBase, Training, load_text_base, train_loras
 from lorabench.zoo.gloss_texts import Gloss, bag_of_words, groups_of, read_glosses
 from lorabench.zoo.labels import Labels
-from lorabench.zoo.making import Count, Init, Rate, Seed, check_name, counted
+from lorabench.zoo.making import Count, Init, Rate, Seed, TrainingSeed, check_name, counted
 from lorabench.zoo.store import Module, Stack, StoreWriter, Zoo, open_store
 
 __all__ = ["load"]
@@ -43,6 +43,7 @@ class _Recipe:
     longest: Annotated[int, AtLeast(3)]
     together: Count
     seed: Seed
+    training_seed: TrainingSeed = None
 
     def __post_init__(self) -> None:
         check_arguments(_Recipe, vars(self), "dataset.")
@@ -74,7 +75,7 @@ def load(
             of every module, layers (the last so many carry a LoRA), per_category (at most so many leaves a root, by a
             seeded choice), negatives (other nouns in the pool), steps and learning_rate of Adam, temperature of the
             loss, longest (tokens of a text that are read), together (adapters trained at once, which changes speed and
-            rounding alone), seed (of all that is drawn).
+            rounding alone), seed (of all that is drawn), training_seed (of the adapters' starts; None: seed).
 
     Raises:
         LorabenchError: an argument is out of range, the base or WordNet is not there or is another, the disk is full.
@@ -166,7 +167,7 @@ def _train(
     """Every layer of every adapter. Glosses of like length are trained together, so that there is little padding."""
     training = Training(
         recipe.rank, recipe.init == "shared", recipe.layers, recipe.steps, recipe.learning_rate, recipe.temperature,
-        recipe.seed,
+        recipe.seed if recipe.training_seed is None else recipe.training_seed,
     )  # fmt: skip
     order = sorted(range(len(chosen)), key=lambda place: len(chosen[place].gloss))
     groups = [order[start : start + recipe.together] for start in range(0, len(order), recipe.together)]

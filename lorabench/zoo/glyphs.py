@@ -25,7 +25,7 @@ from lorabench.zoo.glyph_base import (
 from lorabench.zoo.glyph_model import WIDTH, Leaf, Training, train_loras
 from lorabench.zoo.glyph_pictures import CATEGORIES, Glyphs, draw_glyphs
 from lorabench.zoo.labels import Labels
-from lorabench.zoo.making import Count, Init, Rate, Seed, counted
+from lorabench.zoo.making import Count, Init, Rate, Seed, TrainingSeed, counted
 from lorabench.zoo.store import StoreWriter, Zoo
 
 __all__ = ["load"]
@@ -50,6 +50,7 @@ class _Recipe:
     batch_size: Count
     together: Count
     seed: Seed
+    training_seed: TrainingSeed
 
     def __post_init__(self) -> None:
         check_arguments(_Recipe, vars(self), "dataset.")
@@ -71,6 +72,7 @@ def load(
     seed: Seed,
     cache_dir: str | Path,
     keep_steps: KeepSteps = None,
+    training_seed: TrainingSeed = None,
 ) -> Zoo:
     """The glyph zoo: trained on the first call, memory-mapped from `cache_dir`/zoos afterwards.
 
@@ -91,9 +93,10 @@ def load(
         learning_rate: of Adam for the adapters.
         batch_size: pictures a step for an adapter.
         together: adapters trained at once; changes speed and rounding alone.
-        seed: of everything that is drawn.
+        seed: of everything that is drawn, but for what another `training_seed` draws.
         cache_dir: where the zoo and its base model are kept.
         keep_steps: steps of training after which the adapters are kept too (`Zoo.checkpoints`); None for none.
+        training_seed: of start, batches and noise of the adapters; None: `seed`.
 
     Raises:
         LorabenchError: an argument is out of range, a category has no glyph in so many styles, or the disk is full.
@@ -111,6 +114,7 @@ def load(
         batch_size,
         together,
         seed,
+        training_seed,
     )
     kept = tuple(step for step in check_keep_steps(keep_steps, steps) if step < steps)
     path = store_path(name, cache_dir, __file__, (recipe, kept))
@@ -123,8 +127,9 @@ def _build(
     glyphs = draw_glyphs(recipe.categories, recipe.styles, recipe.seed)
     base = pretrained(recipe, glyphs, base_file, workers)
     chosen = glyphs.sample(recipe.per_category, recipe.seed)
+    seed = recipe.seed if recipe.training_seed is None else recipe.training_seed
     training = Training(
-        recipe.rank, recipe.init == "shared", recipe.steps, recipe.learning_rate, recipe.batch_size, recipe.seed, kept
+        recipe.rank, recipe.init == "shared", recipe.steps, recipe.learning_rate, recipe.batch_size, seed, kept
     )
     # The last step comes last: where its store is, all are.
     labels = {step: _labels(recipe, step, glyphs, chosen) for step in (*kept, recipe.steps)}

@@ -27,7 +27,7 @@ from lorabench.zoo.glyph_base import (
 from lorabench.zoo.glyph_model import BLOCKS, MODULES, WIDTH, Base, Leaf, Loras, Training, train_loras
 from lorabench.zoo.glyph_pictures import SIDE, draw_glyphs
 from lorabench.zoo.glyphs import Categories
-from lorabench.zoo.making import Count, Init, Seed, counted
+from lorabench.zoo.making import Count, Init, Seed, TrainingSeed, counted
 from lorabench.zoo.store import StoreWriter, Zoo
 
 __all__ = ["Drawn", "Wild", "load", "moved_pictures"]
@@ -59,9 +59,15 @@ class Wild:
     images: Images
     scale: Rates
     missing: Share
+    training_seed: TrainingSeed = None
 
     def __post_init__(self) -> None:
         check_arguments(Wild, vars(self), "dataset.")
+
+    @property
+    def own_seed(self) -> int:
+        """Of what is drawn for each adapter: its recipe, pictures, start, batches and noise."""
+        return self.seed if self.training_seed is None else self.training_seed
 
 
 def load(name: str, cache_dir: str | Path, keep_steps: KeepSteps = None, **recipe: Any) -> Zoo:
@@ -80,7 +86,8 @@ def load(name: str, cache_dir: str | Path, keep_steps: KeepSteps = None, **recip
 
             - images: the most pictures of an adapter: it sees 1 to so many, no two alike;
             - scale: the scales to draw from;
-            - missing: the share of modules that are missing, each drawn alone; one is always left.
+            - missing: the share of modules that are missing, each drawn alone; one is always left;
+            - training_seed: of each adapter's recipe, pictures, start, batches and noise; None: `seed`.
 
     Raises:
         LorabenchError: an argument is out of range, a category has no glyph in so many styles, or the disk is full.
@@ -105,7 +112,7 @@ class Drawn:
     @classmethod
     def of(cls, wild: Wild, names: tuple[str, ...]) -> "Drawn":
         """A draw an adapter, by the seed and its name."""
-        rngs = [np.random.default_rng([wild.seed, *name.encode()]) for name in names]
+        rngs = [np.random.default_rng([wild.own_seed, *name.encode()]) for name in names]
         present = np.stack([rng.random(len(MODULES)) >= wild.missing for rng in rngs])
         left = np.array([rng.integers(len(MODULES)) for rng in rngs])
         present[np.arange(len(names)), left] |= ~present.any(1)
@@ -170,7 +177,7 @@ def _build(
     names = glyph_labels(glyphs, chosen, {}).adapters
     drawn = Drawn.of(wild, names)
     pictures = [
-        moved_pictures(glyphs.pictures[leaf], int(count), np.random.default_rng([wild.seed, 1, *of.encode()]))
+        moved_pictures(glyphs.pictures[leaf], int(count), np.random.default_rng([wild.own_seed, 1, *of.encode()]))
         for leaf, count, of in zip(chosen, drawn.images, names, strict=True)
     ]
     leaves = [Leaf(of, glyph_model.patches(own)) for of, own in zip(names, pictures, strict=True)]
@@ -199,7 +206,7 @@ def _train(
 ) -> Loras:
     """The adapters of a group; what is missing is scaled to nothing."""
     rank, steps, rate = int(drawn.rank[rows[0]]), int(drawn.steps[rows[0]]), float(drawn.learning_rate[rows[0]])
-    training = Training(rank, wild.init == "shared", steps, rate, wild.batch_size, wild.seed, kept)
+    training = Training(rank, wild.init == "shared", steps, rate, wild.batch_size, wild.own_seed, kept)
     scale = torch.from_numpy((drawn.present[rows] * drawn.scale[rows, None]).astype(np.float32))
     by_place = scale.reshape(len(rows), BLOCKS, -1).transpose(0, 1).contiguous()
     return train_loras(base, [leaves[row] for row in rows], training, advance, by_place)

@@ -19,13 +19,16 @@ from lorabench.storage import locked
 from lorabench.zoo.store import Zoo
 
 __all__ = [
-    "REMEDY", "Count", "Init", "Rate", "Seed", "check_name", "counted", "hash_of", "made_once", "seeded", "workers",
+    "REMEDY", "Count", "Init", "Rate", "Seed", "TrainingSeed", "check_name", "counted", "hash_of", "made_once",
+    "seeded", "workers",
 ]  # fmt: skip
 
 Count = Annotated[int, AtLeast(1)]
 Init = Annotated[str, OneOf(["shared", "independent"])]
 Rate = Annotated[float | int, Above(0)]
 Seed = Annotated[int, AtLeast(0), AtMost(2**63 - 1)]
+TrainingSeed = Annotated[int | None, AtLeast(0), AtMost(2**63 - 1)]
+"""Of what is drawn for each adapter; None: the zoo's seed, of which the base and the choice of leaves always are."""
 
 REMEDY = "Free some space, or set cache_dir=DIR (or LORABENCH_CACHE) to a roomier place; nothing was kept."
 """What to do where a zoo cannot be written."""
