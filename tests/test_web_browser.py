@@ -178,6 +178,24 @@ def test_a_resize_is_foreseen_done_and_taken_home(page: "Page", tmp_path: Path) 
     assert {value.shape[0] for value in downs} == {1}
 
 
+def test_a_resize_by_energy_is_filled_in_again_from_its_job(page: "Page") -> None:
+    page.goto(f"/resize?of={_id_of(page, 'old/pytorch_lora_weights.safetensors')}")
+    foreseen = page.get_by_text(re.compile(r"rank [\d to]+: error [\d.e-]+ %, weights"))
+    foreseen.wait_for()
+    page.get_by_role("combobox", name="How").click()
+    page.get_by_role("option", name="keep this share of each module's energy").click()
+    page.get_by_role("spinbutton", name="Value").fill("0.9")
+    asked_for = page.get_by_text(re.compile(r"--energy=0\.9(?!\d)")).first
+    asked_for.wait_for()
+    _run(page)
+    _settled(page)
+    page.get_by_role("button", name="Change and run again").click()
+    page.wait_for_url("**/resize?again=*")
+    foreseen.wait_for()
+    asked_for.wait_for()
+    assert float(page.get_by_role("spinbutton", name="Value").input_value()) == 0.9
+
+
 def test_a_merge_is_checked_and_done(page: "Page") -> None:
     one = _id_of(page, "old/pytorch_lora_weights.safetensors")
     page.goto(f"/merge?of={one},{_id_of(page, 'kohya/style.safetensors')}")
