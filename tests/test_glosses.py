@@ -27,7 +27,7 @@ from tests.tiny_bert import write_tiny_bert
 CONF = conf_dir() / "dataset"
 RECIPE: dict[str, Any] = {
     "init": "shared", "rank": 3, "layers": 1, "per_category": 6, "negatives": 12, "steps": 25, "learning_rate": 1e-2,
-    "temperature": 0.1, "longest": 48, "together": 16, "seed": 0,
+    "temperature": 0.1, "longest": 48, "together": 16, "seed": 0, "training_seed": None,
 }  # fmt: skip
 TRAINING = Training(rank=3, shared_down=True, layers=2, steps=4, learning_rate=1e-2, temperature=0.1, seed=0)
 TEXTS = ["a small letter", "return", "the capital of the small, small letter (of 12)"]
