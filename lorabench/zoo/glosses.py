@@ -20,7 +20,7 @@ from lorabench.zoo import gloss_model, gloss_texts, making, minilm, wordnet, wor
 from lorabench.zoo.gloss_model import Loras, TextBase, Training, load_text_base, train_loras
 from lorabench.zoo.gloss_texts import Gloss, bag_of_words, groups_of, read_glosses
 from lorabench.zoo.labels import Labels
-from lorabench.zoo.making import Count, Init, Rate, Seed, TrainingSeed, check_name, counted
+from lorabench.zoo.making import Count, Init, Rate, Seed, TrainingSeed, check_name, counted, own_seed
 from lorabench.zoo.store import Module, Stack, StoreWriter, Zoo, open_store
 
 __all__ = ["load"]
@@ -167,7 +167,7 @@ def _train(
     """Every layer of every adapter. Glosses of like length are trained together, so that there is little padding."""
     training = Training(
         recipe.rank, recipe.init == "shared", recipe.layers, recipe.steps, recipe.learning_rate, recipe.temperature,
-        recipe.seed if recipe.training_seed is None else recipe.training_seed,
+        own_seed(recipe.seed, recipe.training_seed),
     )  # fmt: skip
     order = sorted(range(len(chosen)), key=lambda place: len(chosen[place].gloss))
     groups = [order[start : start + recipe.together] for start in range(0, len(order), recipe.together)]

@@ -25,7 +25,7 @@ from lorabench.zoo.glyph_base import (
 from lorabench.zoo.glyph_model import WIDTH, Leaf, Training, train_loras
 from lorabench.zoo.glyph_pictures import CATEGORIES, Glyphs, draw_glyphs
 from lorabench.zoo.labels import Labels
-from lorabench.zoo.making import Count, Init, Rate, Seed, TrainingSeed, counted
+from lorabench.zoo.making import Count, Init, Rate, Seed, TrainingSeed, counted, own_seed
 from lorabench.zoo.store import StoreWriter, Zoo
 
 __all__ = ["load"]
@@ -127,7 +127,7 @@ def _build(
     glyphs = draw_glyphs(recipe.categories, recipe.styles, recipe.seed)
     base = pretrained(recipe, glyphs, base_file, workers)
     chosen = glyphs.sample(recipe.per_category, recipe.seed)
-    seed = recipe.seed if recipe.training_seed is None else recipe.training_seed
+    seed = own_seed(recipe.seed, recipe.training_seed)
     training = Training(
         recipe.rank, recipe.init == "shared", recipe.steps, recipe.learning_rate, recipe.batch_size, seed, kept
     )

@@ -27,7 +27,7 @@ from lorabench.zoo.glyph_base import (
 from lorabench.zoo.glyph_model import BLOCKS, MODULES, WIDTH, Base, Leaf, Loras, Training, train_loras
 from lorabench.zoo.glyph_pictures import SIDE, draw_glyphs
 from lorabench.zoo.glyphs import Categories
-from lorabench.zoo.making import Count, Init, Seed, TrainingSeed, counted
+from lorabench.zoo.making import Count, Init, Seed, TrainingSeed, counted, own_seed
 from lorabench.zoo.store import StoreWriter, Zoo
 
 __all__ = ["Drawn", "Wild", "load", "moved_pictures"]
@@ -67,7 +67,7 @@ class Wild:
     @property
     def own_seed(self) -> int:
         """Of what is drawn for each adapter: its recipe, pictures, start, batches and noise."""
-        return self.seed if self.training_seed is None else self.training_seed
+        return own_seed(self.seed, self.training_seed)
 
 
 def load(name: str, cache_dir: str | Path, keep_steps: KeepSteps = None, **recipe: Any) -> Zoo:

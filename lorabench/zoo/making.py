@@ -20,7 +20,7 @@ from lorabench.zoo.store import Zoo
 
 __all__ = [
     "REMEDY", "Count", "Init", "Rate", "Seed", "TrainingSeed", "check_name", "counted", "hash_of", "made_once",
-    "seeded", "workers",
+    "own_seed", "seeded", "workers",
 ]  # fmt: skip
 
 Count = Annotated[int, AtLeast(1)]
@@ -123,6 +123,11 @@ def counted(description: str, total: int) -> Iterator[Callable[[float], None]]:
             yield advance
         finally:
             over.set()
+
+
+def own_seed(seed: int, training_seed: int | None) -> int:
+    """The seed of what is drawn for each adapter: see `TrainingSeed`."""
+    return seed if training_seed is None else training_seed
 
 
 def seeded(seed: int, name: str) -> torch.Generator:

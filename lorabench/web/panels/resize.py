@@ -102,7 +102,7 @@ class _Resizer:
             if self._state.of == chosen:  # another one may have been chosen meanwhile
                 self._state.preview, self._state.curve = preview, curve
                 if self._first is not None and self._first[0] != self._mode.value:
-                    self._mode.set_value(self._first[0])  # which is another mode, and called so
+                    self._mode.set_value(self._first[0])  # its on_change is _other_mode
                 else:
                     self._other_mode()
         if self._state.of == chosen and self._state.preview is None:
