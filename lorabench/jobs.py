@@ -181,8 +181,8 @@ def queue(folder: Path, job: Job) -> None:
     """Make a job's folder that of a job that is to run: what an earlier one has found there goes."""
     place = folder / job.folder
     place.mkdir(exist_ok=True)
-    (place / RESULTS).unlink(missing_ok=True)
     replace_file(place / STATUS, f"{to_json({'status': 'queued', 'configuration': job.configuration})}\n")
+    (place / RESULTS).unlink(missing_ok=True)  # last: a kill in between leaves a queued job, not one without results
 
 
 def at_work(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -127,6 +128,12 @@ def test_an_interrupted_rerun_counts_nothing_of_before_and_a_damaged_result_is_m
     (tmp_path / "out" / "1" / "results.json").write_text("{")
     done = lorabench(*words, cwd=tmp_path)
     assert done.stdout.count("done before") == 2
+    assert (tmp_path / "out" / "summary.csv").read_bytes() == whole
+    killed_as_it_was_made = tmp_path / "out" / "1"
+    shutil.rmtree(killed_as_it_was_made)
+    killed_as_it_was_made.mkdir()
+    lorabench(*words, cwd=tmp_path)
+    assert [folder for folder, *_ in statuses(tmp_path / "out")] == ["0", "1", "2"]
     assert (tmp_path / "out" / "summary.csv").read_bytes() == whole
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lorabench.configs import check_values, check_whole, chosen_and_resolved, configuration_key, make
 from lorabench.errors import LorabenchError
-from lorabench.jobs import STATUS, Job, Status, read_status
+from lorabench.jobs import STATUS, Job, Status, read_jobs, read_status
 from lorabench.report.folders import result_in
 from lorabench.text import counted
 
@@ -85,14 +85,14 @@ def plan(folder: Path, jobs: Mapping[str, list[str]], config: DictConfig, loader
         config: the sweep's, with what Hydra adds.
         loader: Hydra's.
     """
-    known: dict[str, tuple[str, Status]] = {}
+    known = {key: (place, Status("queued")) for key, place in _planned_before(folder).items()}
     for file in sorted(folder.glob(f"*/{STATUS}")):
         status = read_status(file.parent)
         key = status.configuration or ""
-        if key and (key not in known or status.status == "done"):
+        if key and (key not in known or known[key][0] == file.parent.name or status.status == "done"):
             known[key] = file.parent.name, status
-    there = {path.name for path in folder.glob("*")}
-    free = (str(number) for number in itertools.count() if str(number) not in there)
+    taken = {path.name for path in folder.glob("*")} | {place for place, _ in known.values()}
+    free = (str(number) for number in itertools.count() if str(number) not in taken)
     zoos: dict[str, str] = {}
     planned: dict[str, Planned] = {}
     for title, overrides in jobs.items():
@@ -104,6 +104,15 @@ def plan(folder: Path, jobs: Mapping[str, list[str]], config: DictConfig, loader
         if key not in planned or not key:
             planned[key or title] = Planned(Job(place or next(free), title, overrides, key), status, done)
     return list(planned.values())
+
+
+def _planned_before(folder: Path) -> dict[str, str]:
+    """Configuration -> folder of an earlier command's jobs, which may have been killed before it made the folders."""
+    try:
+        jobs = read_jobs(folder)
+    except LorabenchError:  # the first command into the folder, or what it left is damaged
+        return {}
+    return {job.configuration: job.folder for job in jobs if job.configuration and job.folder.isdecimal()}
 
 
 def _readable(folder: Path) -> bool:
