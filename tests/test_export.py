@@ -23,11 +23,12 @@ def mixed(tmp_path: Path) -> Path:
     return write_mixed(tmp_path / "zoo")
 
 
-def _zoo(count: int = 9, scale: float = 1.0, padded: bool = True) -> Zoo:
-    """A zoo in memory, with ranks 1 to 3 and labels of every kind."""
+def _zoo(count: int = 9, scale: float = 1.0, padded: bool = True, least: int = 1) -> Zoo:
+    """A zoo in memory, with ranks from the least to 3 and labels of every kind."""
     rng = np.random.default_rng(0)
     names = ("unet.transformer_blocks.2.attn1.to_q", "unet.transformer_blocks.10.attn1.to_out.0", "unet.conv_in")
-    ranks = np.array([[1 + (i + j) % 3 if padded else 3 for j in range(3)] for i in range(count)], np.int64)
+    own = range(least, 4) if padded else [3]
+    ranks = np.array([[own[(i + j) % len(own)] for j in range(3)] for i in range(count)], np.int64)
     layers = {}
     for column, name in enumerate(names):
         down = rng.normal(size=(count, 3, 7)).astype(np.float32)
@@ -56,11 +57,13 @@ def _named(zoo: Zoo) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "peft", "kohya"])
-def test_an_exported_zoo_comes_back(tmp_path: Path, layout: str) -> None:
-    zoo = _zoo()
+@pytest.mark.parametrize(("least", "missing"), [(1, "error"), (0, "zero")])
+def test_an_exported_zoo_comes_back(tmp_path: Path, layout: str, least: int, missing: str) -> None:
+    zoo = _zoo(least=least)
+    assert zoo.rank.min() == least
     out = tmp_path / "out"
     assert export(zoo, out, layout) == out / "labels.csv"
-    back = load_folder(out, tmp_path)
+    back = load_folder(out, tmp_path, missing)
     assert list(back.layers) == list(zoo.layers)
     assert back.modules == zoo.modules
     for layer in zoo.layers:

@@ -164,7 +164,7 @@ def test_folders_without_adapters(tmp_path: Path) -> None:
     save_adapter(root / "stray.safetensors", make_modules(0), "kohya")
     with pytest.raises(LorabenchError, match=r"stray\.safetensors: lies directly in .* its category is not known"):
         load_folder(root, tmp_path)
-    with pytest.raises(LorabenchError, match="missing=drop: allowed are error and common"):
+    with pytest.raises(LorabenchError, match="missing=drop: allowed are error, common and zero"):
         load_folder(root, tmp_path, "drop")
 
 
@@ -182,9 +182,38 @@ def test_missing_layers(mixed: Path, tmp_path: Path) -> None:
         load_folder(mixed, tmp_path, "common")
 
 
+def test_a_module_that_is_missing_is_an_update_of_nothing(mixed: Path, tmp_path: Path) -> None:
+    few = make_modules(5, rank=4, names=[MODULES[1], "unet.conv_in"])
+    save_adapter(mixed / "cats" / "0.safetensors", few, "diffusers")
+    with pytest.raises(LorabenchError, match=r"dataset\.missing=zero"):
+        load_folder(mixed, tmp_path)
+    zoo = load_folder(mixed, tmp_path, "zero")
+    assert [module.name for module in zoo.modules] == [*MODULES, "unet.conv_in"]
+    assert zoo.rank.tolist() == [[0, 4, 0, 4], *([rank, rank, rank, 0] for rank in (1, 3, 2, 2))]
+    np.testing.assert_array_equal(zoo.scale, [[1] * 4, *([scale, scale, scale, 1] for scale in (1, 2, 0.5, 1))])
+    assert zoo.read(zoo.modules[2].down).shape == (5, 3, 6)
+    for row, modules in enumerate([few, *(make_modules(i, rank=rank) for i, rank in enumerate((1, 3, 2, 2)))]):
+        for column, module in enumerate(zoo.modules):
+            delta = np.zeros((5, 6))
+            if module.name in modules:
+                own = modules[module.name]
+                delta = float(zoo.scale[row, column]) * (own.up.double() @ own.down.double()).numpy()
+            np.testing.assert_allclose(delta_of(zoo, row, module), delta, rtol=1e-5, atol=1e-6)
+
+
+def test_adapters_that_share_nothing_are_no_zoo_even_where_nothing_is_missed(mixed: Path, tmp_path: Path) -> None:
+    """A chain of shared modules holds a folder together; an adapter that none leads to is named."""
+    for number, names in enumerate([["unet.conv_in", "unet.conv_out"], [MODULES[2], "unet.conv_in"]]):
+        save_adapter(mixed / "dogs" / f"{number}.safetensors", make_modules(5, names=names), "diffusers")
+    assert load_folder(mixed, tmp_path, "zero").rank.shape == (6, 5)
+    save_adapter(mixed / "dogs" / "e.safetensors", make_modules(5, names=["text_encoder.lone"]), "diffusers")
+    with pytest.raises(LorabenchError, match=r"e\.safetensors: shares no module with cats/a\.safetensors"):
+        load_folder(mixed, tmp_path, "zero")
+
+
 def test_other_base_models(mixed: Path, tmp_path: Path) -> None:
     save_adapter(mixed / "dogs" / "wide.safetensors", make_modules(5, d_in=7), "diffusers")
-    for missing in ("error", "common"):
+    for missing in ("error", "common", "zero"):
         with pytest.raises(LorabenchError, match=r"5 x 6 in cats/a\.safetensors and 5 x 7 in dogs/wide\.safetensors"):
             load_folder(mixed, tmp_path, missing)
 

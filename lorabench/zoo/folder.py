@@ -27,12 +27,13 @@ from lorabench.zoo.store import Module, StoreWriter, Zoo, open_store
 
 __all__ = ["load"]
 
-Missing = Annotated[str, OneOf(["error", "common"])]
+Missing = Annotated[str, OneOf(["error", "common", "zero"])]
 Kind = Annotated[str, OneOf(["model", "dataset"])]
 
 _log = logging.getLogger(__name__)
 _VERSION = 2
 _CHUNK_BYTES = 64 * 2**20
+_TWO_KINDS = "They adapt different base models or use names that do not agree; keep one kind in the folder."
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class _Size:
     d_in: int
     d_out: int
     scale: float
+
+
+_NONE = _Size(0, 0, 0, 1.0)
 
 
 def load(
@@ -72,7 +76,7 @@ def load(
         name: how results call the zoo.
         cache_dir: the folder that stores are kept in.
         missing: "error" refuses adapters without a module that others have, "common" keeps the modules that
-            all have.
+            all have, "zero" keeps those that any has: where an adapter lacks one, ΔW is 0 and its rank 0.
         labels_in_path: a regular expression over the adapters' paths; see `LabelPlaces`, as for the next two.
         labels_in_header: label -> key in the header of an adapter's file.
         labels_in_table: a table of labels.
@@ -98,17 +102,17 @@ def load(
     modules = _modules(entries, sizes, missing)
     shapes: dict[str, tuple[int, int]] = {}
     for module in modules:
-        rank = max(size[module].rank for size in sizes)
+        largest = max((size[module] for size in sizes if module in size), key=lambda size: size.rank)
         down, up = layer_names(module)
-        shapes |= {down: (rank, sizes[0][module].d_in), up: (sizes[0][module].d_out, rank)}
+        shapes |= {down: (largest.rank, largest.d_in), up: (largest.d_out, largest.rank)}
     with StoreWriter(store, shapes) as writer:
         for layers in _read(entries, modules, names, shapes):
             writer.append(layers)
         writer.finish(
             name,
             [Module(module, *layer_names(module)) for module in modules],
-            np.array([[size[module].rank for module in modules] for size in sizes], np.int64),
-            np.array([[size[module].scale for module in modules] for size in sizes], np.float32),
+            np.array([[size.get(module, _NONE).rank for module in modules] for size in sizes], np.int64),
+            np.array([[size.get(module, _NONE).scale for module in modules] for size in sizes], np.float32),
             _labels(entries),
         )
     built = open_store(store)
@@ -163,7 +167,7 @@ def _sizes(entry: Entry, names: dict[tuple[str, ...], str]) -> dict[str, _Size]:
 
 
 def _modules(entries: list[Entry], sizes: list[dict[str, _Size]], missing: str) -> list[str]:
-    """The modules of the zoo, in the first adapter's order.
+    """The modules of the zoo, in the order of the adapter that has the most; behind them what only others have.
 
     Raises:
         LorabenchError: modules are missing in some adapters, none is common to all, or widths differ.
@@ -171,20 +175,23 @@ def _modules(entries: list[Entry], sizes: list[dict[str, _Size]], missing: str) 
     counts = Counter(module for size in sizes for module in size)
     if missing == "error":
         _refuse_missing(entries, sizes, counts)
-    modules = [module for module in sizes[0] if counts[module] == len(entries)]
+    if missing == "zero":
+        _refuse_strangers(entries, sizes)
+    enough = 1 if missing == "zero" else len(entries)
+    fullest: dict[str, _Size] = max(sizes, key=len)
+    modules = [module for module in dict.fromkeys([*fullest, *counts]) if counts[module] >= enough]
     if not modules:
         raise LorabenchError(
             f"no module is common to all {len(entries)} adapters: {entries[0].name} begins with "
-            f"{next(iter(sizes[0]))}. "
-            "They adapt different base models or use names that do not agree; keep one kind in the folder."
+            f"{next(iter(sizes[0]))}. {_TWO_KINDS}"
         )
     for module in modules:
-        first = sizes[0][module]
-        for entry, size in zip(entries, sizes, strict=True):
-            other = size[module]
+        owners = [(entry, size[module]) for entry, size in zip(entries, sizes, strict=True) if module in size]
+        owner, first = owners[0]
+        for entry, other in owners[1:]:
             if (other.d_in, other.d_out) != (first.d_in, first.d_out):
                 raise LorabenchError(
-                    f"module {module} is {first.d_out} x {first.d_in} in {entries[0].name} and "
+                    f"module {module} is {first.d_out} x {first.d_in} in {owner.name} and "
                     f"{other.d_out} x {other.d_in} in {entry.name}: they adapt different base models. Keep "
                     "adapters "
                     "of one base model in the folder (ranks may differ, they are padded)."
@@ -200,9 +207,23 @@ def _refuse_missing(entries: list[Entry], sizes: list[dict[str, _Size]], counts:
             more = f" and {len(lacking) - 1} more modules" if len(lacking) > 1 else ""
             raise LorabenchError(
                 f"{entry.file}: lacks the layer {layer_names(lacking[0])[0]}{more}, which {owner} has. Set "
-                "dataset.missing=common to keep only the layers that all adapters have, or remove this "
-                "adapter."
+                "dataset.missing=common to keep only the layers that all adapters have, dataset.missing=zero to take "
+                "what is missing for an update of nothing, or remove this adapter."
             )
+
+
+def _refuse_strangers(entries: list[Entry], sizes: list[dict[str, _Size]]) -> None:
+    """Refuse adapters that no chain of shared modules leads to from the first: nothing says that the base is one."""
+    known, left = set(sizes[0]), list(range(1, len(sizes)))
+    while joined := [number for number in left if not known.isdisjoint(sizes[number])]:
+        known.update(*(sizes[number] for number in joined))
+        left = [number for number in left if number not in set(joined)]
+    if left:
+        stranger = left[0]
+        raise LorabenchError(
+            f"{entries[stranger].file}: shares no module with {entries[0].name} and those that share some with it; it "
+            f"begins with {next(iter(sizes[stranger]))}, the other with {next(iter(sizes[0]))}. {_TWO_KINDS}"
+        )
 
 
 def _read(
@@ -225,7 +246,8 @@ def _read(
         adapter = load_adapter(entry.file)
         own = {names[key]: name for key, name in by_identity(adapter.modules).items()}
         for module in modules:
-            _place(chunk, row, module, adapter.modules[own[module]])
+            if module in own:
+                _place(chunk, row, module, adapter.modules[own[module]])
     yield chunk
 
 
