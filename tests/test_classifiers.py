@@ -28,7 +28,7 @@ from lorabench.classifiers import (
 from lorabench.classifiers.dense import DenseNetwork
 from lorabench.classifiers.factors import FactorClassifier
 from lorabench.classifiers.linear import Linear
-from lorabench.classifiers.members import _train, _Work
+from lorabench.classifiers.members import _train, _Work, kept_a_row
 from lorabench.classifiers.mlp import MLP
 from lorabench.classifiers.stack import MemberStack
 from lorabench.conf_dir import conf_dir
@@ -189,6 +189,13 @@ def test_a_stack_takes_as_many_members_as_its_memory_holds_and_one_width(memory,
     found = fit_members(functools.partial(Branched, max_epochs=2), problem, members, as_it_is, memory=memory)
     assert [fitted.member for fitted in found] == members
     assert made == stacks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_step_keeps_of_a_row_is_counted(dtype):
+    """Of linear, ReLU, linear: what enters either product; the ReLU's outcome is what enters the second."""
+    model = MLP(in_features=12, n_classes=3, seed=0, hidden=[7], dropout=0.0).to(dtype)
+    assert kept_a_row(model, 12, dtype) == (12 + 7) * dtype.itemsize
 
 
 def test_a_member_is_the_same_to_the_bit_whatever_else_is_trained():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from lorabench.classifiers.base import Classifier, ClassifierFactory, OnEpoch
 from lorabench.classifiers.building import build
@@ -18,7 +19,7 @@ from lorabench.classifiers.streamed import Streamed
 from lorabench.machine import free_memory, in_lanes, recycle_freed_blocks
 from lorabench.training import train
 
-__all__ = ["as_it_is", "failure", "fit_members"]
+__all__ = ["as_it_is", "failure", "fit_members", "kept_a_row"]
 
 T = TypeVar("T")
 _SHARE = 0.7  # of the free memory, for one stack and what its steps take
@@ -123,8 +124,35 @@ def _bytes(model: Classifier, width: int, problem: Problem) -> int:
     weights = sum(p.numel() for p in model.network.parameters())
     outputs = sum(p.numel() for name, p in model.network.named_parameters() if name.endswith("bias"))
     logits = (len(problem.train) + len(problem.val)) * problem.n_classes
-    step = model.batch_size * (2 * width + 8 * outputs)
-    return problem.inputs.element_size() * (7 * weights + step + 3 * logits)
+    dense = DenseNetwork.of(model.network) is not None
+    row = 8 * outputs if dense else (kept_a_row(model, width, problem.inputs.dtype) // problem.inputs.element_size())
+    return problem.inputs.element_size() * (7 * weights + model.batch_size * (2 * width + row) + 3 * logits)
+
+
+def kept_a_row(model: Classifier, width: int, dtype: torch.dtype) -> int:
+    """Bytes that autograd keeps of a row for a step's backward pass; reading its layers would not tell.
+
+    Args:
+        model: a member; its network is called, in training.
+        width: of its rows.
+        dtype: of its rows and weights.
+    """
+
+    def kept(rows: int) -> int:
+        sizes: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            memory = tensor.untyped_storage()
+            sizes[memory.data_ptr()] = memory.nbytes()
+            return tensor
+
+        x = torch.zeros(rows, width, dtype=dtype)
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            logits = model.network.train()(x)  # what it keeps lives as long as this does
+        del logits
+        return sum(sizes.values())
+
+    return (kept(4) - kept(2)) // 2  # what a step keeps whatever its rows goes out
 
 
 def _build(work: _Work, number: int) -> Classifier:
