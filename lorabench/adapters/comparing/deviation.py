@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from lorabench.adapters.adapter import LoraModule, alike
 from lorabench.errors import LorabenchError
+from lorabench.progress import bar
 
 __all__ = ["Deviation", "Term", "batches", "chunks", "deviations", "distance", "distances", "ratio", "stacked", "total"]
 
@@ -62,10 +63,12 @@ def deviations(before: Mapping[str, LoraModule], after: Mapping[str, LoraModule]
     for name, module in before.items():
         groups[(*module.shape, module.rank)].append(name)
     found = {}
-    for (d_out, d_in, rank), names in groups.items():
-        widest = rank + max(after[name].rank for name in names)
-        for chunk in chunks(names, (d_out + d_in) * widest):
-            found.update(_chunk([before[name] for name in chunk], [after[name] for name in chunk], chunk))
+    with bar("Measuring ΔW", len(before)) as shown:
+        for (d_out, d_in, rank), names in groups.items():
+            widest = rank + max(after[name].rank for name in names)
+            for chunk in chunks(names, (d_out + d_in) * widest):
+                found.update(_chunk([before[name] for name in chunk], [after[name] for name in chunk], chunk))
+                shown.advance(len(chunk))
     return {name: found[name] for name in before}
 
 
