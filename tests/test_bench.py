@@ -30,7 +30,7 @@ ABSENT = (
     "jaxtyping", "rich", "hydra", "omegaconf", "datasets", "scipy", "matplotlib", "pyarrow", "huggingface_hub",
     "wandb", "sklearn", "beartype", "pytest",
 )  # fmt: skip
-TINY = ["--device", "cpu", "--layers", "8", "--adapters", "60", "--runs", "2", "--epochs", "2"]
+TINY = ["--device", "cpu", "--layers", "8", "--adapters", "60", "--runs", "2", "--epochs", "2", "--member-epochs", "3"]
 
 
 def needed(names):
@@ -68,7 +68,7 @@ def bare(tmp_path_factory):
 def run_bare(environment, *arguments, code=0):
     done = subprocess.run(
         [sys.executable, "-S", *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

@@ -64,8 +64,8 @@ REPRESENTATIONS: dict[str, Callable[[], Representation]] = {
 """Those of conf/ablation/compare.yaml, with the values of their yaml (a test compares)."""
 FACTORY = functools.partial(MLP, hidden=[512, 512, 512], dropout=0.3)
 COMPARE = functools.partial(Compare, baseline="stats", rank_on="val", random_draws=20, worst=True, permuted=True)
-FULL = {"adapters": 1000, "runs": 10, "layers": 128, "epochs": 100}
-QUICK = {"adapters": 200, "runs": 2, "layers": 16, "epochs": 3}
+FULL = {"adapters": 1000, "runs": 10, "layers": 128, "epochs": 100, "member_epochs": 1000}
+QUICK = {"adapters": 200, "runs": 2, "layers": 16, "epochs": 3, "member_epochs": 30}
 PARTS_OF_ALL = ("classifiers", "learned")
 TOP_K = 5
 SECONDS_OF_PHASE_1, SECONDS_OF_COMPARE = 60, 300
@@ -73,12 +73,13 @@ SECONDS_OF_PHASE_1, SECONDS_OF_COMPARE = 60, 300
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: numbers of adapters, runs and layers, epochs of an autoencoder at most, and the device."""
+    """What is measured: adapters, runs and layers, epochs of an autoencoder and of a member at most, and the device."""
 
     adapters: int
     runs: int
     layers: int
     epochs: int
+    member_epochs: int
     device: torch.device
 
     @property
@@ -108,7 +109,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_gpu", description=__doc__)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     for key, value in FULL.items():
-        parser.add_argument(f"--{key}", type=int, help=f"default: {value}; {QUICK[key]} with --quick")
+        parser.add_argument(f"--{key.replace('_', '-')}", type=int, help=f"default: {value}; {QUICK[key]} with --quick")
     parser.add_argument("--only", choices=PARTS_OF_ALL, help="measure this part alone")
     parser.add_argument("--record", action="store_true", help=f"append what is printed to docs/{PAGE.name}")
     parser.add_argument("--quick", action="store_true", help="a small zoo, to see that everything runs")
@@ -135,8 +136,9 @@ def _report(sizes: Sizes, scratch: Path, parts: Sequence[str]) -> str:
 def _classifiers(sizes: Sizes, scratch: Path) -> list[str]:
     """Phase 1 and the whole `compare`, in blocks of Markdown."""
     engine: Engine = Stacked(sizes.device.type)
+    factory = functools.partial(FACTORY, max_epochs=sizes.member_epochs)
     evaluator = functools.partial(
-        Measuring.of, hub_zoo(sizes.adapters, sizes.layers), FACTORY, engine, sizes.device, sizes.runs
+        Measuring.of, hub_zoo(sizes.adapters, sizes.layers), factory, engine, sizes.device, sizes.runs
     )
     same = agreement(evaluator(scratch / "agreement"), layers=2, seeds=2)  # warms the device up too
     _progress("members as one agree with members one by one: measured")
