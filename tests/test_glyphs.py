@@ -143,6 +143,7 @@ def test_every_argument_makes_another_zoo(tmp_path):
     first = glyphs.load(**TINY, cache_dir=tmp_path)
     others = {"init": "independent", "rank": 3, "steps": 3, "learning_rate": 2e-2, "batch_size": 3, "seed": 1}
     others |= {"per_category": 1, "pretrain_steps": 2, "pretrain_batch": 8, "styles": 3, "categories": "scripts"}
+    others |= {"training_seed": 1, "base_seed": 1}
     found = {key: glyphs.load(**{**TINY, key: value}, cache_dir=tmp_path) for key, value in others.items()}
     assert len({first.fingerprint, *(zoo.fingerprint for zoo in found.values())}) == len(others) + 1
     assert found["rank"].layers[first.modules[0].up].shape == (20, 32, 3)
@@ -161,6 +162,22 @@ def test_another_training_seed_draws_the_adapters_anew_and_no_base_leaf_or_pictu
         ours, theirs = (zoo.read(module.down).reshape(20, -1) for zoo in (first, again))
         alike = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
         assert np.abs(alike).max() < 0.6, module.name  # of one start 0.9 or more
+
+
+def test_another_base_seed_pretrains_another_base_and_draws_nothing_else_anew(tmp_path, monkeypatch):
+    first = glyphs.load(**TINY, cache_dir=tmp_path)
+    other = glyphs.load(**TINY, base_seed=1, cache_dir=tmp_path)
+    assert len(list((tmp_path / "zoos").glob("glyph-base-*.safetensors"))) == 2
+    assert other.labels.adapters == first.labels.adapters
+    np.testing.assert_array_equal(other.ceiling.read(0, 20), first.ceiling.read(0, 20))
+    for module in first.modules:
+        ours, theirs = (zoo.read(module.up).reshape(20, -1) for zoo in (first, other))
+        alike = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+        assert np.abs(alike).max() < 0.6, module.name  # what is learned of another base is another update
+    monkeypatch.setattr(glyph_model, "pretrain", None)
+    same = glyphs.load(**TINY, base_seed=TINY["seed"], cache_dir=tmp_path)
+    for layer in first.layers:
+        np.testing.assert_array_equal(same.read(layer), first.read(layer))
 
 
 def test_both_inits_share_one_base(tmp_path, monkeypatch):

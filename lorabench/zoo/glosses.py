@@ -20,7 +20,7 @@ from lorabench.zoo import gloss_model, gloss_texts, making, minilm, wordnet, wor
 from lorabench.zoo.gloss_model import Loras, TextBase, Training, load_text_base, train_loras
 from lorabench.zoo.gloss_texts import Gloss, bag_of_words, groups_of, read_glosses
 from lorabench.zoo.labels import Labels
-from lorabench.zoo.making import Count, Init, Rate, Seed, TrainingSeed, check_name, counted, own_seed
+from lorabench.zoo.making import Count, Init, OwnSeed, Rate, Seed, check_name, counted, own_seed
 from lorabench.zoo.store import Module, Stack, StoreWriter, Zoo, open_store
 
 __all__ = ["load"]
@@ -43,7 +43,7 @@ class _Recipe:
     longest: Annotated[int, AtLeast(3)]
     together: Count
     seed: Seed
-    training_seed: TrainingSeed = None
+    training_seed: OwnSeed = None
 
     def __post_init__(self) -> None:
         check_arguments(_Recipe, vars(self), "dataset.")

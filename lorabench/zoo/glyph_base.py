@@ -21,7 +21,7 @@ from lorabench.zoo import glyph_model, glyph_pictures, making
 from lorabench.zoo.glyph_model import MODULES, WIDTH, Base
 from lorabench.zoo.glyph_pictures import SIDE, Glyphs
 from lorabench.zoo.labels import Labels
-from lorabench.zoo.making import REMEDY, check_name, counted
+from lorabench.zoo.making import REMEDY, check_name, counted, own_seed
 from lorabench.zoo.store import Module, Zoo, open_store
 
 __all__ = [
@@ -69,7 +69,12 @@ class Pretraining(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of all that is drawn."""
+        """Of all that is drawn, the pictures of a leaf among it."""
+        ...
+
+    @property
+    def base_seed(self) -> int | None:
+        """Of the base model; None: the same."""
         ...
 
 
@@ -135,7 +140,8 @@ def made_once(
         build: makes the stores, the last of them in `path`, given the file of the base model and workers.
     """
     shared = ("categories", "styles", "pretrain_steps", "pretrain_batch", "seed")
-    base_key = _key(**{part: getattr(recipe, part) for part in shared})
+    known = {part: getattr(recipe, part) for part in shared}
+    base_key = _key(**known, base_seed=own_seed(recipe.seed, recipe.base_seed))
     base_file = path.with_name(f"glyph-base-{base_key}.safetensors")
     lock, opened = base_file.with_suffix(".lock"), functools.partial(_opened, path, keep_steps)
     zoo = making.made_once(path, lock, opened, functools.partial(build, base_file))
@@ -167,7 +173,8 @@ def pretrained(recipe: Pretraining, glyphs: Glyphs, file: Path, pool: ThreadPool
         pictures = glyph_model.patches(glyphs.pictures.reshape(-1, SIDE, SIDE))
         steps, batch = recipe.pretrain_steps, recipe.pretrain_batch
         with counted("Pretraining the glyph model", steps) as advance:
-            base, _ = pool.submit(glyph_model.pretrain, pictures, steps, batch, recipe.seed, advance).result()
+            seed = own_seed(recipe.seed, recipe.base_seed)
+            base, _ = pool.submit(glyph_model.pretrain, pictures, steps, batch, seed, advance).result()
         _write_base(file, base)
     return base
 

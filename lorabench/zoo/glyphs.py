@@ -25,7 +25,7 @@ from lorabench.zoo.glyph_base import (
 from lorabench.zoo.glyph_model import WIDTH, Leaf, Training, train_loras
 from lorabench.zoo.glyph_pictures import CATEGORIES, Glyphs, draw_glyphs
 from lorabench.zoo.labels import Labels
-from lorabench.zoo.making import Count, Init, Rate, Seed, TrainingSeed, counted, own_seed
+from lorabench.zoo.making import Count, Init, OwnSeed, Rate, Seed, counted, own_seed
 from lorabench.zoo.store import StoreWriter, Zoo
 
 __all__ = ["load"]
@@ -50,7 +50,8 @@ class _Recipe:
     batch_size: Count
     together: Count
     seed: Seed
-    training_seed: TrainingSeed
+    training_seed: OwnSeed
+    base_seed: OwnSeed
 
     def __post_init__(self) -> None:
         check_arguments(_Recipe, vars(self), "dataset.")
@@ -72,7 +73,8 @@ def load(
     seed: Seed,
     cache_dir: str | Path,
     keep_steps: KeepSteps = None,
-    training_seed: TrainingSeed = None,
+    training_seed: OwnSeed = None,
+    base_seed: OwnSeed = None,
 ) -> Zoo:
     """The glyph zoo: trained on the first call, memory-mapped from `cache_dir`/zoos afterwards.
 
@@ -87,16 +89,17 @@ def load(
         rank: r of every module.
         per_category: at most so many adapters of each category, by a seeded choice.
         styles: pictures of every leaf, a seeded choice among the fonts that draw it; fewer fonts, no leaf.
-        pretrain_steps: steps of Adam for the base model, which all zoos of the same seed, categories and styles share.
+        pretrain_steps: steps of Adam for the base model, which all zoos of the same seeds, categories and styles share.
         pretrain_batch: pictures a step of pretraining.
         steps: steps of Adam for an adapter.
         learning_rate: of Adam for the adapters.
         batch_size: pictures a step for an adapter.
         together: adapters trained at once; changes speed and rounding alone.
-        seed: of everything that is drawn, but for what another `training_seed` draws.
+        seed: of everything that is drawn, but for what a seed of its own draws.
         cache_dir: where the zoo and its base model are kept.
         keep_steps: steps of training after which the adapters are kept too (`Zoo.checkpoints`); None for none.
         training_seed: of start, batches and noise of the adapters; None: `seed`.
+        base_seed: of the base model, start and pretraining; None: `seed`.
 
     Raises:
         LorabenchError: an argument is out of range, a category has no glyph in so many styles, or the disk is full.
@@ -115,6 +118,7 @@ def load(
         together,
         seed,
         training_seed,
+        base_seed,
     )
     kept = tuple(step for step in check_keep_steps(keep_steps, steps) if step < steps)
     path = store_path(name, cache_dir, __file__, (recipe, kept))

@@ -27,7 +27,7 @@ from lorabench.zoo.glyph_base import (
 from lorabench.zoo.glyph_model import BLOCKS, MODULES, WIDTH, Base, Leaf, Loras, Training, train_loras
 from lorabench.zoo.glyph_pictures import SIDE, draw_glyphs
 from lorabench.zoo.glyphs import Categories
-from lorabench.zoo.making import Count, Init, Seed, TrainingSeed, counted, own_seed
+from lorabench.zoo.making import Count, Init, OwnSeed, Seed, counted, own_seed
 from lorabench.zoo.store import StoreWriter, Zoo
 
 __all__ = ["Drawn", "Wild", "load", "moved_pictures"]
@@ -59,7 +59,8 @@ class Wild:
     images: Images
     scale: Rates
     missing: Share
-    training_seed: TrainingSeed = None
+    training_seed: OwnSeed = None
+    base_seed: OwnSeed = None
 
     def __post_init__(self) -> None:
         check_arguments(Wild, vars(self), "dataset.")

@@ -19,16 +19,16 @@ from lorabench.storage import locked
 from lorabench.zoo.store import Zoo
 
 __all__ = [
-    "REMEDY", "Count", "Init", "Rate", "Seed", "TrainingSeed", "check_name", "counted", "hash_of", "made_once",
-    "own_seed", "seeded", "workers",
+    "REMEDY", "Count", "Init", "OwnSeed", "Rate", "Seed", "check_name", "counted", "hash_of", "made_once", "own_seed",
+    "seeded", "workers",
 ]  # fmt: skip
 
 Count = Annotated[int, AtLeast(1)]
 Init = Annotated[str, OneOf(["shared", "independent"])]
 Rate = Annotated[float | int, Above(0)]
 Seed = Annotated[int, AtLeast(0), AtMost(2**63 - 1)]
-TrainingSeed = Annotated[int | None, AtLeast(0), AtMost(2**63 - 1)]
-"""Of what is drawn for each adapter; None: the zoo's seed, of which the base and the choice of leaves always are."""
+OwnSeed = Annotated[int | None, AtLeast(0), AtMost(2**63 - 1)]
+"""Of a part of what a zoo draws; None: the zoo's seed, of which the choice of leaves always is."""
 
 REMEDY = "Free some space, or set cache_dir=DIR (or LORABENCH_CACHE) to a roomier place; nothing was kept."
 """What to do where a zoo cannot be written."""
@@ -125,9 +125,9 @@ def counted(description: str, total: int) -> Iterator[Callable[[float], None]]:
             over.set()
 
 
-def own_seed(seed: int, training_seed: int | None) -> int:
-    """The seed of what is drawn for each adapter: see `TrainingSeed`."""
-    return seed if training_seed is None else training_seed
+def own_seed(seed: int, of_part: int | None) -> int:
+    """The seed of a part of what a zoo draws: see `OwnSeed`."""
+    return seed if of_part is None else of_part
 
 
 def seeded(seed: int, name: str) -> torch.Generator:
