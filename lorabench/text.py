@@ -4,11 +4,15 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["counted", "csv_text", "plain", "some", "table", "to_json"]
+__all__ = ["counted", "csv_text", "plain", "showable", "some", "table", "to_json"]
+
+_COLOUR = r"\x1b(?=\[[0-9;]*m)"
+_OBEYED = re.compile(rf"(?!{_COLOUR})[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # the last turn lines
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[str] = ()) -> str:
@@ -49,6 +53,15 @@ def counted(number: int, word: str, words: str | None = None) -> str:
     ('1 adapter', '3 adapters', '0 entries')
     """
     return f"{number} {word if number == 1 else words or f'{word}s'}"
+
+
+def showable(text: str) -> str:
+    r"""Text that quotes anybody's files, without what a terminal would obey: all but line ends, tabs and colours.
+
+    >>> print(showable("a\x07b"))
+    a\x07b
+    """
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

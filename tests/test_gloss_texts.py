@@ -90,6 +90,14 @@ def test_files_that_are_none_of_wordnets_are_told(folder, tmp_path, monkeypatch)
         read_nouns(tmp_path)
     with pytest.raises(LorabenchError, match="has no 'unicorn'"):
         first_sense(folder, ["unicorn", "bird"])
+    (tmp_path / "index.noun").write_text("bird n 2 2 @ ~ 2\n")
+    with pytest.raises(LorabenchError, match=r"index\.noun, line 1: no lemma in WordNet's format"):
+        first_sense(tmp_path, ["bird"])
+    (tmp_path / "data.noun").write_text((folder / "data.noun").read_text())
+    index = [f"{root.replace(' ', '_')} n 1 2 @ ~ 1 1 99999999\n" for root in ROOTS]
+    (tmp_path / "index.noun").write_text("".join(index))
+    with pytest.raises(LorabenchError, match=r"data\.noun has no 99999999, which index\.noun gives for 'bird'"):
+        read_glosses(tmp_path)
     monkeypatch.setattr(wordnet, "DEBIAN", tmp_path / "none")
     with pytest.raises(
         LorabenchError, match=r"data\.noun: install Debian's wordnet-base, or give dataset\.wordnet=DIR"

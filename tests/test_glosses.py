@@ -1,6 +1,7 @@
 """The gloss zoo on a tiny BERT and a made WordNet: no package, no network."""
 
 import inspect
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,27 @@ def test_a_model_that_is_no_bert_is_told(sources, tmp_path):
         (tmp_path / name).write_bytes((Path(sources["model"]) / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"other")
     with pytest.raises(LorabenchError, match=r"no BERT without a head in config\.json"):
+        load_text_base(tmp_path, 32)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "why"),
+    [
+        ("config.json", {"hidden_act": "relu"}, "its hidden_act is relu, and gelu is what is computed here"),
+        ("config.json", {"position_embedding_type": "relative_key"}, "its position_embedding_type is relative_key"),
+        ("config.json", {"num_attention_heads": 3}, r"no BERT without a head in config\.json"),
+        ("tokenizer_config.json", {"do_lower_case": False}, "its vocabulary tells upper from lower case"),
+    ],
+)
+def test_a_bert_of_another_kind_is_told(sources, tmp_path, file, change, why):
+    for path in Path(sources["model"]).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    said = json.loads((tmp_path / file).read_text()) if (tmp_path / file).exists() else {}
+    (tmp_path / file).write_text(json.dumps({**said, **change}))
+    with pytest.raises(LorabenchError, match=why):
+        load_text_base(tmp_path, 32)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(LorabenchError, match=r"config\.json holds no object"):
         load_text_base(tmp_path, 32)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from safetensors.torch import save_file
 
 from lorabench import pipeline
 from lorabench.adapters import LoraModule, ResizeRule, load, resize
@@ -174,6 +175,18 @@ STRANGERS = {
         "ΔW is zero in every module",
     ),
     "rank above all seen": (lambda m: {name: random_module(8) for name in m}, "its rank 8 is above all seen"),
+    "a scale beyond numbers": (
+        lambda m: {name: replace(one, scale=1e40) for name, one in m.items()},
+        "which no training leaves: alpha, or a factor, is damaged",
+    ),
+    "a scale that a factor takes back": (
+        lambda m: {name: replace(one, up=1e-20 * one.up, scale=1e20) for name, one in m.items()},
+        "a module's scale is 1e+20, which no training leaves",
+    ),
+    "a scale below numbers": (
+        lambda m: {name: replace(one, scale=1e-50) for name, one in m.items()},
+        "which no training leaves",
+    ),
     "many more modules": (
         lambda m: {**m, **{f"unet.up_blocks.{i}.to_q": random_module(2) for i in range(4)}},
         "it changes 4 modules beside the model's",
@@ -243,6 +256,20 @@ def test_answers_read_as_text(place, capsys, tmp_path):
     assert predict_main([str(place / "model"), str(path), "--fail-on-unknown"]) == 1
 
 
+def test_what_a_file_is_called_inside_is_shown_and_not_obeyed(place, tmp_path, capsys):
+    """A title that a terminal would take, in the name of a tensor."""
+    factors = {"lora_A": torch.ones(2, 10), "lora_B": torch.ones(10, 2)}
+    save_file(
+        {f"base_model.model.to_q\x1b]0;pwn\x07.{part}.weight": values for part, values in factors.items()},
+        tmp_path / "odd.safetensors",
+    )
+    assert predict_main([str(place / "model"), str(tmp_path / "odd.safetensors")]) in (0, 1)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "\x07" not in said
+    assert "\\x1b]0;pwn" in said
+
+
 def test_nothing_else_is_written_over(place, tmp_path):
     model = read_model(place / "model")
     (tmp_path / "mine").mkdir()
@@ -255,6 +282,13 @@ def test_nothing_else_is_written_over(place, tmp_path):
     write_model(model, tmp_path / "model", overwrite=True)
     with pytest.raises(LorabenchError, match="is a file"):
         write_model(model, tmp_path / "mine" / "thesis.txt")
+    others = tmp_path / "others"
+    others.mkdir()
+    for name, text in {"README.md": "mine", "config.json": '{"model_type": "bert"}', "model.safetensors": "w"}.items():
+        (others / name).write_text(text)
+        with pytest.raises(LorabenchError, match=r"others holds .*: only a folder with a model is replaced"):
+            write_model(model, others, overwrite=True)
+    assert (others / "README.md").read_text() == "mine"
 
 
 def test_a_split_of_the_leafy_zoo_tears_no_leaf():

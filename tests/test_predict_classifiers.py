@@ -1,6 +1,7 @@
 """Models whose members are of other classifiers, or of settings that were chosen for each."""
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from lorabench.classifiers.tuned import Tuned
 from lorabench.classifiers.vote import Vote
 from lorabench.errors import LorabenchError
 from lorabench.predict.answers import ask
+from lorabench.predict.card import card
 from lorabench.predict.folder import read_model, write_model
 from lorabench.predict.model import Model
 from lorabench.representations.factors import Factors
@@ -90,3 +92,15 @@ def test_the_accuracy_is_of_the_members_together_and_leaves_are_its_units(tmp_pa
         share, z = told["accuracy"], 1.959963984540054
         for end in (low, high):  # an end of Wilson's interval is where |p - share| is z standard errors of p
             assert abs(end - share) == pytest.approx(z * (end * (1 - end) / 16) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("group", "promise"),
+    [("leaf", "of leaves that trained nothing"), ("author", "of further adapters of the same leaves")],
+)
+def test_the_card_promises_for_new_leaves_where_the_test_ones_were_new(tmp_path, group, promise):
+    """With an author each, and two adapters a leaf, nearly every leaf of a test adapter has trained."""
+    zoo = leafy_zoo(40)
+    if group == "author":
+        zoo = replace(zoo, labels=replace(zoo.labels, group=np.arange(len(zoo))))
+    assert promise in card(model_of(zoo, Norms(), tmp_path, epochs=2))

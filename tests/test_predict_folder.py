@@ -1,10 +1,13 @@
 """Folders of models that cannot be used, or were made to do harm."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save
 
 from lorabench.errors import LorabenchError
 from lorabench.predict.folder import read_model, write_model
@@ -31,7 +34,7 @@ def broken(place: Path, target: Path, **changes) -> Path:
 def test_a_model_that_cannot_be_used_is_refused_in_one_line(place, tmp_path):
     with pytest.raises(LorabenchError, match=r"no model, it has no config\.json"):
         read_model(tmp_path)
-    with pytest.raises(LorabenchError, match="schema 9, this version of lorabench reads 2"):
+    with pytest.raises(LorabenchError, match="schema 9, this version of lorabench reads 3"):
         read_model(broken(place, tmp_path / "schema", schema=9))
     with pytest.raises(LorabenchError, match=r"config.json is damaged .* Export it again"):
         read_model(broken(place, tmp_path / "types", classes=7))
@@ -84,6 +87,7 @@ LIES = {
         "size mismatch",
     ),
     "no temperature": (lambda _: {"temperature": 0.0}, "its temperature is 0"),
+    "a temperature that is hardly one": (lambda _: {"temperature": 1e-320}, "and 0.02 to 50 are found"),
 }
 
 
@@ -92,6 +96,48 @@ def test_a_folder_that_lies_is_refused_before_memory_is_taken(place, tmp_path, c
     lies, why = LIES[case]
     with pytest.raises(LorabenchError) as refused:
         read_model(broken(place, tmp_path / "one", **lies(place)))
+    assert why in str(refused.value)
+
+
+OR_TYPES = ""  # the tests check the shapes of arguments, so their refusal comes first
+MODULE = "unet.mid_block.attentions.0.to_q"
+FALSE_ARRAYS = {
+    "weights of other scores": (
+        lambda a: {"conformal/weights": torch.cat([a["conformal/weights"], torch.ones(2).double()])},
+        OR_TYPES,
+    ),
+    "weights above all shares": (
+        lambda a: {"novelty/weights": a["novelty/weights"] + 1},
+        "their weights are no shares",
+    ),
+    "scores that fall": (lambda a: {"novelty/scores": a["novelty/scores"].flip(0)}, "its scores do not rise"),
+    "scores that are none": (lambda a: {"conformal/scores": a["conformal/scores"] * torch.nan}, "scores do not rise"),
+    "one usual trait": (lambda a: {"novelty/usual": a["novelty/usual"][:, :1].clone()}, OR_TYPES),
+    "no traits of a module": (lambda a: {"novelty/absent": a["novelty/absent"] * torch.nan}, "numbers are needed"),
+    "levels of three distances": (lambda a: {"novelty/level": a["novelty/level"][:, :3].clone()}, OR_TYPES),
+    "no directions": (
+        lambda _: {f"novelty/span/{MODULE}/read": torch.zeros(10, 0).double()},
+        "the directions of unet.mid_block.attentions.0.to_q are not 1 to 16",
+    ),
+    "weights that are none": (
+        lambda a: {name: values * torch.nan for name, values in a.items() if name.startswith("members/0/")},
+        "a number in it is none",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FALSE_ARRAYS)
+def test_arrays_that_export_would_not_write_are_refused(place, tmp_path, case):
+    change, why = FALSE_ARRAYS[case]
+    folder = broken(place, tmp_path / "one")
+    arrays = load_file(folder / "model.safetensors")
+    data = save({**arrays, **change(arrays)})
+    (folder / "model.safetensors").write_bytes(data)
+    said = json.loads((folder / "config.json").read_text())
+    said["blake2b"] = hashlib.blake2b(data, digest_size=16).hexdigest()
+    (folder / "config.json").write_text(json.dumps(said))
+    with pytest.raises(LorabenchError, match=r"is damaged or not of config\.json") as refused:
+        read_model(folder)
     assert why in str(refused.value)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,12 +151,32 @@ def test_traits_are_those_of_the_dense_matrix_and_no_gauge_changes_them():
 
 
 def test_a_module_that_is_not_there_has_no_traits():
-    own = np.array([[[1.0, 0.5, 0.6, 0.7, 0.8], [np.nan] * 5]])
-    np.testing.assert_array_equal(mean_traits(own), own[:, 0])
-    assert np.isnan(mean_traits(own[:, 1:])).all()
+    zoo = make_zoo(12)
+    gone = replace(zoo, scale=zoo.scale * np.arange(12)[:, None].clip(0, 1).astype(np.float32))
+    assert np.isnan(character(gone, spans(zoo))[0]).all()
+    own = np.array([[[1.0, 0.5, 0.6, 0.7, 0.8], [np.nan] * 5], [[3.0, 0.5, 0.6, 0.7, 0.8], [np.nan] * 5]])
+    np.testing.assert_array_equal(mean_traits(own), [[2.0, 0.5, 0.6, 0.7, 0.8]] * 2)
     said = trait_text(own[0, 0], np.array([1.0, 0.5, 0.6, 0.1, 0.8]), np.full(5, 0.05))
     assert said == "share of ΔW that reads what the training adapters read 0.70, where theirs is 0.10 ± 0.05"
     assert trait_text(own[0, 0], np.array([9.0, 0.5, 0.6, 0.7, 0.8]), np.full(5, 0.05)).startswith("‖ΔW‖ 2.72 a module")
+
+
+def test_a_module_that_is_missing_makes_no_stranger_where_modules_differ_in_size(tmp_path):
+    """What one lacks is taken for what the others have there, not for a module of the usual size."""
+    zoo = leafy_zoo(60)
+    zoo = replace(zoo, scale=zoo.scale * np.array([[0.1, 1.0, 10.0]], np.float32))
+    model = model_of(zoo, DeltaPCA(components=8, scope="all"), tmp_path, epochs=2)
+    traits = character(zoo, model.novelty.spans)
+    inputs = model.inputs(zoo)
+    whole = model.novelty.distances(inputs, traits)[:, 2:]
+    for number in range(3):
+        lacking = traits.copy()
+        lacking[:, number] = np.nan
+        further = model.novelty.distances(inputs, lacking)[:, 2:] - whole
+        assert np.median(further.max(1)) < 0.5, number
+        said = model.novelty.reason(np.array([0.0, 0.0, 9.0, 0.0]), lacking[0])
+        norm = said.partition("‖ΔW‖ ")[2].partition(" a module")[0]
+        assert norm == "" or 0.2 < float(norm) / np.exp(traits[0, :, 0].mean()) < 5
 
 
 @pytest.mark.slow

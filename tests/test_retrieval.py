@@ -286,6 +286,9 @@ def test_options_are_held_to_what_is_there(study, tmp_path):
     with pytest.raises(LorabenchError, match=r"^ablation\.other: planted and leafy have other layers"):
         Retrieval(other=planted_zoo({}, 60)).run(study)
     zoo = planted_zoo({}, 60, modules=1)
+    renamed = replace(zoo, labels=replace(zoo.labels, leaf_names=("else", *zoo.labels.leaf_names[1:])))
+    with pytest.raises(LorabenchError, match=r"^ablation\.other: \S+ was trained on else in planted and on "):
+        Retrieval(other=renamed).run(study_of(evaluator_of(zoo, tmp_path)))
     ours = study_of(evaluator_of(zoo, tmp_path))
     without = zoo.rows(ours.evaluator.split.train)
     with pytest.raises(LorabenchError, match=r"^ablation\.other: planted has no test adapter of a split by its name"):

@@ -90,7 +90,7 @@ def test_a_part_of_the_test_adapters_can_be_altered(study):
 
 
 def test_a_method_of_the_product_is_unmoved_and_one_of_the_factors_falls(study):
-    found = Gauge(condition=[1, 30], draws=2).run(study)
+    found = Gauge(condition=[1, 30, 1.0], draws=2).run(study)  # a number twice is one condition
     rows = by_name(found.ablation.rows)
     assert len(rows) == 6
     for condition in ("condition 1", "condition 30"):
@@ -272,5 +272,7 @@ def test_two_part_where_all_larger_sizes_tell_them_apart(differences, size, ahea
         )
         for value, count in zip(differences, (100, 200, 400), strict=True)
     ]  # fmt: skip
-    (found,) = partings(leads[::-1])
+    (found,) = partings(leads[::-1], (100, 200, 400))
     assert (found.size, found.ahead) == (size, ahead)
+    (unasked,) = partings(leads, (100, 200, 400, 800))
+    assert (unasked.size, unasked.ahead) == (None, None), "one of them failed at the largest"

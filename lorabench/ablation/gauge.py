@@ -46,14 +46,10 @@ class Gauge(Ablation):
 
     def run(self, study: Study) -> Findings:
         """One row a representation, and one a representation and condition number."""
-        arms = {
-            f"condition {condition:g}": [f"condition {condition:g}, draw {draw}" for draw in range(self.draws)]
-            for condition in self.condition
-        }
+        named = {f"condition {condition:g}": condition for condition in self.condition}
+        arms = {name: [f"{name}, draw {draw}" for draw in range(self.draws)] for name in named}
         alterations = {
-            name: functools.partial(regauged, condition=condition)
-            for condition, names in zip(self.condition, arms.values(), strict=True)
-            for name in names
+            draw: functools.partial(regauged, condition=named[name]) for name, draws in arms.items() for draw in draws
         }
         copied = evaluate_copies(study, alterations, self.adapters)
         rows = with_holm(altered_rows(copied, arms), lambda row: row.alteration)

@@ -111,7 +111,7 @@ class LearningCurve(Ablation):
             AtSize(name, size, measured([one], studies[size])[0], one.error) for (name, size), one in found.items()
         ]
         leads = _leads(studies, found, list(study.chosen), against)
-        return Findings(runs, summary, LearningCurveFinding(self.name, sizes, curve, leads, partings(leads)))
+        return Findings(runs, summary, LearningCurveFinding(self.name, sizes, curve, leads, partings(leads, sizes)))
 
     def _sizes(self, study: Study) -> list[int]:
         """Ascending."""
@@ -159,19 +159,21 @@ def _leads(
     return with_holm(rows, lambda row: (row.representation, row.against))
 
 
-def partings(leads: Sequence[Lead]) -> list[Parting]:
-    """Where each pair parts: from the largest size downwards, as long as one of them is shown to be ahead."""
+def partings(leads: Sequence[Lead], sizes: Sequence[int]) -> list[Parting]:
+    """Where each pair parts: from the largest size downwards, as long as one of them is shown to be ahead.
+
+    Args:
+        leads: of pairs and sizes; where one of a pair failed there is none.
+        sizes: all that were asked, ascending.
+    """
     found = []
     for name, other in dict.fromkeys((row.representation, row.against) for row in leads):
-        own = sorted((row for row in leads if (row.representation, row.against) == (name, other)), key=_size)
+        own = {row.size: row for row in leads if (row.representation, row.against) == (name, other)}
         size, sign = None, 0.0
-        for row in reversed(own):
-            if not (row.shown_above or row.shown_below) or sign * row.difference < 0:
+        for at in reversed(sizes):
+            row = own.get(at)
+            if row is None or not (row.shown_above or row.shown_below) or sign * row.difference < 0:
                 break
-            size, sign = row.size, math.copysign(1.0, row.difference)
+            size, sign = at, math.copysign(1.0, row.difference)
         found.append(Parting(name, other, size, None if size is None else name if sign > 0 else other))
     return found
-
-
-def _size(row: Lead) -> int:
-    return row.size

@@ -150,6 +150,7 @@ class Retrieval(Ablation):
         against = compared_with(self.against, study)
         if self.other is not None:
             check_counterpart(study.zoo, self.other)
+            _check_leaves(study.zoo, self.other)
         tasks = _tasks(study, self.other)
         queried = asked(study, [task.queries for task in tasks])
         chance = [
@@ -226,6 +227,22 @@ def _refuse_single(zoo: Zoo, other: Zoo | None) -> None:
         "dataset@ablation.other=glyphs_independent ablation.other.training_seed=1, or a data set that has several "
         "adapters a leaf (the column leaf of a folder's labels.csv)"
     )
+
+
+def _check_leaves(zoo: Zoo, other: Zoo) -> None:
+    """Hold the leaves of adapters of one name against each other: they say what is to be found."""
+    theirs = _leaves(other)
+    for adapter, leaf in _leaves(zoo).items():
+        if theirs.get(adapter, leaf) != leaf:
+            raise LorabenchError(
+                f"ablation.other: {adapter} was trained on {theirs[adapter]} in {other.name} and on {leaf} in "
+                f"{zoo.name}; adapters of one name have one leaf"
+            )
+
+
+def _leaves(zoo: Zoo) -> dict[str, str]:
+    names = zoo.labels.leaf_names
+    return {adapter: names[code] for adapter, code in zip(zoo.labels.adapters, zoo.labels.leaf, strict=True)}
 
 
 def _check_unseen(zoo: Zoo, queries: Int64[np.ndarray, " q"], train: Int64[np.ndarray, " t"]) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from lorabench.errors import LorabenchError
-from lorabench.text import to_json
+from lorabench.text import showable, to_json
 
 __all__ = ["Answer", "Outcome", "Program", "run_single"]
 
@@ -184,7 +184,8 @@ def _print(answer: Answer, program: str) -> int:
     """Say it: the outcome on stdout, or the line of error on stderr."""
     if answer.outcome is not None:
         data, text = answer.outcome.data, answer.outcome.text
-        return answer.code if _say(to_json(data, indent=1) if answer.for_machines else text, program) else 1
+        said = to_json(data, indent=1) if answer.for_machines else showable(text)
+        return answer.code if _say(said, program) else 1
     if answer.for_machines:
         _say(to_json({"error": answer.error}), program)
     if answer.code == 2:

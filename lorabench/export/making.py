@@ -226,12 +226,12 @@ def modules_of(zoo: Zoo) -> tuple[ModelModule, ...]:
 def _groups(
     zoo: Zoo, target: str, test: Int64[np.ndarray, " test"], others: Int64[np.ndarray, " others"]
 ) -> tuple[Int64[np.ndarray, " test"], bool]:
-    """What is drawn as one of the test adapters: the group, else the leaf; and whether theirs trained nothing."""
+    """What is drawn as one of the test adapters: the group, else the leaf; and whether their leaves trained nothing."""
     labels = zoo.labels
     units = labels.leaf if labels.group is None else labels.group
     if target == "leaf" and labels.group is None:
         units = np.arange(len(zoo))
-    return units[test], not np.isin(units[test], units[others]).any()
+    return units[test], not np.isin(labels.leaf[test], labels.leaf[others]).any()
 
 
 def _story(result: Result, name: str) -> dict[str, Any]:

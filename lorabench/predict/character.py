@@ -14,7 +14,7 @@ from lorabench.representations.components import seeded_normal, unit_seed
 from lorabench.representations.reading import scaled_factors
 from lorabench.zoo import Module, Zoo
 
-__all__ = ["TRAITS", "Span", "character", "mean_traits", "spans", "trait_text"]
+__all__ = ["DIRECTIONS", "TRAITS", "Span", "character", "mean_traits", "spans", "trait_text"]
 
 TRAITS = {
     "norm": "‖ΔW‖",
@@ -25,8 +25,10 @@ TRAITS = {
 }
 """What is looked at of every module. Taking away 5 % of ‖ΔW‖² changes each of them by 5 % at most or so."""
 
+DIRECTIONS = 16
+"""Of input and of output that are kept of a module, at most."""
+
 _CPU = torch.device("cpu")
-_DIRECTIONS = 16
 _ITERATIONS = 2
 
 
@@ -50,7 +52,7 @@ def _span(zoo: Zoo, module: Module) -> Span:
     _, d_in, d_out = zoo.shape_of(module.name)
     seed = unit_seed(0, module.name)
     read, written = (
-        torch.linalg.qr(seeded_normal(size, max(1, min(_DIRECTIONS, size // 2)), seed, _CPU))[0]
+        torch.linalg.qr(seeded_normal(size, max(1, min(DIRECTIONS, size // 2)), seed, _CPU))[0]
         for size in (d_in, d_out)
     )
     for _ in range(_ITERATIONS):
@@ -96,11 +98,13 @@ def _energy(gram_down: Float64[Tensor, "n r r"], gram_up: Float64[Tensor, "n r r
     return (gram_down * gram_up).sum((-2, -1))
 
 
-def mean_traits(found: Float[np.ndarray, "n modules traits"]) -> Float64[np.ndarray, "n traits"]:
-    """Mean over the modules that have a ΔW; NaN where none has."""
+def mean_traits(found: Float[np.ndarray, "n modules traits"]) -> Float64[np.ndarray, "modules traits"]:
+    """Mean over the adapters that have a ΔW there; where none has, over all modules that some have."""
     there = ~np.isnan(found)
-    total = np.where(there, found, 0).sum(1)
-    return np.where(there.any(1), total / np.maximum(there.sum(1), 1), np.nan)
+    totals, counts = np.where(there, found, 0).sum(0), there.sum(0)
+    overall = totals.sum(0) / np.maximum(counts.sum(0), 1)
+    means: Float64[np.ndarray, "modules traits"] = np.where(counts > 0, totals / np.maximum(counts, 1), overall)
+    return means
 
 
 def trait_text(
@@ -108,7 +112,7 @@ def trait_text(
 ) -> str:
     """In words, in which of the traits an adapter is farthest from the training adapters, in their deviations."""
     names: Sequence[str] = tuple(TRAITS)
-    number = int(np.nanargmax(np.abs(own - mean) / np.maximum(spread, 1e-6)))
+    number = int(np.argmax(np.abs(own - mean) / np.maximum(spread, 1e-6)))
     if names[number] == "norm":
         low, high = np.exp(mean[number] - 2 * spread[number]), np.exp(mean[number] + 2 * spread[number])
         return f"{TRAITS['norm']} {np.exp(own[number]):.3g} a module, where theirs is {low:.3g} to {high:.3g}"

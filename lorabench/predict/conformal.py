@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-__all__ = ["Held", "mean_probabilities", "temperature"]
+__all__ = ["TEMPERATURES", "Held", "mean_probabilities", "temperature"]
 
-_TEMPERATURES = (0.02, 50.0)
+TEMPERATURES = (0.02, 50.0)
+"""Between which one is looked for."""
 
 
 def mean_probabilities(logits: Float[Tensor, "members n c"], warmth: float) -> Float64[Tensor, "n c"]:
@@ -36,7 +37,7 @@ def temperature(logits: Float[Tensor, "members n c"], labels: Int64[np.ndarray, 
         own = mean_probabilities(logits, math.exp(log_warmth)).gather(1, right)
         return float(-own.clamp(min=1e-300).log().mean())
 
-    low, high = map(math.log, _TEMPERATURES)
+    low, high = map(math.log, TEMPERATURES)
     return float(math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x))
 
 
@@ -68,6 +69,18 @@ class Held:
         weights = 1 / ((len(counts) + 1) * counts[inverse])
         order = np.argsort(scores, kind="stable")
         return cls(np.asarray(scores, np.float64)[order], weights[order].astype(np.float64))
+
+    def check(self) -> None:
+        """Refuse what `of` would not give, such as a stranger's file may hold.
+
+        Raises:
+            ValueError: scores and weights are not as many, or no such numbers.
+        """
+        if self.scores.ndim != 1 or self.scores.shape != self.weights.shape:
+            raise ValueError("its scores and their weights are not as many")
+        rising = np.isfinite(self.scores).all() and (np.diff(self.scores) >= 0).all()
+        if not (rising and (self.weights > 0).all() and self.weights.sum() < 1):
+            raise ValueError("its scores do not rise, or their weights are no shares")
 
     def quantile(self, error: float) -> float:
         """The score that a new adapter exceeds with a probability of `error` at most; infinite with too few groups.

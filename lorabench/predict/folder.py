@@ -2,12 +2,12 @@
 
 import hashlib
 import importlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -18,10 +18,11 @@ from lorabench.classifiers import Classifier
 from lorabench.classifiers.factors import FactorClassifier
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.findings import validated
+from lorabench.machine import free_memory
 from lorabench.predict import ARRAYS, CONFIG
 from lorabench.predict.card import card
-from lorabench.predict.character import Span, character
-from lorabench.predict.conformal import Held
+from lorabench.predict.character import DIRECTIONS, Span, character
+from lorabench.predict.conformal import TEMPERATURES, Held
 from lorabench.predict.model import Model
 from lorabench.predict.novelty import Novelty
 from lorabench.predict.reading import ModelModule, Reading, as_zoo
@@ -34,7 +35,7 @@ from lorabench.zoo import ModuleShape
 
 __all__ = ["FILES", "SCHEMA", "check_place", "networks_of", "read_model", "write_model"]
 
-SCHEMA = 2
+SCHEMA = 3
 CARD = "README.md"
 FILES = (ARRAYS, CONFIG, CARD)
 _MOST_RANK = 4096  # of a module that is smaller than that
@@ -66,11 +67,24 @@ def check_place(folder: Path, overwrite: bool) -> None:
         return
     if not folder.is_dir():
         raise LorabenchError(f"{folder} is a file, and a folder is to be written. Name another folder.")
-    other = sorted({entry.name for entry in folder.iterdir()} - set(FILES))
-    if other:
-        raise LorabenchError(f"{folder} holds {other[0]}: only a folder with a model is replaced. Name another folder.")
-    if any(folder.iterdir()) and not overwrite:
+    there = sorted(entry.name for entry in folder.iterdir())
+    if not there:
+        return
+    other = [name for name in there if name not in FILES]
+    if other or not _is_model(folder):
+        held = (other or there)[0]
+        raise LorabenchError(f"{folder} holds {held}: only a folder with a model is replaced. Name another folder.")
+    if not overwrite:
         raise LorabenchError(f"{folder} holds a model already. Name another folder, or add --overwrite.")
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether this or another version wrote it: other models have files of these names too."""
+    try:
+        said = read_json(folder / CONFIG)
+    except LorabenchError:
+        return False
+    return {"schema", "blake2b"} <= said.keys()
 
 
 def write_model(model: Model, folder: Path, overwrite: bool = False) -> None:
@@ -123,7 +137,10 @@ def read_model(folder: Path) -> Model:
             f"{folder / CONFIG} was made by another version of lorabench: {error}. Install that version, or export the "
             "model again with this one"
         ) from error
-    except (OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, AttributeError) as error:
+    except (
+        OSError, SafetensorError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, MemoryError,
+        ArithmeticError,
+    ) as error:  # fmt: skip
         raise LorabenchError(f"{folder / ARRAYS} is damaged or not of {CONFIG} ({error}). {_AGAIN}") from error
     return model
 
@@ -219,7 +236,10 @@ def _check_modules(modules: Sequence[ModelModule], arrays: Mapping[str, Tensor])
     if not modules or len({module.name for module in modules}) < len(modules) or len(layers) < 2 * len(modules):
         raise ValueError("its modules are none, or not all different")
     for module in modules:
-        there = [arrays[f"novelty/span/{module.name}/{side}"].shape[0] for side in Span._fields]
+        known = [arrays[f"novelty/span/{module.name}/{side}"] for side in Span._fields]
+        if not all(one.dim() == 2 and 1 <= one.shape[1] <= min(one.shape[0], DIRECTIONS) for one in known):
+            raise ValueError(f"the directions of {module.name} are not 1 to {DIRECTIONS}")
+        there = [one.shape[0] for one in known]
         if there != [module.d_in, module.d_out]:
             raise ValueError(
                 f"{module.name} is said to be {module.d_out} x {module.d_in}, and its arrays are of "
@@ -227,17 +247,24 @@ def _check_modules(modules: Sequence[ModelModule], arrays: Mapping[str, Tensor])
             )
         if not 1 <= module.rank <= max(_MOST_RANK, sum(there)):
             raise ValueError(f"{module.name} is said to have rank {module.rank}")
+    size = 8 * sum(module.rank * (module.d_in + module.d_out) for module in modules)
+    if size > free_memory(torch.device("cpu")):
+        raise ValueError(f"an adapter of its modules takes {size / 1e9:.1f} GB, more than this machine has free")
 
 
 def _check_asked(model: Model) -> None:
     """Ask of one random adapter, so that parts which do not fit together are told now.
 
     Raises:
-        ValueError: the members name more or fewer classes than there are, or a number is none.
+        ValueError: the members name more or fewer classes than there are, a number is none, or scores are not as
+            `Held.of` gives them.
         RuntimeError: parts do not fit together.
     """
-    if not (math.isfinite(model.temperature) and model.temperature > 0):
-        raise ValueError(f"its temperature is {model.temperature}")
+    low, high = TEMPERATURES
+    if not low <= model.temperature <= high:
+        raise ValueError(f"its temperature is {model.temperature}, and {low:g} to {high:g} are found")
+    model.conformal.check()
+    model.novelty.check(len(model.modules))
     if not model.networks:
         raise ValueError("it has no members")
     generator = torch.Generator().manual_seed(0)
@@ -247,11 +274,14 @@ def _check_asked(model: Model) -> None:
 
     factors = tuple((drawn(one.rank, one.d_in), drawn(one.d_out, one.rank), 1.0) for one in model.modules)
     zoo = as_zoo(model.modules, [Reading(factors)])
-    inputs = model.inputs(zoo)
-    width = model.logits(inputs).shape[-1]
-    if width != len(model.classes):
-        raise ValueError(f"its members tell {width} classes apart, and it names {len(model.classes)}")
-    model.novelty.distances(inputs, character(zoo, model.novelty.spans))
+    inputs, traits = model.inputs(zoo), character(zoo, model.novelty.spans)
+    logits = model.logits(inputs)
+    if logits.shape[-1] != len(model.classes):
+        raise ValueError(f"its members tell {logits.shape[-1]} classes apart, and it names {len(model.classes)}")
+    distances = model.novelty.distances(inputs, traits)
+    if not (logits.isfinite().all() and np.isfinite(distances).all()):
+        raise ValueError("a number in it is none")
+    model.novelty.reason(distances[0], traits[0])
 
 
 def _representation(said: Mapping[str, Any]) -> Representation:

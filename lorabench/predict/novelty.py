@@ -1,14 +1,14 @@
 """Whether an adapter is like those that a model was trained on at all, or of another make."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from lorabench.predict.character import Span, mean_traits, trait_text
+from lorabench.predict.character import TRAITS, Span, mean_traits, trait_text
 from lorabench.predict.conformal import Held
 from lorabench.representations.components import Basis, Rows, principal_components
 from lorabench.training import Scaling
@@ -18,6 +18,7 @@ __all__ = ["Cloud", "Novelty"]
 _COMPONENTS = 32
 _MEMORY = 1e8
 _LEAST = 1e-9
+_OWN = ("absent", "usual", "level")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Novelty:
         spans: where the training adapters read and write.
         inputs: the training adapters as the classifier sees them.
         traits: the same by the traits of ΔW, all modules side by side.
+        absent: mean traits of the training adapters, which a module without a ΔW is taken to have.
         usual: traits of the training adapters in the mean over modules: mean and deviation, [2, traits].
         level: mean and deviation of the four distances over the validation adapters, [2, 4].
         held: the scores of the test adapters.
@@ -84,6 +86,7 @@ class Novelty:
     spans: dict[str, Span]
     inputs: Cloud
     traits: Cloud
+    absent: Float64[np.ndarray, "modules traits"]
     usual: Float64[np.ndarray, "2 traits"]
     level: Float64[np.ndarray, "2 4"]
     held: Held
@@ -107,20 +110,35 @@ class Novelty:
             groups: of the test rows.
         """
         train, val, test = rows
-        means = mean_traits(traits[train])
-        usual = np.stack([np.nanmean(means, 0), np.nanstd(means, 0)])
-        clouds = Cloud.of(inputs[train]), Cloud.of(_filled(traits[train], usual[0]))
-        first = cls(known, *clouds, usual, np.stack([np.zeros(4), np.ones(4)]), Held.of(np.zeros(0), []))
+        absent = mean_traits(traits[train])
+        filled = _filled(traits[train], absent)
+        means = filled.mean(1)
+        usual = np.stack([means.mean(0), means.std(0)])
+        clouds = Cloud.of(inputs[train]), Cloud.of(_side_by_side(filled))
+        level, none = np.stack([np.zeros(4), np.ones(4)]), Held.of(np.zeros(0), [])
+        first = cls(known, *clouds, absent, usual, level, none)
         far = first.distances(inputs[val], traits[val])
-        level = np.stack([far.mean(0), np.maximum(far.std(0), 1e-3)])
-        ready = cls(known, *clouds, usual, level, first.held)
-        return cls(known, *clouds, usual, level, Held.of(ready.scores(inputs[test], traits[test]), groups))
+        ready = replace(first, level=np.stack([far.mean(0), np.maximum(far.std(0), 1e-3)]))
+        return replace(ready, held=Held.of(ready.scores(inputs[test], traits[test]), groups))
+
+    def check(self, modules: int) -> None:
+        """Refuse what `of` would not give of so many modules, such as a stranger's file may hold.
+
+        Raises:
+            ValueError: an array has another shape, or a number is none.
+        """
+        self.held.check()
+        wanted = {"absent": (modules, len(TRAITS)), "usual": (2, len(TRAITS)), "level": (2, 4)}
+        for name, shape in wanted.items():
+            values = getattr(self, name)
+            if values.shape != shape or not np.isfinite(values).all():
+                raise ValueError(f"novelty/{name} is {list(values.shape)}, and {list(shape)} numbers are needed")
 
     def distances(
         self, inputs: Float[Tensor, "n f"], traits: Float[np.ndarray, "n modules traits"]
     ) -> Float64[np.ndarray, "n 4"]:
         """The four, in the deviations of the validation adapters."""
-        filled = _filled(traits, self.usual[0])
+        filled = _side_by_side(_filled(traits, self.absent))
         found = np.concatenate([self.inputs.distances(inputs), self.traits.distances(filled)], 1)
         scaled: Float64[np.ndarray, "n 4"] = (found - self.level[0]) / self.level[1]
         return scaled
@@ -138,7 +156,8 @@ class Novelty:
         if number < 2:
             where = "farther out than theirs" if number == 0 else "beside all that theirs span"
             return f"unlike the training adapters: its features lie {where}"
-        return f"of another make than the training adapters: {trait_text(mean_traits(traits[None])[0], *self.usual)}"
+        own = _filled(traits, self.absent).mean(0)
+        return f"of another make than the training adapters: {trait_text(own, *self.usual)}"
 
     def arrays(self) -> dict[str, Tensor]:
         """All its numbers by name."""
@@ -146,7 +165,7 @@ class Novelty:
             f"novelty/span/{n}/{side}": one for n, span in self.spans.items() for side, one in span._asdict().items()
         }
         found = {**spans, **self.inputs.arrays("novelty/inputs"), **self.traits.arrays("novelty/traits")}
-        own = {"usual": self.usual, "level": self.level, "scores": self.held.scores, "weights": self.held.weights}
+        own = {name: getattr(self, name) for name in _OWN} | vars(self.held)
         return found | {f"novelty/{name}": torch.from_numpy(values) for name, values in own.items()}
 
     @classmethod
@@ -154,15 +173,17 @@ class Novelty:
         """From what `arrays` gave."""
         known = {n: Span(*(arrays[f"novelty/span/{n}/{side}"].double() for side in Span._fields)) for n in modules}
         inputs, traits = (Cloud.from_arrays(f"novelty/{name}", arrays) for name in ("inputs", "traits"))
-        usual, level, scores, weights = (
-            arrays[f"novelty/{name}"].numpy() for name in ("usual", "level", "scores", "weights")
-        )
-        return cls(known, inputs, traits, usual, level, Held(scores, weights))
+        own = {name: arrays[f"novelty/{name}"].numpy() for name in _OWN}
+        held = Held(arrays["novelty/scores"].numpy(), arrays["novelty/weights"].numpy())
+        return cls(known, inputs, traits, **own, held=held)
 
 
 def _filled(
-    traits: Float[np.ndarray, "n modules traits"], usual: Float[np.ndarray, " traits"]
-) -> Float64[Tensor, "n f"]:
-    """Traits side by side; a module without a ΔW, which has none, has the training adapters' mean."""
-    found: Float64[Tensor, "n f"] = torch.from_numpy(np.where(np.isnan(traits), usual, traits)).flatten(1)
-    return found
+    traits: Float[np.ndarray, "*n modules traits"], absent: Float64[np.ndarray, "modules traits"]
+) -> Float64[np.ndarray, "*n modules traits"]:
+    """A module without a ΔW, which has no traits, has those that the training adapters have there in the mean."""
+    return np.where(np.isnan(traits), absent, traits)
+
+
+def _side_by_side(traits: Float64[np.ndarray, "n modules traits"]) -> Float64[Tensor, "n f"]:
+    return torch.from_numpy(traits).flatten(1)

@@ -1,5 +1,6 @@
 """Adapter files as a model reads them: its modules alone, matched by identity, at the ranks that it knows."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ LEAST_PRESENT = 0.5
 """Share of a model's modules that an adapter must have."""
 MOST_LOST = 0.1
 """Share of ‖ΔW‖² that an adapter may lose by being brought to the ranks that a model knows."""
+_LARGEST = 1e12  # ‖ΔW‖; its fourth power, and that of its inverse, are still numbers
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,7 @@ def fitted_to(modules: Sequence[ModelModule], path: Path) -> Reading:
     adapter = load_adapter(path)
     pairs = _matched(modules, adapter)
     _refuse_strangers(modules, pairs, adapter)
-    if not any(module is not None and _energy(module) > 0 for module in pairs):
-        raise Stranger("ΔW is zero in every module: it was not trained, or is not whole")
+    _refuse_sizes([module for module in pairs if module is not None])
     factors: list[_Triple | None] = []
     lost = 0.0
     for known, module in zip(modules, pairs, strict=True):
@@ -106,7 +107,7 @@ def _said_of_ranks(modules: Sequence[ModelModule], pairs: Sequence[LoraModule | 
     above = [module.rank for known, module in zip(modules, pairs, strict=True) if module and module.rank > known.rank]
     if not above:
         return
-    share = lost / sum(_energy(module) for module in pairs if module is not None)
+    share = lost / sum(_norm(module) ** 2 for module in pairs if module is not None)
     if share > MOST_LOST:
         raise Stranger(
             f"its rank {max(above)} is above all seen, and {share:.0%} of ‖ΔW‖² would be lost at the ranks that the "
@@ -147,8 +148,23 @@ def _refuse_strangers(modules: Sequence[ModelModule], pairs: Sequence[LoraModule
         raise Stranger(f"another recipe: it changes {counted(extra, 'module')} beside the model's, such as {first}")
 
 
-def _energy(module: LoraModule) -> float:
-    return float(lowrank.frobenius_norm(module.down, module.up, module.scale)) ** 2
+def _refuse_sizes(modules: Sequence[LoraModule]) -> None:
+    """Refuse an adapter that changes nothing, or so much or so little that features of it are no numbers.
+
+    Raises:
+        Stranger: it does.
+    """
+    norm = math.hypot(*map(_norm, modules))
+    if norm == 0:
+        raise Stranger("ΔW is zero in every module: it was not trained, or is not whole")
+    sizes = [("‖ΔW‖", norm), *(("a module's scale", abs(one.scale)) for one in modules if one.scale)]
+    for what, size in sizes:
+        if not 1 / _LARGEST <= size <= _LARGEST:
+            raise Stranger(f"{what} is {size:.3g}, which no training leaves: alpha, or a factor, is damaged")
+
+
+def _norm(module: LoraModule) -> float:
+    return float(lowrank.frobenius_norm(module.down, module.up, module.scale))
 
 
 def _cut(module: LoraModule, rank: int) -> tuple[_Triple, float]:

@@ -19,6 +19,7 @@ from lorabench.errors import LorabenchError
 from lorabench.representations.autoencoder import AutoEncoder
 from lorabench.storage import new_folder
 from lorabench.text import counted
+from lorabench.training import Keyed
 
 __all__ = ["INDEX", "FittedUnit", "check_layers", "read_index", "save_fitted"]
 
@@ -123,11 +124,15 @@ class FittedUnit:
         if self.path is None:
             raise ValueError("this unit is neither in memory nor in a file")
         tensors = _tensors(self.path)
-        module = kind(**self.arguments)
+        with torch.device("meta"):  # shapes alone: what a file says of them takes no memory
+            module = kind(**self.arguments)
         try:
-            module.load_state_dict(tensors)
+            module.load_state_dict(tensors, assign=True)
         except RuntimeError as error:
             raise _broken(self.path) from error
+        for part in module.modules():
+            if isinstance(part, Keyed):
+                part.key = torch.zeros_like(part.key, device="cpu")
         return module
 
 

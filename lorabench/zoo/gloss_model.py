@@ -148,6 +148,7 @@ def load_text_base(folder: Path, longest: int, key: str = "dataset.model") -> Te
     """
     try:
         shape = json.loads((folder / "config.json").read_text())
+        _refuse_other_kinds(folder, shape)
         weights = safetensors.torch.load_file(folder / "model.safetensors")
         base = TextBase(
             weights={name: tensor for name, tensor in weights.items() if tensor.is_floating_point()},
@@ -159,12 +160,29 @@ def load_text_base(folder: Path, longest: int, key: str = "dataset.model") -> Te
         )
         with torch.no_grad():
             base.embed(["a"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise LorabenchError(
             f"{folder}: no BERT without a head in config.json, model.safetensors and vocab.txt ({error}). Give a "
             f"folder with one, or {key}=minilm."
         ) from error
     return base
+
+
+def _refuse_other_kinds(folder: Path, shape: object) -> None:
+    """Refuse a BERT of which other numbers would be computed than its own.
+
+    Raises:
+        ValueError: it is such a one.
+        TypeError: it is none.
+    """
+    if not isinstance(shape, dict):
+        raise TypeError("config.json holds no object")
+    for name, only in {"hidden_act": "gelu", "position_embedding_type": "absolute"}.items():
+        if shape.get(name, only) != only:
+            raise ValueError(f"its {name} is {shape[name]}, and {only} is what is computed here")
+    tokenizer = folder / "tokenizer_config.json"
+    if tokenizer.is_file() and json.loads(tokenizer.read_text()).get("do_lower_case") is False:
+        raise ValueError("its vocabulary tells upper from lower case, and texts are read in lower case here")
 
 
 def pooled(states: Float[Tensor, "n t d"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n d"]:

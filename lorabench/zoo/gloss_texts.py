@@ -81,10 +81,16 @@ def read_glosses(folder: Path) -> Glosses:
     under two roots is left out, and so is one of which nothing is left.
 
     Raises:
-        LorabenchError: the files are none of WordNet's, or a root has no leaf.
+        LorabenchError: the files are none of WordNet's or of two versions, or a root has no leaf.
     """
     nouns = read_nouns(folder)
     keys = first_sense(folder, ROOTS)
+    strange = [root for root, key in keys.items() if key not in nouns]
+    if strange:
+        raise LorabenchError(
+            f"{folder}: data.noun has no {keys[strange[0]]}, which index.noun gives for {strange[0]!r}: they are of "
+            "two versions. Give a folder of WordNet's."
+        )
     below = {root: leaves_below(nouns, keys[root]) for root in ROOTS}
     times = Counter(noun.key for leaves in below.values() for noun in leaves)
     hidden = _hidden([word for key in keys.values() for word in nouns[key].lemmas])

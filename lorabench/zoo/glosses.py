@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lorabench.adapters.reading.naming import layer_names
 from lorabench.errors import LorabenchError
-from lorabench.options import AtLeast, OneOf, check_arguments
+from lorabench.options import AtLeast, Filled, OneOf, check_arguments
 from lorabench.storage import file_sha256
 from lorabench.zoo import gloss_model, gloss_texts, making, minilm, wordnet, wordpiece
 from lorabench.zoo.gloss_model import Loras, TextBase, Training, load_text_base, train_loras
@@ -51,8 +51,8 @@ class _Recipe:
 
 def load(
     name: str,
-    model: str,
-    wordnet: str | Path | None,
+    model: Annotated[str, Filled()],
+    wordnet: Annotated[str | None, Filled()],
     ceiling: Annotated[str, OneOf(_CEILINGS)],
     cache_dir: str | Path,
     **recipe: Any,
@@ -81,7 +81,7 @@ def load(
         LorabenchError: an argument is out of range, the base or WordNet is not there or is another, the disk is full.
     """
     check_name(name)
-    check_arguments(load, {"ceiling": ceiling}, "dataset.")
+    check_arguments(load, {"model": model, "wordnet": wordnet, "ceiling": ceiling}, "dataset.")
     made = _Recipe(**recipe)
     sources = _Sources(None if model == minilm.MINILM else Path(model), None if wordnet is None else Path(wordnet))
     path = Path(cache_dir).expanduser() / "zoos" / f"{name}-{_key(made, sources)}"

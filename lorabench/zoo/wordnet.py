@@ -77,11 +77,13 @@ def read_nouns(folder: Path) -> dict[str, Noun]:
         try:
             noun = _noun(line)
         except (ValueError, IndexError) as error:
-            raise LorabenchError(
-                f"{file}, line {number}: no noun in WordNet's format (wndb). Give a folder of WordNet's."
-            ) from error
+            raise _no_line(file, number, "noun") from error
         nouns[noun.key] = noun
     return nouns
+
+
+def _no_line(file: Path, number: int, what: str) -> LorabenchError:
+    return LorabenchError(f"{file}, line {number}: no {what} in WordNet's format (wndb). Give a folder of WordNet's.")
 
 
 def _noun(line: str) -> Noun:
@@ -105,15 +107,18 @@ def first_sense(folder: Path, lemmas: Iterable[str]) -> dict[str, str]:
     A line is `lemma n senses pointers symbol... senses tagged offset...`, the most frequent sense first.
 
     Raises:
-        LorabenchError: a lemma is not there.
+        LorabenchError: a lemma is not there, or its line is none of the kind.
     """
     file = folder / "index.noun"
     wanted = {lemma.replace(" ", "_"): lemma for lemma in lemmas}
     found = {}
-    for line in file.read_text(errors="replace").splitlines():
+    for number, line in enumerate(file.read_text(errors="replace").splitlines(), start=1):
         words = line.split()
         if not line.startswith(" ") and words and words[0] in wanted:
-            found[wanted[words[0]]] = words[6 + int(words[3])]
+            try:
+                found[wanted[words[0]]] = words[6 + int(words[3])]
+            except (ValueError, IndexError) as error:
+                raise _no_line(file, number, "lemma") from error
     missing = [lemma for lemma in wanted.values() if lemma not in found]
     if missing:
         raise LorabenchError(f"{file} has no {missing[0]!r}. Give a folder of WordNet's: dataset.wordnet=DIR.")
