@@ -59,6 +59,8 @@ def _bad_tensors(change: dict[str, torch.Tensor | None]) -> dict[str, torch.Tens
         ({"q.lora_A.weight": torch.ones(2, 3, dtype=torch.int8)}, "I8; quantised"),
         ({"q.lora_A.default.weight": torch.ones(2, 3)}, "both the down of module q"),
         ({"q.alpha": torch.tensor(math.nan)}, "alpha of q is nan"),
+        ({"q.alpha": torch.tensor(1e300, dtype=torch.float64)}, "the scale of q is 5e+299 (alpha / r), and no training"),
+        ({"q.alpha": torch.tensor(1e-300, dtype=torch.float64)}, "the scale of q is 5e-301 (alpha / r), and no training"),
         ({"q.lora_mid.weight": torch.ones(5, 5, 1, 1)}, "Tucker core"),
         ({"q.lora_mid.weight": torch.ones(3, 2, 1, 1)}, "Tucker core"),
         ({"q.lora_mid.weight": torch.ones(2, 2, 1025)}, "Tucker core"),

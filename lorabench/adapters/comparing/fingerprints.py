@@ -41,6 +41,7 @@ bfloat16 keeps 8 bits: an entry of a factor moves by up to 2⁻⁸ of itself, a 
 
 _PROBES = 8  # a side: 64 numbers a module, whose sum of squares is ‖ΔW‖² within some 20 %
 _BITS = 12
+_LARGEST = 1e37  # ‖ΔW‖ of which float32 holds what is kept
 _LEVELS = 8  # of the norm, an octave
 
 Shape = tuple[int, int]
@@ -148,6 +149,8 @@ def sketch(adapter: Adapter) -> Sketch:
         rounding = math.hypot(*map(_rounding, adapter.modules.values()))
     if not math.isfinite(norm):
         raise LorabenchError(f"{adapter.path}: ΔW is not finite (‖ΔW‖ = {norm}). Export the adapter again.")
+    if norm > _LARGEST:
+        raise LorabenchError(f"{adapter.path}: ‖ΔW‖ is {norm:.3g}, which no training leaves. Export the adapter again.")
     stacked = {shape: torch.stack(found).numpy() for shape, found in sorted(rows.items())}
     coarse = np.zeros(_PROBES**2)
     for one in stacked.values():

@@ -24,6 +24,7 @@ HEADER_ALPHAS = ("lora_alpha", "network_alpha", "alpha")
 
 _DEFAULT = 8  # PEFT's r and lora_alpha
 _MAX = sys.float_info.max
+_LARGEST = 1e18  # of a scale: its square, and that of its inverse, are numbers in float32 too
 _SAVED = "lora_adapter_metadata"
 
 
@@ -96,8 +97,18 @@ def find_scale(stated: Stated) -> Scale:
     2023), with `rank_pattern` and `alpha_pattern`, and MLX's `scale`. Then α in the header. Else α = r, so 1.
 
     Raises:
-        LorabenchError: α or a value of the configuration is no finite number.
+        LorabenchError: α or a value of the configuration is no finite number, or the scale is one that no training has.
     """
+    found = _stated_scale(stated)
+    if found.value and not 1 / _LARGEST <= abs(found.value) <= _LARGEST:
+        raise LorabenchError(
+            f"{stated.where}: the scale of {stated.module} is {found.value:.3g} ({found.rule}), and no training has "
+            f"one beyond {1 / _LARGEST:g} and {_LARGEST:g}. Remove this adapter or repair its alpha."
+        )
+    return found
+
+
+def _stated_scale(stated: Stated) -> Scale:
     if stated.alpha is not None:
         if not math.isfinite(stated.alpha):
             raise LorabenchError(
