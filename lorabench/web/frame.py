@@ -41,8 +41,9 @@ _STYLE = """
 .command pre, .command code { white-space: pre-wrap; overflow-wrap: anywhere; }
 .body--dark { --q-primary: #5c7cfa !important; }
 .body--dark .nicegui-link { color: #91a7ff; }
+.q-notification__actions .q-btn { color: white !important; }
 """
-"""What Quasar has no word for; the blue of light pages is too dark to be read on black."""
+"""What Quasar has no word for; the blue of light pages cannot be read on black, nor on a notification's green."""
 _COLOURS: dict[str, str] = {
     "done": "positive", "failed": "negative", "lost": "negative", "cancelled": "grey-7", "running": "primary",
     "waiting": "grey-7",
