@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+import lorabench
+
 __all__ = ["PROGRAMS", "main"]
 
 PROGRAMS = {
@@ -34,6 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         program = importlib.import_module(f"lorabench.{words[0]}.__main__")
         code: int = program.main(words[1:], name=f"lorabench {words[0]}")
         return code
+    if words == ["--version"]:
+        sys.stdout.write(f"lorabench {lorabench.__version__}\n")
+        return None
+    if words and words[0].isidentifier():  # no option of Hydra's: those have a - before or a = within
+        sys.exit(
+            f"lorabench: {words[0]} is no program, and no option NAME=VALUE; programs are {', '.join(PROGRAMS)} "
+            "(--help says what each is for)"
+        )
     if {"--help", "-h"} & set(words):
         width = max(map(len, PROGRAMS))
         lines = [f"  lorabench {word:{width}}  {what}" for word, what in PROGRAMS.items()]

@@ -148,7 +148,11 @@ def output_folder(output_dir: Any) -> Path | None:
 
 @contextmanager
 def status_of(folder: Path) -> Iterator[Note]:
-    """Keep a run's `status.json` up to date, whatever becomes of the run."""
+    """Keep a run's `status.json` up to date, whatever becomes of the run.
+
+    Where one that fails leaves the results of an earlier run as they were, their status stays with them.
+    """
+    earlier = _finished(folder)
     note = Note(folder)
     note.running()
     try:
@@ -157,10 +161,28 @@ def status_of(folder: Path) -> Iterator[Note]:
         error = sys.exception()
         if error is None:
             note.ended("done")
+        elif earlier is not None and _stamp(folder / RESULTS) == earlier[0]:
+            replace_file(folder / STATUS, earlier[1])
         elif isinstance(error, KeyboardInterrupt | SystemExit):  # the latter: SLURM takes the job back, to go on later
             note.ended("interrupted")
         else:
             note.ended("failed", f"{type(error).__name__}: {error}".splitlines()[-1])
+
+
+def _finished(folder: Path) -> tuple[tuple[int, int], bytes] | None:
+    """Of the finished run in a folder, which file its results are, and its `status.json`; None where there is none."""
+    stamp = _stamp(folder / RESULTS)
+    if stamp is None or read_status(folder).status != "done":
+        return None
+    return stamp, (folder / STATUS).read_bytes()
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def read_status(folder: Path) -> Status:

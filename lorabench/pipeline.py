@@ -119,7 +119,7 @@ def _evaluate(
     folder: Path,
 ) -> Result:
     machine = environment()
-    phase: Ablation = make(cfg.ablation)
+    phase: Ablation = _phase(cfg)
     evaluators, target = evaluators_of(cfg)
     evaluators[0].on_curves = track.curves  # of one split: the others' steps would be the same
     evaluator, others = evaluators[0], evaluators[1:]
@@ -161,6 +161,15 @@ def _evaluate(
         numbers=_numbers(target, splits),
         published=_published(cfg, findings, chosen, len(zoo.layers), by_source) if cfg.published_keys else {},
     )
+
+
+def _phase(cfg: DictConfig) -> Ablation:
+    """The phase. What is wrong with a zoo of its own is told by that zoo's options, and not by the run's."""
+    try:
+        found: Ablation = make(cfg.ablation)
+    except LorabenchError as error:
+        raise LorabenchError(str(error).replace("dataset.", "ablation.other.")) from error
+    return found
 
 
 def own_classifiers(chosen: Mapping[str, DictConfig]) -> dict[str, tuple[str, ClassifierFactory]]:

@@ -5,11 +5,12 @@ import io
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["counted", "csv_text", "plain", "showable", "some", "table", "to_json"]
+__all__ = ["clean", "counted", "csv_text", "plain", "showable", "some", "table", "to_json"]
 
 _COLOUR = r"\x1b(?=\[[0-9;]*m)"
 _OBEYED = re.compile(rf"(?!{_COLOUR})[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # the last turn lines
@@ -24,7 +25,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], numbers: Seq
     unet              192
     text encoder       72
     """
-    cells = [list(columns), *([str(cell) for cell in row] for row in rows)]
+    cells = [list(columns), *([clean(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     lines = [
         "  ".join(
@@ -62,6 +63,23 @@ def showable(text: str) -> str:
     a\x07b
     """
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def clean(value: object) -> str:
+    r"""Text of anybody's file on one line, with what a terminal would obey spelt out: control and half characters.
+
+    >>> print(clean("a\x1b[31m\nb"))
+    a\x1b[31m b
+    """
+    text = str(value)
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    blank = character in "\t\n\r" or unicodedata.category(character) == "Zs"
+    return " " if blank else character.encode("unicode_escape").decode()
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lorabench import __version__
 from tests.conftest import TINY_ZOO
 from tests.hub_schema import small_modules, write_hub
 from tests.processes import Started, lorabench
@@ -77,6 +78,32 @@ def test_a_run_is_run_again_from_what_it_wrote(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_word_that_is_no_program_is_told_which_there_are_and_the_version_is_ours(tmp_path):
+    said = lorabench("predikt", "model", cwd=tmp_path, code=1).stderr.strip()
+    assert said.startswith("lorabench: predikt is no program, and no option NAME=VALUE; programs are adapters, zoo, ")
+    assert "\n" not in said
+    assert lorabench("--version", cwd=tmp_path).stdout == f"lorabench {__version__}\n"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_refused_leaves_an_earlier_ones_results_and_their_status(tmp_path):
+    lorabench(*QUICK, "representation=norms", "output_dir=out", "classifier.hidden=[8]", cwd=tmp_path)
+    (folder,) = (tmp_path / "out").iterdir()
+    before = {path.name: path.read_bytes() for path in folder.glob("*.json")}
+    lorabench(*QUICK, "representation=norms", "output_dir=out", "dataset.steps=0", cwd=tmp_path, code=1)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.json")} == before
+    (folder / "results.json").unlink()
+    lorabench(*QUICK, "representation=norms", "output_dir=out", "dataset.steps=0", cwd=tmp_path, code=1)
+    assert json.loads((folder / "status.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_a_phases_own_zoo_is_told_by_its_options(tmp_path):
+    words = ["ablation=shift", "dataset@ablation.other=glyphs", "ablation.other.base_seed=-1", "representation=norms"]
+    said = one_line_of(lorabench(*QUICK, *words, cwd=tmp_path, code=1))
+    assert "lorabench: ablation.other.base_seed=-1: a whole number from 0" in said
+
+
 def test_a_users_mistake_ends_in_one_message(tmp_path):
     done = lorabench("dataset=1k", "dataset.path=nowhere", cwd=tmp_path, code=1)
     assert "nowhere" in one_line_of(done)

@@ -288,6 +288,7 @@ def test_the_sketch_of_deltas_is_seeded() -> None:
 @settings(deadline=None, max_examples=20)
 @given(n=st.integers(1, 5), m=st.integers(1, 5), r=st.integers(1, 4), q=st.integers(1, 4), seed=st.integers(0, 9999))
 def test_inner_products_are_lowranks_and_dense(n: int, m: int, r: int, q: int, seed: int) -> None:
+    """Of 5 × 6, which are formed from r · q = 3 on, and which are not below."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     left, right = (draw(n, r, 6), draw(n, 5, r)), (draw(m, q, 6), draw(m, 5, q))

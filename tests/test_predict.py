@@ -340,7 +340,9 @@ def test_a_run_that_cannot_be_exported_says_why(finished, tmp_path, capsys, monk
     assert export_main([str(finished / "run"), "flat", str(tmp_path / "model")]) == 1
     assert "has no representation 'flat'. It has norms, pca, factors, nearest, " in capsys.readouterr().err
     assert export_main([str(tmp_path), "flat", str(tmp_path / "model")]) == 1
-    assert "results.json cannot be used" in capsys.readouterr().err
+    assert "not the folder of a run that is done, it has no results.json; a command names it" in capsys.readouterr().err
+    assert export_main([str(finished), "norms", str(tmp_path / "model")]) == 1
+    assert f"it has no results.json; {finished / 'run'} is one" in capsys.readouterr().err
     other = tmp_path / "run"
     shutil.copytree(finished / "run", other)
     said = json.loads((other / "results.json").read_text())

@@ -1,6 +1,5 @@
 """Folders of models that cannot be used, or were made to do harm."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from lorabench.errors import LorabenchError
-from lorabench.predict.folder import read_model, write_model
+from lorabench.predict.folder import checksum, read_model, write_model
 from lorabench.representations.norms import Norms
 from tests.leafy_zoo import leafy_zoo, model_of
 
@@ -26,9 +25,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def broken(place: Path, target: Path, **changes) -> Path:
     """A copy of the model with other words in its config.json."""
     shutil.copytree(place / "model", target)
-    said = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps({**said, **changes}))
-    return target
+    return rewritten(target, (target / "model.safetensors").read_bytes(), **changes)
+
+
+def rewritten(folder: Path, data: bytes, **changes) -> Path:
+    """With other arrays and words, and the checksum of these."""
+    said = json.loads((folder / "config.json").read_text()) | changes
+    del said["blake2b"]
+    (folder / "model.safetensors").write_bytes(data)
+    (folder / "config.json").write_text(json.dumps({**said, "blake2b": checksum(said, data)}))
+    return folder
 
 
 def test_a_model_that_cannot_be_used_is_refused_in_one_line(place, tmp_path):
@@ -42,6 +48,11 @@ def test_a_model_that_cannot_be_used_is_refused_in_one_line(place, tmp_path):
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-4])
     with pytest.raises(LorabenchError, match=r"damaged .*its checksum is another"):
         read_model(cut)
+    turned = broken(place, tmp_path / "turned")
+    said = json.loads((turned / "config.json").read_text())
+    (turned / "config.json").write_text(json.dumps({**said, "classes": said["classes"][::-1]}))
+    with pytest.raises(LorabenchError, match=r"damaged .*its checksum is another"):
+        read_model(turned)
 
 
 def said_of(place: Path, part: str):
@@ -131,11 +142,7 @@ def test_arrays_that_export_would_not_write_are_refused(place, tmp_path, case):
     change, why = FALSE_ARRAYS[case]
     folder = broken(place, tmp_path / "one")
     arrays = load_file(folder / "model.safetensors")
-    data = save({**arrays, **change(arrays)})
-    (folder / "model.safetensors").write_bytes(data)
-    said = json.loads((folder / "config.json").read_text())
-    said["blake2b"] = hashlib.blake2b(data, digest_size=16).hexdigest()
-    (folder / "config.json").write_text(json.dumps(said))
+    rewritten(folder, save({**arrays, **change(arrays)}))
     with pytest.raises(LorabenchError, match=r"is damaged or not of config\.json") as refused:
         read_model(folder)
     assert why in str(refused.value)

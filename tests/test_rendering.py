@@ -13,9 +13,9 @@ from lorabench.adapters.metadata.evidence import PEFT
 from lorabench.adapters.metadata.inspection import inspect
 from lorabench.adapters.metadata.library import scan, write_rows
 from lorabench.adapters.metadata.origin import _MODEL, _NETWORK, _TRAINING
-from lorabench.adapters.metadata.rendering import clean, markdown, module_table, terminal, text
+from lorabench.adapters.metadata.rendering import markdown, module_table, terminal, text
 from lorabench.errors import LorabenchError
-from lorabench.text import plain
+from lorabench.text import clean, plain
 from tests.inspected_files import KOHYA, kohya_tensors, sparse, values, write
 from tests.real_adapters import SHARED, real_files
 

@@ -168,7 +168,7 @@ class Retrieval(Ablation):
         summary = [study.row([one], study.chosen[one.representation](), "none") for one in evaluated]
         finding = RetrievalFinding(
             self.name,
-            gallery="the other test adapters" if self.other is None else f"the same adapters in {self.other.name}",
+            gallery=_gallery(study.zoo, self.other),
             queries=[len(task.queries) for task in tasks],
             candidates=[int(task.candidate.sum(1).max()) for task in tasks],
             chance=AtRandom(*(_mean(queried, one) for one in chance)),
@@ -238,6 +238,12 @@ def _check_leaves(zoo: Zoo, other: Zoo) -> None:
                 f"ablation.other: {adapter} was trained on {theirs[adapter]} in {other.name} and on {leaf} in "
                 f"{zoo.name}; adapters of one name have one leaf"
             )
+
+
+def _gallery(zoo: Zoo, other: Zoo | None) -> str:
+    if other is None:
+        return "the other test adapters"
+    return f"the same adapters in {'another ' if other.name == zoo.name else ''}{other.name}"
 
 
 def _leaves(zoo: Zoo) -> dict[str, str]:

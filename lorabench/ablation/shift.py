@@ -84,7 +84,7 @@ class Shift(Ablation):
         Raises:
             LorabenchError: nothing is to be shifted, or a shift cannot be made of this zoo.
         """
-        alterations = self._alterations()
+        alterations = self._alterations(study.zoo.name)
         recipes = [RecipeShift(study, column, value) for column, value in (self.hold_out or {}).items()]
         if not alterations and not recipes:
             raise LorabenchError(
@@ -101,8 +101,8 @@ class Shift(Ablation):
         rows.sort(key=lambda row: order.index(row.representation))
         return copied.findings(ShiftFinding(self.name, with_holm(rows, lambda row: row.representation)))
 
-    def _alterations(self) -> dict[str, Alteration]:
-        """By the names that the table has."""
+    def _alterations(self, zoo: str) -> dict[str, Alteration]:
+        """By the names that the table of a zoo of this name has."""
         found: dict[str, Alteration] = {one: functools.partial(stored, dtype=one) for one in self.storage}
         found |= {f"{100 * share:g} % of the energy": functools.partial(resized, energy=share) for share in self.energy}
         found |= {f"rank × {share:g}": functools.partial(resized, share=share) for share in self.rank_share}
@@ -115,5 +115,6 @@ class Shift(Ablation):
             found["merged with a stranger"] = merged
         found |= {f"noise of {100 * share:g} %": functools.partial(noisy, share=share) for share in self.noise}
         if self.other is not None:
-            found[f"in {self.other.name}"] = functools.partial(in_other, other=self.other)
+            same = "another " if self.other.name == zoo else ""
+            found[f"in {same}{self.other.name}"] = functools.partial(in_other, other=self.other)
         return found

@@ -18,6 +18,7 @@ from lorabench.data import as_taken
 from lorabench.errors import LorabenchError
 from lorabench.evaluation import Arm, Evaluator, Probe
 from lorabench.evaluation.chance import chance
+from lorabench.jobs import RESULTS
 from lorabench.pipeline import evaluators_of, fitted_folder, own_classifiers
 from lorabench.predict.character import character, spans
 from lorabench.predict.conformal import Held, mean_probabilities, temperature
@@ -53,6 +54,7 @@ def make_model(run: Path, name: str) -> Model:
         LorabenchError: there is no such run or representation, its data set has changed, or one of its parts cannot
             be kept as arrays.
     """
+    _check_run(run)
     result = result_in(run)
     _check(result, run, name)
     evaluators, target = evaluators_of(OmegaConf.create(result.config))
@@ -127,6 +129,14 @@ def _classifier(
     base = {option: value for option, value in settings.items() if option not in ("grid", "tries")}
     base |= {"in_features": in_features, "n_classes": n_classes}
     return {"class": f"{kind.__module__}.{kind.__qualname__}", "arguments": [{**base, **own} for own in chosen]}
+
+
+def _check_run(run: Path) -> None:
+    if (run / RESULTS).is_file():
+        return
+    below = sorted(path.parent for path in run.glob(f"*/{RESULTS}"))
+    there = f"{below[0]} is one" if below else 'a command names it behind "Written to"'
+    raise LorabenchError(f"{run}: not the folder of a run that is done, it has no {RESULTS}; {there}")
 
 
 def _check(result: Result, run: Path, name: str) -> None:

@@ -13,7 +13,7 @@ from lorabench.commands.options import path_name, share
 from lorabench.errors import LorabenchError, explain_writing
 from lorabench.predict import ERROR, STRANGERS
 from lorabench.storage import replace_file
-from lorabench.text import counted, csv_text, table
+from lorabench.text import clean, counted, csv_text, table
 
 if TYPE_CHECKING:
     from lorabench.predict.answers import Answer
@@ -144,14 +144,14 @@ def _text(said: Sequence["Answer"], failed: Sequence["Answer"]) -> str:
         first = f"{shown[0][1]:.2f}" if shown else ""
         rows.append([str(one.path), told, first, ", ".join(f"{name} {p:.2f}" for name, p in shown[1:])])
     lines = [table(["adapter", "what it was trained on", "p", "then"], rows, numbers=["p"])]
-    lines += [f"{one.path}: {said}" for one in said for said in (one.why, *one.notes) if said]
+    lines += [clean(f"{one.path}: {said}") for one in said for said in (one.why, *one.notes) if said]
     counts = {word: sum(one.verdict == word for one in said) for word in ("known", "several", "unknown", "error")}
     lines.append(
         f"{counted(len(said), 'adapter')}: {counts['known']} of one category, {counts['several']} of one of several, "
         f"{counts['unknown']} not known, {counts['error']} not readable"
     )
     if failed:
-        lines.append(f"failed: {counted(len(failed), 'adapter')}, such as {failed[0].path}")
+        lines.append(f"failed: {counted(len(failed), 'adapter')}, such as {clean(failed[0].path)}")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from lorabench.text import to_json
 from lorabench.training import Scaling
 from lorabench.zoo import ModuleShape
 
-__all__ = ["FILES", "SCHEMA", "check_place", "networks_of", "read_model", "write_model"]
+__all__ = ["FILES", "SCHEMA", "check_place", "checksum", "networks_of", "read_model", "write_model"]
 
 SCHEMA = 3
 CARD = "README.md"
@@ -44,7 +45,7 @@ _AGAIN = "Export it again with `lorabench export`."
 
 @dataclass(frozen=True)
 class _Description:
-    """What stands in config.json, beside `schema`."""
+    """What stands in config.json, beside `schema` and `blake2b`."""
 
     target: str
     classes: list[str]
@@ -54,7 +55,6 @@ class _Description:
     seeds: list[int]
     temperature: float
     trained_on: dict[str, Any]
-    blake2b: str
 
 
 def check_place(folder: Path, overwrite: bool) -> None:
@@ -102,6 +102,16 @@ def write_model(model: Model, folder: Path, overwrite: bool = False) -> None:
     arrays |= {f"conformal/{name}": torch.from_numpy(values) for name, values in vars(model.conformal).items()}
     arrays |= model.novelty.arrays()
     data = save({name: values.contiguous() for name, values in arrays.items()})
+    said = {"schema": SCHEMA, **_said(model)}
+    remedy = "Free some space or name another folder; nothing half-written was left."
+    with explain_disk_errors(folder, remedy), new_folder(folder, replace=overwrite) as partial:
+        (partial / ARRAYS).write_bytes(data)
+        (partial / CONFIG).write_text(f"{to_json({**said, 'blake2b': checksum(said, data)}, 1)}\n")
+        (partial / CARD).write_text(card(model))
+
+
+def _said(model: Model) -> dict[str, Any]:
+    """What config.json says, but for schema and checksum."""
     description = _Description(
         target=model.target,
         classes=list(model.classes),
@@ -111,13 +121,19 @@ def write_model(model: Model, folder: Path, overwrite: bool = False) -> None:
         seeds=list(model.seeds),
         temperature=model.temperature,
         trained_on=dict(model.trained_on),
-        blake2b=_sum(data),
     )
-    remedy = "Free some space or name another folder; nothing half-written was left."
-    with explain_disk_errors(folder, remedy), new_folder(folder, replace=overwrite) as partial:
-        (partial / ARRAYS).write_bytes(data)
-        (partial / CONFIG).write_text(f"{to_json({'schema': SCHEMA, **asdict(description)}, 1)}\n")
-        (partial / CARD).write_text(card(model))
+    return asdict(description)
+
+
+def checksum(said: Mapping[str, Any], data: bytes) -> str:
+    """Of what config.json says and of the arrays; it tells what was damaged, not what a stranger wrote so.
+
+    Args:
+        said: all of config.json but the checksum itself.
+        data: the file of the arrays.
+    """
+    words = json.dumps(json.loads(to_json(said)), sort_keys=True).encode()
+    return hashlib.blake2b(words + data, digest_size=16).hexdigest()
 
 
 def read_model(folder: Path) -> Model:
@@ -128,9 +144,9 @@ def read_model(folder: Path) -> Model:
     Raises:
         LorabenchError: there is none, of another schema, or damaged.
     """
-    description = _description(folder)
+    description, said = _description(folder)
     try:
-        model = _model(description, _arrays(folder, description.blake2b))
+        model = _model(description, _arrays(folder, said))
         _check_asked(model)
     except ImportError as error:
         raise LorabenchError(
@@ -145,24 +161,26 @@ def read_model(folder: Path) -> Model:
     return model
 
 
-def _arrays(folder: Path, checksum: str) -> dict[str, Tensor]:
+def _arrays(folder: Path, said: dict[str, Any]) -> dict[str, Tensor]:
     data = (folder / ARRAYS).read_bytes()
-    if _sum(data) != checksum:
+    if said.pop("blake2b", None) != checksum(said, data):
         raise ValueError("its checksum is another")
     arrays: dict[str, Tensor] = load(data)
     return arrays
 
 
-def _description(folder: Path) -> _Description:
+def _description(folder: Path) -> tuple[_Description, dict[str, Any]]:
+    """What config.json says, as it is meant and as it stands there."""
     path = folder / CONFIG
     if not path.is_file():
         raise LorabenchError(f"{folder}: no model, it has no {CONFIG}. Give a folder that `lorabench export` wrote.")
     said = read_json(path)
-    schema = said.pop("schema", None)
+    schema = said.get("schema")
     if schema != SCHEMA:
         raise LorabenchError(f"{path}: schema {schema}, this version of lorabench reads {SCHEMA}. {_AGAIN}")
     try:
-        return validated(_Description, said)
+        words = {name: value for name, value in said.items() if name not in ("schema", "blake2b")}
+        return validated(_Description, words), said
     except ValueError as error:
         raise LorabenchError(f"{path} is damaged ({str(error).splitlines()[0]}). {_AGAIN}") from error
 
@@ -313,7 +331,3 @@ def _own_class(path: str, room: str, kind: type) -> Any:
 def _within(prefix: str, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     start = f"{prefix}/"
     return {name.removeprefix(start): values for name, values in arrays.items() if name.startswith(start)}
-
-
-def _sum(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -98,7 +98,14 @@ def load(
     if found is not None:
         return found
     names: dict[tuple[str, ...], str] = {}
-    sizes = [_sizes(entry, names) for entry in track(entries, "checking adapters")]
+    left_out: dict[str, str] = {}
+    sizes = [_sizes(entry, names, left_out) for entry in track(entries, "checking adapters")]
+    if left_out:
+        file, kinds = next(iter(left_out.items()))
+        _log.warning(
+            "%d of %d adapters hold tensors that are not part of a LoRA and stay out, such as %s: %s",
+            len(left_out), len(entries), file, kinds,
+        )  # fmt: skip
     modules = _modules(entries, sizes, missing)
     shapes: dict[str, tuple[int, int]] = {}
     for module in modules:
@@ -148,17 +155,18 @@ def _key(root: Path, entries: list[Entry], name: str, missing: str, places: Labe
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=12).hexdigest()
 
 
-def _sizes(entry: Entry, names: dict[tuple[str, ...], str]) -> dict[str, _Size]:
+def _sizes(entry: Entry, names: dict[tuple[str, ...], str], left_out: dict[str, str]) -> dict[str, _Size]:
     """The sizes of an adapter's modules, by the name that the first adapter with this module has for it.
 
     Args:
         entry: the adapter.
         names: identity -> that name; new ones are added.
+        left_out: file -> kinds of tensors that are no part of a LoRA; it is added where it holds some.
     """
     adapter = load_adapter(entry.file)
     if adapter.unsupported:
         kinds = ", ".join(f"{kind} ({len(keys)})" for kind, keys in adapter.unsupported.items())
-        _log.warning("%s: holds tensors that are not part of a LoRA and stay out: %s", entry.file, kinds)
+        left_out[str(entry.file)] = kinds
     sizes = {}
     for key, name in by_identity(adapter.modules).items():
         module = adapter.modules[name]

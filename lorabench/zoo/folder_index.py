@@ -80,7 +80,8 @@ def adapters_below(root: Path, patterns: Sequence[str] | None = None) -> list[Ad
 
 def _check_folder(root: Path) -> None:
     if not root.is_dir():
-        raise LorabenchError(f"dataset.path={root}: no such folder. Give the folder that holds the adapters.")
+        where = "" if root.is_absolute() else f" in {Path.cwd()}"
+        raise LorabenchError(f"dataset.path={root}: no such folder{where}. Give the folder that holds the adapters.")
     if (root / INCOMPLETE).exists():
         raise LorabenchError(
             f"{root}: an export to this folder was interrupted. Run it again with --overwrite, or delete the folder."

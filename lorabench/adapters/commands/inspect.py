@@ -12,7 +12,7 @@ from lorabench.commands.frame import Outcome
 from lorabench.commands.options import natural, path_name, positive_int
 from lorabench.errors import LorabenchError
 from lorabench.storage import refuse_overwriting
-from lorabench.text import table
+from lorabench.text import clean, counted, table
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
@@ -112,7 +112,7 @@ def _scan(args: Namespace) -> Outcome:
     if not rows:
         raise LorabenchError(f"{args.path}: no adapter file at any depth. Name another folder.")
     bad = [row for row in rows if not row["valid"]]
-    summary = f"{len(rows)} files: {len(rows) - len(bad)} valid" + (f", {len(bad)} not valid" if bad else "")
+    summary = f"{counted(len(rows), 'file')}: {len(rows) - len(bad)} valid" + (f", {len(bad)} not valid" if bad else "")
     state = adapter_files(args.path).state
     if state:
         summary += f"; {len(state)} files of a trainer's own state were not opened ({state[0].name}, ...)"
@@ -131,7 +131,6 @@ def _scan(args: Namespace) -> Outcome:
 
 def _edit(args: Namespace) -> Outcome:
     from lorabench.adapters.metadata.editing import edit
-    from lorabench.adapters.metadata.rendering import clean
 
     done = edit(args.path, args.out, values=dict(args.set), unset=args.unset, redacted=args.redact, force=args.force)
     lines = [f"removed  {clean(key)}" for key in done.removed]
@@ -149,8 +148,6 @@ def _edit(args: Namespace) -> Outcome:
 
 
 def _listed(rows: list[dict[str, Any]], style: str) -> str:
-    from lorabench.adapters.metadata.rendering import clean
-
     columns = ("file", "method", "rank", "alpha", "modules", "KiB", "base model")
     cells = [
         [

@@ -3,14 +3,13 @@
 import json
 import shutil
 import textwrap
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lorabench.adapters.metadata.inspection import Inspection
-from lorabench.text import counted, plain, table
+from lorabench.text import clean, counted, plain, table
 
-__all__ = ["clean", "markdown", "module_table", "terminal", "text"]
+__all__ = ["markdown", "module_table", "terminal", "text"]
 
 _BLOCKS = {
     "file_info": "File",
@@ -111,18 +110,6 @@ def module_table(found: Inspection) -> str:
         for one in found.modules
     ]
     return table(columns, rows, ("rank", "alpha", "scale"))
-
-
-def clean(value: object) -> str:
-    """Text of a file without what a terminal would obey: control and half characters are spelt out."""
-    return "".join(
-        character
-        if character.isprintable()
-        else " "
-        if character in "\t\n\r" or unicodedata.category(character) == "Zs"
-        else character.encode("unicode_escape").decode()
-        for character in str(value)
-    )
 
 
 def _headline(found: Inspection) -> str:
