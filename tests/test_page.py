@@ -134,6 +134,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of a sweep with everything on it, and a job that failed."""
     results = [*some_results(), a_result({"stats": [0.3, 0.2]}, dataset="<other> & zoo")]
     folder = written(tmp_path_factory.mktemp("page") / "sweep", results)
+    queue(folder, Job("5", "job 5", [], "key 5"))  # as a sweep does before it runs a job again
     with pytest.raises(RuntimeError), status_of(folder / "5"):
         raise RuntimeError("<b>no</b> memory")
     assert main([str(folder)]) == 1
