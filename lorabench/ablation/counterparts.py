@@ -8,7 +8,7 @@ from jaxtyping import Float32
 from lorabench.errors import LorabenchError
 from lorabench.zoo import Stack, Zoo
 
-__all__ = ["check_counterpart", "check_other", "in_other"]
+__all__ = ["called_beside", "check_counterpart", "check_other", "in_other"]
 
 
 def check_other(other: object) -> None:
@@ -54,6 +54,11 @@ def check_counterpart(zoo: Zoo, other: Zoo) -> None:
             f"ablation.other: no adapter of {other.name} has the name of one of {zoo.name}, and names tell what is "
             "paired"
         )
+
+
+def called_beside(zoo: Zoo, other: Zoo) -> str:
+    """What tables of a zoo call the other one, which may have its name."""
+    return f"another {other.name}" if other.name == zoo.name else other.name
 
 
 def in_other(zoo: Zoo, rng: np.random.Generator, other: Zoo) -> Zoo:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from lorabench.ablation.copies import copied_zoo
-from lorabench.ablation.counterparts import check_counterpart, check_other, in_other
+from lorabench.ablation.counterparts import called_beside, check_counterpart, check_other, in_other
 from lorabench.ablation.first_hit import cosines, first_hits, first_hits_by_chance
 from lorabench.ablation.none import Between, compared_with, differences_to
 from lorabench.ablation.phase import Ablation
@@ -168,7 +168,7 @@ class Retrieval(Ablation):
         summary = [study.row([one], study.chosen[one.representation](), "none") for one in evaluated]
         finding = RetrievalFinding(
             self.name,
-            gallery=_gallery(study.zoo, self.other),
+            gallery="the other test adapters" if self.other is None else _counterparts(study.zoo, self.other),
             queries=[len(task.queries) for task in tasks],
             candidates=[int(task.candidate.sum(1).max()) for task in tasks],
             chance=AtRandom(*(_mean(queried, one) for one in chance)),
@@ -240,10 +240,8 @@ def _check_leaves(zoo: Zoo, other: Zoo) -> None:
             )
 
 
-def _gallery(zoo: Zoo, other: Zoo | None) -> str:
-    if other is None:
-        return "the other test adapters"
-    return f"the same adapters in {'another ' if other.name == zoo.name else ''}{other.name}"
+def _counterparts(zoo: Zoo, other: Zoo) -> str:
+    return f"the same adapters in {called_beside(zoo, other)}"
 
 
 def _leaves(zoo: Zoo) -> dict[str, str]:

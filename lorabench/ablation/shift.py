@@ -15,13 +15,14 @@ from lorabench.ablation.altered import (
     with_modules_missing,
 )
 from lorabench.ablation.copies import Altered, altered_rows, evaluate_copies
-from lorabench.ablation.counterparts import check_counterpart, check_other, in_other
+from lorabench.ablation.counterparts import called_beside, check_counterpart, check_other, in_other
 from lorabench.ablation.phase import Ablation
 from lorabench.ablation.recipes import RecipeShift
 from lorabench.ablation.study import Findings, Study, with_holm
 from lorabench.errors import LorabenchError
 from lorabench.findings import Finding
 from lorabench.options import Above, AtLeast, AtMost, OneOf
+from lorabench.zoo import Zoo
 
 __all__ = ["Shift", "ShiftFinding"]
 
@@ -84,7 +85,7 @@ class Shift(Ablation):
         Raises:
             LorabenchError: nothing is to be shifted, or a shift cannot be made of this zoo.
         """
-        alterations = self._alterations(study.zoo.name)
+        alterations = self._alterations(study.zoo)
         recipes = [RecipeShift(study, column, value) for column, value in (self.hold_out or {}).items()]
         if not alterations and not recipes:
             raise LorabenchError(
@@ -101,8 +102,8 @@ class Shift(Ablation):
         rows.sort(key=lambda row: order.index(row.representation))
         return copied.findings(ShiftFinding(self.name, with_holm(rows, lambda row: row.representation)))
 
-    def _alterations(self, zoo: str) -> dict[str, Alteration]:
-        """By the names that the table of a zoo of this name has."""
+    def _alterations(self, zoo: Zoo) -> dict[str, Alteration]:
+        """By the names that the zoo's table has."""
         found: dict[str, Alteration] = {one: functools.partial(stored, dtype=one) for one in self.storage}
         found |= {f"{100 * share:g} % of the energy": functools.partial(resized, energy=share) for share in self.energy}
         found |= {f"rank × {share:g}": functools.partial(resized, share=share) for share in self.rank_share}
@@ -115,6 +116,5 @@ class Shift(Ablation):
             found["merged with a stranger"] = merged
         found |= {f"noise of {100 * share:g} %": functools.partial(noisy, share=share) for share in self.noise}
         if self.other is not None:
-            same = "another " if self.other.name == zoo else ""
-            found[f"in {same}{self.other.name}"] = functools.partial(in_other, other=self.other)
+            found[f"in {called_beside(zoo, self.other)}"] = functools.partial(in_other, other=self.other)
         return found
