@@ -1,11 +1,12 @@
 """Pictures of adapters: nothing overlaps, no panel is empty, and the files are whole."""
 
 import json
+import pickle
 import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +26,7 @@ from lorabench.adapters.drawing.figures import ranks, weights
 from lorabench.adapters.drawing.figures.blocks import block_strength
 from lorabench.adapters.drawing.kinds import KINDS, FigureKind, kind_module
 from lorabench.adapters.drawing.plotting import plot
-from lorabench.adapters.drawing.rendering import Processes
+from lorabench.adapters.drawing.rendering import Picture, Processes
 from lorabench.adapters.drawing.subject import Subject
 from lorabench.adapters.principal_components import pca, pca_across
 from lorabench.adapters.reading.files import load
@@ -149,6 +150,24 @@ def test_other_processes_draw_the_same_bytes(tmp_path: Path) -> None:
     assert [path.name for path in here] == [path.name for path in there]
     for one, two in zip(here, there, strict=True):
         assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_process_that_draws_needs_no_torch(tmp_path: Path) -> None:
+    sent = tmp_path / "sent"
+
+    class Sender:
+        def render(self, pictures: Iterable[Picture]) -> None:
+            sent.write_bytes(pickle.dumps(list(pictures)))
+
+    plot([small(), small()], "all", tmp_path / "pictures", renderer=Sender())
+    code = (
+        "import pickle, sys\n"
+        "import lorabench.adapters.drawing.ready\n"
+        f"got = pickle.loads(open({str(sent)!r}, 'rb').read())\n"
+        "print(len(got), 'torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == [str(2 * len(ALONE) + 1), "False"], "importing torch takes longer than drawing"
 
 
 @pytest.mark.parametrize("form", ["png", "svg"])

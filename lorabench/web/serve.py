@@ -67,7 +67,7 @@ def application(site: Site) -> ASGIApp:
     # Between a server and a browser of one machine compressing takes longer than what it saves.
     near = site.settings.host in LOOPBACK and not site.settings.https
     ui.run_with(
-        app, title="lorabench", show_welcome_message=False, reconnect_timeout=10.0,
+        app, title="lorabench", show_welcome_message=False, tailwind=False, reconnect_timeout=10.0,
         gzip_middleware_factory=None if near else _compressed,
     )  # fmt: skip
     larger = {"/api/adapters": site.settings.max_upload + _SPARE}

@@ -1,7 +1,8 @@
-"""One file and a library of files, headers only: python -m tests.bench.bench_inspect."""
+"""One file looked at and drawn, and a library of files, headers only: python -m tests.bench.bench_inspect."""
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 
 from tests.bench.machine import describe
 
-FILES, SECONDS, ONE = 1000, 10.0, 0.5
+FILES, SECONDS, ONE, VALUES, PICTURES = 1000, 10.0, 0.5, 0.7, 3.0
 _WIDTHS = (320, 640, 1280)
 
 
@@ -23,7 +24,11 @@ def main(files: int = FILES) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         size = make_library(root, files)
-        one = min(_seconds("inspect", str(next(root.glob("*.safetensors")))) for _ in range(5))
+        file = str(next(root.glob("*.safetensors")))
+        one = min(_seconds("inspect", file) for _ in range(5))
+        values = [_seconds("inspect", file, "--values") for _ in range(5)]
+        draw = ("plot", file, "--kind", "all", "--force", "--out", f"{folder}/pictures")
+        pictures = [_seconds(*draw) for _ in range(5)]
         table = ("inspect", folder, "--output", str(root / "table.jsonl"), "--force")
         alone = _seconds(*table, "--jobs", "1")
         every = min(_seconds(*table) for _ in range(2))
@@ -31,6 +36,8 @@ def main(files: int = FILES) -> None:
     if len(rows) != files or not all(row["valid"] for row in rows):
         raise SystemExit(f"{len(rows)} rows of {files}, {sum(row['valid'] for row in rows)} valid")
     print(f"inspect of one file of {size / 1e6:.1f} MB, its hashes checked: {one:.2f} s  (goal: below {ONE} s)")
+    print(f"  and its values: {statistics.median(values):.2f} s  (goal: below {VALUES:g} s)")
+    print(f"plot --kind all of it: {statistics.median(pictures):.2f} s  (goal: below {PICTURES:g} s)")
     print(f"inspect of {files} such files, headers only:    {every:.2f} s  (goal: below {SECONDS:g} s)")
     print(f"  by one process: {alone:.2f} s")
 

@@ -1,29 +1,40 @@
 """Drawing measured pages: in this process, or in others that import matplotlib while this one imports torch."""
 
-import gc
+import importlib
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from lorabench.adapters.drawing.kinds import KINDS, kind_module
+from lorabench.adapters.drawing.kinds import kind_module
 from lorabench.errors import LorabenchError
 
-__all__ = ["InThisProcess", "Processes", "Renderer"]
+__all__ = ["InThisProcess", "Picture", "Processes", "Renderer"]
 
-Task = tuple[str, Any, Path]
-"""A kind, a page of it, and the file to write."""
+_READY = "lorabench.adapters.drawing.ready"
+
+
+class Picture(NamedTuple):
+    """A kind, a page of it, and the file to write.
+
+    It stands here, where torch is not imported: a process that draws imports whatever the class that it gets is from.
+    """
+
+    kind: str
+    page: Any
+    path: Path
 
 
 @runtime_checkable
 class Renderer(Protocol):
     """What draws pictures."""
 
-    def render(self, tasks: Iterable[Task]) -> None:
+    def render(self, pictures: Iterable[Picture]) -> None:
         """Draw and write each.
 
         Raises:
@@ -34,12 +45,12 @@ class Renderer(Protocol):
 class InThisProcess:
     """Draws one picture after the other."""
 
-    def render(self, tasks: Iterable[Task]) -> None:
+    def render(self, pictures: Iterable[Picture]) -> None:
         """See `Renderer`."""
         from lorabench.pictures import house_style, save_picture
 
         with house_style():
-            for kind, page, path in tasks:
+            for kind, page, path in pictures:
                 save_picture(kind_module(kind).draw(page), path)
 
 
@@ -51,13 +62,10 @@ class Processes:
     """
 
     def __init__(self, count: int | None = None) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads' locks
-        self._idle: list[Connection] = []
-        for _ in range(count or min(2, len(os.sched_getaffinity(0)))):
-            here, there = context.Pipe()
-            context.Process(target=_serve, args=(there,), daemon=True).start()
-            there.close()
-            self._idle.append(here)
+        count = count or min(2, len(os.sched_getaffinity(0)))
+        pool = ThreadPoolExecutor(1)  # a start ends when the process is ready, which is not waited for here
+        self._starting = pool.submit(_start, count)
+        pool.shutdown(wait=False)
 
     def __enter__(self) -> "Processes":
         return self
@@ -65,26 +73,41 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pipe in self._idle:
+        for pipe in self._starting.result():
             pipe.close()
 
-    def render(self, tasks: Iterable[Task]) -> None:
+    def render(self, pictures: Iterable[Picture]) -> None:
         """See `Renderer`."""
-        waiting, busy = iter(tasks), list[Connection]()
-        task = next(waiting, None)
-        while task or busy:
-            while task and self._idle:
-                pipe = self._idle.pop()
-                pipe.send(task)
+        waiting, busy, idle = iter(pictures), list[Connection](), self._starting.result().copy()
+        picture = next(waiting, None)
+        while picture or busy:
+            while picture and idle:
+                pipe = idle.pop()
+                pipe.send(picture)
                 busy.append(pipe)
-                task = next(waiting, None)  # which may be measured only now, while others are drawn
+                picture = next(waiting, None)  # which may be measured only now, while others are drawn
             ready = wait(busy)
             for pipe in [pipe for pipe in busy if pipe in ready]:
                 busy.remove(pipe)
-                self._idle.append(pipe)
+                idle.append(pipe)
                 problem = _answer(pipe)
                 if problem:
                     raise LorabenchError(problem)
+
+
+def _start(count: int) -> list[Connection]:
+    """Processes that draw, each at the other end of a pipe."""
+    # A fork of this process would copy the locks of torch's threads; a process of its own is forked instead, which
+    # has imported matplotlib once for all.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_READY])
+    pipes = []
+    for _ in range(count):
+        here, there = context.Pipe()
+        context.Process(target=_serve, args=(there,), daemon=True).start()
+        there.close()
+        pipes.append(here)
+    return pipes
 
 
 def _answer(pipe: Any) -> str:
@@ -100,33 +123,14 @@ def _answer(pipe: Any) -> str:
 def _serve(pipe: Connection) -> None:
     """Draw what comes through the pipe until it closes; the answer is what is wrong, or nothing."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks says that it was interrupted
-    for kind in KINDS:
-        kind_module(kind)
-    _get_ready()
-    gc.freeze()  # what is imported stays, and pictures make many objects that only look like garbage
-    gc.set_threshold(50_000)
+    importlib.import_module(_READY)  # nothing is left to do where the process that this one is forked from has done it
     while True:
         try:
-            task = pipe.recv()
+            picture = pipe.recv()
         except EOFError:
             return
         try:
-            InThisProcess().render([task])
+            InThisProcess().render([picture])
             pipe.send("")
         except LorabenchError as error:
             pipe.send(str(error))
-
-
-def _get_ready() -> None:
-    """Import and look up all that a first picture needs, by drawing one for nobody."""
-    from lorabench.adapters.drawing.panels import log_axis, new_figure, words_instead
-    from lorabench.pictures import house_style, picture_bytes
-
-    with house_style():
-        figure = new_figure(3, 2, "ΔW")
-        left, right = figure.subplots(1, 2)
-        figure.colorbar(left.imshow([[0, 1]]), ax=left)
-        left.set_ylim(1, 10)
-        log_axis(left, "y")
-        words_instead(right, "0123456789")
-        picture_bytes(figure, Path("nowhere.png"))
