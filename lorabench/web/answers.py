@@ -37,14 +37,12 @@ async def show_answer(here: Here, job: Job) -> None:
     for name in files:
         address = _address(job, name)
         if name.endswith(_PICTURES):
-            ui.element("img").props(f'src="{address}?show=true" alt="{name}"').classes("max-w-full bg-white")
+            ui.element("img").props(f'src="{address}?show=true" alt="{name}"').classes("bg-white")
         elif name.endswith(".html"):
-            ui.element("iframe").props(f'src="{address}?show=true" title="{name}"').classes("w-full h-[80vh]")
+            ui.element("iframe").props(f'src="{address}?show=true" title="{name}"').classes("w-full h-most")
     if answer.get("text"):
-        ui.label("As the command line says it").classes("text-sm font-bold")
-        ui.label(str(answer["text"])).classes(
-            "w-full max-h-[32rem] overflow-auto text-xs font-mono whitespace-pre"
-        ).mark("text")
+        ui.label("As the command line says it").classes("text-sm text-bold")
+        ui.label(str(answer["text"])).classes("printed").mark("text")
     if log:
         with ui.expansion("Log").classes("w-full"):
             ui.code(here.site.named(log)).classes("w-full")
@@ -94,7 +92,7 @@ async def _components(here: Here, job: Job, data: dict[str, Any]) -> None:
         }
         with place, ui.row().classes("w-full"):
             for title, values in charts.items():
-                ui.echart(lines(title, {title: values})).classes("w-full md:w-[31%] h-64")
+                ui.echart(lines(title, {title: values})).classes("third h-64")
             await _weights(here, job, str(chosen.value))
 
     chosen.on_value_change(draw)
@@ -152,7 +150,7 @@ async def _health(_here: Here, _job: Job, data: dict[str, Any]) -> None:
     for one in data["adapters"][:_SHOWN]:
         with ui.card().classes("w-full").props("flat bordered"):
             with ui.row().classes("items-center"):
-                ui.label(one["name"]).classes("font-bold break-all")
+                ui.label(one["name"]).classes("text-bold break-all")
                 ui.badge(one["severity"] or "nothing to say", color=_SEVERITIES.get(one["severity"], "positive"))
             for fault in (one["unreadable"], *one["skipped"].values()):
                 if fault:
@@ -168,7 +166,7 @@ def _alert(alert: dict[str, Any], ceased: bool) -> None:
         ui.badge(alert["severity"], color=_SEVERITIES[alert["severity"]])
         step = "" if alert["step"] is None else f", step {alert['step']}"
         ui.label(f"{alert['rule']}{step}{', ceased since' if ceased else ''}: {alert['message']}").classes("break-all")
-    ui.label(f"What to do: {alert['action']}").classes("opacity-80 pl-4")
+    ui.label(f"What to do: {alert['action']}").classes("faint q-pl-md")
 
 
 def _trajectory(steps: Sequence[Mapping[str, Any]]) -> None:
@@ -184,7 +182,7 @@ def _trajectory(steps: Sequence[Mapping[str, Any]]) -> None:
     }
     with ui.row().classes("w-full"):
         for title, values in charts.items():
-            ui.echart(lines(f"{title} by step", values, places)).classes("w-full md:w-[31%] h-64").mark("trajectory")
+            ui.echart(lines(f"{title} by step", values, places)).classes("third h-64").mark("trajectory")
 
 
 async def _answers(_here: Here, _job: Job, data: dict[str, Any]) -> None:

@@ -111,7 +111,7 @@ class Form:
                 element = ui.number(label, value=number, on_change=keep).classes("w-full")
             else:
                 element = ui.input(label, value=str(default or ""), on_change=keep).classes("w-full")
-            ui.label(argument.help).classes("text-xs opacity-70")
+            ui.label(argument.help).classes("text-xs fainter")
         self._elements[argument.name] = element.mark(argument.name)
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from nicegui import ui
@@ -37,13 +38,7 @@ _ON_ADAPTERS = ("/pca", "/resize", "/merge", "/compare", "/convert", "/plot", "/
 _EVERY = 1.0
 """Seconds between looks at the user's jobs."""
 _NOTICES = 20
-_STYLE = """
-.command pre, .command code { white-space: pre-wrap; overflow-wrap: anywhere; }
-.body--dark { --q-primary: #5c7cfa !important; }
-.body--dark .nicegui-link { color: #91a7ff; }
-.q-notification__actions .q-btn { color: white !important; }
-"""
-"""What Quasar has no word for; the blue of light pages cannot be read on black, nor on a notification's green."""
+_STYLE = (Path(__file__).parent / "style.css").read_text()
 _COLOURS: dict[str, str] = {
     "done": "positive", "failed": "negative", "lost": "negative", "cancelled": "grey-7", "running": "primary",
     "waiting": "grey-7",
@@ -101,14 +96,14 @@ def frame(site: Site, request: Request, title: str) -> Iterator[Here]:
     with ui.header(elevated=False).classes("items-center justify-between").style("background: #3b5bdb"):
         with ui.row().classes("items-center gap-2"):
             ui.button(icon="menu", on_click=drawer.toggle).props('flat color=white aria-label="Menu"')
-            ui.link("lorabench", "/").classes("text-lg font-bold text-white no-underline")
+            ui.link("lorabench", "/").classes("brand")
         with ui.row().classes("items-center gap-2"):
             told = _bell(here)
             ui.label(here.user).classes("text-sm")
             with ui.element("form").props("method=post action=/sign-out"):
                 ui.button("Sign out").props("flat color=white type=submit dense no-caps")
-    with ui.column().classes("w-full max-w-6xl mx-auto gap-4"):
-        ui.label(title).classes("text-2xl font-bold").props('role=heading aria-level="1"')
+    with ui.column().classes("content"):
+        ui.label(title).classes("text-2xl text-bold").props('role=heading aria-level="1"')
         yield here
     _watch(here, told)
 
@@ -118,7 +113,7 @@ def _bell(here: Here) -> Callable[[], None]:
     with ui.button(icon="notifications").props('flat color=white aria-label="Notifications"'):
         count = ui.badge("", color="negative").props("floating").mark("unread")
         with ui.menu().on_value_change(lambda event: show() if event.value else None):
-            place = ui.list().props('dense aria-label="Jobs that have ended"').classes("w-96 max-w-[90vw]")
+            place = ui.list().props('dense aria-label="Jobs that have ended"').classes("w-96")
 
     def show() -> None:
         here.site.notices.read(here.user)
@@ -217,10 +212,10 @@ def when(seconds: float) -> str:
 
 def downloads(item: Item) -> None:
     """Links to take an adapter along: its file, and where it has a configuration both in one archive."""
-    ui.link("Download", f"/api/adapters/{item.id}/file").props("download").classes("self-center px-2")
+    ui.link("Download", f"/api/adapters/{item.id}/file").props("download").classes("self-center q-px-sm")
     if len(item.files) > 1:
         text = f"Download with {CONFIG}"
-        ui.link(text, f"/api/adapters/{item.id}/archive").props("download").classes("self-center px-2")
+        ui.link(text, f"/api/adapters/{item.id}/archive").props("download").classes("self-center q-px-sm")
 
 
 def state_chip(state: Literal["waiting", "running", "done", "failed", "cancelled", "lost"]) -> ui.badge:

@@ -132,7 +132,7 @@ def _block(title: str, said: Mapping[str, Any]) -> None:
         for name, entry in said.items()
         if name not in PRIVATE
     ]
-    ui.label(title).classes("text-lg font-bold").props('role=heading aria-level="2"')
+    ui.label(title).classes("text-lg text-bold").props('role=heading aria-level="2"')
     columns = [{"name": name, "label": name, "field": name, "align": "left"} for name in ("name", "value", "source")]
     ui.table(rows=rows, columns=columns, row_key="name").classes("w-full").props("dense wrap-cells flat")
 

@@ -121,7 +121,7 @@ class CommandPanel:
         """
         self._form = Form(self._here, self._tool, self._changed, self._without, first)
         with ui.card().classes("w-full").props("flat bordered"):
-            ui.label("The same on a command line").classes("text-sm font-bold")
+            ui.label("The same on a command line").classes("text-sm text-bold")
             self._line = ui.code("", language="bash").classes("w-full command")
             self._wrong = ui.label().props('role="status"')
         with ui.row():
@@ -161,7 +161,7 @@ class CommandPanel:
         try:
             wish = self.wish()
         except LorabenchError as error:
-            self._wrong.classes(replace="text-negative" if self._touched else "opacity-80")
+            self._wrong.classes(replace="text-negative" if self._touched else "faint")
             first = "Choose an adapter first." if self._tool.most == 1 else "Choose adapters first."
             self._wrong.set_text(here.words(error) if self._touched or self.chosen else first)
             self._line.set_content("")
@@ -212,7 +212,7 @@ def _add(site: Site, shown: _Shown) -> None:
     @ui.page(path)
     def page(request: Request, of: str = "", again: str = "") -> None:
         with frame(site, request, PANELS[path][0]) as here:
-            ui.label(shown.says).classes("opacity-80")
+            ui.label(shown.says).classes("faint")
             wish = given(here, of, again)
             panel = CommandPanel(here, shown.command, wish.adapters)
             panel.finish(shown.check)

@@ -20,7 +20,7 @@ def add(site: Site) -> None:
             ui.label(
                 "Does it use the rank it was given: metrics, alerts with what to do, a page with figures. The "
                 "checkpoints of a training are judged as one, over its steps."
-            ).classes("opacity-80")
+            ).classes("faint")
             place = ui.column().classes("w-full")
             wish = given(here, of, again)
             panel = CommandPanel(here, "audit", wish.adapters)

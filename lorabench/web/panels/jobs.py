@@ -46,7 +46,7 @@ def _list(here: Here) -> None:
             with ui.row().classes("w-full items-center"):
                 state_chip(job.state)
                 ui.link(job.title, f"/jobs/{job.id}").classes("grow break-all")
-                ui.label(when(job.made)).classes("opacity-70")
+                ui.label(when(job.made)).classes("fainter")
 
     shown()
     before = [[(job.id, job.state) for job in here.jobs()]]

@@ -55,16 +55,16 @@ class _Resizer:
         self._first = next(((mode, given.options[mode]) for mode in MODES if mode in given.options), None)
         ui.label("The error is that of ΔW, relative to its norm; it is known before anything is written.")
         self._panel = CommandPanel(here, "resize", given.adapters, (*MODES, "dry_run"), self._own, self._changed)
-        self._facts = ui.label().classes("opacity-80 break-all")
+        self._facts = ui.label().classes("faint break-all")
         with ui.row().classes("w-full items-center no-wrap"):
             self._mode = ui.select(_WORDS, value="rank", label="How", on_change=self._other_mode).classes("w-64")
             self._slider = ui.slider(min=1, max=16, value=4, on_change=lambda _: self._panel.refresh())
             self._slider.classes("grow").props('label aria-label="Value"').mark("slider")
             self._number = ui.number("Value", value=4).classes("w-32").bind_value(self._slider, "value")
-        self._said = ui.label().classes("text-lg font-bold").props('role="status" aria-live="polite"').mark("foreseen")
+        self._said = ui.label().classes("text-lg text-bold").props('role="status" aria-live="polite"').mark("foreseen")
         with ui.row().classes("w-full"):
-            self._curve = ui.echart({}).classes("w-full md:w-[48%] h-80")
-            self._bars = ui.echart({}).classes("w-full md:w-[48%] h-80")
+            self._curve = ui.echart({}).classes("half h-80")
+            self._bars = ui.echart({}).classes("half h-80")
         self._panel.finish(first=0)
         self._panel.fill(given)
 

@@ -25,7 +25,7 @@ def add(site: Site) -> None:
             for one in runs:
                 _line(one)
             if any(one.id == of for one in runs):
-                ui.element("iframe").props(f'src="/api/runs/{of}/page" title="Report"').classes("w-full h-[80vh]")
+                ui.element("iframe").props(f'src="/api/runs/{of}/page" title="Report"').classes("w-full h-most")
 
 
 def _line(one: Run) -> None:
@@ -37,5 +37,5 @@ def _line(one: Run) -> None:
         )
         ui.link(one.name, f"/results?of={one.id}").classes("grow")
         ui.label("sweep" if one.sweep else "run")
-        ui.label(time.strftime("%Y-%m-%d %H:%M", time.localtime(one.changed))).classes("opacity-70")
+        ui.label(time.strftime("%Y-%m-%d %H:%M", time.localtime(one.changed))).classes("fainter")
         ui.link("open alone", f"/api/runs/{one.id}/page")
