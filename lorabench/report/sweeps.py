@@ -9,6 +9,7 @@ from lorabench.findings import LEVEL
 from lorabench.report.comparison import Cell, Standing, compare, differing, interval_of_claim
 from lorabench.report.folders import Entry
 from lorabench.report.numbers import CONSTANT, error_words, of_constant, percent, plain, spread
+from lorabench.report.seeds import seed_sheet, spread_row, spreads
 from lorabench.sheet import Sheet, print_sheets
 from lorabench.storage import replace_file
 from lorabench.text import counted, csv_text, to_json
@@ -57,7 +58,7 @@ def write_files(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def report_data(runs: Sequence[Entry], found: Sequence[Standing]) -> dict[str, Any]:
-    """Runs and cells as data: accuracies are shares, not percent; what is not defined is NaN."""
+    """Runs, cells and what seeds do to them, as data: shares, not percent; what is not defined is NaN."""
     jobs = [
         {
             "folder": run.folder.name,
@@ -71,11 +72,15 @@ def report_data(runs: Sequence[Entry], found: Sequence[Standing]) -> dict[str, A
         }
         for run in runs
     ]
-    return {"jobs": jobs, "table": [_row(one) for one in found]}
+    return {
+        "jobs": jobs,
+        "table": [_row(one) for one in found],
+        "spread": [spread_row(one) for one in spreads(found)],
+    }
 
 
 def sheets_of(runs: Sequence[Entry], found: Sequence[Standing]) -> list[Sheet]:
-    """What is not done, where there is such a run, and a table of every zoo, target and classifier."""
+    """What is not done, where there is such a run, a table of every zoo, target and classifier, and what seeds do."""
     undone = [run for run in runs if run.status.status != "done"]
     sheets = []
     if undone:
@@ -91,7 +96,9 @@ def sheets_of(runs: Sequence[Entry], found: Sequence[Standing]) -> list[Sheet]:
     for row in found:
         tables.setdefault(row.cell.table, []).append(row)
     places = differing([rows[0].cell.place for rows in tables.values()])
-    return sheets + [sheet for rows in tables.values() for sheet in tables_of(rows, places)]
+    sheets += [sheet for rows in tables.values() for sheet in tables_of(rows, places)]
+    by_seed = spreads(found)
+    return [*sheets, seed_sheet(by_seed)] if by_seed else sheets
 
 
 def tables_of(rows: Sequence[Standing], places: Sequence[str]) -> list[Sheet]:

@@ -9,7 +9,8 @@ from lorabench.pages.parts import Chapter
 from lorabench.report.comparison import Cell, cells_of, differing
 from lorabench.report.folders import Entry
 from lorabench.report.page.chapters import chapter
-from lorabench.report.sweeps import title_of
+from lorabench.report.seeds import seed_sheet, spreads
+from lorabench.report.sweeps import compared, title_of
 from lorabench.sheet import Sheet
 from lorabench.storage import replace_file
 from lorabench.text import counted
@@ -35,6 +36,7 @@ def page_html(runs: Sequence[Entry], reload: int | None = None) -> str:
         undone=_jobs([run for run in runs if run.status.status != "done"]),
         jobs=_jobs(runs),
         chapters=_chapters(runs),
+        spread=seed_sheet(spreads(compared(runs))),
     )
 
 
