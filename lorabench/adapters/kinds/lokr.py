@@ -58,16 +58,14 @@ class LoKr(Kind):
 
     def factors(self, stored: Stored) -> Factors:
         """See `Kind.factors`."""
-        import torch
-
         (up1, down1, first), (up2, down2, second) = (_side(stored.parts, i) for i in (1, 2))
         kernel = second or first
         out, into = up1.shape[0] * up2.shape[0], down1.shape[1] * down2.shape[1]
         if up1.shape[1] * up2.shape[1] > min(out, into):
-            up, down = halves(torch.kron(up1 @ down1, up2 @ down2))
+            up, down = halves(_kron(up1 @ down1, up2 @ down2))
             note = "LoKr: ΔW may have full rank, and is given by itself and the identity"
         else:
-            up, down = torch.kron(up1, up2), torch.kron(down1, down2)
+            up, down = _kron(up1, up2), _kron(down1, down2)
             note = f"LoKr: a Kronecker product, given by factors of rank {up.shape[1]}"
         return Factors(down.contiguous(), up.contiguous(), (note,), kernel)
 
@@ -80,6 +78,14 @@ class LoKr(Kind):
             return Scale(1.0, stated.alpha, note, "none is needed", "1")
         asked = stated.asked_rank()
         return replace(find_scale(replace(stated, alpha_entry="alpha", rank=asked)), assumed=())
+
+
+def _kron(first: "Float32[Tensor, 'a b']", second: "Float32[Tensor, 'c d']") -> "Float32[Tensor, 'ac bd']":
+    """The Kronecker product; `torch.kron` refuses the strides that a transposed row has (torch 2.13)."""
+    import torch
+
+    product = torch.einsum("ab,cd->acbd", first, second)
+    return product.reshape(len(first) * len(second), -1)
 
 
 def _joined(shapes: Shapes, part: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from lorabench.adapters.names.unet import converted
 
 __all__ = [
+    "BEFORE_PEFT",
     "DENOISER_WORDS",
     "PARTS",
     "Identity",
@@ -47,6 +48,12 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wr
 _WRAPPED = re.compile(rf"(?:^|[._])({'|'.join(_WRAPPERS)})(?=[._]|$)")  # a level of the name, or flattened with it
 _PEFT = "base_model.model."
 _PARALLEL = "module."  # of DataParallel and DistributedDataParallel, at the front alone
+_HOLDERS = r"((?:(?:model|module)\.)*)"  # what a training script calls the model that it holds
+_AROUND_PEFT = re.compile(
+    rf"^{_HOLDERS}(?:({'|'.join(map(re.escape, _WORDS))})\.)?{_HOLDERS}(?={re.escape(_PEFT)})"
+)  # fmt: skip
+BEFORE_PEFT = "before base_model.model"
+"""How what `Unwrapped.wrappers` says of a part's word ends that stands there, and stays in the name."""
 
 _TEXT_LEVEL = re.compile(r"^text_model_(?=encoder_layers_|embeddings_|final_layer_norm)")
 
@@ -66,7 +73,10 @@ class Identity(NamedTuple):
 
 
 class Unwrapped(NamedTuple):
-    """A name without wrappers, and which were taken off (PEFT's own `base_model.model.` once is none)."""
+    """A name without wrappers, and which were taken off (PEFT's own `base_model.model.` once is none).
+
+    A part's word before PEFT's prefix stays in the name, and is told of: PEFT's own names have none there.
+    """
 
     name: str
     wrappers: tuple[str, ...]
@@ -75,8 +85,10 @@ class Unwrapped(NamedTuple):
 def unwrap(name: str) -> Unwrapped:
     """A module's name without what torch, accelerators and PEFT wrapped around its model.
 
-    >>> unwrap("unet.base_model.model._orig_mod.mid_block.0._checkpoint_wrapped_module.to_q")
-    Unwrapped(name='unet.mid_block.0.to_q', wrappers=('_checkpoint_wrapped_module', '_orig_mod'))
+    >>> unwrap("base_model.model._orig_mod.mid_block.0._checkpoint_wrapped_module.to_q")
+    Unwrapped(name='mid_block.0.to_q', wrappers=('_checkpoint_wrapped_module', '_orig_mod'))
+    >>> unwrap("model.unet.base_model.model.mid_block.0.to_q")
+    Unwrapped(name='unet.mid_block.0.to_q', wrappers=('model', 'unet before base_model.model'))
     >>> unwrap("base_model.model.base_model.model.h.0").wrappers
     ('base_model.model (twice)',)
     """
@@ -90,8 +102,14 @@ def unwrap(name: str) -> Unwrapped:
         return Unwrapped(name, ())
     segments = [segment for segment in name.split(".") if segment not in _WRAPPERS]
     rest = ".".join(segments)
-    word = next((word for word in _WORDS if rest.startswith((f"{word}.{_PEFT}", f"{word}.{_PARALLEL}"))), "")
-    rest = rest.removeprefix(f"{word}.") if word else rest
+    word = next((word for word in _WORDS if rest.startswith(f"{word}.{_PARALLEL}")), "")
+    if around := _AROUND_PEFT.match(rest):
+        word = around[2] or ""
+        taken |= set(f"{around[1]}{around[3]}".split(".")) - {""}
+        taken |= {f"{word} {BEFORE_PEFT}"} if word else set()
+        rest = rest[around.end() :]
+    elif word:
+        rest = rest.removeprefix(f"{word}.")
     counts = {_PEFT: 0, _PARALLEL: 0}
     while prefix := next((prefix for prefix in counts if rest.startswith(prefix)), ""):
         rest = rest.removeprefix(prefix)

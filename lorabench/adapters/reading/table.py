@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.adapters.kinds import kinds
 from lorabench.adapters.kinds.base import BESIDE, Fit, Shapes
-from lorabench.adapters.names.identity import component
+from lorabench.adapters.names.identity import BEFORE_PEFT, component
 from lorabench.adapters.reading import limits
 from lorabench.adapters.reading.beside import CONFIG, config_beside
 from lorabench.adapters.reading.experts import set_experts_aside
@@ -30,13 +30,15 @@ from lorabench.text import counted
 if TYPE_CHECKING:
     from lorabench.adapters.reading.container import Container
 
-__all__ = ["WRAPPED", "ModuleRow", "Table", "plan", "read_table"]
+__all__ = ["PART_OUTSIDE", "WRAPPED", "ModuleRow", "Table", "plan", "read_table"]
 
 _READ = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0")
 """Types that `load` makes float32 of."""
 
 WRAPPED = "the wrapper"
 """How what `ModuleRow.assumed` says of a wrapper begins."""
+PART_OUTSIDE = "its name has"
+"""The same of a pipeline's part before PEFT's own prefix."""
 
 _GROUPED = "grouped_convolution"
 
@@ -251,7 +253,12 @@ class _Planner:
         scale = kinds()[module.form].scale(stated)
         shapes = _shapes(module, self.tensors)
         first = next(key for part, key in module.parts.items() if part != "alpha")
-        wrapped = tuple(f"{WRAPPED} {wrapper} was taken off its name" for wrapper in module.wrappers)
+        wrapped = tuple(
+            f"{PART_OUTSIDE} {wrapper}"
+            if wrapper.endswith(BEFORE_PEFT)
+            else f"{WRAPPED} {wrapper} was taken off its name"
+            for wrapper in module.wrappers
+        )
         return ModuleRow(
             module=name, part=component(name), kind=_kind(module, shapes), rank=fit.rank,
             alpha=scale.alpha, alpha_source=scale.source, scale=scale.value, scale_rule=scale.rule,

@@ -4,14 +4,23 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.fusing import Respelled, as_diffusers, as_original, family_of, sort_of_denoiser
 from lorabench.adapters.layouts import WrittenLayout, written_layout
 from lorabench.adapters.names.families import Family
-from lorabench.adapters.names.identity import DENOISER_WORDS, PARTS, component, identity, joined, split_part
+from lorabench.adapters.names.identity import (
+    BEFORE_PEFT,
+    DENOISER_WORDS,
+    PARTS,
+    component,
+    identity,
+    joined,
+    split_part,
+)
 from lorabench.adapters.names.originals import FLATTENED_BY_KOHYA, KEPT_BY_KOHYA
-from lorabench.adapters.reading.table import WRAPPED
+from lorabench.adapters.reading.table import PART_OUTSIDE, WRAPPED
 from lorabench.adapters.writing.refusals import (
     refuse_embeddings,
     refuse_infinite,
@@ -31,6 +40,7 @@ __all__ = ["Conversion", "Prepared", "about_wrappers", "convert", "notes_on_writ
 
 _ORIGINAL = re.compile(r"(^|\.)(double_blocks|single_blocks|joint_blocks|layerwise_blocks)\.")
 _PLAIN = ("lora", "dora")
+_TAKEN_OFF = "{} was taken off all names: it stood before PEFT's own prefix, and PEFT would find no module by it"
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,10 @@ def convert(
     # Only now: without its prefix no name could be told from another model's.
     if form.folder and component:
         modules = {split_part(name)[1]: module for name, module in modules.items()}
+    elif form.folder and (word := _word_outside(adapter.path, modules)):
+        modules = {name.removeprefix(word): module for name, module in modules.items()}
+        adapter = _inside(adapter, word)
+        renamed = [*renamed, _TAKEN_OFF.format(word[:-1])]
     written = {name: replace(module, kind="lora") for name, module in modules.items()}
     told = [*notes, *renamed, *_about_kinds(modules), *_about_names(adapter, written, form)]
     told += [*_about_scales(written, form), *_about_assumptions(modules)]
@@ -156,6 +170,11 @@ def prepare(adapter: Adapter, layout: str | None = None, names: Mapping[str, str
         kept = Counter(spelled.origins.values())
         same = len(modules) == len(adapter.modules)
         new = {old: name for name, old in spelled.origins.items() if same and kept[old] == 1}
+    if form.folder and (word := _word_outside(adapter.path, modules)):
+        modules = {name.removeprefix(word): module for name, module in modules.items()}
+        new = {old: name.removeprefix(word) for old, name in new.items()}
+        adapter = _inside(adapter, word)
+        notes = [*notes, _TAKEN_OFF.format(word[:-1])]
     notes += _about_names(adapter, modules, form)
     return Prepared(replace(adapter, modules=modules), new, (*notes, *_about_scales(modules, form)))
 
@@ -193,6 +212,32 @@ def _choose(adapter: Adapter, layout: WrittenLayout, part: str | None) -> tuple[
         return chosen, []
     count = len(modules) - len(chosen)
     return chosen, [f"{count} modules of {', '.join(left)} are left out: convert those to folders of their own"]
+
+
+def _word_outside(where: Path, modules: Mapping[str, LoraModule]) -> str:
+    """The part's word and dot that stood before PEFT's own prefix in every name; "" where there was none.
+
+    Raises:
+        LorabenchError: there are several, or not all names had it: a PEFT folder is of one model.
+    """
+    words = {
+        next((note.split()[-3] for note in module.assumed if note.startswith(PART_OUTSIDE)), "")
+        for module in modules.values()
+    }
+    if words == {""}:
+        return ""
+    if len(words) > 1:
+        which = ", ".join(word or "nothing" for word in sorted(words))
+        raise LorabenchError(
+            f"{where}: {which} stand {BEFORE_PEFT}, and a PEFT folder is of one model. Write a folder of each: "
+            "convert --to peft --component PART."
+        )
+    return f"{words.pop()}."
+
+
+def _inside(adapter: Adapter, word: str) -> Adapter:
+    """What is carried whole, by names without the part's word."""
+    return replace(adapter, extras={key.removeprefix(word): tensor for key, tensor in adapter.extras.items()})
 
 
 def _part_of(name: str, module: LoraModule, wanted: str) -> str:
