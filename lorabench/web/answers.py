@@ -55,7 +55,7 @@ def _files(here: Here, job: Job, files: Sequence[str]) -> None:
     with ui.card().classes("w-full").props("flat bordered"):
         for name in files:
             with ui.row().classes("items-center"):
-                ui.link(name, _address(job, name)).props("download").mark("download")
+                ui.link(name, _address(job, name)).props("download").classes("break-all").mark("download")
                 if name in made:
                     ui.link("look at it", f"/adapter/{made[name].id}")
                     ui.link("health", f"/audit?of={made[name].id}")
@@ -76,9 +76,11 @@ async def _components(here: Here, job: Job, data: dict[str, Any]) -> None:
         return
     shares = {name: layer["explained_variance_ratio"] for name, layer in layers.items()}
     first = dict(list(shares.items())[:_SHOWN])
-    ui.echart(heat_map("explained variance, layer by component", list(first), [
+    title = "explained variance, layer by component"
+    title += f" (the first {len(first)} of {len(shares)} layers)" if len(first) < len(shares) else ""
+    ui.echart(heat_map(title, list(first), [
         values[:_SHOWN] for values in first.values()
-    ])).classes("w-full").style(f"height: {max(240, 16 * len(first) + 110)}px")  # fmt: skip
+    ])).classes("w-full").style(f"height: {max(240, 16 * len(first) + 126)}px")  # fmt: skip
     chosen = ui.select(list(layers), value=next(iter(layers)), label="Layer", with_input=True).classes("w-full")
     place = ui.column().classes("w-full")
 

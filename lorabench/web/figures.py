@@ -11,7 +11,10 @@ __all__ = ["bars", "error_curve", "heat_map", "lines", "scatter"]
 _MIB, _LONGEST = 2**20, 34
 _BLUE, _ORANGE = "#3b5bdb", "#e8590c"
 _GREY = "#868e96"  # to be read on white and on black
-_LINES = {"axisLabel": {"color": _GREY}, "splitLine": {"lineStyle": {"color": _GREY, "opacity": 0.3}}}
+_LINES = {
+    "axisLabel": {"color": _GREY}, "nameTextStyle": {"color": _GREY},
+    "splitLine": {"lineStyle": {"color": _GREY, "opacity": 0.3}},
+}  # fmt: skip
 _TEXT = {"textStyle": {"color": _GREY}}
 
 
@@ -83,8 +86,9 @@ def scatter(title: str, points: Mapping[str, tuple[float, float]]) -> dict[str, 
     return {
         **_base(title),
         "tooltip": {"trigger": "item", "formatter": "{b}: {c}"},
-        "xAxis": {**axis, "name": "component 1"},
-        "yAxis": {**axis, "name": "component 2"},
+        "grid": {"containLabel": True, "left": 24, "right": 24, "top": 56, "bottom": 32},
+        "xAxis": {**axis, "name": "component 1", "nameLocation": "middle", "nameGap": 24},
+        "yAxis": {**axis, "name": "component 2", "nameLocation": "middle", "nameGap": 36},
         "series": [{"type": "scatter", "symbolSize": 12, "data": data, "itemStyle": {"color": _BLUE}}],
     }
 
@@ -97,7 +101,7 @@ def heat_map(title: str, rows: Sequence[str], values: Sequence[Sequence[float]],
     return {
         **_base(title),
         "tooltip": {"position": "top"},
-        "grid": {"containLabel": True, "left": 8, "right": 16, "top": 36, "bottom": 48},
+        "grid": {"containLabel": True, "left": 8, "right": 16, "top": 36, "bottom": 64},
         "xAxis": {"type": "category", "data": list(range(1, width + 1)), "axisLabel": {"color": _GREY}},
         "yAxis": {
             "type": "category",
@@ -106,7 +110,8 @@ def heat_map(title: str, rows: Sequence[str], values: Sequence[Sequence[float]],
             "axisLabel": {"color": _GREY, "fontSize": 10},
         },
         "visualMap": {
-            "min": low, "max": high, "calculable": True, "orient": "horizontal", "left": "center", "bottom": 0,
+            "min": low, "max": high, "calculable": True, "precision": 3,
+            "orient": "horizontal", "left": "center", "bottom": 0,
             "textStyle": {"color": _GREY}, "inRange": {"color": ["#f8f9fa", _BLUE] if low == 0 else
                 [_ORANGE, "#f8f9fa", _BLUE]},
         },
@@ -116,6 +121,7 @@ def heat_map(title: str, rows: Sequence[str], values: Sequence[Sequence[float]],
 
 def _ends(name: str) -> str:
     """Both ends of a name, by which modules differ."""
+    name = name.removesuffix(".weight").replace(".lora.", " ")
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[1 - _LONGEST // 2 :]}"
 
 

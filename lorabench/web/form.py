@@ -49,6 +49,7 @@ class Form:
         self._here, self._changed = here, changed
         self._values: dict[str, Any] = {}
         self._elements: dict[str, ValueElement[Any]] = {}
+        self._turned: set[str] = set()
         shown = [one for one in tool.arguments if one.name not in set(without)]
         first = [one for one in shown if one.required] or shown[:count]
         for argument in first:
@@ -72,7 +73,7 @@ class Form:
                 continue
             if isinstance(element, ui.input_chips):
                 value = [str(one) for one in value] if isinstance(value, list) else [str(value)]
-            element.set_value(value)
+            element.set_value(not value if name in self._turned else value)
 
     def _set(self, argument: Argument, value: Any) -> None:
         if argument.kind == "whole" and isinstance(value, float) and value.is_integer():
@@ -92,7 +93,10 @@ class Form:
 
         element: ValueElement[Any]
         with ui.column().classes("w-full gap-0"):
-            if argument.kind == "flag":
+            if argument.turns_off:  # as it is spelled, so that its help is true of it: "no normalize"
+                self._turned.add(argument.name)
+                element = ui.switch(label, on_change=lambda event: self._set(argument, not event.value))
+            elif argument.kind == "flag":
                 element = ui.switch(argument.name.replace("_", " "), value=bool(default), on_change=keep)
             elif argument.many:
                 element = _chips(label, lambda values: self._set(argument, values))

@@ -1,5 +1,6 @@
 """What every panel has around it: the way to the others, who one is, what jobs have ended."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,12 +13,13 @@ from starlette.requests import Request
 
 from lorabench.adapters.reading.beside import CONFIG
 from lorabench.errors import LorabenchError
+from lorabench.text import clean
 from lorabench.web.notices import TOLD
 from lorabench.web.queue import Job
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
 
-__all__ = ["PANELS", "Here", "downloads", "frame", "state_chip", "telling", "ways_on", "when"]
+__all__ = ["PANELS", "Here", "downloads", "frame", "same_on_a_command_line", "state_chip", "telling", "ways_on", "when"]
 
 PANELS = {
     "/": ("Library", "inventory_2"),
@@ -188,6 +190,17 @@ def telling(here: Here) -> Iterator[None]:
         yield
     except LorabenchError as error:
         ui.notify(here.words(error), type="negative", close_button="Close", timeout=0, multi_line=True)
+
+
+def same_on_a_command_line(*words: str) -> None:
+    """The command that shows what a panel shows, to copy.
+
+    Args:
+        words: behind `lorabench`, not quoted.
+    """
+    with ui.card().classes("w-full").props("flat bordered"):
+        ui.label("The same on a command line").classes("text-sm text-bold")
+        ui.code(shlex.join(["lorabench", *(clean(word) for word in words)]), language="bash").classes("w-full command")
 
 
 def ways_on(chosen: Callable[[], Iterable[str]]) -> None:

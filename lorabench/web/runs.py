@@ -13,8 +13,6 @@ from lorabench.storage import is_locked
 __all__ = ["Run", "Runs"]
 
 _DEEPEST = 4
-_RELOAD = 5
-"""Seconds after which a page of what is still running is asked for again."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Runs:
         return sorted((run for run in runs if run is not None), key=lambda run: run.changed, reverse=True)
 
     def page(self, run_id: str) -> str:
-        """The report of one, which asks for itself again while something is at work.
+        """The report of one, as it stands.
 
         Raises:
             LorabenchError: there is none of this id, or it cannot be read.
@@ -72,7 +70,7 @@ class Runs:
         )
         from lorabench.report.page import page_html
 
-        return page_html(entries([found.folder]), _RELOAD if found.live else None)
+        return page_html(entries([found.folder]))
 
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:

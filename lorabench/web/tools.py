@@ -97,6 +97,11 @@ class Argument:
     required: bool = False
     group: str = ""
 
+    @property
+    def turns_off(self) -> bool:
+        """Whether it is a flag that makes a true value false, as `--no-normalize` does."""
+        return self.kind == "flag" and self.default is True and self.spelled.startswith("--no-")
+
 
 @dataclass(frozen=True)
 class Wish:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lorabench.adapters import LoraModule, load
 from lorabench.adapters.fusing import as_diffusers, as_original, family_of
+from lorabench.adapters.names.identity import identity
 from lorabench.adapters.names.originals import rules
 from tests.judges.judging import MARKS, ask, asked
 
@@ -152,3 +153,57 @@ def test_blocks_that_two_families_call_otherwise_are_no_guess(tmp_path: Path) ->
     answer = ask("convert", tmp_path / "d.safetensors", "-o", tmp_path / "k.safetensors", "--to", "kohya")
     assert answer.code == 1
     assert "nothing says how kohya's trainers call the modules" in answer.text
+
+
+def _vace() -> tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]]:
+    """The linear layers of a small Wan VACE in diffusers, and those of its original model."""
+    model = diffusers.WanVACETransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, text_dim=32, freq_dim=256, ffn_dim=40,
+        num_layers=2, rope_max_seq_len=32, vace_layers=[0, 1], vace_in_channels=96,
+    )  # fmt: skip
+    theirs = {
+        name: (layer.out_features, layer.in_features)
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and "blocks." in name
+    }
+    d, wide = 24, 40
+    attention = {f"{one}_attn.{name}": (d, d) for one in ("self", "cross") for name in "qkvo"}
+    block = attention | {"ffn.0": (wide, d), "ffn.2": (d, wide)}
+    original = {
+        f"{blocks}.{i}.{p}": s for blocks in ("blocks", "vace_blocks") for i in (0, 1) for p, s in block.items()
+    }
+    return theirs, original | {"vace_blocks.0.before_proj": (d, d)} | {
+        f"vace_blocks.{i}.after_proj": (d, d) for i in (0, 1)
+    }
+
+
+@pytest.mark.parametrize("prefix", ["lora_unet_", "diffusion_model."])
+@pytest.mark.parametrize("only", ["blocks", "vace_blocks"])
+def test_wan_vace_is_the_model_of_diffusers_and_back(prefix: str, only: str, tmp_path: Path) -> None:
+    """diffusers' own reader of such files knows no `vace_blocks` (0.42): its model is the judge."""
+    theirs, original = _vace()
+    shapes = {name: shape for name, shape in original.items() if only in name}
+    save_file(_state(shapes, prefix), str(tmp_path / "a.safetensors"))
+    asked("convert", tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors", "--to", "diffusers-peft")
+    found = load(tmp_path / "b.safetensors").modules
+    wanted = {f"transformer.{name}": shape for name, shape in theirs.items() if only in name}
+    assert {name: module.shape for name, module in found.items()} == wanted
+    asked("convert", tmp_path / "b.safetensors", "-o", tmp_path / "c.safetensors", "--to", "kohya")
+    back, before = load(tmp_path / "c.safetensors").modules, load(tmp_path / "a.safetensors").modules
+    assert {identity(name) for name in back} == {identity(name) for name in before}
+    of_before = {identity(name): module.delta() for name, module in before.items()}
+    for name, module in back.items():
+        torch.testing.assert_close(module.delta(), of_before[identity(name)])
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "diffusers-peft"])
+def test_single_blocks_that_two_families_have_are_refused(layout: str, tmp_path: Path) -> None:
+    """diffusers reads them from kohya's file, and nothing of what would be written."""
+    d = 3072
+    shapes = {"single_blocks.3.linear1": (7 * d, d), "single_blocks.3.linear2": (d, 5 * d)}
+    save_file(_state(shapes, "lora_unet_"), str(tmp_path / "a.safetensors"))
+    answer = ask("convert", tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors", "--to", layout)
+    assert answer.code == 1
+    assert "nothing says of which family's model 2 modules are" in answer.text
+    assert not (tmp_path / "b.safetensors").exists()
+    asked("convert", tmp_path / "a.safetensors", "-o", tmp_path / "c.safetensors", "--to", "comfyui")

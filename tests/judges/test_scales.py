@@ -61,6 +61,11 @@ TUNERS: dict[str, tuple[type, Mapping[str, Any], Any]] = {
     ),
     "lokr-convolutions": (peft.LoKrConfig, {"r": 2, "alpha": 5, **CONV}, Convolutions),
     "lokr-effective": (peft.LoKrConfig, {"r": 2, "alpha": 5, "use_effective_conv2d": True, **CONV}, Convolutions),
+    "lokr-effective-of-rank-1": (
+        peft.LoKrConfig,
+        {"r": 1, "alpha": 3, "use_effective_conv2d": True, "decompose_factor": 2, **WIDE},
+        Convolutions,
+    ),
 }  # fmt: skip
 
 

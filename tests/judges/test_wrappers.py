@@ -57,6 +57,8 @@ WRAPPINGS: dict[str, tuple[str, Callable[[str], str]]] = {
         ),
     ),
     "doubled-around-compiled": ("_orig_mod", lambda key: f"{START}_orig_mod.{key}"),
+    "held-by-a-script": ("model", lambda key: f"model.{key}"),
+    "held-and-compiled": ("_orig_mod", lambda key: f"model._orig_mod.module.{key}"),
     "with-adapter-name": (
         "_orig_mod",
         lambda key: f"_orig_mod.{key}".replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."),
@@ -98,7 +100,7 @@ def test_inspect_says_so(theirs: Path, wrapping: str, tmp_path: Path) -> None:
     folder = _wrapped(theirs, tmp_path / "wrapped", change)
     plain, wrapped = asked("inspect", theirs).text, asked("inspect", folder).text
     assert word in wrapped
-    assert word == "base_model.model" or word == "module" or word not in plain
+    assert word in ("base_model.model", "module", "model") or word not in plain
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
@@ -124,6 +126,42 @@ def test_a_part_of_a_pipeline_before_them(theirs: Path, part: str, wrapper: str,
     edit_config(tmp_path / "expected", lambda config: config | {"lora_alpha": 4})
     expected = merged_in_peft(llama(), tmp_path / "expected")
     assert_same_weights(merged_in_peft(llama(), tmp_path / "ours"), expected)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "before", ["text_encoder.", "transformer.", "unet._orig_mod.", "model.unet.", "module.text_encoder_2.", "pipe.dit."]
+)
+def test_a_part_before_peft_is_taken_off_a_folder(theirs: Path, before: str, command: str, tmp_path: Path) -> None:
+    folder = _wrapped(theirs, tmp_path / "wrapped", lambda key: f"{before}{key}")
+    answer = asked(command, folder, "-o", tmp_path / "ours", *COMMANDS[command])
+    assert "taken off" in answer.text
+    assert tensors_of(tmp_path / "ours").keys() == tensors_of(theirs).keys()
+    assert_near(peft_output(llama(), tmp_path / "ours"), peft_output(llama(), theirs), "PEFT's answer is")
+
+
+def test_a_part_before_peft_is_taken_off_what_is_carried_whole(theirs: Path, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], init_lora_weights=False)
+    bare = save_in_peft(get_peft_model(llama(), config), tmp_path / "bare")
+    folder = _wrapped(bare, tmp_path / "wrapped", lambda key: f"text_encoder.{key}")
+    for command, words in COMMANDS.items():
+        asked(command, folder, "-o", tmp_path / command, *words)
+        assert tensors_of(tmp_path / command).keys() == tensors_of(bare).keys(), command
+        head = next(key for key in tensors_of(bare) if "lm_head" in key)
+        assert torch.equal(tensors_of(tmp_path / command)[head], tensors_of(bare)[head])
+
+
+def test_parts_of_two_models_are_no_folder_of_one(theirs: Path, tmp_path: Path) -> None:
+    change = {"q_proj": "text_encoder.", "v_proj": "transformer."}
+    folder = _wrapped(
+        theirs,
+        tmp_path / "wrapped",
+        lambda key: next((part for name, part in change.items() if name in key), "") + key,
+    )
+    for command, words in COMMANDS.items():
+        with pytest.raises(AssertionError, match="a PEFT folder is of one model"):
+            asked(command, folder, "-o", tmp_path / command, *words)
+        assert not (tmp_path / command).exists()
 
 
 def test_a_compiled_model_of_torch_itself(theirs: Path, tmp_path: Path) -> None:

@@ -78,9 +78,16 @@ _REFINER, _REFINED = "txt_in.individual_token_refiner.blocks.#", "context_embedd
 _LUMINA_BLOCKS = ("layers.#", "noise_refiner.#", "context_refiner.#")
 
 
+_WAN_BLOCKS = ("blocks.#", "vace_blocks.#")
+
+
 def _wan_attention(original: str, diffusers: str) -> list[Rule]:
     pairs = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
-    return [Rule(f"blocks.#.{original}.{old}", (f"blocks.#.{diffusers}.{new}",)) for old, new in pairs.items()]
+    return [
+        Rule(f"{block}.{original}.{old}", (f"{block}.{diffusers}.{new}",))
+        for block in _WAN_BLOCKS
+        for old, new in pairs.items()
+    ]
 
 
 _RULES: dict[str, list[Rule]] = {
@@ -112,8 +119,11 @@ _RULES: dict[str, list[Rule]] = {
         *_wan_attention("cross_attn", "attn2"),
         Rule("blocks.#.cross_attn.k_img", ("blocks.#.attn2.add_k_proj",)),
         Rule("blocks.#.cross_attn.v_img", ("blocks.#.attn2.add_v_proj",)),
-        Rule("blocks.#.ffn.0", ("blocks.#.ffn.net.0.proj",)),
-        Rule("blocks.#.ffn.2", ("blocks.#.ffn.net.2",)),
+        *(Rule(f"{block}.ffn.0", (f"{block}.ffn.net.0.proj",)) for block in _WAN_BLOCKS),
+        *(Rule(f"{block}.ffn.2", (f"{block}.ffn.net.2",)) for block in _WAN_BLOCKS),
+        Rule("vace_blocks.#.before_proj", ("vace_blocks.#.proj_in",)),
+        Rule("vace_blocks.#.after_proj", ("vace_blocks.#.proj_out",)),
+        Rule("vace_patch_embedding", ("vace_patch_embedding",)),
         *_embedder("text_embedding", "condition_embedder.text_embedder", "0", "2"),
         *_embedder("time_embedding", "condition_embedder.time_embedder", "0", "2"),
         Rule("time_projection.1", ("condition_embedder.time_proj",)),

@@ -110,7 +110,7 @@ def convert(
         adapter = _inside(adapter, word)
         renamed = [*renamed, _TAKEN_OFF.format(word[:-1])]
     written = {name: replace(module, kind="lora") for name, module in modules.items()}
-    told = [*notes, *renamed, *_about_kinds(modules), *_about_names(adapter, written, form)]
+    told = [*notes, *renamed, *_about_kinds(modules), *_about_windows(modules), *_about_names(adapter, written, form)]
     told += [*_about_scales(written, form), *_about_assumptions(modules)]
     told += [f"left out: {kind} ({len(keys)}: {some(keys)})" for kind, keys in dropped.items()]
     config = dict(adapter.config)
@@ -314,6 +314,18 @@ def _about_kinds(modules: Mapping[str, LoraModule]) -> list[str]:
     ]
 
 
+def _about_windows(modules: Mapping[str, LoraModule]) -> list[str]:
+    """What a LoHa or LoKr without a Tucker core does not say."""
+    flat = [
+        name for name, module in modules.items()
+        if module.kind in ("loha", "lokr") and not module.kernel and "conv" in name.rpartition(".")[2]
+    ]  # fmt: skip
+    if not flat:
+        return []
+    said = f"{len(flat)} modules are named like convolutions ({some(flat)}), and their pairs do not say the window"
+    return [f"{said}: they are written as matrices, which no convolution takes"]
+
+
 def _about_names(adapter: Adapter, modules: Mapping[str, LoraModule], layout: WrittenLayout) -> list[str]:
     notes = []
     if set(adapter.schemes) & {"cloneofsimo", "sam"}:
@@ -326,7 +338,14 @@ def _about_names(adapter: Adapter, modules: Mapping[str, LoraModule], layout: Wr
         )
     original = [name for name in modules if _ORIGINAL.search(name)]
     from_elsewhere = layout.folder and layout_of(adapter) != layout.name
-    if original and ((layout.needs_dots and layout.needs_part and not layout.original_names) or from_elsewhere):
+    of_diffusers = layout.needs_dots and layout.needs_part and not layout.original_names
+    if original and of_diffusers and "kohya" in adapter.schemes:  # which diffusers loads, and would not load any more
+        raise LorabenchError(
+            f"{adapter.path}: nothing says of which family's model {len(original)} modules are ({some(original)}), and "
+            f"so what diffusers calls them; its loader takes them from kohya's file alone. Write the comfyui layout, "
+            f"not {layout.name}, or give the whole file."
+        )
+    if original and (of_diffusers or from_elsewhere):
         notes.append(
             f"{len(original)} modules bear the original model's names ({some(original)}), which diffusers only takes "
             "from a kohya file"

@@ -13,7 +13,7 @@ from lorabench.adapters.metadata.inspection import Inspection, inspect
 from lorabench.errors import LorabenchError
 from lorabench.text import counted, plain
 from lorabench.web.api import PRIVATE
-from lorabench.web.frame import Here, downloads, frame, telling, ways_on
+from lorabench.web.frame import Here, downloads, frame, same_on_a_command_line, telling, ways_on
 from lorabench.web.panels.command import CommandPanel
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
@@ -48,6 +48,7 @@ def _shown(here: Here, item: Item, found: Inspection) -> None:
         downloads(item)
         if item.origin == "upload":
             ui.button("Remove", icon="delete", on_click=lambda: _remove(here, item)).props("flat dense no-caps")
+    same_on_a_command_line("adapters", "inspect", item.name)
     _validation(found.validation_info)
     for name, title in _BLOCKS.items():
         _block(title, getattr(found, name))

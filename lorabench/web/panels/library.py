@@ -7,7 +7,7 @@ from typing import Any
 from nicegui import ui
 from starlette.requests import Request
 
-from lorabench.web.frame import Here, frame, ways_on
+from lorabench.web.frame import Here, frame, same_on_a_command_line, ways_on
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
 
@@ -40,6 +40,8 @@ def add(site: Site) -> None:
             items = await asyncio.to_thread(here.items)
             # The first pages of the table come with the page, the rest when it is there.
             table = _table([_row(here, item) for item in items[:_FIRST]])
+            if site.settings.folder is not None:
+                same_on_a_command_line("adapters", "inspect", site.settings.folder.name)
         await ui.context.client.connected()
         await _fill(here, table, items)
 
@@ -88,7 +90,7 @@ def _table(rows: list[dict[str, Any]]) -> ui.table:
     table.add_slot(
         "body-cell-name",
         '<q-td :props="props"><a :href="`/adapter/${props.row.id}`" class="text-primary" '
-        'style="display:block;max-width:20rem;overflow:hidden;text-overflow:ellipsis;direction:rtl;text-align:left" '
+        'style="display:block;max-width:15rem;overflow:hidden;text-overflow:ellipsis;direction:rtl;text-align:left" '
         ':title="props.value">&lrm;{{ props.value }}</a></q-td>',
     )
     with buttons:

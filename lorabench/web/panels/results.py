@@ -6,11 +6,14 @@ import time
 from nicegui import ui
 from starlette.requests import Request
 
-from lorabench.web.frame import frame
+from lorabench.web.frame import frame, same_on_a_command_line
 from lorabench.web.runs import Run
 from lorabench.web.site import Site
 
 __all__ = ["add"]
+
+_EVERY = 5.0
+"""Seconds after which what is at work is looked at again."""
 
 
 def add(site: Site) -> None:
@@ -19,13 +22,38 @@ def add(site: Site) -> None:
     @ui.page("/results")
     async def page(request: Request, of: str = "") -> None:
         with frame(site, request, "Results"):
-            runs = await asyncio.to_thread(site.runs.all)
-            if not runs:
-                ui.label("No run and no sweep here. Start the server with --runs DIR, outputs/ or multirun/ say.")
-            for one in runs:
-                _line(one)
-            if any(one.id == of for one in runs):
+            before = await asyncio.to_thread(site.runs.all)
+
+            @ui.refreshable
+            def lines(runs: list[Run]) -> None:
+                if not runs:
+                    ui.label("No run and no sweep here. Start the server with --runs DIR, outputs/ or multirun/ say.")
+                for one in runs:
+                    _line(one)
+
+            # The report does not ask for itself: in its frame, which has no origin, it has no cookie either.
+            @ui.refreshable
+            def report() -> None:
                 ui.element("iframe").props(f'src="/api/runs/{of}/page" title="Report"').classes("w-full h-most")
+
+            async def look() -> None:
+                nonlocal before
+                now = await asyncio.to_thread(site.runs.all)
+                if now != before:
+                    lines.refresh(now)
+                    if _one(now, of) != _one(before, of):
+                        report.refresh()
+                before = now
+
+            lines(before)
+            if (shown := _one(before, of)) is not None:
+                same_on_a_command_line("report", shown.name)
+                report()
+            ui.timer(_EVERY, look)
+
+
+def _one(runs: list[Run], of: str) -> Run | None:
+    return next((one for one in runs if one.id == of), None)
 
 
 def _line(one: Run) -> None:
@@ -35,7 +63,7 @@ def _line(one: Run) -> None:
             f"{one.done} of {one.count} done" + (", running" if one.live else ""),
             color="positive" if good else "primary" if one.live else "negative",
         )
-        ui.link(one.name, f"/results?of={one.id}").classes("grow")
+        ui.link(one.name, f"/results?of={one.id}").classes("grow break-all")
         ui.label("sweep" if one.sweep else "run")
         ui.label(time.strftime("%Y-%m-%d %H:%M", time.localtime(one.changed))).classes("fainter")
         ui.link("open alone", f"/api/runs/{one.id}/page")
