@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lorabench.jobs import Job, queue, status_of, write_jobs
 from lorabench.web.frame import PANELS
+from tests.made_results import a_result
 from tests.make_adapters import made_adapters
 from tests.test_audit import write
 from tests.test_web_predict import models_and_adapters
@@ -300,6 +302,39 @@ def slow_adapter(tmp_path: Path) -> Path:
         tensors |= {f"{name}.down.weight": torch.randn(64, 768), f"{name}.up.weight": torch.randn(768, 64)}
     save_file(tensors, folder / "slow.safetensors")
     return folder
+
+
+def test_a_report_of_what_still_runs_is_drawn_anew(browser: "Browser", tmp_path: Path) -> None:
+    sweep = tmp_path / "runs" / "sweep"
+    jobs = [Job(str(number), f"seed={number}", [f"seed={number}"], f"key {number}") for number in (0, 1)]
+    sweep.mkdir(parents=True)
+    write_jobs(sweep, jobs)
+    for job in jobs:
+        queue(sweep, job)
+    with status_of(sweep / "0"):
+        a_result({"stats": [0.8, 0.7]}).write(sweep / "0" / "results.json")
+    server = Server(tmp_path / "data", "--runs", str(tmp_path / "runs"))
+    context = browser.new_context(base_url=server.base)
+    context.set_default_timeout(SECONDS)
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+    try:
+        with status_of(sweep / "1"):
+            page.goto(server.url)
+            page.goto("/results")
+            page.get_by_role("link", name="sweep", exact=True).click()
+            page.get_by_text("1 of 2 done, running").wait_for()
+            report = page.frame_locator("iframe")
+            report.get_by_text("2 runs, 1 not done").first.wait_for()
+            a_result({"stats": [0.6, 0.5]}, seed=1).write(sweep / "1" / "results.json")
+        page.get_by_text("2 of 2 done", exact=True).wait_for()
+        report.get_by_text("2 runs, all done").first.wait_for()
+        assert "lorabench report sweep" in page.locator(".command").inner_text()
+    finally:
+        context.close()
+        server.end()
+    assert wrong == []
 
 
 def test_a_job_is_cancelled_and_one_outlives_its_server(browser: "Browser", tmp_path: Path, slow_adapter: Path) -> None:
