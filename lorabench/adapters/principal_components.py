@@ -127,6 +127,15 @@ def pca(
 
     Raises:
         LorabenchError: `n_components` is below 1, or no layer fits the pattern.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from lorabench.adapters.adapter import LoraModule
+        >>> down, up = torch.randn(4, 9), torch.randn(6, 4)
+        >>> found = pca(Adapter(Path("a"), (), {"q": LoraModule(down, up)}), n_components=2)
+        >>> {name: len(layer.explained_variance_ratio) for name, layer in found.items()}
+        {'q.lora.down.weight': 2, 'q.lora.up.weight': 2}
     """
     analyses = each_layer(adapter, n_components=n_components, standardise=standardise, layers=layers)
     return {analysis.layer: analysis for analysis in analyses}
@@ -169,6 +178,15 @@ def pca_across(adapters: Sequence[Adapter], *, modules: str | None = None) -> di
     Raises:
         LorabenchError: fewer than two adapters, no module fits the pattern, or none of these is in all of them in
             one shape.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from lorabench.adapters.adapter import LoraModule
+        >>> a = Adapter(Path("a"), (), {"q": LoraModule(torch.eye(2, 5), torch.eye(4, 2))})
+        >>> b = Adapter(Path("b"), (), {"q": LoraModule(torch.eye(2, 5), torch.eye(4, 2), scale=3.0)})
+        >>> pca_across([a, b])["q"].explained_variance_ratio.round(6).tolist()
+        [1.0]
     """
     if len(adapters) < 2:
         raise LorabenchError(f"{len(adapters)} adapter given: a comparison between adapters needs two or more files.")

@@ -132,6 +132,15 @@ def fingerprint(adapter: Adapter) -> str:
 
     Raises:
         LorabenchError: ΔW is not finite.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from lorabench.adapters import Adapter, LoraModule
+        >>> a = Adapter(Path("a"), (), {"q": LoraModule(torch.eye(2, 5), torch.eye(4, 2))})
+        >>> b = Adapter(Path("b"), (), {"q": LoraModule(torch.eye(2, 5), torch.eye(4, 2), scale=3.0)})
+        >>> fingerprint(a) == fingerprint(b), len(fingerprint(a))
+        (False, 16)
     """
     return sketch(adapter).id
 
@@ -205,6 +214,16 @@ def find_duplicates(paths: Iterable[Path], *, tolerance: float = TOLERANCE) -> D
 
     Raises:
         LorabenchError: `tolerance` is out of range.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lorabench.adapters import LoraModule, save
+        >>> folder, module = Path(tempfile.mkdtemp()), LoraModule(torch.eye(2, 5), torch.eye(4, 2))
+        >>> for name in ("unet.to_q", "unet.to_k"):
+        ...     _ = save(folder / f"{name}.safetensors", {name: module}, "diffusers-peft")
+        >>> (group,) = find_duplicates(sorted(folder.iterdir())).groups
+        >>> [member.path.stem for member in group.members]
+        ['unet.to_k', 'unet.to_q']
     """
     if not 0 < tolerance < 1:
         raise LorabenchError(f"tolerance={tolerance}: a relative difference between 0 and 1 is allowed, such as 0.01.")

@@ -111,6 +111,16 @@ def compare(a: Adapter, b: Adapter, *, top: int | None = None) -> Comparison:
 
     Raises:
         LorabenchError: no module has the same name in both, or `top` is below 1.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from lorabench.adapters.adapter import LoraModule
+        >>> a = Adapter(Path("a"), (), {"q": LoraModule(torch.eye(2, 5), torch.eye(4, 2))})
+        >>> b = Adapter(Path("b"), (), {"q": LoraModule(torch.eye(2, 5), torch.eye(4, 2), scale=3.0)})
+        >>> found = compare(a, b)
+        >>> round(found.cosine, 6), round(found.norm_ratio, 6), round(found.difference, 6)
+        (1.0, 3.0, 2.0)
     """
     if top is not None and top < 1:
         raise LorabenchError(f"top={top}: a number of modules from 1 on is allowed, or None for all.")

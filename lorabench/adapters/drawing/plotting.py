@@ -63,6 +63,13 @@ def plot(
 
     Raises:
         LorabenchError: an argument does not fit, a picture is there already, or the disk refuses.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lorabench.adapters.adapter import LoraModule
+        >>> adapter = Adapter(Path("a"), (), {"unet.mid_block.to_q": LoraModule(torch.eye(2, 5), torch.eye(4, 2))})
+        >>> [path.name for path in plot(adapter, "ranks", Path(tempfile.mkdtemp()) / "ranks.png")]
+        ['ranks.png']
     """
     given = (adapters,) if isinstance(adapters, Adapter) else tuple(adapters)
     out = Path(out)

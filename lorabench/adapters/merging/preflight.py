@@ -71,6 +71,16 @@ def preflight(
     Raises:
         LorabenchError: no adapter, another number of weights, one that is not finite, or names that fit each other in
             two ways.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from lorabench.adapters.adapter import LoraModule
+        >>> a = Adapter(Path("a"), (), {"q": LoraModule(torch.eye(2, 5), torch.eye(4, 2))})
+        >>> b = Adapter(Path("b"), (), {"q": LoraModule(torch.eye(2, 5), torch.eye(4, 2), scale=3.0)})
+        >>> found = preflight([a, b], [0.5, 0.5])
+        >>> found.level, [finding.check for finding in found.findings if finding.level != "ok"]
+        ('warning', ['base model', 'overlap'])
     """
     recipe = recipe or Recipe()
     given = used_weights(len(adapters), weights, normalize=False)

@@ -85,6 +85,16 @@ def edit(
     Raises:
         LorabenchError: the file is no safetensors file, an entry to take away is not there, a hash is to be set by
             hand, something lies at `out`, or the disk is full.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lorabench.adapters import LoraModule, save
+        >>> file = Path(tempfile.mkdtemp()) / "a.safetensors"
+        >>> _ = save(file, {"unet.mid_block.to_q": LoraModule(torch.eye(2, 5), torch.eye(4, 2))}, "diffusers-peft")
+        >>> _ = edit(file, file.with_name("b.safetensors"), values={"author": "me"})
+        >>> from lorabench.adapters import read_table
+        >>> read_table(file.with_name("b.safetensors")).metadata["author"]
+        'me'
     """
     file, header = _header(path)
     with explain_writing(Path(out), "Give another --out."):

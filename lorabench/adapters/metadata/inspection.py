@@ -84,6 +84,14 @@ def inspect(
 
     Raises:
         LorabenchError: the file cannot be read at all.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lorabench.adapters import LoraModule, save
+        >>> file = Path(tempfile.mkdtemp()) / "a.safetensors"
+        >>> _ = save(file, {"unet.mid_block.to_q": LoraModule(torch.eye(2, 5), torch.eye(4, 2))}, "diffusers-peft")
+        >>> inspect(file).architecture_info["modules"]["value"], inspect(file).validation_info["valid"]
+        (1, True)
     """
     return inspect_table(read_table(path), strict=strict, hashes=hashes, top_tags=top_tags, values=values)
 

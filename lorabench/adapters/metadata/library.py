@@ -56,6 +56,14 @@ def scan(
 
     Raises:
         LorabenchError: there is no such folder, or one of the processes was killed.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lorabench.adapters import LoraModule, save
+        >>> file = Path(tempfile.mkdtemp()) / "a.safetensors"
+        >>> _ = save(file, {"unet.mid_block.to_q": LoraModule(torch.eye(2, 5), torch.eye(4, 2))}, "diffusers-peft")
+        >>> [(row["modules"], row["rank"], row["valid"]) for row in scan(file.parent)]
+        [(1, 2, True)]
     """
     root = Path(folder)
     paths = adapter_files(root).files

@@ -36,6 +36,15 @@ def load(path: Path | str, *, strict: bool = False) -> Adapter:
 
     Raises:
         LorabenchError: the file cannot be used; the message names it, what is wrong, and what to do.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lorabench.adapters import LoraModule, save
+        >>> file = Path(tempfile.mkdtemp()) / "a.safetensors"
+        >>> _ = save(file, {"unet.mid_block.to_q": LoraModule(torch.eye(2, 5), torch.eye(4, 2))}, "diffusers-peft")
+        >>> adapter = load(file)
+        >>> adapter.modules["unet.mid_block.to_q"].down.shape, adapter.schemes
+        (torch.Size([2, 5]), ('peft',))
     """
     file = find_adapter_file(Path(path))
     container = read_container(file)

@@ -124,6 +124,14 @@ def read_table(path: Path | str) -> Table:
 
     Raises:
         LorabenchError: the file cannot be read at all; what is wrong with single modules is in `problems`.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lorabench.adapters import LoraModule, save
+        >>> file = Path(tempfile.mkdtemp()) / "a.safetensors"
+        >>> _ = save(file, {"unet.mid_block.to_q": LoraModule(torch.eye(2, 5), torch.eye(4, 2))}, "diffusers-peft")
+        >>> [(row.module, row.rank, row.shapes["down"]) for row in read_table(file).rows]
+        [('unet.mid_block.to_q', 2, (2, 5))]
     """
     file = find_adapter_file(Path(path))
     if first_look(file)[1] is None:

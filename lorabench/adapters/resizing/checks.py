@@ -50,6 +50,15 @@ def validate(path: Path | str, rank: int | None = None) -> Validation:
 
     Raises:
         LorabenchError: the file cannot be read at all.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from lorabench.adapters import LoraModule, save
+        >>> file = Path(tempfile.mkdtemp()) / "a.safetensors"
+        >>> _ = save(file, {"unet.mid_block.to_q": LoraModule(torch.eye(2, 5), torch.eye(4, 2))}, "diffusers-peft")
+        >>> found = validate(file, rank=1)
+        >>> found.valid, found.ranks
+        (True, {2: 1})
     """
     table = read_table(path)
     problems = list(table.problems)

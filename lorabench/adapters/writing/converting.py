@@ -89,6 +89,13 @@ def convert(
 
     Raises:
         LorabenchError: the layout cannot express something of the adapter; its name is given.
+
+    Example:
+        >>> import torch
+        >>> module = LoraModule(torch.eye(2, 5), torch.eye(4, 2))
+        >>> found = convert(Adapter(Path("a"), ("peft",), {"h.0.attn": module}), "kohya", component="unet")
+        >>> list(found.adapter.modules)
+        ['unet.h.0.attn']
     """
     form = written_layout(layout)
     refuse_infinite(adapter)
@@ -180,7 +187,14 @@ def prepare(adapter: Adapter, layout: str | None = None, names: Mapping[str, str
 
 
 def notes_on_writing(adapter: Adapter, layout: str | None = None, names: Mapping[str, str] | None = None) -> list[str]:
-    """In words, what `prepare` renames and what a loader will not find in the file that is written."""
+    """In words, what `prepare` renames and what a loader will not find in the file that is written.
+
+    Example:
+        >>> import torch
+        >>> module = LoraModule(torch.eye(2, 5), torch.eye(4, 2), scale=0.5)
+        >>> notes_on_writing(Adapter(Path("a"), ("peft",), {"unet.mid_block.to_q": module}), "diffusers-peft")
+        ['the scale of 1 modules is multiplied into up, as the layout has no alpha']
+    """
     return list(prepare(adapter, layout, names).notes)
 
 

@@ -30,6 +30,13 @@ def names_from(path: Path | str) -> dict[str, str]:
 
     Raises:
         LorabenchError: it cannot be read, or names no module in dots.
+
+    Example:
+        >>> import json, tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "keys.json"
+        >>> _ = file.write_text(json.dumps(["weird_block.3.to_q.weight"]))
+        >>> names_from(file)
+        {'weird_block_3_to_q': 'weird_block.3.to_q'}
     """
     path = Path(path)
     dotted: dict[str, set[str]] = {}

@@ -74,6 +74,14 @@ def save(
     Raises:
         LorabenchError: the path does not fit the layout, a name or an option cannot be written, values do not fit the
             type, or the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> from lorabench.adapters import load
+        >>> module = LoraModule(torch.eye(2, 5), torch.eye(4, 2), scale=0.5)
+        >>> file = save(Path(tempfile.mkdtemp()) / "a.safetensors", {"unet.mid_block.to_q": module}, "kohya")
+        >>> list(load(file).modules), load(file).modules["unet.mid_block.to_q"].scale
+        (['unet.mid_block.to_q'], 0.5)
     """
     path = Path(path)
     form = written_layout(layout)
@@ -122,7 +130,12 @@ def stored_type(module: LoraModule, dtype: torch.dtype | Literal["stored"] = "st
 
 
 def layout_of(adapter: Adapter) -> str:
-    """The layout that is nearest to the one that the adapter was read from."""
+    """The layout that is nearest to the one that the adapter was read from.
+
+    Example:
+        >>> layout_of(Adapter(Path("a.safetensors"), ("kohya",), {}))
+        'kohya'
+    """
     return nearest_layout(adapter.schemes, adapter.modules, adapter.config, adapter.path)
 
 
