@@ -10,7 +10,7 @@ from lorabench.adapters.merging.aligning import file_name, labels
 from lorabench.adapters.merging.clashing import kinds_left, magnitudes
 from lorabench.adapters.merging.recipe import Recipe
 from lorabench.adapters.merging.report import ModuleMerge, Parent
-from lorabench.adapters.writing.converting import about_wrappers
+from lorabench.adapters.writing.remarks import about_wrappers
 from lorabench.storage import file_sha256
 
 __all__ = ["agreed_metadata", "notes_on", "parents_of"]

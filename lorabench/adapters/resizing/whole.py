@@ -19,8 +19,8 @@ from lorabench.adapters.resizing.choosing import UNTRAINED, Choice, Sizes, clamp
 from lorabench.adapters.resizing.ranks import limits_by_module
 from lorabench.adapters.resizing.receipt import ModuleReceipt, Receipt
 from lorabench.adapters.resizing.rule import ResizeRule, spelled
-from lorabench.adapters.writing.converting import about_wrappers
 from lorabench.adapters.writing.refusals import refuse_infinite, refuse_unsupported
+from lorabench.adapters.writing.remarks import about_wrappers
 from lorabench.adapters.writing.saving import carries_extras, layout_of, stored_type
 from lorabench.errors import LorabenchError
 from lorabench.lowrank import thin_svd

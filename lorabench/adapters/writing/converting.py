@@ -20,7 +20,7 @@ from lorabench.adapters.names.identity import (
     split_part,
 )
 from lorabench.adapters.names.originals import FLATTENED_BY_KOHYA, KEPT_BY_KOHYA
-from lorabench.adapters.reading.table import PART_OUTSIDE, WRAPPED
+from lorabench.adapters.reading.table import PART_OUTSIDE
 from lorabench.adapters.writing.refusals import (
     refuse_embeddings,
     refuse_infinite,
@@ -30,16 +30,15 @@ from lorabench.adapters.writing.refusals import (
     refuse_unplaced,
     refuse_unsupported,
 )
+from lorabench.adapters.writing.remarks import about_assumptions, about_kinds, about_scales, about_windows
 from lorabench.adapters.writing.renaming import with_dots, with_names_of
 from lorabench.adapters.writing.saving import carries_extras, layout_of, refuse_extras
-from lorabench.adapters.writing.tensors import alpha_of
 from lorabench.errors import LorabenchError
 from lorabench.text import some
 
-__all__ = ["Conversion", "Prepared", "about_wrappers", "convert", "notes_on_writing", "prepare"]
+__all__ = ["Conversion", "Prepared", "convert", "notes_on_writing", "prepare"]
 
 _ORIGINAL = re.compile(r"(^|\.)(double_blocks|single_blocks|joint_blocks|layerwise_blocks)\.")
-_PLAIN = ("lora", "dora")
 _TAKEN_OFF = "{} was taken off all names: it stood before PEFT's own prefix, and PEFT would find no module by it"
 
 
@@ -117,8 +116,8 @@ def convert(
         adapter = _inside(adapter, word)
         renamed = [*renamed, _TAKEN_OFF.format(word[:-1])]
     written = {name: replace(module, kind="lora") for name, module in modules.items()}
-    told = [*notes, *renamed, *_about_kinds(modules), *_about_windows(modules), *_about_names(adapter, written, form)]
-    told += [*_about_scales(written, form), *_about_assumptions(modules)]
+    told = [*notes, *renamed, *about_kinds(modules), *about_windows(modules), *_about_names(adapter, written, form)]
+    told += [*about_scales(written, form), *about_assumptions(modules)]
     told += [f"left out: {kind} ({len(keys)}: {some(keys)})" for kind, keys in dropped.items()]
     config = dict(adapter.config)
     if transposed:
@@ -183,7 +182,7 @@ def prepare(adapter: Adapter, layout: str | None = None, names: Mapping[str, str
         adapter = _inside(adapter, word)
         notes = [*notes, _TAKEN_OFF.format(word[:-1])]
     notes += _about_names(adapter, modules, form)
-    return Prepared(replace(adapter, modules=modules), new, (*notes, *_about_scales(modules, form)))
+    return Prepared(replace(adapter, modules=modules), new, (*notes, *about_scales(modules, form)))
 
 
 def notes_on_writing(adapter: Adapter, layout: str | None = None, names: Mapping[str, str] | None = None) -> list[str]:
@@ -317,29 +316,6 @@ def _certain(module: LoraModule) -> LoraModule:
     return module if module.dots_known else replace(module, dots_known=True)
 
 
-def _about_kinds(modules: Mapping[str, LoraModule]) -> list[str]:
-    ranks: dict[str, list[int]] = {}
-    for module in modules.values():
-        ranks.setdefault(module.kind, []).append(module.rank)
-    return [
-        f"{len(ranks_of)} modules of kind {kind} are written as ordinary LoRA pairs of rank {_span(ranks_of)}"
-        for kind, ranks_of in ranks.items()
-        if kind not in _PLAIN
-    ]
-
-
-def _about_windows(modules: Mapping[str, LoraModule]) -> list[str]:
-    """What a LoHa or LoKr without a Tucker core does not say."""
-    flat = [
-        name for name, module in modules.items()
-        if module.kind in ("loha", "lokr") and not module.kernel and "conv" in name.rpartition(".")[2]
-    ]  # fmt: skip
-    if not flat:
-        return []
-    said = f"{len(flat)} modules are named like convolutions ({some(flat)}), and their pairs do not say the window"
-    return [f"{said}: they are written as matrices, which no convolution takes"]
-
-
 def _about_names(adapter: Adapter, modules: Mapping[str, LoraModule], layout: WrittenLayout) -> list[str]:
     notes = []
     if set(adapter.schemes) & {"cloneofsimo", "sam"}:
@@ -374,34 +350,3 @@ def _about_names(adapter: Adapter, modules: Mapping[str, LoraModule], layout: Wr
     if layout.folder and any(name.startswith("text_model.") for name in modules):
         notes.append("names begin with text_model, a level that CLIPTextModel no longer has in transformers 5")
     return notes
-
-
-def _about_scales(modules: Mapping[str, LoraModule], layout: WrittenLayout) -> list[str]:
-    notes = []
-    if layout.alpha == "folded":
-        folded = sum(module.scale != 1.0 for module in modules.values())
-        notes += [f"the scale of {folded} modules is multiplied into up, as the layout has no alpha"] * bool(folded)
-        ranks = [module.rank for module in modules.values()]
-        if len(set(ranks)) > 1:
-            notes.append(f"ranks differ ({_span(ranks)}): diffusers' older versions scale such files wrongly, 0.42 not")
-    if layout.alpha == "tensor" and len({alpha_of(module) for module in modules.values()}) > 1:
-        notes.append("alphas differ: diffusers (0.42) takes one for all attention layers; its own layout avoids that")
-    return notes
-
-
-def about_wrappers(modules: Mapping[str, LoraModule]) -> list[str]:
-    """In words, which wrappers' names were taken off, and of how many modules."""
-    notes = [note for module in modules.values() for note in module.assumed if note.startswith(WRAPPED)]
-    return [f"{note} ({count} modules)" for note, count in Counter(notes).items()]
-
-
-def _about_assumptions(modules: Mapping[str, LoraModule]) -> list[str]:
-    counts: dict[str, int] = {}
-    for module in modules.values():
-        for note in module.assumed:
-            counts[note] = counts.get(note, 0) + 1
-    return [f"{note} ({count} modules)" for note, count in counts.items()]
-
-
-def _span(ranks: list[int]) -> str:
-    return str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}"

@@ -1,0 +1,71 @@
+"""What a person should know of modules that are written: kinds that become pairs, scales, what was supposed."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from lorabench.adapters.adapter import LoraModule
+from lorabench.adapters.layouts import WrittenLayout
+from lorabench.adapters.reading.table import WRAPPED
+from lorabench.adapters.writing.tensors import alpha_of
+from lorabench.text import some
+
+__all__ = ["about_assumptions", "about_kinds", "about_scales", "about_windows", "about_wrappers"]
+
+_PLAIN = ("lora", "dora")
+
+
+def about_kinds(modules: Mapping[str, LoraModule]) -> list[str]:
+    """What was LoHa, LoKr or AdaLoRA, and the ranks that its pairs have."""
+    ranks: dict[str, list[int]] = {}
+    for module in modules.values():
+        ranks.setdefault(module.kind, []).append(module.rank)
+    return [
+        f"{len(ranks_of)} modules of kind {kind} are written as ordinary LoRA pairs of rank {_span(ranks_of)}"
+        for kind, ranks_of in ranks.items()
+        if kind not in _PLAIN
+    ]
+
+
+def about_windows(modules: Mapping[str, LoraModule]) -> list[str]:
+    """What a LoHa or LoKr without a Tucker core does not say."""
+    flat = [
+        name for name, module in modules.items()
+        if module.kind in ("loha", "lokr") and not module.kernel and "conv" in name.rpartition(".")[2]
+    ]  # fmt: skip
+    if not flat:
+        return []
+    said = f"{len(flat)} modules are named like convolutions ({some(flat)}), and their pairs do not say the window"
+    return [f"{said}: they are written as matrices, which no convolution takes"]
+
+
+def about_scales(modules: Mapping[str, LoraModule], layout: WrittenLayout) -> list[str]:
+    """Scales that the layout says in another way, and what its loaders make of them."""
+    notes = []
+    if layout.alpha == "folded":
+        folded = sum(module.scale != 1.0 for module in modules.values())
+        notes += [f"the scale of {folded} modules is multiplied into up, as the layout has no alpha"] * bool(folded)
+        ranks = [module.rank for module in modules.values()]
+        if len(set(ranks)) > 1:
+            notes.append(f"ranks differ ({_span(ranks)}): diffusers' older versions scale such files wrongly, 0.42 not")
+    if layout.alpha == "tensor" and len({alpha_of(module) for module in modules.values()}) > 1:
+        notes.append("alphas differ: diffusers (0.42) takes one for all attention layers; its own layout avoids that")
+    return notes
+
+
+def about_wrappers(modules: Mapping[str, LoraModule]) -> list[str]:
+    """In words, which wrappers' names were taken off, and of how many modules."""
+    notes = [note for module in modules.values() for note in module.assumed if note.startswith(WRAPPED)]
+    return [f"{note} ({count} modules)" for note, count in Counter(notes).items()]
+
+
+def about_assumptions(modules: Mapping[str, LoraModule]) -> list[str]:
+    """What the reader supposed, and of how many modules."""
+    counts: dict[str, int] = {}
+    for module in modules.values():
+        for note in module.assumed:
+            counts[note] = counts.get(note, 0) + 1
+    return [f"{note} ({count} modules)" for note, count in counts.items()]
+
+
+def _span(ranks: list[int]) -> str:
+    return str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}"
