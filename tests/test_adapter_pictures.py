@@ -1,10 +1,13 @@
 """Pictures of adapters: nothing overlaps, no panel is empty, and the files are whole."""
 
 import json
+import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -168,6 +171,40 @@ def test_a_process_that_draws_needs_no_torch(tmp_path: Path) -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.split() == [str(2 * len(ALONE) + 1), "False"], "importing torch takes longer than drawing"
+
+
+def test_what_draws_imports_nothing_of_the_folder_that_it_is_in(tmp_path: Path) -> None:
+    """A file beside downloaded adapters may be called like a library."""
+    from lorabench.adapters.writing.saving import save
+
+    save(tmp_path / "a.safetensors", small(), "kohya")
+    for name in ("matplotlib", "lorabench", "PIL"):
+        (tmp_path / f"{name}.py").write_text(f"open('imported-{name}', 'w')")
+    program = Path(sys.executable).parent / "lorabench-adapter"
+    words = [str(program), "plot", "a.safetensors", "--kind", "all", "--out", "pictures"]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    assert list(tmp_path.glob("imported-*")) == []
+    assert len(list((tmp_path / "pictures").iterdir())) == len(ALONE)
+
+
+def test_an_interruption_is_told_and_nothing_else(tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of a terminal, while they start too."""
+    from lorabench.adapters.writing.saving import save
+
+    save(tmp_path / "a.safetensors", small(), "kohya")
+    words = ["plot", "a.safetensors", "--kind", "all", "--out", "pictures"]
+    for after in (0.4, 0.8, 1.2):
+        command = [sys.executable, "-m", "lorabench.adapters", *words]
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        time.sleep(after)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=120)[1]
+        if process.returncode == 130:
+            assert said.count("\n") == 1
+            assert "interrupted" in said
+        else:  # before the program itself was there, or after it had ended
+            assert "forkserver" not in said
+            assert "ThreadPool" not in said
 
 
 @pytest.mark.parametrize("form", ["png", "svg"])

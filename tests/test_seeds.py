@@ -73,11 +73,48 @@ def test_what_is_within_leaves_nothing_for_what_is_around_it(zoos, fits):
     assert [found.zoo, found.fit] == pytest.approx(expected, nan_ok=True)
 
 
-def test_one_member_a_split_is_all_in_the_member():
-    (found,) = spreads(compare(drawn(np.random.default_rng(2), 2, 1, members=1, std=(0.1, 0, 0, 0.01))))
+def test_one_member_a_split_is_not_told_from_its_fit_and_split():
+    (found,) = spreads(compare(drawn(np.random.default_rng(2), 3, 3, members=1, std=(0.1, 0.1, 0, 0.01))))
+    assert all(math.isnan(part) for part in (found.fit, found.split, found.member))
+    assert found.zoo > 0
+
+
+def test_a_zoo_of_one_split_is_not_told_from_it():
+    (found,) = spreads(compare(drawn(np.random.default_rng(2), 3, 1, splits=1, std=(0.0, 0, 0.1, 0.01))))
+    assert math.isnan(found.zoo)
     assert math.isnan(found.split)
-    assert found.member > 0
-    assert found.zoo >= 0
+
+
+def test_what_is_not_there_is_found_on_average_where_members_leave_much():
+    rng = np.random.default_rng(8)
+    found = [spreads(compare(drawn(rng, 4, 3, splits=3, members=2, std=(0, 0, 0, 0.1))))[0] for _ in range(25)]
+    for part in ("zoo", "fit", "split"):
+        assert math.sqrt(np.mean([getattr(one, part) for one in found])) < 0.03, part
+
+
+def test_a_split_that_two_of_three_fits_have_tells_of_them():
+    pairs = {0: (0, 1), 1: (1, 2), 2: (0, 2)}
+    runs = [
+        run([0.5 + 0.1 * fit, 0.6 + 0.1 * fit], split, {}, {"seed": fit}) for fit, own in pairs.items() for split in own
+    ]  # fmt: skip
+    (found,) = spreads(compare(runs))
+    gaps = [2 - 0, 1 - 0, 2 - 1]
+    assert found.fit == pytest.approx(np.mean([(0.1 * gap) ** 2 / 2 for gap in gaps]) - 0.005 / 2)
+
+
+def test_zoos_of_one_seed_and_other_content_are_two_in_any_order():
+    runs = drawn(np.random.default_rng(9), 2, 1, splits=2)
+    other = [replace(one, dataset={"name": "glyphs", "fingerprint": "other"}) for one in runs[:2]]
+    one, two = (spreads(compare(given)) for given in (runs + other, other + runs))
+    assert [found.zoos for found in (*one, *two)] == [3, 3]
+    assert one[0].zoo == pytest.approx(two[0].zoo)
+
+
+def test_rows_are_named_by_what_sets_them_apart():
+    runs = [
+        run([0.5, 0.6], 0, {"seed": zoo}, {"seed": 0, "beta": beta}) for beta in (1, 4) for zoo in (0, 1)
+    ]  # fmt: skip
+    assert [found.label for found in spreads(compare(runs))] == ["vae beta=1", "vae beta=4"]
 
 
 def test_fits_of_other_splits_tell_nothing_of_a_fit():

@@ -96,7 +96,7 @@ def _run(folder: Path, root: Path) -> Run | None:
 
 
 def _found(folder: Path, root: Path) -> Run:
-    name = folder.relative_to(root).as_posix() if folder != root else folder.name
+    name = folder.relative_to(root).as_posix() if folder != root else folder.resolve().name
     sweep = (folder / JOBS).exists()
     places = [folder / job.folder for job in read_jobs(folder)] if sweep else [folder]
     # A run of an older version has its results alone.

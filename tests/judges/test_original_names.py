@@ -207,3 +207,11 @@ def test_single_blocks_that_two_families_have_are_refused(layout: str, tmp_path:
     assert "nothing says of which family's model 2 modules are" in answer.text
     assert not (tmp_path / "b.safetensors").exists()
     asked("convert", tmp_path / "a.safetensors", "-o", tmp_path / "c.safetensors", "--to", "comfyui")
+
+
+def test_names_that_are_diffusers_own_are_written_though_originals_have_such_a_word(tmp_path: Path) -> None:
+    """Krea 2's `layerwise_blocks` are diffusers' own."""
+    blocks = [f"text_fusion.layerwise_blocks.{i}.attn.to_{part}" for i in (0, 1) for part in "qkv"]
+    save_file(_state(dict.fromkeys(blocks, (64, 64)), "lora_unet_"), str(tmp_path / "a.safetensors"))
+    asked("convert", tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors", "--to", "diffusers-peft")
+    assert set(load(tmp_path / "b.safetensors").modules) == {f"transformer.{name}" for name in blocks}

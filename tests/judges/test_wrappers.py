@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoHaConfig, LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
 from tests.judges.judging import (
@@ -149,6 +149,17 @@ def test_a_part_before_peft_is_taken_off_what_is_carried_whole(theirs: Path, tmp
         assert tensors_of(tmp_path / command).keys() == tensors_of(bare).keys(), command
         head = next(key for key in tensors_of(bare) if "lm_head" in key)
         assert torch.equal(tensors_of(tmp_path / command)[head], tensors_of(bare)[head])
+
+
+@pytest.mark.parametrize("before", ["", "model.", "text_encoder.", "_orig_mod."])
+def test_a_loha_has_pefts_scale_behind_any_prefix(before: str, tmp_path: Path) -> None:
+    """Without its prefix it would be LyCORIS', whose scale no configuration says."""
+    from lorabench.adapters import load
+
+    config = LoHaConfig(r=2, alpha=8, target_modules=["q_proj"], init_weights=False)
+    bare = save_in_peft(get_peft_model(llama(), config), tmp_path / "bare")
+    folder = _wrapped(bare, tmp_path / "wrapped", lambda key: f"{before}{key}")
+    assert {module.scale for module in load(folder).modules.values()} == {4.0}
 
 
 def test_parts_of_two_models_are_no_folder_of_one(theirs: Path, tmp_path: Path) -> None:

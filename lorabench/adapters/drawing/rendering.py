@@ -1,11 +1,13 @@
 """Drawing measured pages: in this process, or in others that import matplotlib while this one imports torch."""
 
+import contextlib
 import importlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +18,7 @@ from lorabench.errors import LorabenchError
 
 __all__ = ["InThisProcess", "Picture", "Processes", "Renderer"]
 
-_READY = "lorabench.adapters.drawing.ready"
+_READY, _SAFE = "lorabench.adapters.drawing.ready", "PYTHONSAFEPATH"
 
 
 class Picture(NamedTuple):
@@ -73,12 +75,21 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pipe in self._starting.result():
-            pipe.close()
+        with contextlib.suppress(OSError, EOFError):  # where they never came there is nothing to end
+            for pipe in self._starting.result():
+                pipe.close()
+
+    def _ready(self) -> list[Connection]:
+        try:
+            return self._starting.result().copy()
+        except (OSError, EOFError) as error:
+            raise LorabenchError(
+                f"no process that draws can be started: {error}. Draw one --kind at a time."
+            ) from error
 
     def render(self, pictures: Iterable[Picture]) -> None:
         """See `Renderer`."""
-        waiting, busy, idle = iter(pictures), list[Connection](), self._starting.result().copy()
+        waiting, busy, idle = iter(pictures), list[Connection](), self._ready()
         picture = next(waiting, None)
         while picture or busy:
             while picture and idle:
@@ -102,12 +113,33 @@ def _start(count: int) -> list[Connection]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_READY])
     pipes = []
-    for _ in range(count):
-        here, there = context.Pipe()
-        context.Process(target=_serve, args=(there,), daemon=True).start()
-        there.close()
-        pipes.append(here)
+    # Ctrl-C is for the process that asks, and says so; what this thread starts inherits that it is held back here.
+    resource_tracker.ensure_running()  # first: it starts with that, and it lets the signal through when it has
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    with _no_modules_of_the_folder():
+        for _ in range(count):
+            here, there = context.Pipe()
+            context.Process(target=_serve, args=(there,), daemon=True).start()
+            there.close()
+            pipes.append(here)
     return pipes
+
+
+@contextlib.contextmanager
+def _no_modules_of_the_folder() -> Iterator[None]:
+    """Python's processes that start meanwhile import nothing of the folder that they are in: it may be anybody's.
+
+    The process that is forked from is one of `python -c`, which would look there first.
+    """
+    before = os.environ.get(_SAFE)
+    os.environ[_SAFE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SAFE]
+        else:
+            os.environ[_SAFE] = before
 
 
 def _answer(pipe: Any) -> str:
@@ -122,7 +154,6 @@ def _answer(pipe: Any) -> str:
 
 def _serve(pipe: Connection) -> None:
     """Draw what comes through the pipe until it closes; the answer is what is wrong, or nothing."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks says that it was interrupted
     importlib.import_module(_READY)  # nothing is left to do where the process that this one is forked from has done it
     while True:
         try:

@@ -17,6 +17,7 @@ __all__ = [
     "by_identity",
     "component",
     "flattened",
+    "has_peft_prefix",
     "identity",
     "joined",
     "split_part",
@@ -48,7 +49,7 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wr
 _WRAPPED = re.compile(rf"(?:^|[._])({'|'.join(_WRAPPERS)})(?=[._]|$)")  # a level of the name, or flattened with it
 _PEFT = "base_model.model."
 _PARALLEL = "module."  # of DataParallel and DistributedDataParallel, at the front alone
-_HOLDERS = r"((?:(?:model|module)\.)*)"  # what a training script calls the model that it holds
+_HOLDERS = r"((?:(?:model|module)\.)*?)"  # what a training script calls the model that it holds
 _AROUND_PEFT = re.compile(
     rf"^{_HOLDERS}(?:({'|'.join(map(re.escape, _WORDS))})\.)?{_HOLDERS}(?={re.escape(_PEFT)})"
 )  # fmt: skip
@@ -119,6 +120,15 @@ def unwrap(name: str) -> Unwrapped:
     if counts[_PEFT] > 1:
         taken.add("base_model.model (twice)" if counts[_PEFT] == 2 else f"base_model.model ({counts[_PEFT]} times)")
     return Unwrapped(joined(word, rest), tuple(sorted(taken)))
+
+
+def has_peft_prefix(key: str) -> bool:
+    """Whether PEFT's own prefix is in a key, in front or behind what wraps or holds its model.
+
+    >>> has_peft_prefix("text_encoder.base_model.model.h.0.attn"), has_peft_prefix("h.0.attn")
+    (True, False)
+    """
+    return key.startswith("base_model.") or f".{_PEFT}" in key
 
 
 def flattened(name: str) -> str:

@@ -8,7 +8,7 @@ from lorabench.adapters.kinds import kinds
 from lorabench.adapters.layouts import layouts
 from lorabench.adapters.layouts.kohya import from_kohya
 from lorabench.adapters.names.families import dotted
-from lorabench.adapters.names.identity import component, joined, unwrap
+from lorabench.adapters.names.identity import component, has_peft_prefix, joined, unwrap
 
 __all__ = ["FACTORS", "KEPT", "ParsedKey", "component", "is_added", "is_layer_key", "layer_names", "parse_key"]
 
@@ -80,7 +80,7 @@ def parse_key(key: str) -> ParsedKey:
             match = pattern.match(key)
             if match:
                 module, part = layout.read(match)
-                scheme = "peft" if layout.name == "loralib" and key.startswith("base_model.model.") else layout.name
+                scheme = "peft" if layout.name == "loralib" and has_peft_prefix(key) else layout.name
                 return _named(module, part, scheme)
     kind, match = next((kind, match) for kind, pattern in _patterns() if (match := pattern.search(key)))
     return _named(key[: match.start()], kind, "")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lorabench.adapters.kinds import kinds
 from lorabench.adapters.names.families import denoiser_sort, dotted, recognise
-from lorabench.adapters.names.identity import identity, joined
+from lorabench.adapters.names.identity import has_peft_prefix, identity, joined
 from lorabench.adapters.reading.header import TensorInfo
 from lorabench.adapters.reading.naming import FACTORS, ParsedKey, parse_key
 from lorabench.errors import LorabenchError
@@ -158,7 +158,7 @@ def _place(file: Path, key: str, keys: SortedKeys, split: Mapping[tuple[str, str
             )
         module.form = parsed.part
     if parsed.is_layer or not module.scheme:
-        module.scheme = parsed.scheme or ("peft" if key.startswith("base_model.") else "lycoris")
+        module.scheme = parsed.scheme or ("peft" if has_peft_prefix(key) else "lycoris")
 
 
 def _name(parsed: ParsedKey, split: Mapping[tuple[str, str], str]) -> tuple[str, bool]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.adapters.kinds import kinds
 from lorabench.adapters.kinds.base import BESIDE, Fit, Shapes
-from lorabench.adapters.names.identity import BEFORE_PEFT, component
+from lorabench.adapters.names.identity import BEFORE_PEFT, component, has_peft_prefix
 from lorabench.adapters.reading import limits
 from lorabench.adapters.reading.beside import CONFIG, config_beside
 from lorabench.adapters.reading.experts import set_experts_aside
@@ -256,7 +256,7 @@ class _Planner:
             config=self.inside or (self.beside if module.scheme.startswith(("peft", "mlx")) else {}),
             config_from="lora_adapter_metadata" if self.inside else CONFIG,
             header=self.header,
-            of_peft=any(key.startswith("base_model.") for key in module.parts.values()),
+            of_peft=any(map(has_peft_prefix, module.parts.values())),
         )  # fmt: skip
         scale = kinds()[module.form].scale(stated)
         shapes = _shapes(module, self.tensors)

@@ -237,7 +237,7 @@ def _word_outside(where: Path, modules: Mapping[str, LoraModule]) -> str:
         next((note.split()[-3] for note in module.assumed if note.startswith(PART_OUTSIDE)), "")
         for module in modules.values()
     }
-    if words == {""}:
+    if words <= {""}:
         return ""
     if len(words) > 1:
         which = ", ".join(word or "nothing" for word in sorted(words))
@@ -329,11 +329,12 @@ def _about_names(adapter: Adapter, modules: Mapping[str, LoraModule], layout: Wr
     original = [name for name in modules if _ORIGINAL.search(name)]
     from_elsewhere = layout.folder and layout_of(adapter) != layout.name
     of_diffusers = layout.needs_dots and layout.needs_part and not layout.original_names
-    if original and of_diffusers and "kohya" in adapter.schemes:  # which diffusers loads, and would not load any more
+    unknown = original and of_diffusers and "kohya" in adapter.schemes and family_of(adapter.modules) is None
+    if unknown:  # diffusers loads that file, and would not load what is written
         raise LorabenchError(
             f"{adapter.path}: nothing says of which family's model {len(original)} modules are ({some(original)}), and "
             f"so what diffusers calls them; its loader takes them from kohya's file alone. Write the comfyui layout, "
-            f"not {layout.name}, or give the whole file."
+            f"not {layout.name}."
         )
     if original and (of_diffusers or from_elsewhere):
         notes.append(
