@@ -185,7 +185,7 @@ def live_modules(model: nn.Module, adapter: str | None = None) -> dict[str, Live
 def _found(model: nn.Module) -> Iterator[LiveModule]:
     for path, owner in model.named_modules():
         for adapter in adapters_of(owner):
-            name = unwrap(path).name.replace(_INSIDE, ".")
+            name = unwrap(path, held=False).name.replace(_INSIDE, ".")
             if not hasattr(owner, "parameter_name"):
                 yield LiveModule(name, owner, adapter)
                 continue

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from lorabench.adapters.names.unet import converted
 
 __all__ = [
-    "BEFORE_PEFT",
     "DENOISER_WORDS",
     "PARTS",
     "Identity",
@@ -20,6 +19,7 @@ __all__ = [
     "has_peft_prefix",
     "identity",
     "joined",
+    "part_before_peft",
     "split_part",
     "unwrap",
 ]
@@ -53,8 +53,6 @@ _HOLDERS = r"((?:(?:model|module)\.)*?)"  # what a training script calls the mod
 _AROUND_PEFT = re.compile(
     rf"^{_HOLDERS}(?:({'|'.join(map(re.escape, _WORDS))})\.)?{_HOLDERS}(?={re.escape(_PEFT)})"
 )  # fmt: skip
-BEFORE_PEFT = "before base_model.model"
-"""How what `Unwrapped.wrappers` says of a part's word ends that stands there, and stays in the name."""
 
 _TEXT_LEVEL = re.compile(r"^text_model_(?=encoder_layers_|embeddings_|final_layer_norm)")
 
@@ -74,22 +72,22 @@ class Identity(NamedTuple):
 
 
 class Unwrapped(NamedTuple):
-    """A name without wrappers, and which were taken off (PEFT's own `base_model.model.` once is none).
-
-    A part's word before PEFT's prefix stays in the name, and is told of: PEFT's own names have none there.
-    """
+    """A name without wrappers, and which were taken off (PEFT's own `base_model.model.` once is none)."""
 
     name: str
     wrappers: tuple[str, ...]
 
 
-def unwrap(name: str) -> Unwrapped:
+def unwrap(name: str, *, held: bool = True) -> Unwrapped:
     """A module's name without what torch, accelerators and PEFT wrapped around its model.
 
-    >>> unwrap("base_model.model._orig_mod.mid_block.0._checkpoint_wrapped_module.to_q")
-    Unwrapped(name='mid_block.0.to_q', wrappers=('_checkpoint_wrapped_module', '_orig_mod'))
-    >>> unwrap("model.unet.base_model.model.mid_block.0.to_q")
-    Unwrapped(name='unet.mid_block.0.to_q', wrappers=('model', 'unet before base_model.model'))
+    Args:
+        name: of a module, or the key of a tensor.
+        held: whether what a training script calls the model that it holds ("model.base_model.model...") is a wrapper
+            too; in memory it may tell models apart.
+
+    >>> unwrap("unet.base_model.model._orig_mod.mid_block.0._checkpoint_wrapped_module.to_q")
+    Unwrapped(name='unet.mid_block.0.to_q', wrappers=('_checkpoint_wrapped_module', '_orig_mod'))
     >>> unwrap("base_model.model.base_model.model.h.0").wrappers
     ('base_model.model (twice)',)
     """
@@ -103,11 +101,10 @@ def unwrap(name: str) -> Unwrapped:
         return Unwrapped(name, ())
     segments = [segment for segment in name.split(".") if segment not in _WRAPPERS]
     rest = ".".join(segments)
-    word = next((word for word in _WORDS if rest.startswith(f"{word}.{_PARALLEL}")), "")
-    if around := _AROUND_PEFT.match(rest):
+    word = next((word for word in _WORDS if rest.startswith((f"{word}.{_PEFT}", f"{word}.{_PARALLEL}"))), "")
+    if held and (around := _AROUND_PEFT.match(rest)):
         word = around[2] or ""
         taken |= set(f"{around[1]}{around[3]}".split(".")) - {""}
-        taken |= {f"{word} {BEFORE_PEFT}"} if word else set()
         rest = rest[around.end() :]
     elif word:
         rest = rest.removeprefix(f"{word}.")
@@ -120,6 +117,18 @@ def unwrap(name: str) -> Unwrapped:
     if counts[_PEFT] > 1:
         taken.add("base_model.model (twice)" if counts[_PEFT] == 2 else f"base_model.model ({counts[_PEFT]} times)")
     return Unwrapped(joined(word, rest), tuple(sorted(taken)))
+
+
+def part_before_peft(key: str) -> str:
+    """The part's word that stands before PEFT's own prefix, where PEFT's own names have none; "" where none does.
+
+    >>> part_before_peft("model.unet.base_model.model.mid_block.0.to_q"), part_before_peft("base_model.model.unet.to_q")
+    ('unet', '')
+    """
+    if f".{_PEFT}" not in key:
+        return ""
+    around = _AROUND_PEFT.match(".".join(segment for segment in key.split(".") if segment not in _WRAPPERS))
+    return (around[2] or "") if around else ""
 
 
 def has_peft_prefix(key: str) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.adapters.kinds import kinds
 from lorabench.adapters.kinds.base import BESIDE, Fit, Shapes
-from lorabench.adapters.names.identity import BEFORE_PEFT, component, has_peft_prefix
+from lorabench.adapters.names.identity import component, has_peft_prefix, part_before_peft
 from lorabench.adapters.reading import limits
 from lorabench.adapters.reading.beside import CONFIG, config_beside
 from lorabench.adapters.reading.experts import set_experts_aside
@@ -37,8 +37,8 @@ _READ = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E
 
 WRAPPED = "the wrapper"
 """How what `ModuleRow.assumed` says of a wrapper begins."""
-PART_OUTSIDE = "its name has"
-"""The same of a pipeline's part before PEFT's own prefix."""
+PART_OUTSIDE = "{} stands before base_model.model in its name"
+"""What it says of a pipeline's part before PEFT's own prefix."""
 
 _GROUPED = "grouped_convolution"
 
@@ -261,12 +261,9 @@ class _Planner:
         scale = kinds()[module.form].scale(stated)
         shapes = _shapes(module, self.tensors)
         first = next(key for part, key in module.parts.items() if part != "alpha")
-        wrapped = tuple(
-            f"{PART_OUTSIDE} {wrapper}"
-            if wrapper.endswith(BEFORE_PEFT)
-            else f"{WRAPPED} {wrapper} was taken off its name"
-            for wrapper in module.wrappers
-        )
+        wrapped = tuple(f"{WRAPPED} {wrapper} was taken off its name" for wrapper in module.wrappers)
+        if word := part_before_peft(first):
+            wrapped = (*wrapped, PART_OUTSIDE.format(word))
         return ModuleRow(
             module=name, part=component(name), kind=_kind(module, shapes), rank=fit.rank,
             alpha=scale.alpha, alpha_source=scale.source, scale=scale.value, scale_rule=scale.rule,

@@ -11,7 +11,6 @@ from lorabench.adapters.fusing import Respelled, as_diffusers, as_original, fami
 from lorabench.adapters.layouts import WrittenLayout, written_layout
 from lorabench.adapters.names.families import Family
 from lorabench.adapters.names.identity import (
-    BEFORE_PEFT,
     DENOISER_WORDS,
     PARTS,
     component,
@@ -234,7 +233,7 @@ def _word_outside(where: Path, modules: Mapping[str, LoraModule]) -> str:
         LorabenchError: there are several, or not all names had it: a PEFT folder is of one model.
     """
     words = {
-        next((note.split()[-3] for note in module.assumed if note.startswith(PART_OUTSIDE)), "")
+        next((part for part in (*PARTS, *DENOISER_WORDS) if PART_OUTSIDE.format(part) in module.assumed), "")
         for module in modules.values()
     }
     if words <= {""}:
@@ -242,8 +241,8 @@ def _word_outside(where: Path, modules: Mapping[str, LoraModule]) -> str:
     if len(words) > 1:
         which = ", ".join(word or "nothing" for word in sorted(words))
         raise LorabenchError(
-            f"{where}: {which} stand {BEFORE_PEFT}, and a PEFT folder is of one model. Write a folder of each: "
-            "convert --to peft --component PART."
+            f"{where}: {which} stand before base_model.model, and a PEFT folder is of one model. Write "
+            "a folder of each: convert --to peft --component PART."
         )
     return f"{words.pop()}."
 
