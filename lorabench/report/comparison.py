@@ -21,6 +21,7 @@ __all__ = [
     "Cell",
     "Standing",
     "cells_of",
+    "cells_together",
     "compare",
     "differing",
     "interval_of_claim",
@@ -188,6 +189,17 @@ class Standing:
 
 
 def compare(results: Iterable[Result]) -> list[Standing]:
+    """How the cells of runs stand beside one another."""
+    cells = cells_together(results)
+    columns: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in cells:
+        columns.setdefault(cell.column, []).append(cell)
+    labels = _labels(cells)
+    standing = {id(row.cell): row for column in columns.values() for row in _stand(column, labels)}
+    return [standing[id(cell)] for cell in cells]
+
+
+def cells_together(results: Iterable[Result]) -> list[Cell]:
     """The cells of runs: what several runs know of one cell is put together, by split and member."""
     cells: dict[tuple[object, ...], Cell] = {}
     for result in results:
@@ -197,12 +209,7 @@ def compare(results: Iterable[Result]) -> list[Standing]:
             if known is not None:
                 cell = _together(known, cell)
             cells[key] = cell
-    columns: dict[tuple[object, ...], list[Cell]] = {}
-    for cell in cells.values():
-        columns.setdefault(cell.column, []).append(cell)
-    labels = _labels(list(cells.values()))
-    standing = {id(row.cell): row for column in columns.values() for row in _stand(column, labels)}
-    return [standing[id(cell)] for cell in cells.values()]
+    return list(cells.values())
 
 
 def _together(known: Cell, more: Cell) -> Cell:

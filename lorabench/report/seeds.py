@@ -2,11 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorabench.report.comparison import Cell, Standing, differing
+from lorabench.report.comparison import Cell, differing
 from lorabench.report.numbers import percent
 from lorabench.sheet import Sheet
 
@@ -44,14 +44,14 @@ class Spread:
     member: float
 
 
-def spreads(rows: Sequence[Standing]) -> list[Spread]:
+def spreads(given: Iterable[Cell]) -> list[Spread]:
     """Of every representation that several zoos or several fits tell of.
 
     Args:
-        rows: the cells of all runs.
+        given: the cells of all runs.
     """
     groups: dict[tuple[object, ...], dict[tuple[str, str], Cell]] = {}
-    for cell in (row.cell for row in rows):
+    for cell in given:
         if cell.accuracy:
             groups.setdefault(_group(cell), {})[_zoo(cell), cell.settings.get(_OF_FIT, "")] = cell
     told = [cells for cells in groups.values() if len(cells) > 1]

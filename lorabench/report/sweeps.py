@@ -75,7 +75,7 @@ def report_data(runs: Sequence[Entry], found: Sequence[Standing]) -> dict[str, A
     return {
         "jobs": jobs,
         "table": [_row(one) for one in found],
-        "spread": [spread_row(one) for one in spreads(found)],
+        "spread": [spread_row(one) for one in spreads(row.cell for row in found)],
     }
 
 
@@ -97,7 +97,7 @@ def sheets_of(runs: Sequence[Entry], found: Sequence[Standing]) -> list[Sheet]:
         tables.setdefault(row.cell.table, []).append(row)
     places = differing([rows[0].cell.place for rows in tables.values()])
     sheets += [sheet for rows in tables.values() for sheet in tables_of(rows, places)]
-    by_seed = spreads(found)
+    by_seed = spreads(row.cell for row in found)
     return [*sheets, seed_sheet(by_seed)] if by_seed else sheets
 
 

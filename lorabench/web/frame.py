@@ -19,7 +19,18 @@ from lorabench.web.queue import Job
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
 
-__all__ = ["PANELS", "Here", "downloads", "frame", "same_on_a_command_line", "state_chip", "telling", "ways_on", "when"]
+__all__ = [
+    "PANELS",
+    "Here",
+    "command_card",
+    "downloads",
+    "frame",
+    "same_on_a_command_line",
+    "state_chip",
+    "telling",
+    "ways_on",
+    "when",
+]
 
 PANELS = {
     "/": ("Library", "inventory_2"),
@@ -192,15 +203,20 @@ def telling(here: Here) -> Iterator[None]:
         ui.notify(here.words(error), type="negative", close_button="Close", timeout=0, multi_line=True)
 
 
+def command_card(line: str = "") -> tuple[ui.card, ui.code]:
+    """A card with the command that does what a panel does, to copy; and the command in it."""
+    with ui.card().classes("w-full").props("flat bordered") as card:
+        ui.label("The same on a command line").classes("text-sm text-bold")
+        return card, ui.code(line, language="bash").classes("w-full command")
+
+
 def same_on_a_command_line(*words: str) -> None:
-    """The command that shows what a panel shows, to copy.
+    """The command that shows what a panel shows.
 
     Args:
         words: behind `lorabench`, not quoted.
     """
-    with ui.card().classes("w-full").props("flat bordered"):
-        ui.label("The same on a command line").classes("text-sm text-bold")
-        ui.code(shlex.join(["lorabench", *(clean(word) for word in words)]), language="bash").classes("w-full command")
+    command_card(shlex.join(["lorabench", *(clean(word) for word in words)]))
 
 
 def ways_on(chosen: Callable[[], Iterable[str]]) -> None:

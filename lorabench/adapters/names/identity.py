@@ -99,8 +99,7 @@ def unwrap(name: str, *, held: bool = True) -> Unwrapped:
         and "." + _PARALLEL not in name
     ):
         return Unwrapped(name, ())
-    segments = [segment for segment in name.split(".") if segment not in _WRAPPERS]
-    rest = ".".join(segments)
+    rest = _without_wrappers(name)
     word = next((word for word in _WORDS if rest.startswith((f"{word}.{_PEFT}", f"{word}.{_PARALLEL}"))), "")
     if held and (around := _AROUND_PEFT.match(rest)):
         word = around[2] or ""
@@ -119,6 +118,11 @@ def unwrap(name: str, *, held: bool = True) -> Unwrapped:
     return Unwrapped(joined(word, rest), tuple(sorted(taken)))
 
 
+def _without_wrappers(name: str) -> str:
+    """Without the levels of a dotted name that torch and accelerators put into it."""
+    return ".".join(segment for segment in name.split(".") if segment not in _WRAPPERS)
+
+
 def part_before_peft(key: str) -> str:
     """The part's word that stands before PEFT's own prefix, where PEFT's own names have none; "" where none does.
 
@@ -127,7 +131,7 @@ def part_before_peft(key: str) -> str:
     """
     if f".{_PEFT}" not in key:
         return ""
-    around = _AROUND_PEFT.match(".".join(segment for segment in key.split(".") if segment not in _WRAPPERS))
+    around = _AROUND_PEFT.match(_without_wrappers(key))
     return (around[2] or "") if around else ""
 
 

@@ -10,14 +10,7 @@ from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.fusing import Respelled, as_diffusers, as_original, family_of, sort_of_denoiser
 from lorabench.adapters.layouts import WrittenLayout, written_layout
 from lorabench.adapters.names.families import Family
-from lorabench.adapters.names.identity import (
-    DENOISER_WORDS,
-    PARTS,
-    component,
-    identity,
-    joined,
-    split_part,
-)
+from lorabench.adapters.names.identity import DENOISER_WORDS, PARTS, component, identity, joined, split_part
 from lorabench.adapters.names.originals import FLATTENED_BY_KOHYA, KEPT_BY_KOHYA
 from lorabench.adapters.reading.table import PART_OUTSIDE
 from lorabench.adapters.writing.refusals import (
@@ -111,8 +104,7 @@ def convert(
     if form.folder and component:
         modules = {split_part(name)[1]: module for name, module in modules.items()}
     elif form.folder and (word := _word_outside(adapter.path, modules)):
-        modules = {name.removeprefix(word): module for name, module in modules.items()}
-        adapter = _inside(adapter, word)
+        adapter, modules = _inside(adapter, modules, word)
         renamed = [*renamed, _TAKEN_OFF.format(word[:-1])]
     written = {name: replace(module, kind="lora") for name, module in modules.items()}
     told = [*notes, *renamed, *about_kinds(modules), *about_windows(modules), *_about_names(adapter, written, form)]
@@ -176,9 +168,8 @@ def prepare(adapter: Adapter, layout: str | None = None, names: Mapping[str, str
         same = len(modules) == len(adapter.modules)
         new = {old: name for name, old in spelled.origins.items() if same and kept[old] == 1}
     if form.folder and (word := _word_outside(adapter.path, modules)):
-        modules = {name.removeprefix(word): module for name, module in modules.items()}
+        adapter, modules = _inside(adapter, modules, word)
         new = {old: name.removeprefix(word) for old, name in new.items()}
-        adapter = _inside(adapter, word)
         notes = [*notes, _TAKEN_OFF.format(word[:-1])]
     notes += _about_names(adapter, modules, form)
     return Prepared(replace(adapter, modules=modules), new, (*notes, *about_scales(modules, form)))
@@ -247,9 +238,10 @@ def _word_outside(where: Path, modules: Mapping[str, LoraModule]) -> str:
     return f"{words.pop()}."
 
 
-def _inside(adapter: Adapter, word: str) -> Adapter:
-    """What is carried whole, by names without the part's word."""
-    return replace(adapter, extras={key.removeprefix(word): tensor for key, tensor in adapter.extras.items()})
+def _inside(adapter: Adapter, modules: Mapping[str, LoraModule], word: str) -> tuple[Adapter, dict[str, LoraModule]]:
+    """What is carried whole, and the modules, by names without the part's word."""
+    extras = {key.removeprefix(word): tensor for key, tensor in adapter.extras.items()}
+    return replace(adapter, extras=extras), {name.removeprefix(word): module for name, module in modules.items()}
 
 
 def _part_of(name: str, module: LoraModule, wanted: str) -> str:

@@ -54,16 +54,12 @@ def about_scales(modules: Mapping[str, LoraModule], layout: WrittenLayout) -> li
 
 def about_wrappers(modules: Mapping[str, LoraModule]) -> list[str]:
     """In words, which wrappers' names were taken off, and of how many modules."""
-    notes = [note for module in modules.values() for note in module.assumed if note.startswith(WRAPPED)]
-    return [f"{note} ({count} modules)" for note, count in Counter(notes).items()]
+    return [note for note in about_assumptions(modules) if note.startswith(WRAPPED)]
 
 
 def about_assumptions(modules: Mapping[str, LoraModule]) -> list[str]:
     """What the reader supposed, and of how many modules."""
-    counts: dict[str, int] = {}
-    for module in modules.values():
-        for note in module.assumed:
-            counts[note] = counts.get(note, 0) + 1
+    counts = Counter(note for module in modules.values() for note in module.assumed)
     return [f"{note} ({count} modules)" for note, count in counts.items()]
 
 

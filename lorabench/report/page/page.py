@@ -6,11 +6,11 @@ from pathlib import Path
 from lorabench.jobs import PAGE
 from lorabench.pages.document import document
 from lorabench.pages.parts import Chapter
-from lorabench.report.comparison import Cell, cells_of, differing
+from lorabench.report.comparison import Cell, cells_of, cells_together, differing
 from lorabench.report.folders import Entry
 from lorabench.report.page.chapters import chapter
 from lorabench.report.seeds import seed_sheet, spreads
-from lorabench.report.sweeps import compared, title_of
+from lorabench.report.sweeps import title_of
 from lorabench.sheet import Sheet
 from lorabench.storage import replace_file
 from lorabench.text import counted
@@ -36,7 +36,7 @@ def page_html(runs: Sequence[Entry], reload: int | None = None) -> str:
         undone=_jobs([run for run in runs if run.status.status != "done"]),
         jobs=_jobs(runs),
         chapters=_chapters(runs),
-        spread=seed_sheet(spreads(compared(runs))),
+        spread=seed_sheet(spreads(cells_together(run.result for run in runs if run.result is not None))),
     )
 
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from lorabench.errors import LorabenchError
 from lorabench.web.api import MOST, Wanted, start
 from lorabench.web.form import Form, choose
-from lorabench.web.frame import PANELS, Here, frame, telling
+from lorabench.web.frame import PANELS, Here, command_card, frame, telling
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
 from lorabench.web.tools import PREDICT, Wish, tool
@@ -120,9 +120,8 @@ class CommandPanel:
             first: options that are shown at once.
         """
         self._form = Form(self._here, self._tool, self._changed, self._without, first)
-        with ui.card().classes("w-full").props("flat bordered"):
-            ui.label("The same on a command line").classes("text-sm text-bold")
-            self._line = ui.code("", language="bash").classes("w-full command")
+        card, self._line = command_card()
+        with card:
             self._wrong = ui.label().props('role="status"')
         with ui.row():
             self._buttons = [ui.button("Run", icon="play_arrow", on_click=lambda: self._run({})).mark("run")]
