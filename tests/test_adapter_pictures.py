@@ -155,6 +155,39 @@ def test_other_processes_draw_the_same_bytes(tmp_path: Path) -> None:
         assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.parametrize("guarded", [False, True])
+def test_drawing_leaves_the_processes_of_a_program_alone(guarded: bool, tmp_path: Path) -> None:
+    """A script that draws is not run again, and Ctrl-C ends the processes that it begins itself."""
+    from lorabench.adapters.writing.saving import save
+
+    save(tmp_path / "a.safetensors", small(), "kohya")
+    (tmp_path / "script.py").write_text(
+        "import multiprocessing, signal, sys\n"
+        "from lorabench.adapters.__main__ import main\n"
+        f"if __name__ == '__main__' or not {guarded}:\n"
+        "    print('run', file=sys.stderr)\n"
+        "    main(['plot', 'a.safetensors', '--kind', 'all', '--out', 'pictures'])\n"
+        f"if {guarded}:\n"
+        "    context = multiprocessing.get_context('forkserver')\n"
+        "    if __name__ == '__main__':\n"
+        "        with context.Pool(1) as pool:\n"
+        "            print(pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, [])), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert len(list((tmp_path / "pictures").iterdir())) == len(ALONE), done.stderr
+    assert done.stderr.split() == ["run", "set()"][: 1 + guarded]
+
+
+def test_processes_that_end_too_soon_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])  # where they find nothing to import
+    with (
+        pytest.raises(LorabenchError, match="ended before its picture was done"),
+        Processes(1) as renderer,
+    ):
+        renderer.render([Picture("ranks", None, tmp_path / "x.png")])
+
+
 def test_a_process_that_draws_needs_no_torch(tmp_path: Path) -> None:
     sent = tmp_path / "sent"
 
@@ -165,7 +198,7 @@ def test_a_process_that_draws_needs_no_torch(tmp_path: Path) -> None:
     plot([small(), small()], "all", tmp_path / "pictures", renderer=Sender())
     code = (
         "import pickle, sys\n"
-        "import lorabench.adapters.drawing.ready\n"
+        "import lorabench.adapters.drawing.drawers\n"
         f"got = pickle.loads(open({str(sent)!r}, 'rb').read())\n"
         "print(len(got), 'torch' in sys.modules)"
     )

@@ -1,6 +1,5 @@
 """`python -m lorabench` as a user meets it: real subprocesses."""
 
-import contextlib
 import json
 import os
 import signal
@@ -207,13 +206,9 @@ def test_an_interruption_is_one_line_and_is_written_down(tmp_path):
         while not any("features/stats" in log.read_text() for log in tmp_path.glob("outputs/*/*/lorabench.log")):
             assert time.monotonic() < until, "training has not begun"
             time.sleep(0.2)
-        time.sleep(1)
-        for _ in range(3):  # while something is imported a callback may swallow it; whoever sees that presses again
-            running.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                running.wait(30)
-                break
-        _, said = running.communicate(timeout=30)
+        time.sleep(1)  # not while something is imported, whose callbacks swallow an interruption
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=60)
     finally:
         running.kill()
     assert running.returncode != 0

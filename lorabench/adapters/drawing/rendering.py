@@ -1,14 +1,12 @@
 """Drawing measured pages: in this process, or in others that import matplotlib while this one imports torch."""
 
 import contextlib
-import importlib
-import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
+import subprocess
+import sys
+from collections.abc import Iterable
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -18,7 +16,11 @@ from lorabench.errors import LorabenchError
 
 __all__ = ["InThisProcess", "Picture", "Processes", "Renderer"]
 
-_READY, _SAFE = "lorabench.adapters.drawing.ready", "PYTHONSAFEPATH"
+# What they are told to be: a module of its own, so that one of them imports nothing but what it draws with.
+_DRAWERS = (
+    "import sys; n = int(sys.argv[1]); sys.path[:] = sys.argv[2 + n:]; "
+    "from lorabench.adapters.drawing.drawers import draw; draw([int(fd) for fd in sys.argv[2:2 + n]])"
+)
 
 
 class Picture(NamedTuple):
@@ -59,15 +61,31 @@ class InThisProcess:
 class Processes:
     """Draws in other processes, which start at once and get ready while this one still reads and measures.
 
+    They are no processes of `multiprocessing`, which has one to fork from for all that a program does, would import the
+    program's own file in each of them, and would hand on to all later ones what these need: that Ctrl-C is not theirs.
+
     Args:
         count: how many; None for two, or one where there is but one core.
+
+    Raises:
+        LorabenchError: the system has no room for them.
     """
 
     def __init__(self, count: int | None = None) -> None:
-        count = count or min(2, len(os.sched_getaffinity(0)))
-        pool = ThreadPoolExecutor(1)  # a start ends when the process is ready, which is not waited for here
-        self._starting = pool.submit(_start, count)
-        pool.shutdown(wait=False)
+        pairs = [Pipe() for _ in range(count or min(2, len(os.sched_getaffinity(0))))]
+        self._pipes, theirs = [here for here, _ in pairs], [there for _, there in pairs]
+        numbers = [there.fileno() for there in theirs]
+        words = [sys.executable, "-P", "-c", _DRAWERS, str(len(numbers)), *map(str, numbers), *map(str, sys.path)]
+        try:
+            # In a session of its own: Ctrl-C is for the process that asks, and says so.
+            self._process = subprocess.Popen(words, pass_fds=numbers, start_new_session=True, stdin=subprocess.DEVNULL)  # noqa: S603 - our own words
+        except OSError as error:
+            raise LorabenchError(
+                f"no process that draws can be started: {error}. Draw one --kind at a time."
+            ) from error
+        finally:
+            for there in theirs:
+                there.close()
 
     def __enter__(self) -> "Processes":
         return self
@@ -75,26 +93,21 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError, EOFError):  # where they never came there is nothing to end
-            for pipe in self._starting.result():
-                pipe.close()
-
-    def _ready(self) -> list[Connection]:
-        try:
-            return self._starting.result().copy()
-        except (OSError, EOFError) as error:
-            raise LorabenchError(
-                f"no process that draws can be started: {error}. Draw one --kind at a time."
-            ) from error
+        for pipe in self._pipes:
+            pipe.close()
+        if error is not None:  # nobody waits for what they still draw
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGTERM)
+        self._process.wait()
 
     def render(self, pictures: Iterable[Picture]) -> None:
         """See `Renderer`."""
-        waiting, busy, idle = iter(pictures), list[Connection](), self._ready()
+        waiting, busy, idle = iter(pictures), list[Connection](), self._pipes.copy()
         picture = next(waiting, None)
         while picture or busy:
             while picture and idle:
                 pipe = idle.pop()
-                pipe.send(picture)
+                _send(pipe, picture)
                 busy.append(pipe)
                 picture = next(waiting, None)  # which may be measured only now, while others are drawn
             ready = wait(busy)
@@ -106,62 +119,16 @@ class Processes:
                     raise LorabenchError(problem)
 
 
-def _start(count: int) -> list[Connection]:
-    """Processes that draw, each at the other end of a pipe."""
-    # A fork of this process would copy the locks of torch's threads; a process of its own is forked instead, which
-    # has imported matplotlib once for all.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_READY])
-    pipes = []
-    # Ctrl-C is for the process that asks, and says so; what this thread starts inherits that it is held back here.
-    resource_tracker.ensure_running()  # first: it starts with that, and it lets the signal through when it has
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    with _no_modules_of_the_folder():
-        for _ in range(count):
-            here, there = context.Pipe()
-            context.Process(target=_serve, args=(there,), daemon=True).start()
-            there.close()
-            pipes.append(here)
-    return pipes
+def _send(pipe: Connection, picture: Picture) -> None:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # which asking for its answer will tell
+        pipe.send(picture)
 
 
-@contextlib.contextmanager
-def _no_modules_of_the_folder() -> Iterator[None]:
-    """Python's processes that start meanwhile import nothing of the folder that they are in: it may be anybody's.
-
-    The process that is forked from is one of `python -c`, which would look there first.
-    """
-    before = os.environ.get(_SAFE)
-    os.environ[_SAFE] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_SAFE]
-        else:
-            os.environ[_SAFE] = before
-
-
-def _answer(pipe: Any) -> str:
+def _answer(pipe: Connection) -> str:
     try:
         return str(pipe.recv())
-    except EOFError:
+    except (EOFError, ConnectionResetError):
         return (
             "a process that draws ended before its picture was done: there may be too little memory. "
             "Draw one --kind at a time."
         )
-
-
-def _serve(pipe: Connection) -> None:
-    """Draw what comes through the pipe until it closes; the answer is what is wrong, or nothing."""
-    importlib.import_module(_READY)  # nothing is left to do where the process that this one is forked from has done it
-    while True:
-        try:
-            picture = pipe.recv()
-        except EOFError:
-            return
-        try:
-            InThisProcess().render([picture])
-            pipe.send("")
-        except LorabenchError as error:
-            pipe.send(str(error))
