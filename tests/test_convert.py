@@ -265,6 +265,10 @@ def test_clip_gets_the_level_that_loaders_expect() -> None:
     ]
 
 
+SD1_KEY = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+SD1_PROJ = "unet.mid_block.attentions.0.proj_in"
+
+
 @pytest.mark.parametrize(
     ("layout", "modules", "more", "note"),
     [
@@ -277,6 +281,10 @@ def test_clip_gets_the_level_that_loaders_expect() -> None:
         ("kohya", {"unet.a": _pair(), "unet.b": _pair(rank=3)}, {}, "alphas differ"),
         ("diffusers", {"transformer.double_blocks.0.img_attn.qkv": _pair()}, {}, "only takes from a kohya file"),
         ("peft", {"h.0": _pair(kind="lokr", rank=4)}, {}, "1 modules of kind lokr are written as"),
+        ("kohya", {"unet.conv_out": _pair(kind="loha")}, {}, "named as convolutions are (unet.conv_out)"),
+        ("kohya", {"unet.output_blocks.2.0.skip_connection": _pair(kind="lokr")}, {}, "named as convolutions are"),
+        ("kohya", {SD1_KEY: _pair(d_in=768), SD1_PROJ: _pair(kind="loha")}, {}, f"convolutions are ({SD1_PROJ})"),
+        ("kohya", {"unet.a.b": _pair(), "unet.a_b": _pair()}, {}, "2 modules keep their dots"),
         ("peft", {f"h.{i}": _pair(assumed=("no alpha",)) for i in (0, 1)}, {}, "no alpha (2 modules)"),
     ],
 )  # fmt: skip

@@ -232,6 +232,12 @@ def test_redaction_takes_what_is_private_and_nothing_else(tmp_path: Path) -> Non
         ("/home/alice", ""), (r"C:\Users\alice", ""), ("~alice/", ""), ("at /Users/alice", "at "),
         ('{"a": {"user": "alice", "n": 1}, "cmd": "x /home/jo hn/y z"}', '{"a": {"n": 1}}'),
         ('{"a": "at /home/jo hn/y now"}', '{"a": ""}'),
+        ('{"job": "train", "config": {"name": "alice_v3", "process": [{"name": "sd_trainer"}]}}',
+         '{"job": "train", "config": {"process": [{"name": "sd_trainer"}]}}'),
+        ('{"name": "ai-toolkit", "author": "alice", "meta": {"Name": "alice", "version": "1"}}',
+         '{"name": "ai-toolkit", "meta": {"version": "1"}}'),
+        ('{"authors": ["alice"], "config": {"optimizer": {"name": "adamw"}, "name": {"r": 4}}}',
+         '{"config": {"optimizer": {"name": "adamw"}, "name": {"r": 4}}}'),
         (r'{"a": "{\"b\": \"/home/alice/x.png\"}"}', r'{"a": "{\"b\": \"x.png\"}"}'),
     ],
 )  # fmt: skip

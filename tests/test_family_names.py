@@ -206,6 +206,27 @@ def test_families_of_language_and_sight(name: str, expected: str | None) -> None
     assert family is None or family.denoiser is None
 
 
+@pytest.mark.parametrize(
+    ("names", "width", "expected", "others", "never"),
+    [
+        (blocks("transformer_blocks.#.attn.to_q", 19), 3072, "FLUX", {"Chroma", "Bria", "Ovis-Image"}, "Hunyuan"),
+        (blocks("transformer_blocks.#.norm1.linear", 19), 3072, "FLUX", {"Bria"}, "Chroma"),
+        (blocks("transformer_blocks.#.attn.to_q", 20), 3072, "HunyuanVideo", {"Bria"}, "FLUX or"),
+        ("model.layers.0.self_attn.q_proj", 2048, "Llama, Mistral, Qwen or Gemma", {"Phi", "StarCoder 2"}, "OPT"),
+        ("down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", 2048, "Stable Diffusion XL", set(), ";"),
+    ],
+)
+def test_a_family_names_the_others_that_fit(
+    names: str, width: int, expected: str, others: set[str], never: str
+) -> None:
+    """Attention alone is the same in several: then the likeliest is said, and that it is no more than that."""
+    family = recognise(shapes(names, width))
+    assert family is not None
+    assert family.name == expected
+    assert all(other in family.evidence for other in others)
+    assert never not in family.evidence
+
+
 def test_a_denoiser_tells_before_text_encoders() -> None:
     unet = shapes("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 640)
     second = shapes("text_model.encoder.layers.0.mlp.fc1", 1280, "text_encoder_2")

@@ -38,6 +38,13 @@ def test_the_hash_of_nothing_is_a_remark(tmp_path: Path, capsys: pytest.CaptureF
     assert "hash of nothing" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_hash_is_a_remark(tmp_path: Path, empty: str) -> None:
+    found = inspect(write(tmp_path / "a.safetensors", kohya_tensors(), KOHYA | {"sshs_model_hash": empty}))
+    assert found.ok
+    assert levels(found, "hashes") == ["note"]
+
+
 @pytest.mark.parametrize(
     ("metadata", "named"),
     [

@@ -161,7 +161,7 @@ def test_a_second_text_encoder_renames_the_first() -> None:
     "names",
     [
         ["lora_unet_blocks_0_self_attn_q", "diffusion_model.blocks.0.self_attn.q", "transformer.blocks.0.self_attn.q",
-         "pipe.dit.blocks.0.self_attn.q", "diffusion_model._orig_mod.blocks.0.self_attn.q",
+         "pipe.dit.blocks.0.self_attn.q", "dit.blocks.0.self_attn.q", "diffusion_model._orig_mod.blocks.0.self_attn.q",
          "transformer.blocks.0._checkpoint_wrapped_module.self_attn.q"],
         ["lora_te1_text_model_encoder_layers_0_mlp_fc1", "text_encoder.text_model.encoder.layers.0.mlp.fc1",
          "text_encoder.encoder.layers.0.mlp.fc1"],

@@ -9,7 +9,10 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-__all__ = ["Adapter", "LoraModule", "alike"]
+__all__ = ["MAGNITUDES", "Adapter", "LoraModule", "alike"]
+
+MAGNITUDES = "dora"
+"""What modules with a magnitude are called, and the magnitudes among what is unsupported."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class LoraModule:
     kernel: tuple[int, ...] = ()
     kind: str = "lora"
     dots_known: bool = True
+
+    @property
+    def has_magnitude(self) -> bool:
+        """Whether the file has a DoRA magnitude for it, without which ΔW is not all that the adapter does."""
+        return self.kind == MAGNITUDES
 
     @property
     def rank(self) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int64
 
+from lorabench.adapters.layouts import layout_called
 from lorabench.adapters.reading.naming import parse_key
 from lorabench.errors import LorabenchError
 from lorabench.machine import map_in_lanes
@@ -147,8 +148,7 @@ def _layer(name: str, tables: Sequence[pa.Table], origin: str, rank: int | None)
             raise LorabenchError(f"{origin}: column {name!r} is missing in one of the splits; every adapter needs it")
     arrays = [table.column(name) for table in tables]
     key = parse_key(name)
-    # MLX keeps [d_in, r] and [r, d_out]: every other scheme's matrices turned.
-    turned = key.scheme == "mlx"
+    turned = layout_called(key.scheme).transposed
     flat = None if rank is None else Flat(rank, rows=(key.part == "down") is not turned)
     return LayerColumn.of(name, arrays, origin, turned, flat)
 

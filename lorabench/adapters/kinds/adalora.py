@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from lorabench.adapters.kinds.base import Factors, Fit, Shapes, Stored
 from lorabench.adapters.kinds.lora import Lora
+from lorabench.adapters.layouts import Layout
 from lorabench.adapters.reading.scaling import Scale, Stated, find_scale, finite_number
 
 __all__ = ["KIND", "AdaLora"]
@@ -26,14 +27,15 @@ class AdaLora(Lora):
     example: ClassVar[Shapes] = {"lora_A": (3, 8), "lora_B": (6, 3), "lora_E": (3, 1)}
     optional: ClassVar[frozenset[str]] = frozenset({"lora_E"})
     peft_type: ClassVar[str] = "ADALORA"
+    pair: ClassVar[bool] = False
     rankless: ClassVar[bool] = True  # what was pruned away
 
-    def fit(self, scheme: str, shapes: Shapes) -> Fit:
+    def fit(self, layout: Layout, shapes: Shapes) -> Fit:
         """See `Kind.fit`."""
         down, up, diagonal = shapes["down"], shapes["up"], math.prod(shapes["lora_E"])
         if len(down) == len(up) == 2 and down[0] == up[1] == diagonal == 0 < min(down[1], up[0]):
             return Fit(0)
-        pair = super().fit(scheme, shapes)
+        pair = super().fit(layout, shapes)
         pair = pair.plain or pair
         if pair.transposed or diagonal != pair.rank * max(pair.groups, 1):
             raise ValueError("")

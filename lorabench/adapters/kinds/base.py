@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from lorabench.adapters.layouts import Layout
 from lorabench.adapters.reading.scaling import Scale, Stated, find_scale
 
 if TYPE_CHECKING:
@@ -72,13 +73,13 @@ class Stored:
     """What a file holds of one module.
 
     Attributes:
-        scheme: naming scheme of its keys.
+        layout: of its keys.
         parts: part -> finite tensor in float32.
         fit: what their shapes say.
         switched_on: of a merged projection: which parts of the layer have rows in the file.
     """
 
-    scheme: str
+    layout: Layout
     parts: "Mapping[str, Tensor]"
     fit: Fit
     switched_on: tuple[bool, ...] = ()
@@ -104,15 +105,17 @@ class Kind(ABC):
     """Those of the example without which an ordinary pair is left."""
     peft_type: ClassVar[str] = ""
     """PEFT's word for it; "" where PEFT has none of its own."""
+    pair: ClassVar[bool] = False
+    """Whether its factors are the file's own down and up, and nothing is made of them."""
     rankless: ClassVar[bool] = False
     """Whether a module of rank 0 is no mistake."""
 
     @abstractmethod
-    def fit(self, scheme: str, shapes: Shapes) -> Fit:
+    def fit(self, layout: Layout, shapes: Shapes) -> Fit:
         """What the shapes of a module say.
 
         Args:
-            scheme: naming scheme of its keys.
+            layout: of its keys.
             shapes: part -> shape.
 
         Raises:

@@ -25,6 +25,7 @@ class Dora(Lora):
     example: ClassVar[Shapes] = {**Lora.example, "dora_scale": (6, 1)}
     optional: ClassVar[frozenset[str]] = frozenset({"dora_scale"})
     peft_type: ClassVar[str] = ""
+    pair: ClassVar[bool] = False
 
 
 KIND = Dora()

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from lorabench.adapters.kinds.base import Factors, Fit, Kind, Shapes, Stored, entries_of, halves, widths_of
 from lorabench.adapters.kinds.tucker import low_rank, unfold, unfolded_entries
+from lorabench.adapters.layouts import Layout
 from lorabench.adapters.reading.scaling import Scale, Stated, find_scale
 
 __all__ = ["KIND", "LoHa"]
@@ -29,7 +30,7 @@ class LoHa(Kind):
     }  # fmt: skip
     peft_type: ClassVar[str] = "LOHA"
 
-    def fit(self, scheme: str, shapes: Shapes) -> Fit:  # noqa: ARG002 - its names do not matter
+    def fit(self, layout: Layout, shapes: Shapes) -> Fit:  # noqa: ARG002 - its names do not matter
         """See `Kind.fit`."""
         if ("t1" in shapes) != ("t2" in shapes):
             raise ValueError("One Tucker core of two is missing.")

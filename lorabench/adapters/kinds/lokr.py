@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lorabench.adapters.kinds.base import Factors, Fit, Kind, Shapes, Stored, entries_of, halves, matrix_of
 from lorabench.adapters.kinds.tucker import low_rank, unfold, unfolded_entries
+from lorabench.adapters.layouts import Layout
 from lorabench.adapters.reading.scaling import Scale, Stated, find_scale
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class LoKr(Kind):
     peft_type: ClassVar[str] = "LOKR"
     rankless: ClassVar[bool] = True  # of two whole matrices
 
-    def fit(self, scheme: str, shapes: Shapes) -> Fit:  # noqa: ARG002 - its names do not matter
+    def fit(self, layout: Layout, shapes: Shapes) -> Fit:  # noqa: ARG002 - its names do not matter
         """See `Kind.fit`; of two pairs, LyCORIS and PEFT have one rank."""
         rank, sides = 0, []
         for i in (1, 2):

@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from lorabench.adapters.kinds.base import Factors, Fit, Kind, Shape, Shapes, Stored, widths_of
+from lorabench.adapters.layouts import Layout
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -33,22 +34,23 @@ class Lora(Kind):
     wanted: ClassVar[str] = "down must be [r, d_in] and up [d_out, r] with one r > 0 for both."
     example: ClassVar[Shapes] = {"lora_down.weight": (3, 8), "lora_up.weight": (6, 3)}
     peft_type: ClassVar[str] = "LORA"
+    pair: ClassVar[bool] = True
 
-    def fit(self, scheme: str, shapes: Shapes) -> Fit:
+    def fit(self, layout: Layout, shapes: Shapes) -> Fit:
         """See `Kind.fit`; where r is smaller than both outer sizes, the transposed reading is taken."""
         down, up = shapes["down"], shapes["up"]
         if min(len(down), len(up)) < 2 or min(down + up) == 0:
             raise ValueError("")
         if "mid" in shapes:
-            return _tucker(scheme, down, shapes["mid"], up)
-        if scheme == "mlx":
+            return _tucker(layout, down, shapes["mid"], up)
+        if layout.transposed:
             if len(down) != 2 or len(up) != 2 or down[1] != up[0]:
                 raise ValueError("")
             return Fit(up[0], transposed=True)
         pair = down[0] == up[1] and math.prod(up[2:]) == 1
         if len(down) == len(up) == 2 and down[1] == up[0] < min(down[0], up[1]):
             return Fit(up[0], transposed=True, plain=Fit(up[1]) if pair else None)
-        groups = _groups(scheme, down, up)
+        groups = _groups(layout, down, up)
         if groups:
             return Fit(up[1], groups, up[0] * down[0])
         if not pair:
@@ -70,7 +72,7 @@ class Lora(Kind):
             down, kernel = torch.einsum("abk,bi->aik", mid.flatten(2), down.flatten(1)), tuple(mid.shape[2:])
         if stored.fit.transposed:
             down, up = down.mT, up.mT
-            notes = () if stored.scheme == "mlx" else (TRANSPOSED,)
+            notes = () if stored.layout.transposed else (TRANSPOSED,)
         elif stored.fit.groups:
             up = _block_diagonal(up.flatten(1), stored.fit.groups, stored.switched_on)
         return Factors(down.flatten(1).contiguous(), up.flatten(1).contiguous(), notes, kernel)
@@ -79,17 +81,17 @@ class Lora(Kind):
 TRANSPOSED = "factors are stored transposed (x·A·B: A [d_in, r], B [r, d_out]), and were turned"
 
 
-def _tucker(scheme: str, down: Shape, mid: Shape, up: Shape) -> Fit:
+def _tucker(layout: Layout, down: Shape, mid: Shape, up: Shape) -> Fit:
     window = math.prod(mid[2:])
     square = len(mid) > 2 and mid[0] == mid[1] == down[0] == up[1] and 0 < window <= _MOST_WINDOW
-    if not square or scheme == "mlx" or math.prod(up[2:]) != 1:
+    if not square or layout.transposed or math.prod(up[2:]) != 1:
         raise ValueError(f"Its Tucker core {list(mid)} must be [r, r, k, k] over down [r, ...] and up [d_out, r].")
     return Fit(mid[0], entries=mid[0] * math.prod(down[1:]) * window)
 
 
-def _groups(scheme: str, down: Shape, up: Shape) -> int:
+def _groups(layout: Layout, down: Shape, up: Shape) -> int:
     """Parts of a merged projection, up [d_out', r(, 1)] over down [g·r, d_in]; 0 if it is none."""
-    if len(down) != 2 or not ((len(up) == 3 and up[2] == 1) or (scheme == "loralib" and len(up) == 2)):
+    if len(down) != 2 or not ((len(up) == 3 and up[2] == 1) or (layout.merged and len(up) == 2)):
         return 0
     if len(up) == 2 and down[0] == up[1]:
         return 0

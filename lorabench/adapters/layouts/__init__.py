@@ -7,7 +7,7 @@ from pathlib import Path
 from lorabench.adapters.layouts.base import Layout, WrittenLayout
 from lorabench.errors import LorabenchError
 
-__all__ = ["Layout", "WrittenLayout", "layouts", "written_layout", "written_layouts"]
+__all__ = ["Layout", "WrittenLayout", "layout_called", "layouts", "written_layout", "written_layouts"]
 
 
 @lru_cache
@@ -16,6 +16,15 @@ def layouts() -> dict[str, Layout]:
     names = sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem not in ("__init__", "base"))
     objects = (importlib.import_module(f"{__name__}.{name}").LAYOUT for name in names)
     return {layout.name: layout for layout in objects}
+
+
+def layout_called(scheme: str) -> Layout:
+    """The layout of this naming scheme; one that says nothing where the names alone tell of none.
+
+    >>> layout_called("mlx").transposed, layout_called("").transposed
+    (True, False)
+    """
+    return layouts().get(scheme) or Layout()
 
 
 @lru_cache

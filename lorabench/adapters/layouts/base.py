@@ -35,6 +35,16 @@ class Layout(ABC):
     name: ClassVar[str]
     """The naming scheme, as `Adapter.schemes` has it."""
     patterns: ClassVar[tuple[re.Pattern[str], ...]] = ()
+    transposed: ClassVar[bool] = False
+    """Whether all factors are kept for x·A·B: A [d_in, r] and B [r, d_out]."""
+    merged: ClassVar[bool] = False
+    """Whether a pair of two axes may be a merged projection's, which others keep with a third."""
+    beside: ClassVar[bool] = False
+    """Whether adapter_config.json beside the file states the scale."""
+    scale_entry: ClassVar[str] = ""
+    """The entry of that configuration that is the scale itself; "" where it has α and r."""
+    embeds: ClassVar[bool] = False
+    """Whether what it names are updates of embedding tables."""
 
     def read(self, match: re.Match[str]) -> ModuleKey:
         """What a key says that fits one of the patterns: by the groups `module`, `part` and `number`."""
@@ -76,6 +86,11 @@ class WrittenLayout(Layout):
     """The word in front of a denoiser's names, where it is the same for U-Nets and transformers."""
     original_names: ClassVar[bool] = False
     """Whether its loaders know the original models' names, as kohya keeps them."""
+
+    @property
+    def of_diffusers(self) -> bool:
+        """Whether diffusers' pipelines load it, by their own names of a model's modules."""
+        return self.needs_dots and self.needs_part and not self.original_names
 
     @abstractmethod
     def keys(self, module: str, embedding: bool, names: Mapping[str, str]) -> TensorKeys:

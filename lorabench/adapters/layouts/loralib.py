@@ -12,6 +12,7 @@ class Loralib(Layout):
     """Read alone; merged projections are stored part by part."""
 
     name: ClassVar[str] = "loralib"
+    merged: ClassVar[bool] = True
     patterns: ClassVar[tuple[re.Pattern[str], ...]] = (
         re.compile(r"^(?P<module>.+?)\.lora_(?P<part>[AB])(?:\.(?!(?:bias|weight)$)[^.\d][^.]*)?" + NUMBER),
     )

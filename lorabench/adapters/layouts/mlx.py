@@ -12,6 +12,9 @@ class Mlx(Layout):
     """Read alone; factors are transposed, and adapter_config.json has the scale itself."""
 
     name: ClassVar[str] = "mlx"
+    transposed: ClassVar[bool] = True
+    beside: ClassVar[bool] = True
+    scale_entry: ClassVar[str] = "scale"
     patterns: ClassVar[tuple[re.Pattern[str], ...]] = (re.compile(r"^(?P<module>.+?)\.lora_(?P<part>[ab])$"),)
 
 

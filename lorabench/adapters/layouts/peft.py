@@ -13,6 +13,7 @@ class Peft(WrittenLayout):
     """A folder; its configuration has ranks, α and every option. One model each, so no part of a pipeline."""
 
     name: ClassVar[str] = "peft"
+    beside: ClassVar[bool] = True
     place: ClassVar[int] = 0
     title: ClassVar[str] = "PEFT's folder, with adapter_config.json"
     folder: ClassVar[bool] = True

@@ -12,6 +12,8 @@ class PeftEmbedding(Layout):
     """A [r, vocabulary] and B [dim, r]; the table's own update is ΔW transposed."""
 
     name: ClassVar[str] = "peft-embedding"
+    beside: ClassVar[bool] = True
+    embeds: ClassVar[bool] = True
     patterns: ClassVar[tuple[re.Pattern[str], ...]] = (
         re.compile(r"^(?P<module>.+?)\.lora_embedding_(?P<part>[AB])(?:\.[^.]+){0,2}$"),
     )

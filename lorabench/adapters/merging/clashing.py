@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from lorabench.adapters.adapter import Adapter, LoraModule
+from lorabench.adapters.adapter import MAGNITUDES, Adapter, LoraModule
 from lorabench.adapters.merging.aligning import labels, module_names, space
 from lorabench.adapters.merging.recipe import Recipe
 from lorabench.adapters.writing.refusals import all_carried, asked_for
@@ -126,7 +126,7 @@ def strangers(adapters: Sequence[Adapter]) -> list[str]:
 
 def magnitudes(adapters: Sequence[Adapter]) -> dict[int, list[str]]:
     """Which adapter has which modules with a DoRA magnitude."""
-    found = {i: [name for name, one in each.modules.items() if one.kind == "dora"] for i, each in enumerate(adapters)}
+    found = {i: [name for name, one in each.modules.items() if one.has_magnitude] for i, each in enumerate(adapters)}
     return {i: modules for i, modules in found.items() if modules}
 
 
@@ -142,7 +142,7 @@ def kinds_left(adapters: Sequence[Adapter], dropped: bool = False) -> dict[int, 
         kinds = [
             f"{len(keys)} of kind {kind} ({keys[0]})"
             for kind, keys in adapter.unsupported.items()
-            if kind != "dora" and keys and (dropped or not all_carried(keys, adapter))
+            if kind != MAGNITUDES and keys and (dropped or not all_carried(keys, adapter))
         ]
         if kinds:
             left[i] = ", ".join(kinds)

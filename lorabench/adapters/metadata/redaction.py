@@ -7,7 +7,8 @@ Taken away whole, at any depth:
   `ss_reg_dataset_dirs`, `ss_datasets`, and every entry whose name ends in `tag_frequency`, `caption(s)`, `prompt(s)`;
 - what a person typed or named: `ss_training_comment`, `ss_output_name`, and of the outermost entries a run's, a
   project's or a person's name: `name`, `run`, `job`, `project`, `experiment`, `creator`, `author`, `owner`,
-  `trained_by` and the like (`modelspec.author` is published on purpose);
+  `trained_by` and the like (`modelspec.author` is published on purpose); inside JSON a person's or a project's, and the
+  `name` of what is called a run, a job, a project, their configuration or their `meta`;
 - OneTrainer's whole configuration, `ot_config`; ComfyUI's `prompt`, `workflow` and `extra_pnginfo`, A1111's
   `parameters`, which hold all of these;
 - every entry whose name ends in `dir(s)`, `folder(s)`, `cwd`, `argv`, `command_line`, `session_id`, `run_id`,
@@ -34,7 +35,13 @@ _WHOLE = {
     "ss_reg_dataset_dirs", "ss_datasets", "ss_training_comment", "ss_output_name", "ot_config", "workflow",
     "extra_pnginfo", "parameters",
 }  # fmt: skip
-# Inside JSON a "name" is that of a program, a schedule, a model.
+# Inside JSON a "name" is that of a program, a schedule, a model, but for what a person runs.
+_INNER = re.compile(
+    r"(output|run|job|project|experiment|session|lora|author|creator|owner)_name"
+    r"|creators?|authors?|owner|trained_by|created_by|team|organi[sz]ation|company",
+    re.IGNORECASE,
+)
+_RUNS = re.compile(r"config(uration)?|meta(data)?|job|run|project|experiment|session|train(ing)?(_info|_config)?", re.I)
 _NAMED = re.compile(
     r"(ss_)?(name|full_?name|(output|run|job|project|experiment|session|config|lora|adapter|author|creator|owner)_name"
     r"|run|job|project|experiment|creators?|authors?|owner|trained_by|created_by|team|organi[sz]ation|company)",
@@ -74,13 +81,15 @@ _PUBLIC = re.compile(r"https?://(?![^/\s]*@)[^\s\"'`<>]+|data:[\w.+-]+/[\w.+-]+;
 def redact(metadata: Mapping[str, str]) -> dict[str, str]:
     """Metadata without what this module's head names."""
     kept = {key: value for key, value in metadata.items() if not is_private(key) and not _NAMED.fullmatch(key)}
-    cleaned = {key: _without_paths(value) for key, value in kept.items()}
+    cleaned = {key: _without_paths(value, key) for key, value in kept.items()}
     return {key: value for key, value in cleaned.items() if value is not None}
 
 
 def redact_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """adapter_config.json, the same way; every option of PEFT's stays, and so do all names of modules."""
-    return {key: value if key in _MODULES else _walk(value) for key, value in config.items() if not is_private(key)}
+    return {
+        key: value if key in _MODULES else _walk(value, key) for key, value in config.items() if not is_private(key)
+    }
 
 
 def is_private(key: str) -> bool:
@@ -88,26 +97,35 @@ def is_private(key: str) -> bool:
     return key in _WHOLE or _ENDINGS.search(key) is not None
 
 
-def _without_paths(text: str) -> str | None:
+def _without_paths(text: str, of: str = "") -> str | None:
     """A text without paths; None where it must go whole."""
     bare = text.strip()
     if bare[:1] in ("{", "["):
         try:
             found = json.loads(bare)
-            cleaned = _walk(found)
+            cleaned = _walk(found, of)
         except (ValueError, RecursionError):
             return _plain(text)
         return text if cleaned == found else json.dumps(cleaned)
     return _plain(text)
 
 
-def _walk(value: Any) -> Any:
+def _walk(value: Any, of: str = "") -> Any:
+    """A value of JSON, and the name of what it is a value of."""
     if isinstance(value, dict):
-        known = {_plain(key): _walk(one) for key, one in value.items() if not is_private(key)}
+        inside = ((key, one) for key, one in value.items() if not (is_private(key) or _is_a_persons(key, one, of)))
+        known = {_plain(key): _walk(one, key) for key, one in inside}
         return {key: one for key, one in known.items() if key is not None}
     if isinstance(value, list):
-        return [_walk(one) for one in value]
-    return (_without_paths(value) or "") if isinstance(value, str) else value
+        return [_walk(one, of) for one in value]
+    return (_without_paths(value, of) or "") if isinstance(value, str) else value
+
+
+def _is_a_persons(key: str, value: Any, of: str) -> bool:
+    """Whether an entry inside JSON is a name that a person gave, or has."""
+    if not isinstance(value, str | list):
+        return False
+    return _INNER.fullmatch(key) is not None or (key.lower() == "name" and _RUNS.fullmatch(of) is not None)
 
 
 def _plain(text: str) -> str | None:

@@ -246,6 +246,8 @@ def _hashes(known: Sources) -> Iterator[Finding]:
             yield Finding("warning", "hashes", f"{key} cannot be checked: the header is longer than 1 MiB")
         elif checked.stored.strip().lower() in (NOTHING, f"0x{NOTHING}", NOTHING[:8]):
             yield Finding("note", "hashes", f"{key} is the hash of nothing: its trainer took it of no tensors")
+        elif not checked.stored.strip():
+            yield Finding("note", "hashes", f"{key} is empty: its trainer took none")
         elif renamer := _renamer(known):
             text = f"{key} is of other bytes: {renamer} takes it before the tensors are renamed, so it tells nothing"
             yield Finding("note", "hashes", text)

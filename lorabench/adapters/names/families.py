@@ -200,7 +200,8 @@ def denoiser_sort(names: Iterable[str]) -> Literal["unet", "transformer"] | None
     most = max(covered.values(), default=0)
     if not patterns or most < _COVERED * len(patterns):
         return None
-    sorts = {_vocabulary()[0][number].denoiser for number, count in covered.items() if count == most} - {None}
+    tables = (_vocabulary()[0][number] for number, count in covered.items() if count == most)
+    sorts = {table.denoiser for table in tables if table.role != "prior"} - {None}  # a prior has a part of its own
     return sorts.pop() if len(sorts) == 1 else None
 
 
@@ -309,7 +310,17 @@ def _chosen(fitting: Sequence[_Table], seen: _Seen, small: bool) -> Family | Non
         return None
     others = tuple(dict.fromkeys(table.key for table in fitting if table.key != first.key))
     whole = _is_whole(first, seen)
-    return Family(name, first.key, first.denoiser, first.naming, _evidence(first, seen), others, whole)
+    evidence = _evidence(first, seen) + _as_well(
+        table for table in fitting if table.name != name and not (whole and table.blocks and not _is_whole(table, seen))
+    )
+    return Family(name, first.key, first.denoiser, first.naming, evidence, others, whole)
+
+
+def _as_well(others: Iterable[_Table]) -> str:
+    """Other families that nothing speaks against; U-Nets for other media are variants that nobody asks after."""
+    names = list(dict.fromkeys(table.name for table in others if table.denoiser != "unet"))
+    listed = " or ".join((", ".join(names[:-1]), names[-1]) if names[1:] else names)
+    return f"; {listed} would have it too" if names else ""
 
 
 def _hinted(tables: Iterable[_Table], seen: _Seen) -> _Table | None:

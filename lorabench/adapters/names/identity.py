@@ -30,7 +30,7 @@ PARTS = (
 )  # fmt: skip
 """The parts of a pipeline, by diffusers' words."""
 
-DENOISER_WORDS = ("diffusion_model", "model.diffusion_model", "pipe.dit")
+DENOISER_WORDS = ("diffusion_model", "model.diffusion_model", "pipe.dit", "dit")
 """Prefixes of a denoiser of either sort, by ComfyUI, the original checkpoints and DiffSynth."""
 
 _PART_OF_WORD = {

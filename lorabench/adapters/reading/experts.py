@@ -47,7 +47,7 @@ def _wrapped(keys: SortedKeys, targets: list[str], config: Mapping[str, Any]) ->
 
 
 def _is_peft(one: ModuleKeys) -> bool:
-    return one.form == "lora" and one.scheme == "peft"
+    return one.pair and one.scheme == "peft"
 
 
 def _outer(name: str) -> str:

@@ -10,6 +10,7 @@ from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.kinds import kinds
 from lorabench.adapters.kinds.base import BESIDE, Stored
 from lorabench.adapters.kinds.dora import MAGNITUDE_LEFT_OUT
+from lorabench.adapters.layouts import layout_called
 from lorabench.adapters.names.identity import unwrap
 from lorabench.adapters.reading import limits
 from lorabench.adapters.reading.container import Container, finite, read_container
@@ -59,7 +60,7 @@ def load(path: Path | str, *, strict: bool = False) -> Adapter:
             "without these."
         )
     _refuse_together(table)
-    plain = all(row.form == "lora" for row in table.rows)  # which takes no time, however many they are
+    plain = all(kinds()[row.form].pair for row in table.rows)  # which takes no time, however many they are
     rows = table.rows if plain else track(table.rows, f"Reading {file.name}")
     modules = {row.module: _module(file, row, container.tensors) for row in rows}
     return Adapter(
@@ -75,8 +76,8 @@ def load(path: Path | str, *, strict: bool = False) -> Adapter:
 
 def _module(file: Path, row: ModuleRow, tensors: Mapping[str, Tensor]) -> LoraModule:
     parts = {part: finite(file, key, tensors[key]) for part, key in row.keys.items() if part not in BESIDE}
-    factors = kinds()[row.form].factors(Stored(row.scheme, parts, row.fit, row.switched_on))
-    if row.fit.entries or row.form != "lora":
+    factors = kinds()[row.form].factors(Stored(layout_called(row.scheme), parts, row.fit, row.switched_on))
+    if row.fit.entries or not kinds()[row.form].pair:
         for matrix in (factors.down, factors.up):  # products of finite numbers may be infinite
             finite(file, row.keys.get("mid", f"the ΔW of {row.module} ({row.form})"), matrix)
     first = next(key for part, key in row.keys.items() if part != "alpha")
@@ -88,7 +89,7 @@ def _module(file: Path, row: ModuleRow, tensors: Mapping[str, Tensor]) -> LoraMo
         alpha=row.alpha,
         assumed=factors.notes + row.assumed + magnitude,
         dtype=tensors[row.keys.get("down", first)].dtype,
-        embedding=row.scheme == "peft-embedding",
+        embedding=layout_called(row.scheme).embeds,
         kernel=factors.kernel,
         kind="dora" if row.kind == "dora" else row.form,
         dots_known=row.dots_known,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorabench.adapters.layouts import layout_called
 from lorabench.adapters.names.identity import split_part
 from lorabench.adapters.reading.beside import CONFIG
 from lorabench.adapters.reading.header import parse_json
@@ -115,8 +116,9 @@ def _stated_scale(stated: Stated) -> Scale:
                 f"{stated.where}: alpha of {stated.module} is {stated.alpha}. Remove this adapter or repair its alpha."
             )
         return Scale(stated.alpha / stated.rank, stated.alpha, source="alpha tensor")
-    if stated.scheme == "mlx":
-        return _mlx(stated)
+    entry = layout_called(stated.scheme).scale_entry
+    if entry:
+        return _stated_itself(stated, entry)
     if stated.config:
         return _peft(stated)
     entry, alpha = _header_alpha(stated)
@@ -124,7 +126,7 @@ def _stated_scale(stated: Stated) -> Scale:
         return Scale(alpha / stated.rank, alpha, source=f"metadata: {entry}")
     note = f"no alpha in the file: alpha = r = {stated.rank}, so scale 1"
     # PEFT keeps α in the file beside; diffusers, whose names begin with a part of the pipeline, knows none
-    parted = stated.scheme.startswith("peft") and (stated.of_peft or not split_part(stated.module)[0])
+    parted = layout_called(stated.scheme).beside and (stated.of_peft or not split_part(stated.module)[0])
     return Scale(1.0, None, (note,), NO_CONFIG if parted else "assumed: alpha = r")
 
 
@@ -163,16 +165,17 @@ def _prefix(module: str, config: Mapping[str, Any]) -> str:
     return next((f"{word}." for entry in ("r", "lora_alpha") if f"{word}.{entry}" in config), "")
 
 
-def _mlx(stated: Stated) -> Scale:
+def _stated_itself(stated: Stated, entry: str) -> Scale:
+    """mlx-lm's: the factor, and no α."""
     config = stated.config
     parameters = config.get("lora_parameters", config)
-    source = CONFIG if "scale" in config or "lora_parameters" in config else "assumed: scale 1"
-    if not isinstance(parameters, Mapping) or "scale" not in parameters:
+    source = CONFIG if entry in config or "lora_parameters" in config else "assumed: scale 1"
+    if not isinstance(parameters, Mapping) or entry not in parameters:
         note = "no scale in adapter_config.json: scale 1 (mlx-lm's own default is 20)"
-        return Scale(1.0, None, (note,), source, "scale")
-    value = finite_number(stated.where, "scale", parameters["scale"])
+        return Scale(1.0, None, (note,), source, entry)
+    value = finite_number(stated.where, entry, parameters[entry])
     left_out = ("alpha in lora_parameters was left out: only early mlx-lm multiplied by alpha/r",)
-    return Scale(value, None, left_out if "alpha" in parameters else (), source, "scale")
+    return Scale(value, None, left_out if "alpha" in parameters else (), source, entry)
 
 
 def _peft(stated: Stated) -> Scale:

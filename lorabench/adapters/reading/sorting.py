@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorabench.adapters.kinds import kinds
+from lorabench.adapters.layouts import layout_called
 from lorabench.adapters.names.families import denoiser_sort, dotted, recognise
 from lorabench.adapters.names.identity import has_peft_prefix, identity, joined
 from lorabench.adapters.reading.header import TensorInfo
@@ -41,6 +42,11 @@ class ModuleKeys:
     def kind(self) -> str:
         """The form, but "dora" where there is a magnitude: then ΔW is not all that the adapter does."""
         return "dora" if self.magnitude else self.form
+
+    @property
+    def pair(self) -> bool:
+        """Whether its ΔW is made of a down and an up."""
+        return kinds()[self.form].pair
 
     @property
     def whole(self) -> bool:
@@ -151,7 +157,7 @@ def _place(file: Path, key: str, keys: SortedKeys, split: Mapping[tuple[str, str
         module.magnitude = True
         keys.unsupported.setdefault("dora", []).append(key)
     elif match is not None:
-        if module.form not in ("lora", parsed.part):
+        if not module.pair and module.form != parsed.part:
             raise LorabenchError(
                 f"{file}: module {name} has keys of {module.form} and of {parsed.part} ({key}). "
                 "Keep one adapter a file."
@@ -174,7 +180,7 @@ def _place_mlx_magnitudes(keys: SortedKeys) -> None:
     others = keys.unsupported.get("other", [])
     for key in [key for key in others if key.endswith(".m")]:
         module = keys.modules.get(parse_key(f"{key}.lora_a").module.removesuffix(".m"))
-        if module is not None and module.scheme == "mlx" and module.form == "lora":
+        if module is not None and layout_called(module.scheme).transposed and module.pair:
             module.parts["m"], module.magnitude = key, True
             keys.unsupported.setdefault("dora", []).append(key)
             others.remove(key)

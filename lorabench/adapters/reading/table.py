@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.adapters.kinds import kinds
 from lorabench.adapters.kinds.base import BESIDE, Fit, Shapes
+from lorabench.adapters.layouts import layout_called
 from lorabench.adapters.names.identity import component, has_peft_prefix, part_before_peft
 from lorabench.adapters.reading import limits
 from lorabench.adapters.reading.beside import CONFIG, config_beside
@@ -233,9 +234,9 @@ class _Planner:
         kind, shapes = kinds()[module.form], _shapes(module, self.tensors)
         shown = ", ".join(f"{key} {list(shapes[part])}" for part, key in module.parts.items() if part not in BESIDE)
         try:
-            fit = kind.fit(module.scheme, shapes)
+            fit = kind.fit(layout_called(module.scheme), shapes)
         except ValueError as error:
-            form = "" if module.form == "lora" else f" ({module.form})"
+            form = "" if module.pair else f" ({module.form})"
             raise _ModuleError(
                 f"shapes {module.form}",
                 f"{self.file}: the shapes of module {name}{form} do not fit together: {shown}. "
@@ -253,7 +254,7 @@ class _Planner:
         switched_on, merged = switches(self.file, name, fit, self.inside or self.beside)
         stated = Stated(
             self.file, name, module.scheme, fit.rank, self.alphas.get(module.parts.get("alpha", "")),
-            config=self.inside or (self.beside if module.scheme.startswith(("peft", "mlx")) else {}),
+            config=self.inside or (self.beside if layout_called(module.scheme).beside else {}),
             config_from="lora_adapter_metadata" if self.inside else CONFIG,
             header=self.header,
             of_peft=any(map(has_peft_prefix, module.parts.values())),
@@ -283,7 +284,7 @@ class _Planner:
                 f"{self.file}: module {name} ({module.form}) lacks {', '.join(lacking)}; it has {have or 'nothing'}. "
                 "Export the adapter again, or remove these keys.",
             )
-        for part, other in (("down", "up"), ("up", "down")) if module.form == "lora" else ():
+        for part, other in (("down", "up"), ("up", "down")) if module.pair else ():
             if part not in module.parts:
                 have = module.parts.get(other) or next(iter(module.parts.values()))
                 raise _ModuleError(
@@ -314,7 +315,7 @@ def _set_grouped_aside(keys: SortedKeys, tensors: Mapping[str, TensorInfo]) -> N
     for name, module in list(keys.modules.items()):
         shapes = _shapes(module, tensors)
         down, up = shapes.get("down", ()), shapes.get("up", ())
-        if module.form == "lora" and min(len(down), len(up)) > 2 and 0 < up[1] < down[0] and down[0] % up[1] == 0:
+        if module.pair and min(len(down), len(up)) > 2 and 0 < up[1] < down[0] and down[0] % up[1] == 0:
             keys.set_aside(name, _GROUPED)
 
 
@@ -330,7 +331,7 @@ def _counted(texts: Iterable[str]) -> str:
 def _kind(module: ModuleKeys, shapes: Shapes) -> str:
     if module.kind != "lora":
         return module.kind
-    if module.scheme == "peft-embedding":
+    if layout_called(module.scheme).embeds:
         return "embedding"
     if "mid" in shapes:
         return "tucker"

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Float64
 from torch import Tensor
 from torch.nn import functional
 
-from lorabench.adapters.adapter import Adapter, LoraModule
+from lorabench.adapters.adapter import MAGNITUDES, Adapter, LoraModule
 from lorabench.adapters.comparing.deviation import Deviation, batches, deviations, total
 from lorabench.adapters.comparing.spectra import spectra, stack
 from lorabench.adapters.names.identity import component
@@ -94,7 +94,7 @@ def resize(
 
 
 def _check_kinds(adapter: Adapter, drop_dora: bool) -> None:
-    dora = [name for name, module in adapter.modules.items() if module.kind == "dora"]
+    dora = [name for name, module in adapter.modules.items() if module.has_magnitude]
     if dora and not drop_dora:
         raise LorabenchError(
             f"{adapter.path}: {len(dora)} modules are DoRA, {dora[0]} for one: their update is a low-rank part and a "
@@ -231,10 +231,10 @@ def _notes(rule: ResizeRule, adapter: Adapter, resized: Mapping[str, _Resized], 
     notes = []
     kinds = Counter(module.kind for module in adapter.modules.values() if module.kind != "lora")
     for kind, count in sorted(kinds.items()):
-        lost = "; the magnitudes are dropped" if kind == "dora" else ""
+        lost = "; the magnitudes are dropped" if kind == MAGNITUDES else ""
         notes.append(f"{count} modules were {kind} and are ordinary LoRA now{lost}")
     for kind, keys in adapter.unsupported.items():
-        if kind != "dora":
+        if kind != MAGNITUDES:
             carried = not rule.drop_unsupported and kind in KEPT
             notes.append(f"{'carried whole' if carried else 'left out'}: {kind} ({len(keys)}: {some(keys)})")
     notes += about_wrappers(adapter.modules)

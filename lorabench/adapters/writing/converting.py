@@ -1,6 +1,5 @@
 """One layout into another: what is renamed, what is refused, and what is said of it."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,18 +18,18 @@ from lorabench.adapters.writing.refusals import (
     refuse_magnitudes,
     refuse_options,
     refuse_transposed,
+    refuse_unknown_names,
     refuse_unplaced,
     refuse_unsupported,
 )
-from lorabench.adapters.writing.remarks import about_assumptions, about_kinds, about_scales, about_windows
-from lorabench.adapters.writing.renaming import with_dots, with_names_of
+from lorabench.adapters.writing.remarks import about_assumptions, about_dots, about_kinds, about_scales, about_windows
+from lorabench.adapters.writing.renaming import original_blocks, with_dots, with_names_of
 from lorabench.adapters.writing.saving import carries_extras, layout_of, refuse_extras
 from lorabench.errors import LorabenchError
 from lorabench.text import some
 
 __all__ = ["Conversion", "Prepared", "convert", "notes_on_writing", "prepare"]
 
-_ORIGINAL = re.compile(r"(^|\.)(double_blocks|single_blocks|joint_blocks|layerwise_blocks)\.")
 _TAKEN_OFF = "{} was taken off all names: it stood before PEFT's own prefix, and PEFT would find no module by it"
 
 
@@ -107,6 +106,7 @@ def convert(
         adapter, modules = _inside(adapter, modules, word)
         renamed = [*renamed, _TAKEN_OFF.format(word[:-1])]
     written = {name: replace(module, kind="lora") for name, module in modules.items()}
+    refuse_unknown_names(adapter, written, form)
     told = [*notes, *renamed, *about_kinds(modules), *about_windows(modules), *_about_names(adapter, written, form)]
     told += [*about_scales(written, form), *about_assumptions(modules)]
     told += [f"left out: {kind} ({len(keys)}: {some(keys)})" for kind, keys in dropped.items()]
@@ -171,6 +171,7 @@ def prepare(adapter: Adapter, layout: str | None = None, names: Mapping[str, str
         adapter, modules = _inside(adapter, modules, word)
         new = {old: name.removeprefix(word) for old, name in new.items()}
         notes = [*notes, _TAKEN_OFF.format(word[:-1])]
+    refuse_unknown_names(adapter, modules, form)
     notes += _about_names(adapter, modules, form)
     return Prepared(replace(adapter, modules=modules), new, (*notes, *about_scales(modules, form)))
 
@@ -317,17 +318,10 @@ def _about_names(adapter: Adapter, modules: Mapping[str, LoraModule], layout: Wr
             f"{len(bare)} modules name no part of a pipeline ({some(bare)}): reading gives them back, but tools of "
             f"the {layout.name} layout look for one; say --component unet or another"
         )
-    original = [name for name in modules if _ORIGINAL.search(name)]
+    notes += about_dots(modules, layout)
+    original = original_blocks(modules)
     from_elsewhere = layout.folder and layout_of(adapter) != layout.name
-    of_diffusers = layout.needs_dots and layout.needs_part and not layout.original_names
-    unknown = original and of_diffusers and "kohya" in adapter.schemes and family_of(adapter.modules) is None
-    if unknown:  # diffusers loads that file, and would not load what is written
-        raise LorabenchError(
-            f"{adapter.path}: nothing says of which family's model {len(original)} modules are ({some(original)}), and "
-            f"so what diffusers calls them; its loader takes them from kohya's file alone. Write the comfyui layout, "
-            f"not {layout.name}."
-        )
-    if original and (of_diffusers or from_elsewhere):
+    if original and (layout.of_diffusers or from_elsewhere):
         notes.append(
             f"{len(original)} modules bear the original model's names ({some(original)}), which diffusers only takes "
             "from a kohya file"

@@ -2,15 +2,17 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorabench.adapters.adapter import Adapter, LoraModule
+from lorabench.adapters.adapter import MAGNITUDES, Adapter, LoraModule
+from lorabench.adapters.fusing import family_of
 from lorabench.adapters.layouts import WrittenLayout
 from lorabench.adapters.names.identity import unwrap
 from lorabench.adapters.reading.container import finite
 from lorabench.adapters.reading.switching import UNPLACED
+from lorabench.adapters.writing.renaming import original_blocks
 from lorabench.errors import LorabenchError
 from lorabench.text import some
 
@@ -23,6 +25,7 @@ __all__ = [
     "refuse_magnitudes",
     "refuse_options",
     "refuse_transposed",
+    "refuse_unknown_names",
     "refuse_unplaced",
     "refuse_unsupported",
 ]
@@ -60,7 +63,7 @@ def refuse_unsupported(adapter: Adapter, drop: bool, carried: bool) -> dict[str,
     Raises:
         LorabenchError: there are such keys, and it was not.
     """
-    left = {kind: keys for kind, keys in adapter.unsupported.items() if kind != "dora" and keys}
+    left = {kind: keys for kind, keys in adapter.unsupported.items() if kind != MAGNITUDES and keys}
     if drop:
         return left
     if carried:
@@ -109,13 +112,13 @@ def refuse_magnitudes(adapter: Adapter, drop: bool) -> dict[str, tuple[str, ...]
     Raises:
         LorabenchError: there are some, and this was not asked for.
     """
-    names = tuple(name for name, module in adapter.modules.items() if module.kind == "dora")
+    names = tuple(name for name, module in adapter.modules.items() if module.has_magnitude)
     if names and not drop:
         raise LorabenchError(
             f"{adapter.path}: {len(names)} modules have a DoRA magnitude, which this cannot write: {some(names)}. "
             "Say --drop-dora (drop_dora=True) to write their low-rank part alone, which does not do the same."
         )
-    return {"dora": adapter.unsupported.get("dora", names)} if names else {}
+    return {MAGNITUDES: adapter.unsupported.get(MAGNITUDES, names)} if names else {}
 
 
 def refuse_unplaced(where: Path, modules: Mapping[str, LoraModule]) -> None:
@@ -129,6 +132,21 @@ def refuse_unplaced(where: Path, modules: Mapping[str, LoraModule]) -> None:
         raise LorabenchError(
             f"{where}: {len(names)} modules are merged projections, and nothing says which of their parts are switched "
             f"on ({some(names)}): what is written could not be loaded. Add enable_lora to its adapter_config.json."
+        )
+
+
+def refuse_unknown_names(adapter: Adapter, modules: Iterable[str], layout: WrittenLayout) -> None:
+    """Blocks by the original model's names that diffusers calls otherwise, where no family says how.
+
+    Raises:
+        LorabenchError: there are some, in a file of kohya's, which diffusers does load.
+    """
+    blocks = original_blocks(modules) if layout.of_diffusers and "kohya" in adapter.schemes else []
+    if blocks and family_of(adapter.modules) is None:
+        raise LorabenchError(
+            f"{adapter.path}: nothing says of which family's model {len(blocks)} modules are ({some(blocks)}), and "
+            f"so what diffusers calls them; its loader takes them from kohya's file alone. Write the comfyui layout, "
+            f"not {layout.name}."
         )
 
 

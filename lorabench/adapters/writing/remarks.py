@@ -1,17 +1,18 @@
 """What a person should know of modules that are written: kinds that become pairs, scales, what was supposed."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from lorabench.adapters.adapter import LoraModule
+from lorabench.adapters.adapter import MAGNITUDES, LoraModule
+from lorabench.adapters.fusing import family_of
+from lorabench.adapters.kinds import kinds
 from lorabench.adapters.layouts import WrittenLayout
+from lorabench.adapters.names.unet import diffusers_unet_name
 from lorabench.adapters.reading.table import WRAPPED
 from lorabench.adapters.writing.tensors import alpha_of
 from lorabench.text import some
 
-__all__ = ["about_assumptions", "about_kinds", "about_scales", "about_windows", "about_wrappers"]
-
-_PLAIN = ("lora", "dora")
+__all__ = ["about_assumptions", "about_dots", "about_kinds", "about_scales", "about_windows", "about_wrappers"]
 
 
 def about_kinds(modules: Mapping[str, LoraModule]) -> list[str]:
@@ -22,20 +23,33 @@ def about_kinds(modules: Mapping[str, LoraModule]) -> list[str]:
     return [
         f"{len(ranks_of)} modules of kind {kind} are written as ordinary LoRA pairs of rank {_span(ranks_of)}"
         for kind, ranks_of in ranks.items()
-        if kind not in _PLAIN
+        if not (kinds()[kind].pair or kind == MAGNITUDES)
     ]
 
 
 def about_windows(modules: Mapping[str, LoraModule]) -> list[str]:
     """What a LoHa or LoKr without a Tucker core does not say."""
-    flat = [
-        name for name, module in modules.items()
-        if module.kind in ("loha", "lokr") and not module.kernel and "conv" in name.rpartition(".")[2]
-    ]  # fmt: skip
+    made = [name for name, module in modules.items() if not kinds()[module.kind].pair and not module.kernel]
+    family = family_of(modules) if made else None
+    ends = ("proj_in", "proj_out") if family and family.key == "sd1" else ()  # matrices in SD 2 and SDXL
+    last = {name: diffusers_unet_name(name).rpartition(".")[2] for name in made}
+    flat = [name for name, end in last.items() if "conv" in end or end in ends]
     if not flat:
         return []
-    said = f"{len(flat)} modules are named like convolutions ({some(flat)}), and their pairs do not say the window"
+    said = f"{len(flat)} modules are named as convolutions are ({some(flat)}), and their pairs do not say the window"
     return [f"{said}: they are written as matrices, which no convolution takes"]
+
+
+def about_dots(modules: Iterable[str], layout: WrittenLayout) -> list[str]:
+    """Names of one flattened name, which a layout without dots cannot tell apart."""
+    if layout.needs_dots:
+        return []
+    flat: dict[str, list[str]] = {}
+    for name in modules:
+        flat.setdefault(name.replace(".", "_"), []).append(name)
+    twice = [name for names in flat.values() if names[1:] for name in names]
+    said = f"{len(twice)} modules keep their dots, as their flattened names would be one ({some(twice)})"
+    return [f"{said}: reading gives them back, and {layout.name}'s loaders do not find them"] * bool(twice)
 
 
 def about_scales(modules: Mapping[str, LoraModule], layout: WrittenLayout) -> list[str]:

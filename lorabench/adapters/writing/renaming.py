@@ -1,6 +1,7 @@
 """The names that a layout's loaders look for: dots, the part of a pipeline, and one spelling where a base has two."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from lorabench.adapters.names.unet import clip_name, diffusers_unet_name
 from lorabench.errors import LorabenchError
 from lorabench.text import some
 
-__all__ = ["Renamed", "with_dots", "with_names_of"]
+__all__ = ["Renamed", "original_blocks", "with_dots", "with_names_of"]
+
+
+_ORIGINAL = re.compile(r"(^|\.)(double_blocks|single_blocks|joint_blocks|layerwise_blocks)\.")
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,15 @@ class Renamed:
 
     names: dict[str, str]
     notes: tuple[str, ...] = ()
+
+
+def original_blocks(modules: Iterable[str]) -> list[str]:
+    """Those whose blocks are called as in a transformer's own repository, and otherwise by diffusers.
+
+    >>> original_blocks(["unet.double_blocks.0.img_attn.qkv", "transformer.transformer_blocks.0.attn.to_q"])
+    ['unet.double_blocks.0.img_attn.qkv']
+    """
+    return [name for name in modules if _ORIGINAL.search(name)]
 
 
 def with_dots(
