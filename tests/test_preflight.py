@@ -87,6 +87,25 @@ def test_the_preflight_warns_of_what_clashes() -> None:
     assert preflight([a]).pairs == ()
 
 
+def test_every_module_says_what_clashes_in_it() -> None:
+    """As the whole adapters do, by the same bounds."""
+    a, b = make_adapter(1), make_adapter(2)
+    looked = preflight([a, b, a], [20, 1, -20], Recipe(normalize=False))
+    shown = looked.as_dict()
+    for pair, said in zip(looked.pairs, shown["pairs"], strict=True):
+        for row, one in zip(pair.modules, said["modules"], strict=True):
+            shared = (row.left + row.right) / 2
+            expected = {
+                "directions": shared > row.chance + 0.5 * (1 - row.chance),
+                "signs": row.cosine < -0.1 or row.sign_conflict > 0.6,
+                "norms": not 0.1 <= row.norm_ratio <= 10,
+            }
+            assert one["clashes"] == tuple(name for name, wrong in expected.items() if wrong)
+    first, same = shown["pairs"][0]["modules"], shown["pairs"][1]["modules"]
+    assert all("norms" in one["clashes"] for one in first)
+    assert all(one["clashes"] == ("directions", "signs") for one in same)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "level"),
     [

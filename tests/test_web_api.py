@@ -218,6 +218,29 @@ def test_a_resize_foreseen_is_the_resize_done(scripts: Scripts, site: Site) -> N
     assert str(site.settings.data.parent) not in json.dumps(answer)
 
 
+def test_an_edit_foreseen_is_the_edit_done(scripts: Scripts, site: Site) -> None:
+    one = item_id(scripts, "kohya/style.safetensors")
+    edit = {"set": ["ss_tag=2", "new=3"], "redact": True}
+    told = asked(scripts, "POST", f"/api/adapters/{one}/changes", json=edit).json()
+    assert told["changed"]["new"] == [None, "3"]
+    job = asked(scripts, "POST", "/api/jobs", json={"command": "inspect", "adapters": [one], "options": edit}).json()
+    assert ended(site, USER, job["id"])["state"] == "done"
+    (name,) = asked(scripts, "GET", f"/api/jobs/{job['id']}").json()["files"]
+    made = metadata_in(asked(scripts, "GET", f"/api/jobs/{job['id']}/files/{name}").content)
+    assert {key: then for key, (_, then) in told["changed"].items()}.items() <= made.items()
+    assert not set(told["removed"]) & set(made)
+    for wrong in ({}, {"hashes": True}, {"unset": ["not there"]}, {"nonsense": 1}):
+        refused = asked(scripts, "POST", f"/api/adapters/{one}/changes", json=wrong)
+        assert refused.status_code == 400, wrong
+        assert refused.json()["error"]
+
+
+def metadata_in(content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file's bytes."""
+    found: dict[str, str] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    return found
+
+
 def test_what_a_job_made_is_on_the_shelf_and_can_be_used_again(scripts: Scripts, site: Site) -> None:
     one = item_id(scripts, "gpt2/adapter_model.safetensors")
     first = asked(scripts, "POST", "/api/jobs", json={"command": "resize", "adapters": [one], "options": {"rank": 1}})
@@ -457,6 +480,7 @@ OPERATIONS = [
     ("GET", "/api/adapters/{adapter_id}/file"),
     ("GET", "/api/adapters/{adapter_id}/archive"),
     ("POST", "/api/adapters/{adapter_id}/foresee"),
+    ("POST", "/api/adapters/{adapter_id}/changes"),
     ("GET", "/api/commands"),
     ("POST", "/api/jobs"),
     ("GET", "/api/jobs"),

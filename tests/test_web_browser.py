@@ -111,7 +111,7 @@ def _run(page: "Page") -> None:
     """Press Run, and wait until the job is over."""
     page.get_by_role("button", name="Run", exact=True).click()
     page.wait_for_url("**/jobs/*")
-    page.get_by_text(re.compile("^(done|failed|lost|cancelled)$")).first.wait_for()
+    page.get_by_text(re.compile("^(done(, with findings)?|failed|lost|cancelled)$")).first.wait_for()
 
 
 def test_every_panel_opens_and_fits_a_phone(page: "Page") -> None:
@@ -130,6 +130,8 @@ def test_an_adapter_is_brought_looked_at_and_removed(page: "Page", tmp_path: Pat
     own = tmp_path / "my fox.safetensors"
     shutil.copy(OLD, own)
     _bring(page, own)
+    page.get_by_label("Choose files to bring").wait_for()
+    page.get_by_role("button", name="Copy the command").first.wait_for()
     page.get_by_role("link", name="my fox.safetensors").click()
     page.get_by_role("heading", name="Architecture").wait_for()
     page.get_by_text("valid", exact=True).first.wait_for()
@@ -207,6 +209,7 @@ def test_a_merge_is_checked_and_done(page: "Page") -> None:
     page.get_by_role("button", name="Check first").click()
     page.wait_for_url("**/jobs/*")
     page.get_by_text(re.compile("^preflight: ")).wait_for()
+    page.get_by_role("status", name="What clashes").get_by_text("It can be merged; 1 warning.").wait_for()
     _settled(page)
     typed = "--weights 0.5 0.25 --out merged.safetensors"
     page.get_by_role("button", name="Change and run again").click()
@@ -218,8 +221,17 @@ def test_a_merge_is_checked_and_done(page: "Page") -> None:
     page.go_back()
     page.wait_for_url("**/merge?again=*")
     page.get_by_text(typed).wait_for()
+    page.goto(f"/merge?of={one},{_id_of(page, 'gpt2/adapter_model.safetensors')}")
+    page.get_by_role("button", name="Check first").click()
+    page.get_by_text("done, with findings").wait_for()
+    found = page.get_by_role("status", name="What clashes")
+    found.get_by_text(re.compile("^modules: .*no module in common")).wait_for()
     page.goto(f"/merge?of={one},{one}")
     _run(page)
+    modules = page.get_by_role("table").filter(
+        has_text="clashes in"
+    )  # an adapter with itself: all directions are shared
+    assert modules.get_by_role("cell", name="directions", exact=True).count() > 0
     page.get_by_role("link", name="look at it").click()
     page.get_by_role("heading", name="Architecture").wait_for()
 

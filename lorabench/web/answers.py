@@ -8,8 +8,9 @@ from urllib.parse import quote
 from fastapi.concurrency import run_in_threadpool
 from nicegui import ui
 
+from lorabench.web.clashes import show_clashes
 from lorabench.web.figures import heat_map, lines, scatter
-from lorabench.web.frame import Here, downloads
+from lorabench.web.frame import Here, downloads, severity_chip
 from lorabench.web.queue import Job
 from lorabench.web.tools import PREDICT
 
@@ -45,7 +46,7 @@ async def show_answer(here: Here, job: Job) -> None:
         ui.label(str(answer["text"])).classes("printed").mark("text")
     if log:
         with ui.expansion("Log").classes("w-full"):
-            ui.code(here.site.named(log)).classes("w-full")
+            ui.label(here.site.named(log)).classes("printed")
 
 
 def _files(here: Here, job: Job, files: Sequence[str]) -> None:
@@ -153,7 +154,7 @@ async def _health(_here: Here, _job: Job, data: dict[str, Any]) -> None:
         with ui.card().classes("w-full").props("flat bordered"):
             with ui.row().classes("items-center"):
                 ui.label(one["name"]).classes("text-bold break-all")
-                ui.badge(one["severity"] or "nothing to say", color=_SEVERITIES.get(one["severity"], "positive"))
+                severity_chip(one["severity"] or "ok", one["severity"] or "nothing to say")
             for fault in (one["unreadable"], *one["skipped"].values()):
                 if fault:
                     ui.label(fault).classes("text-negative break-all")
@@ -165,7 +166,7 @@ async def _health(_here: Here, _job: Job, data: dict[str, Any]) -> None:
 
 def _alert(alert: dict[str, Any], ceased: bool) -> None:
     with ui.row().classes("items-center gap-2 no-wrap"):
-        ui.badge(alert["severity"], color=_SEVERITIES[alert["severity"]])
+        severity_chip(alert["severity"])
         step = "" if alert["step"] is None else f", step {alert['step']}"
         ui.label(f"{alert['rule']}{step}{', ceased since' if ceased else ''}: {alert['message']}").classes("break-all")
     ui.label(f"What to do: {alert['action']}").classes("faint q-pl-md")
@@ -185,6 +186,13 @@ def _trajectory(steps: Sequence[Mapping[str, Any]]) -> None:
     with ui.row().classes("w-full"):
         for title, values in charts.items():
             ui.echart(lines(f"{title} by step", values, places)).classes("third h-64").mark("trajectory")
+
+
+async def _merge(_here: Here, _job: Job, data: dict[str, Any]) -> None:
+    """What was looked at before it was merged, or in place of that."""
+    found = data.get("preflight", data)
+    if "findings" in found:
+        show_clashes(found)
 
 
 async def _answers(_here: Here, _job: Job, data: dict[str, Any]) -> None:
@@ -217,9 +225,9 @@ async def _answers(_here: Here, _job: Job, data: dict[str, Any]) -> None:
 
 
 _SAID = {"unknown": "I do not know", "error": "it cannot be read"}
-_SEVERITIES = {"note": "info", "warning": "warning", "error": "negative"}
 _SPECIAL: Mapping[str, Callable[[Here, Job, dict[str, Any]], Awaitable[None]]] = {
     "pca": _components,
     "audit": _health,
+    "merge": _merge,
     PREDICT: _answers,
 }

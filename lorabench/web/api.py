@@ -17,6 +17,7 @@ from starlette.datastructures import FormData
 from starlette.datastructures import UploadFile as Received
 from starlette.exceptions import HTTPException
 
+from lorabench.adapters.metadata.editing import Changes, foresee_edit
 from lorabench.adapters.metadata.inspection import inspect
 from lorabench.adapters.resizing.rule import ResizeRule
 from lorabench.commands.options import from_args
@@ -26,10 +27,10 @@ from lorabench.web.archive import zipped
 from lorabench.web.queue import Job
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
-from lorabench.web.tools import TOOLS, tool
+from lorabench.web.tools import TOOLS, Wish, tool
 from lorabench.web.uploads import Brought
 
-__all__ = ["EMBEDDED", "MOST", "PRIVATE", "Wanted", "api", "make_rule", "start"]
+__all__ = ["EMBEDDED", "MOST", "PRIVATE", "Wanted", "api", "make_rule", "planned_edit", "start"]
 
 MOST = 256
 """Adapters of one job: a training with its checkpoints."""
@@ -228,6 +229,30 @@ def _add_one_adapter(router: APIRouter, site: Site) -> None:
         item = await run_in_threadpool(site.shelf.item, user, adapter_id)
         preview = await site.previews.of(user, item)
         return asdict(await run_in_threadpool(lambda: preview.under(make_rule(item, rule))))
+
+    @router.post("/adapters/{adapter_id}/changes")
+    def changes(request: Request, adapter_id: _Id, edit: dict[str, Any]) -> dict[str, Any]:
+        """What an edit of its metadata would change, before it is written; the edit as the options of `inspect`."""
+        item = site.shelf.item(_user(request), adapter_id)
+        wish = tool("inspect").wish([item.input], edit)
+        if not wish.writes:
+            raise LorabenchError(f"{', '.join(edit) or 'no option'}: changes nothing. Say redact, set or unset.")
+        planned: dict[str, Any] = plain(asdict(planned_edit(item, wish)))
+        return planned
+
+
+def planned_edit(item: Item, wish: Wish) -> Changes:
+    """What an edit would change.
+
+    Args:
+        item: the adapter.
+        wish: `inspect`, with options that write.
+
+    Raises:
+        LorabenchError: an entry that is not there, or a value that cannot be written.
+    """
+    asked = wish.parsed()
+    return foresee_edit(item.path, values=dict(asked.set), unset=asked.unset, redacted=asked.redact)
 
 
 def make_rule(item: Item, options: dict[str, Any]) -> ResizeRule:

@@ -19,21 +19,33 @@ _TEXT = {"textStyle": {"color": _GREY}}
 
 
 def error_curve(curve: "Sequence[Foreseen]", chosen: "Foreseen") -> dict[str, Any]:
-    """Error against the size of the weights: uniform ranks as a line, what is chosen as a point on or below it."""
+    """Error against the size of the weights: uniform ranks as a line, each written at its place, and what is chosen."""
     line = [[one.weight_bytes / _MIB, 100 * one.error] for one in curve]
     points = [
-        {"value": pair, "name": f"rank {rank}", "symbol": "circle", "symbolSize": 5}
+        {
+            "value": pair,
+            "name": f"rank {rank}",
+            "symbol": "circle",
+            "symbolSize": 5,
+            "label": {"show": True, "formatter": str(rank), "position": "top", "color": _GREY, "fontSize": 10},
+        }
         for rank, pair in enumerate(line, 1)
     ]
     point = [[chosen.weight_bytes / _MIB, 100 * chosen.error]]
     return {
-        **_base("error (%) against size of the weights (MiB)"),
+        **_base("error (%) by rank and size (MiB)"),
         "tooltip": {"trigger": "item"},
         "legend": {"bottom": 0, **_TEXT},
         "xAxis": {"type": "value", "name": "MiB", "nameLocation": "middle", "nameGap": 24, **_LINES},
-        "yAxis": {"type": "value", "name": "%", **_LINES},
+        "yAxis": {"type": "value", **_LINES},
         "series": [
-            {"name": "one rank for all", "type": "line", "data": points, "itemStyle": {"color": _BLUE}},
+            {
+                "name": "one rank for all",
+                "type": "line",
+                "data": points,
+                "itemStyle": {"color": _BLUE},
+                "labelLayout": {"hideOverlap": True},
+            },
             {"name": "chosen", "type": "scatter", "symbolSize": 16, "data": point, "itemStyle": {"color": _ORANGE}},
         ],
     }

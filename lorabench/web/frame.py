@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from nicegui import ui
 from starlette.requests import Request
@@ -23,9 +22,11 @@ __all__ = [
     "PANELS",
     "Here",
     "command_card",
+    "command_line",
     "downloads",
     "frame",
     "same_on_a_command_line",
+    "severity_chip",
     "state_chip",
     "telling",
     "ways_on",
@@ -56,6 +57,7 @@ _COLOURS: dict[str, str] = {
     "done": "positive", "failed": "negative", "lost": "negative", "cancelled": "grey-7", "running": "primary",
     "waiting": "grey-7",
 }  # fmt: skip
+_SEVERITIES = {"ok": "positive", "note": "info", "warning": "warning", "error": "negative"}
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _bell(here: Here) -> Callable[[], None]:
             for job in here.site.notices.of(here.user)[:_NOTICES]:
                 with ui.item(on_click=lambda job=job: ui.navigate.to(f"/jobs/{job.id}")).mark("notice"):
                     with ui.item_section().props("side"):
-                        state_chip(job.state)
+                        state_chip(job)
                     with ui.item_section():
                         ui.item_label(job.title).classes("break-all")
                         ui.item_label(when(job.ended or job.made)).props("caption")
@@ -207,7 +209,14 @@ def command_card(line: str = "") -> tuple[ui.card, ui.code]:
     """A card with the command that does what a panel does, to copy; and the command in it."""
     with ui.card().classes("w-full").props("flat bordered") as card:
         ui.label("The same on a command line").classes("text-sm text-bold")
-        return card, ui.code(line, language="bash").classes("w-full command")
+        return card, command_line(line)
+
+
+def command_line(line: str) -> ui.code:
+    """A command, to copy."""
+    code = ui.code(line, language="bash").classes("w-full command")
+    code.copy_button.props('aria-label="Copy the command"')
+    return code
 
 
 def same_on_a_command_line(*words: str) -> None:
@@ -247,6 +256,19 @@ def downloads(item: Item) -> None:
         ui.link(text, f"/api/adapters/{item.id}/archive").props("download").classes("self-center q-px-sm")
 
 
-def state_chip(state: Literal["waiting", "running", "done", "failed", "cancelled", "lost"]) -> ui.badge:
-    """How a job stands."""
-    return ui.badge(state, color=_COLOURS[state])
+def state_chip(job: Job) -> ui.badge:
+    """How a job stands; one that is done may have found that something is wrong."""
+    if job.state == "done" and job.code:
+        return severity_chip("warning", "done, with findings")
+    return ui.badge(job.state, color=_COLOURS[job.state])
+
+
+def severity_chip(level: str, says: str | None = None) -> ui.badge:
+    """How bad a finding is.
+
+    Args:
+        level: "ok", "note", "warning" or "error".
+        says: other words than that.
+    """
+    chip = ui.badge(says or level, color=_SEVERITIES[level])
+    return chip.props("text-color=black") if level == "warning" else chip

@@ -9,7 +9,9 @@ from lorabench.adapters.adapter import Adapter
 from lorabench.adapters.merging.aligning import labels, module_names
 from lorabench.adapters.pairs import ModulePair, module_pairs
 
-__all__ = ["ModuleOverlap", "Overlap", "overlaps"]
+__all__ = ["ModuleOverlap", "Overlap", "clashes", "overlaps"]
+
+_CROWDED, _OPPOSED, _DISAGREE, _DROWNED = 0.5, -0.1, 0.6, 10.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,26 @@ class Overlap:
     cosine: float
     sign_conflict: float
     norm_ratio: float
+
+
+def clashes(seen: ModuleOverlap | Overlap) -> tuple[str, ...]:
+    """What of two updates is in each other's way: "directions", "signs" or "norms".
+
+    Args:
+        seen: of one module, or of two whole adapters.
+
+    Example:
+        >>> same = ModuleOverlap("q", left=1.0, right=1.0, chance=0.1, cosine=-1.0, sign_conflict=1.0, norm_ratio=20.0)
+        >>> clashes(same)
+        ('directions', 'signs', 'norms')
+    """
+    shared = (seen.left + seen.right) / 2
+    found = {
+        "directions": shared - seen.chance > _CROWDED * (1 - seen.chance) > 0,
+        "signs": seen.cosine < _OPPOSED or seen.sign_conflict > _DISAGREE,
+        "norms": seen.norm_ratio > _DROWNED or seen.norm_ratio < 1 / _DROWNED,
+    }
+    return tuple(name for name, clashing in found.items() if clashing)
 
 
 def overlaps(adapters: Sequence[Adapter], weights: Sequence[float | int], seed: int = 0) -> Iterator[Overlap]:

@@ -17,12 +17,12 @@ from lorabench.adapters.merging.clashing import (
     sums_to_zero,
     used_weights,
 )
-from lorabench.adapters.merging.overlapping import Overlap, overlaps
+from lorabench.adapters.merging.overlapping import Overlap, clashes, overlaps
 from lorabench.adapters.merging.recipe import Recipe
 
 __all__ = ["Preflight", "preflight"]
 
-_CROWDED, _OPPOSED, _DISAGREE, _DROWNED, _LARGE = 0.5, -0.1, 0.6, 10.0, 10.0
+_LARGE = 10.0
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,12 @@ class Preflight:
         return tuple(finding for finding in self.findings if finding.refused)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; NaN where a number does not exist."""
-        return {"level": self.level, **asdict(self)}
+        """For JSON, with what clashes in each module; NaN where a number does not exist."""
+        said = asdict(self)
+        for pair, shown in zip(self.pairs, said["pairs"], strict=True):
+            for row, module in zip(pair.modules, shown["modules"], strict=True):
+                module["clashes"] = clashes(row)
+        return {"level": self.level, **said}
 
 
 def preflight(
@@ -194,16 +198,14 @@ def _of_overlap(pair: Overlap) -> Iterator[Finding]:
         why = "share no module" if not pair.modules else "cannot be compared, one of them is zero"
         yield Finding("ok" if not pair.modules else "warning", "overlap", f"{who} {why}")
         return
+    found = clashes(pair)
     seen = (pair.left + pair.right) / 2
-    crowded = seen - pair.chance > _CROWDED * (1 - pair.chance) > 0
     spaces = f"{who} share {seen:.0%} of their directions (random ones {min(pair.chance, 1):.0%})"
-    yield Finding("warning" if crowded else "ok", "overlap", spaces)
-    against = pair.cosine < _OPPOSED or pair.sign_conflict > _DISAGREE
+    yield Finding("warning" if "directions" in found else "ok", "overlap", spaces)
     signs = f"{who} disagree in the sign of {pair.sign_conflict:.0%} of the entries, cosine {pair.cosine:.3f}"
-    yield Finding("warning" if against else "ok", "signs", signs)
-    drowned = max(pair.norm_ratio, 1 / pair.norm_ratio) > _DROWNED
+    yield Finding("warning" if "signs" in found else "ok", "signs", signs)
     norms = f"{who} have norms in the ratio {pair.norm_ratio:.3g}, as weighted"
-    yield Finding("warning" if drowned else "ok", "norms", norms)
+    yield Finding("warning" if "norms" in found else "ok", "norms", norms)
 
 
 def _stated(adapters: Sequence[Adapter], said: Sequence[str | None]) -> dict[str, str]:

@@ -8,11 +8,11 @@ from typing import Any
 from nicegui import ui
 from starlette.requests import Request
 
-from lorabench.adapters.metadata.editing import Changes, foresee_edit
+from lorabench.adapters.metadata.editing import Changes
 from lorabench.adapters.metadata.inspection import Inspection, inspect
 from lorabench.errors import LorabenchError
 from lorabench.text import counted, plain
-from lorabench.web.api import PRIVATE
+from lorabench.web.api import PRIVATE, planned_edit
 from lorabench.web.frame import Here, downloads, frame, same_on_a_command_line, telling, ways_on
 from lorabench.web.panels.command import CommandPanel
 from lorabench.web.shelf import Item
@@ -85,10 +85,7 @@ class _Editor:
                 if chosen is None or not wish.writes:
                     ui.label("Redact, set or unset something, and what changes stands here before it is written.")
                     return
-                asked = wish.parsed()
-                planned = foresee_edit(
-                    self._here.item(chosen).path, values=dict(asked.set), unset=asked.unset, redacted=asked.redact
-                )
+                planned = planned_edit(self._here.item(chosen), wish)
             except LorabenchError:  # the panel says it
                 return
             _planned(planned)

@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from lorabench.errors import LorabenchError
 from lorabench.web.answers import show_answer
-from lorabench.web.frame import PANELS, Here, frame, state_chip, telling, when
+from lorabench.web.frame import PANELS, Here, command_line, frame, state_chip, telling, when
 from lorabench.web.queue import Job
 from lorabench.web.site import Site
 
@@ -44,7 +44,7 @@ def _list(here: Here) -> None:
             ui.label("None yet: every panel's Run makes one.")
         for job in jobs:
             with ui.row().classes("w-full items-center"):
-                state_chip(job.state)
+                state_chip(job)
                 ui.link(job.title, f"/jobs/{job.id}").classes("grow break-all")
                 ui.label(when(job.made)).classes("fainter")
 
@@ -62,7 +62,7 @@ def _list(here: Here) -> None:
 
 async def _one(here: Here, job: Job) -> None:
     ui.label(job.title).classes("text-lg break-all")
-    ui.code(job.shown, language="bash").classes("w-full command")
+    command_line(job.shown)
     head = ui.row().classes("w-full items-center")
     body = ui.column().classes("w-full")
     with head:
@@ -96,7 +96,7 @@ async def _one(here: Here, job: Job) -> None:
             element.set_visibility(visible)
         chip.clear()
         with chip:
-            state_chip(now.state).mark("state")
+            state_chip(now).mark("state")
         if not active:
             timer.deactivate()
             here.site.notices.read(here.user, now)

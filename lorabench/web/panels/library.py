@@ -24,7 +24,7 @@ _COLUMNS = {
     "origin": "from",
     "changed": "changed",
 }
-_NUMBERS = ("rank", "modules", "kib")
+_NUMBERS, _LONG = ("rank", "modules", "kib"), ("family", "method")
 _FIRST = 100
 _PATIENCE = 0.3
 """Seconds for which headers are read before those that were are shown."""
@@ -50,10 +50,8 @@ def _bring(here: Here) -> None:
     """Bytes go to the API, which counts them as they come; nothing of them passes through the page."""
     most = here.site.settings.max_upload
     uploader = ui.element("q-uploader").classes("w-full").mark("bring")
-    uploader.props(
-        "url=/api/adapters field-name=file batch multiple auto-upload flat bordered "
-        f'label="Bring .safetensors files (with adapter_config.json where there is one)" max-total-size={most}'
-    )
+    uploader.props(f"url=/api/adapters field-name=file batch multiple auto-upload flat bordered max-total-size={most}")
+    uploader.add_slot("header", _HEADER)
     uploader.on("uploaded", lambda _: ui.navigate.reload())
     uploader.on("failed", lambda event: _refused(event.args), ["xhr"], js_handler=_REASON)
     uploader.on(
@@ -61,6 +59,19 @@ def _bring(here: Here) -> None:
     )
 
 
+_HEADER = """
+<div class="row no-wrap items-center q-pa-sm q-gutter-sm">
+  <q-spinner v-if="props.isUploading" size="1.5em" />
+  <div class="col">
+    <div class="q-uploader__title">Bring .safetensors files (with adapter_config.json where there is one)</div>
+    <div class="q-uploader__subtitle" role="status">{{ props.uploadSizeLabel }} / {{ props.uploadProgressLabel }}</div>
+  </div>
+  <q-btn v-if="props.canAddFiles" type="a" icon="add" flat round dense aria-label="Choose files to bring">
+    <q-uploader-add-trigger />
+  </q-btn>
+</div>
+"""
+"""Quasar's own has no name for its button."""
 _REASON = "(info) => emit(info.xhr ? info.xhr.responseText.slice(0, 2000) : '')"
 """The server's words; an event of the browser's cannot be sent whole."""
 
@@ -78,7 +89,7 @@ def _refused(text: Any) -> None:
 def _table(rows: list[dict[str, Any]]) -> ui.table:
     columns = [
         {"name": name, "label": label, "field": name, "sortable": True,
-         "align": "right" if name in _NUMBERS else "left"}
+         "align": "right" if name in _NUMBERS else "left", "style": "white-space: normal" if name in _LONG else ""}
         for name, label in _COLUMNS.items()
     ]  # fmt: skip
     with ui.row().classes("w-full items-center"):
@@ -123,7 +134,7 @@ async def _fill(here: Here, table: ui.table, items: list[Item]) -> None:
 
 def _row(here: Here, item: Item) -> dict[str, Any]:
     row = {"id": item.id, "name": item.name, "origin": item.origin, "kib": round(item.size / 1024)}
-    row["changed"] = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.changed))
+    row["changed"] = time.strftime("%Y-%m-%d", time.localtime(item.changed))
     said = here.site.shelf.known_row(item)
     if said is None:
         return row

@@ -96,7 +96,11 @@ class _Resizer:
             item = self._here.item(chosen)
             found = await asyncio.to_thread(validate, item.path)
             ranks = ", ".join(f"{count} of rank {rank}" for rank, count in found.ranks.items())
-            self._facts.set_text(f"{item.name}: {ranks or 'no modules'}. {' '.join((*found.problems, *found.notes))}")
+            base = await asyncio.to_thread(self._here.site.shelf.row, item)
+            self._facts.set_text(
+                f"{item.name}: for {base['family'] or base['base_model'] or 'a base that nothing names'}; "
+                f"{ranks or 'no modules'}. {' '.join((*found.problems, *found.notes))}"
+            )
             preview = await self._here.site.previews.of(self._here.user, item)
             curve = await asyncio.to_thread(lambda: list(preview.uniform()))
             if self._state.of == chosen:  # another one may have been chosen meanwhile

@@ -12,8 +12,8 @@ from lorabench.web.site import Site
 
 __all__ = ["add"]
 
-_EVERY = 5.0
-"""Seconds after which what is at work is looked at again."""
+_EVERY, _SELDOM = 5.0, 60.0
+"""Seconds after which is looked again, at what is at work and where nothing is."""
 
 
 def add(site: Site) -> None:
@@ -44,16 +44,21 @@ def add(site: Site) -> None:
                     if _one(now, of) != _one(before, of):
                         report.refresh()
                 before = now
+                timer.interval = _pace(now)
 
             lines(before)
             if (shown := _one(before, of)) is not None:
                 same_on_a_command_line("report", shown.name)
                 report()
-            ui.timer(_EVERY, look)
+            timer = ui.timer(_pace(before), look, immediate=False)
 
 
 def _one(runs: list[Run], of: str) -> Run | None:
     return next((one for one in runs if one.id == of), None)
+
+
+def _pace(runs: list[Run]) -> float:
+    return _EVERY if any(one.live for one in runs) else _SELDOM
 
 
 def _line(one: Run) -> None:
