@@ -43,8 +43,8 @@ def check_counterpart(zoo: Zoo, other: Zoo) -> None:
                 f"ablation.other: {name} is {list(theirs)} in {other.name} and {list(ours)} in {zoo.name}; a zoo of "
                 "the same base model, and of no higher rank, is needed"
             )
-    theirs_of = _categories(other)
-    differing = [name for name, category in _categories(zoo).items() if theirs_of.get(name, category) != category]
+    theirs_of, ours_of = (one.labels.of_adapters("category") for one in (other, zoo))
+    differing = [name for name, category in ours_of.items() if theirs_of.get(name, category) != category]
     if differing:
         raise LorabenchError(
             f"ablation.other: {differing[0]} is of another category in {other.name} than in {zoo.name}"
@@ -81,8 +81,3 @@ def in_other(zoo: Zoo, rng: np.random.Generator, other: Zoo) -> Zoo:
 
 def _padded(values: Float32[np.ndarray, "n r c"], rows: int, cols: int) -> Float32[np.ndarray, "n rows cols"]:
     return np.pad(values, ((0, 0), (0, rows - values.shape[1]), (0, cols - values.shape[2])))
-
-
-def _categories(zoo: Zoo) -> dict[str, str]:
-    names = zoo.labels.category_names
-    return {adapter: names[code] for adapter, code in zip(zoo.labels.adapters, zoo.labels.category, strict=True)}

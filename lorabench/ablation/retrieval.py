@@ -231,8 +231,8 @@ def _refuse_single(zoo: Zoo, other: Zoo | None) -> None:
 
 def _check_leaves(zoo: Zoo, other: Zoo) -> None:
     """Hold the leaves of adapters of one name against each other: they say what is to be found."""
-    theirs = _leaves(other)
-    for adapter, leaf in _leaves(zoo).items():
+    theirs = other.labels.of_adapters("leaf")
+    for adapter, leaf in zoo.labels.of_adapters("leaf").items():
         if theirs.get(adapter, leaf) != leaf:
             raise LorabenchError(
                 f"ablation.other: {adapter} was trained on {theirs[adapter]} in {other.name} and on {leaf} in "
@@ -242,11 +242,6 @@ def _check_leaves(zoo: Zoo, other: Zoo) -> None:
 
 def _counterparts(zoo: Zoo, other: Zoo) -> str:
     return f"the same adapters in {called_beside(zoo, other)}"
-
-
-def _leaves(zoo: Zoo) -> dict[str, str]:
-    names = zoo.labels.leaf_names
-    return {adapter: names[code] for adapter, code in zip(zoo.labels.adapters, zoo.labels.leaf, strict=True)}
 
 
 def _check_unseen(zoo: Zoo, queries: Int64[np.ndarray, " q"], train: Int64[np.ndarray, " t"]) -> None:

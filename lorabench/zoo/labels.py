@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -59,6 +59,15 @@ class Labels:
             split=split,
             recipe=dict(recipe or {}),
         )
+
+    def of_adapters(self, kind: Literal["category", "leaf"]) -> dict[str, str]:
+        """Adapter -> the name of its category, or of its leaf.
+
+        >>> Labels.of(["a", "b"], ["pets", "food"], ["dog", "bread"]).of_adapters("leaf")
+        {'a': 'dog', 'b': 'bread'}
+        """
+        codes, names = (self.category, self.category_names) if kind == "category" else (self.leaf, self.leaf_names)
+        return {adapter: names[code] for adapter, code in zip(self.adapters, codes, strict=True)}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Labels":
