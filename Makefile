@@ -37,16 +37,16 @@ lint: install ## ruff, mypy and the floors of the house
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## lint, then every test and doctest
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+test: lint ## lint, then every test and doctest, and how much of the code they reach
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --cov --cov-report=
+	@echo "coverage: $$($(BIN)/python -m coverage report --format=total) % of the lines"
 
 # 77 is "not here": no root, no apt-get, or nothing to install from. It is told, and is no failure.
 test-slurm: install ## a sweep on a SLURM of one node, which it installs (Debian, root), starts and stops
 	@bash tests/try_slurm.sh $(BIN)/python || test $$? = 77
 
-# Not in `test`: Python 3.11 traces by settrace alone, which takes half as long again.
-coverage: install ## the whole test suite, traced: the lines that it does not reach, and the figure
-	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term
+coverage: install ## the lines that the last `make test` did not reach
+	$(BIN)/python -m coverage report
 
 fix: install ## mend what ruff can mend
 	$(BIN)/ruff check --fix .

@@ -347,13 +347,14 @@ def test_a_name_that_no_disk_takes_is_refused(scripts: Scripts) -> None:
     assert (answer.status_code, "cannot be brought" in answer.json()["error"]) == (400, True)
 
 
-@pytest.mark.parametrize("name", ["NaN", '"\\ud800"', "[" * 900 + "]" * 900])
+@pytest.mark.parametrize("name", ["NaN", '"\\ud800"', "[" * 900 + "]" * 900, "[" * 9000 + "]" * 9000])
 def test_what_is_no_json_is_refused(scripts: Scripts, name: str) -> None:
     for body in (f'{{"command": {name}}}', f'{{"command": "pca", "adapters": ["x", {name}]}}', f'{{"rank": {name}}}'):
         for path in ("/api/jobs", "/api/adapters/nothing/foresee"):
             answer = asked(scripts, "POST", path, content=body, headers={"Content-Type": "application/json"})
-            assert answer.status_code in (404, 422)
+            assert answer.status_code in (400, 404, 422)  # how deep is too deep depends on what has called the parser
             assert len(answer.content) < 2000
+            assert ("detail" if answer.status_code == 422 else "error") in answer.json()
 
 
 def test_checkpoints_are_one_training_by_their_names_alone(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -13,7 +13,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import FormData
 from starlette.datastructures import UploadFile as Received
 from starlette.exceptions import HTTPException
 
@@ -76,6 +75,8 @@ def _errors(site: Site) -> type[APIRoute]:
                     # Without what came, which may be long, or no JSON: NaN, half a surrogate.
                     kept = [{name: one[name] for name in ("type", "loc", "msg")} for one in error.errors()]
                     return Response(json.dumps({"detail": kept}), 422, media_type="application/json")
+                except HTTPException as error:  # a body that cannot be parsed
+                    return JSONResponse({"error": f"what was sent cannot be read: {error.detail}"}, error.status_code)
                 except LorabenchError as error:
                     missing = str(error).startswith(("there is no ", "no such "))
                     return JSONResponse({"error": site.named(str(error))}, 404 if missing else 400)
@@ -169,25 +170,12 @@ def _add_adapters(router: APIRouter, site: Site) -> None:
         room = site.uploads.room(user, int(length) if length.isdecimal() else None, lambda: site.used(user))
         with contextlib.ExitStack() as stack:
             await run_in_threadpool(stack.enter_context, room)
-            async with _form(request) as form:
+            async with request.form(max_files=200, max_fields=8) as form:
                 files = [one for one in form.getlist("file") if isinstance(one, Received)]
                 brought = [Brought(one.filename or "", one.file) for one in files]
                 added = await run_in_threadpool(site.uploads.add, user, brought)
         items = {item.path: item.id for item in await run_in_threadpool(site.shelf.items, user)}
         return [items[upload.path] for upload in added]
-
-
-@contextlib.asynccontextmanager
-async def _form(request: Request) -> AsyncIterator[FormData]:
-    """What is uploaded; what Starlette refuses of it is answered as all refusals are."""
-    try:
-        form = await request.form(max_files=200, max_fields=8)
-    except HTTPException as error:
-        raise LorabenchError(f"the upload cannot be read: {error.detail}") from error
-    try:
-        yield form
-    finally:
-        await form.close()
 
 
 def _add_one_adapter(router: APIRouter, site: Site) -> None:
