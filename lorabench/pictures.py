@@ -1,6 +1,7 @@
 """What all pictures of the house share: colours, look, texts that fit, and how a figure is written."""
 
 import io
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,6 +146,10 @@ def shortened(name: str, most: int) -> str:
 @lru_cache(maxsize=1)
 def _font() -> FT2Font:
     return get_font(findfont(_FONT))
+
+
+# A font is an open file, and what one process reads in it moves the other's place.
+os.register_at_fork(after_in_child=_font.cache_clear)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -295,6 +295,18 @@ def test_what_a_reader_should_know_is_said(layout: str, modules: Any, more: Any,
     assert plain.notes == ()
 
 
+@pytest.mark.parametrize("kind", ["dora", "adalora", "one of one's own"])
+def test_only_kinds_without_windows_are_told_of_for_them(kind: str) -> None:
+    found = convert(_adapter({"unet.conv_in": _pair(kind=kind)}, "kohya"), "kohya", drop_dora=True)
+    assert not any("window" in note for note in found.notes), found.notes
+
+
+@pytest.mark.parametrize("other", ["text_encoder.2.a.b", "unet_a.b"])
+def test_names_that_stay_apart_are_told_nothing_of(other: str) -> None:
+    found = convert(_adapter({"text_encoder_2.a.b": _pair(), "unet.a.b": _pair(), other: _pair()}, "kohya"), "kohya")
+    assert not any("keep their dots" in note for note in found.notes), found.notes
+
+
 def test_positions_are_no_names() -> None:
     found = convert(_adapter({"unet.0": _pair()}, "cloneofsimo"), "diffusers")
     assert any("counts its modules" in note for note in found.notes)

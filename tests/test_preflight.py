@@ -1,5 +1,6 @@
 """What the preflight of a merge says, its numbers against independent ones."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,14 @@ def test_the_preflight_warns_of_what_clashes() -> None:
     assert by_check(chain)["modules"] == ("warning", "none of 3 is in every adapter")
     assert len(preflight([a, b, only]).pairs) == 3
     assert preflight([a]).pairs == ()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_nothing_clashes_with_an_update_of_nothing(place: int) -> None:
+    adapters = [make_adapter(1), make_adapter(2)]
+    looked = preflight(adapters, [1 - place, place], Recipe(normalize=False))
+    assert all(row["clashes"] == () for pair in looked.as_dict()["pairs"] for row in pair["modules"])
+    assert math.isnan(looked.pairs[0].norm_ratio)
 
 
 def test_every_module_says_what_clashes_in_it() -> None:

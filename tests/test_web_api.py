@@ -229,7 +229,7 @@ def test_an_edit_foreseen_is_the_edit_done(scripts: Scripts, site: Site) -> None
     made = metadata_in(asked(scripts, "GET", f"/api/jobs/{job['id']}/files/{name}").content)
     assert {key: then for key, (_, then) in told["changed"].items()}.items() <= made.items()
     assert not set(told["removed"]) & set(made)
-    for wrong in ({}, {"hashes": True}, {"unset": ["not there"]}, {"nonsense": 1}):
+    for wrong in ({}, {"hashes": True}, {"unset": ["not there"]}, {"unset": [None]}, {"nonsense": 1}):
         refused = asked(scripts, "POST", f"/api/adapters/{one}/changes", json=wrong)
         assert refused.status_code == 400, wrong
         assert refused.json()["error"]

@@ -192,7 +192,7 @@ async def _merge(_here: Here, _job: Job, data: dict[str, Any]) -> None:
     """What was looked at before it was merged, or in place of that."""
     found = data.get("preflight", data)
     if "findings" in found:
-        show_clashes(found)
+        show_clashes(found, merged=bool(data.get("written")))
 
 
 async def _answers(_here: Here, _job: Job, data: dict[str, Any]) -> None:

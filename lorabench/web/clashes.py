@@ -22,15 +22,16 @@ _MODULE = {
 }
 
 
-def show_clashes(found: Mapping[str, Any]) -> None:
+def show_clashes(found: Mapping[str, Any], merged: bool = False) -> None:
     """A preflight's findings and modules.
 
     Args:
         found: `Preflight.as_dict`, as it came through JSON.
+        merged: whether the merge was done.
     """
     findings = found["findings"]
     with ui.card().classes("w-full").props('flat bordered role=status aria-label="What clashes"').mark("clashes"):
-        ui.label(_verdict(findings)).classes("text-lg text-bold")
+        ui.label(_verdict(findings, merged)).classes("text-lg text-bold")
         for level in _LEVELS[:2]:
             for one in findings:
                 if one["level"] == level:
@@ -44,14 +45,15 @@ def show_clashes(found: Mapping[str, Any]) -> None:
         _pair(pair)
 
 
-def _verdict(findings: Sequence[Mapping[str, Any]]) -> str:
+def _verdict(findings: Sequence[Mapping[str, Any]], merged: bool) -> str:
     errors = sum(one["level"] == "error" for one in findings)
     if any(one["refused"] for one in findings):
         return f"This cannot be merged as it is: {counted(errors, 'error')}."
     if errors:
         return f"Most likely not what you want: {counted(errors, 'error')}. With “no check” it is merged all the same."
     warnings = sum(one["level"] == "warning" for one in findings)
-    return f"It can be merged; {counted(warnings, 'warning')}." if warnings else "Nothing clashes."
+    does = "It was merged" if merged else "It can be merged"
+    return f"{does}; {counted(warnings, 'warning')}." if warnings else f"{does}: nothing clashes."
 
 
 def _finding(one: Mapping[str, Any]) -> None:

@@ -343,8 +343,8 @@ def _spelt(argument: Argument, value: Any) -> list[tuple[str, ...]]:
     if value is None or value == "" or value == [] or value == argument.default:
         return []
     values = value if isinstance(value, list) else [value]
-    wrong = next((one for one in values if isinstance(one, bool) or not isinstance(one, str | int | float)), None)
-    if wrong is not None or (len(values) > 1 and not argument.many):
+    wrong = any(isinstance(one, bool) or not isinstance(one, str | int | float) for one in values)
+    if wrong or (len(values) > 1 and not argument.many):
         raise LorabenchError(f"{argument.name}: one value is needed, not {value!r}.")
     texts = [str(one) for one in values]
     if "--" in texts:  # argparse takes it for the end of all options, behind a "=" too

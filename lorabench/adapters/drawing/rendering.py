@@ -72,14 +72,19 @@ class Processes:
     """
 
     def __init__(self, count: int | None = None) -> None:
-        pairs = [Pipe() for _ in range(count or min(2, len(os.sched_getaffinity(0))))]
-        self._pipes, theirs = [here for here, _ in pairs], [there for _, there in pairs]
-        numbers = [there.fileno() for there in theirs]
-        words = [sys.executable, "-P", "-c", _DRAWERS, str(len(numbers)), *map(str, numbers), *map(str, sys.path)]
+        self._pipes, theirs = list[Connection](), list[Connection]()
         try:
+            for _ in range(count or min(2, len(os.sched_getaffinity(0)))):
+                here, there = Pipe()
+                self._pipes.append(here)
+                theirs.append(there)
+            numbers = [there.fileno() for there in theirs]
+            words = [sys.executable, "-P", "-c", _DRAWERS, str(len(numbers)), *map(str, numbers), *map(str, sys.path)]
             # In a session of its own: Ctrl-C is for the process that asks, and says so.
             self._process = subprocess.Popen(words, pass_fds=numbers, start_new_session=True, stdin=subprocess.DEVNULL)  # noqa: S603 - our own words
         except OSError as error:
+            for pipe in self._pipes:
+                pipe.close()
             raise LorabenchError(
                 f"no process that draws can be started: {error}. Draw one --kind at a time."
             ) from error
@@ -95,9 +100,8 @@ class Processes:
     ) -> None:
         for pipe in self._pipes:
             pipe.close()
-        if error is not None:  # nobody waits for what they still draw
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # nobody waits for what they still draw, or still import
+            os.killpg(self._process.pid, signal.SIGTERM)
         self._process.wait()
 
     def render(self, pictures: Iterable[Picture]) -> None:

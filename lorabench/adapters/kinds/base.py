@@ -106,7 +106,9 @@ class Kind(ABC):
     peft_type: ClassVar[str] = ""
     """PEFT's word for it; "" where PEFT has none of its own."""
     pair: ClassVar[bool] = False
-    """Whether its factors are the file's own down and up, and nothing is made of them."""
+    """Whether it is an ordinary LoRA, of no other kind."""
+    windowless: ClassVar[bool] = False
+    """Whether a convolution's factors do not say its window, unless they have a core."""
     rankless: ClassVar[bool] = False
     """Whether a module of rank 0 is no mistake."""
 

@@ -29,6 +29,7 @@ class LoHa(Kind):
         "hada_w1_a": (6, 2), "hada_w1_b": (2, 8), "hada_w2_a": (6, 2), "hada_w2_b": (2, 8)
     }  # fmt: skip
     peft_type: ClassVar[str] = "LOHA"
+    windowless: ClassVar[bool] = True
 
     def fit(self, layout: Layout, shapes: Shapes) -> Fit:  # noqa: ARG002 - its names do not matter
         """See `Kind.fit`."""

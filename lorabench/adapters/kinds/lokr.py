@@ -34,6 +34,7 @@ class LoKr(Kind):
     wanted: ClassVar[str] = "w1 and w2 must be matrices, or pairs [rows, r] and [r, columns]."
     example: ClassVar[Shapes] = {"lokr_w1": (2, 2), "lokr_w2": (3, 4)}
     peft_type: ClassVar[str] = "LOKR"
+    windowless: ClassVar[bool] = True
     rankless: ClassVar[bool] = True  # of two whole matrices
 
     def fit(self, layout: Layout, shapes: Shapes) -> Fit:  # noqa: ARG002 - its names do not matter

@@ -39,6 +39,8 @@ class Layout(ABC):
     """Whether all factors are kept for x·A·B: A [d_in, r] and B [r, d_out]."""
     merged: ClassVar[bool] = False
     """Whether a pair of two axes may be a merged projection's, which others keep with a third."""
+    short_magnitude: ClassVar[bool] = False
+    """Whether a DoRA magnitude is called `module.m`."""
     beside: ClassVar[bool] = False
     """Whether adapter_config.json beside the file states the scale."""
     scale_entry: ClassVar[str] = ""

@@ -13,6 +13,7 @@ class Mlx(Layout):
 
     name: ClassVar[str] = "mlx"
     transposed: ClassVar[bool] = True
+    short_magnitude: ClassVar[bool] = True
     beside: ClassVar[bool] = True
     scale_entry: ClassVar[str] = "scale"
     patterns: ClassVar[tuple[re.Pattern[str], ...]] = (re.compile(r"^(?P<module>.+?)\.lora_(?P<part>[ab])$"),)

@@ -110,7 +110,7 @@ def _overlap(
         chance=_mean([row.chance for row in rows]),
         cosine=_over(inner, first * second),
         sign_conflict=_mean([row.sign_conflict for row in rows]),
-        norm_ratio=_over(first, second),
+        norm_ratio=_over(first, second) if first else math.nan,
     )
 
 
@@ -129,7 +129,7 @@ def _weighted(
         chance=(widest / shape[0] + widest / shape[1]) / 2,
         cosine=_over(side * pair.inner, norms[0] * norms[1]),
         sign_conflict=math.nan if not there else pair.sign_conflict if side > 0 else 1 - pair.sign_conflict,
-        norm_ratio=_over(*norms),
+        norm_ratio=_over(*norms) if there else math.nan,
     )
 
 

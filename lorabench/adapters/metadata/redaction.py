@@ -7,8 +7,8 @@ Taken away whole, at any depth:
   `ss_reg_dataset_dirs`, `ss_datasets`, and every entry whose name ends in `tag_frequency`, `caption(s)`, `prompt(s)`;
 - what a person typed or named: `ss_training_comment`, `ss_output_name`, and of the outermost entries a run's, a
   project's or a person's name: `name`, `run`, `job`, `project`, `experiment`, `creator`, `author`, `owner`,
-  `trained_by` and the like (`modelspec.author` is published on purpose); inside JSON a person's or a project's, and the
-  `name` of what is called a run, a job, a project, their configuration or their `meta`;
+  `trained_by` and the like (`modelspec.author` is published on purpose); inside JSON too, and there the
+  `name` of what is called a run, a job, a project, their `config` or `meta`, if nothing else is above it;
 - OneTrainer's whole configuration, `ot_config`; ComfyUI's `prompt`, `workflow` and `extra_pnginfo`, A1111's
   `parameters`, which hold all of these;
 - every entry whose name ends in `dir(s)`, `folder(s)`, `cwd`, `argv`, `command_line`, `session_id`, `run_id`,
@@ -23,7 +23,7 @@ model's name, web addresses without a user's name, the settings.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorabench.adapters.metadata.evidence import base_name
@@ -35,17 +35,14 @@ _WHOLE = {
     "ss_reg_dataset_dirs", "ss_datasets", "ss_training_comment", "ss_output_name", "ot_config", "workflow",
     "extra_pnginfo", "parameters",
 }  # fmt: skip
-# Inside JSON a "name" is that of a program, a schedule, a model, but for what a person runs.
-_INNER = re.compile(
-    r"(output|run|job|project|experiment|session|lora|author|creator|owner)_name"
-    r"|creators?|authors?|owner|trained_by|created_by|team|organi[sz]ation|company",
-    re.IGNORECASE,
-)
-_RUNS = re.compile(r"config(uration)?|meta(data)?|job|run|project|experiment|session|train(ing)?(_info|_config)?", re.I)
-_NAMED = re.compile(
-    r"(ss_)?(name|full_?name|(output|run|job|project|experiment|session|config|lora|adapter|author|creator|owner)_name"
-    r"|run|job|project|experiment|creators?|authors?|owner|trained_by|created_by|team|organi[sz]ation|company)",
-    re.IGNORECASE,
+_PEOPLE = r"creators?|authors?|owner|trained_by|created_by|team|organi[sz]ation|company"
+_NAMES = r"full_?name|(output|run|job|project|experiment|session|config|lora|adapter|author|creator|owner)[_-]?name"
+_NAMED = re.compile(rf"(ss_)?(name|{_NAMES}|run|job|project|experiment|{_PEOPLE})", re.IGNORECASE)
+# Inside JSON a "job" is of a sort ("train"), and a "name" that of a program, a schedule, a model, but for a run's.
+_INNER_PEOPLE = re.compile(_PEOPLE, re.IGNORECASE)
+_INNER_TEXTS = re.compile(rf"{_NAMES}|run|project|experiment", re.IGNORECASE)
+_RUNS = re.compile(
+    r"config(uration)?|meta|job|run|project|experiment|session|(run|job|project|experiment)[_-]?config", re.IGNORECASE
 )
 _ENDINGS = re.compile(
     r"(^|[._])(tag_frequency|captions?|prompts?|dirs?|director(y|ies)|folders?|workflows?|session_id|run_id|run_name"
@@ -97,35 +94,41 @@ def is_private(key: str) -> bool:
     return key in _WHOLE or _ENDINGS.search(key) is not None
 
 
-def _without_paths(text: str, of: str = "") -> str | None:
-    """A text without paths; None where it must go whole."""
+def _without_paths(text: str, *of: str) -> str | None:
+    """A text without paths; None where it must go whole. `of` is as for `_walk`."""
     bare = text.strip()
     if bare[:1] in ("{", "["):
         try:
             found = json.loads(bare)
-            cleaned = _walk(found, of)
+            cleaned = _walk(found, *of)
         except (ValueError, RecursionError):
             return _plain(text)
         return text if cleaned == found else json.dumps(cleaned)
     return _plain(text)
 
 
-def _walk(value: Any, of: str = "") -> Any:
-    """A value of JSON, and the name of what it is a value of."""
+def _walk(value: Any, *of: str) -> Any:
+    """A value of JSON, below entries of these names, the outermost first."""
     if isinstance(value, dict):
         inside = ((key, one) for key, one in value.items() if not (is_private(key) or _is_a_persons(key, one, of)))
-        known = {_plain(key): _walk(one, key) for key, one in inside}
+        known = {_plain(key): _walk(one, *of, key) for key, one in inside}
         return {key: one for key, one in known.items() if key is not None}
     if isinstance(value, list):
-        return [_walk(one, of) for one in value]
-    return (_without_paths(value, of) or "") if isinstance(value, str) else value
+        return [_walk(one, *of) for one in value]
+    return (_without_paths(value, *of) or "") if isinstance(value, str) else value
 
 
-def _is_a_persons(key: str, value: Any, of: str) -> bool:
-    """Whether an entry inside JSON is a name that a person gave, or has."""
-    if not isinstance(value, str | list):
+def _is_a_persons(key: str, value: Any, of: Sequence[str]) -> bool:
+    """Whether an entry inside JSON is a person, or a name that one gave to what is run."""
+    if "modelspec" in of:
         return False
-    return _INNER.fullmatch(key) is not None or (key.lower() == "name" and _RUNS.fullmatch(of) is not None)
+    if _INNER_PEOPLE.fullmatch(key):
+        return True
+    if not isinstance(value, str):
+        return False
+    # the name of a run's configuration, and none of that of a schedule
+    of_a_run = bool(of) and all(map(_RUNS.fullmatch, of[1:] or of))
+    return _INNER_TEXTS.fullmatch(key) is not None or (key.lower() == "name" and of_a_run)
 
 
 def _plain(text: str) -> str | None:

@@ -45,7 +45,7 @@ class ModuleKeys:
 
     @property
     def pair(self) -> bool:
-        """Whether its ΔW is made of a down and an up."""
+        """Whether it is an ordinary LoRA, whatever stands beside it."""
         return kinds()[self.form].pair
 
     @property
@@ -180,7 +180,7 @@ def _place_mlx_magnitudes(keys: SortedKeys) -> None:
     others = keys.unsupported.get("other", [])
     for key in [key for key in others if key.endswith(".m")]:
         module = keys.modules.get(parse_key(f"{key}.lora_a").module.removesuffix(".m"))
-        if module is not None and layout_called(module.scheme).transposed and module.pair:
+        if module is not None and layout_called(module.scheme).short_magnitude and module.pair:
             module.parts["m"], module.magnitude = key, True
             keys.unsupported.setdefault("dora", []).append(key)
             others.remove(key)

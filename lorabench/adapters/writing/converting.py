@@ -318,7 +318,7 @@ def _about_names(adapter: Adapter, modules: Mapping[str, LoraModule], layout: Wr
             f"{len(bare)} modules name no part of a pipeline ({some(bare)}): reading gives them back, but tools of "
             f"the {layout.name} layout look for one; say --component unet or another"
         )
-    notes += about_dots(modules, layout)
+    notes += about_dots(modules, layout, adapter.metadata)
     original = original_blocks(modules)
     from_elsewhere = layout.folder and layout_of(adapter) != layout.name
     if original and (layout.of_diffusers or from_elsewhere):

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from lorabench.adapters.adapter import MAGNITUDES, LoraModule
 from lorabench.adapters.fusing import family_of
 from lorabench.adapters.kinds import kinds
+from lorabench.adapters.kinds.lora import KIND
 from lorabench.adapters.layouts import WrittenLayout
+from lorabench.adapters.names.identity import identity, split_part
 from lorabench.adapters.names.unet import diffusers_unet_name
 from lorabench.adapters.reading.table import WRAPPED
 from lorabench.adapters.writing.tensors import alpha_of
@@ -23,13 +25,14 @@ def about_kinds(modules: Mapping[str, LoraModule]) -> list[str]:
     return [
         f"{len(ranks_of)} modules of kind {kind} are written as ordinary LoRA pairs of rank {_span(ranks_of)}"
         for kind, ranks_of in ranks.items()
-        if not (kinds()[kind].pair or kind == MAGNITUDES)
+        if kind not in (KIND.name, MAGNITUDES)
     ]
 
 
 def about_windows(modules: Mapping[str, LoraModule]) -> list[str]:
     """What a LoHa or LoKr without a Tucker core does not say."""
-    made = [name for name, module in modules.items() if not kinds()[module.kind].pair and not module.kernel]
+    windowless = {kind.name for kind in kinds().values() if kind.windowless}
+    made = [name for name, module in modules.items() if module.kind in windowless and not module.kernel]
     family = family_of(modules) if made else None
     ends = ("proj_in", "proj_out") if family and family.key == "sd1" else ()  # matrices in SD 2 and SDXL
     last = {name: diffusers_unet_name(name).rpartition(".")[2] for name in made}
@@ -40,14 +43,12 @@ def about_windows(modules: Mapping[str, LoraModule]) -> list[str]:
     return [f"{said}: they are written as matrices, which no convolution takes"]
 
 
-def about_dots(modules: Iterable[str], layout: WrittenLayout) -> list[str]:
-    """Names of one flattened name, which a layout without dots cannot tell apart."""
+def about_dots(modules: Iterable[str], layout: WrittenLayout, metadata: Mapping[str, str]) -> list[str]:
+    """Modules whose names a layout without dots cannot tell apart, and so leaves as they are."""
     if layout.needs_dots:
         return []
-    flat: dict[str, list[str]] = {}
-    for name in modules:
-        flat.setdefault(name.replace(".", "_"), []).append(name)
-    twice = [name for names in flat.values() if names[1:] for name in names]
+    names = layout.spell({module: split_part(module)[0] for module in modules}, metadata)
+    twice = [module for module, name in names.items() if name == module and identity(module).part]
     said = f"{len(twice)} modules keep their dots, as their flattened names would be one ({some(twice)})"
     return [f"{said}: reading gives them back, and {layout.name}'s loaders do not find them"] * bool(twice)
 
