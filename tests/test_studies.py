@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from lorabench.studies.study import correlation, mean_of, paired
 from lorabench.studies.tasks import SOURCES, make_task
 from lorabench.studies.training import Setting, gradient_of, train
 from lorabench.zoo.minilm import MINILM
+from tests.processes import lorabench
 from tests.tiny_bert import write_tiny_bert
 
 STUDIES = sorted(path.stem for path in (conf_dir() / "study").glob("*.yaml"))
@@ -183,17 +183,15 @@ def test_minilm_that_is_another_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_command_prints_its_report_and_mistakes_are_one_message(tiny, tmp_path):
-    def said(*words):
-        command = [sys.executable, "-m", "lorabench.studies", *words, f"cache_dir={tmp_path / 'cache'}"]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    def said(*words, code=0):
+        where = f"cache_dir={tmp_path / 'cache'}"
+        return lorabench(*words, where, cwd=tmp_path, module="lorabench.studies", code=code)
 
     small = ["study.quick.seeds=1", "study.quick.steps=3", "study.quick.test=24", "study.train=24"]
     done = said("study=quantized_base", "quick=true", f"model={tiny}", *small)
-    assert done.returncode == 0, done.stderr
     assert "float32" in done.stdout
     folder = tmp_path / done.stdout.strip().splitlines()[-1].removeprefix("Written to ")
     assert (folder / "results.txt").read_text().splitlines()[0] in done.stdout
     for words in ([f"model={tmp_path / 'missing'}"], ["study.rank=0", f"model={tiny}"], ["study=nothing"]):
-        wrong = said(*words, *small)
-        assert wrong.returncode == 1, words
+        wrong = said(*words, *small, code=1)
         assert "Traceback" not in wrong.stderr
