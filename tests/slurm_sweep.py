@@ -18,7 +18,7 @@ from tests.conftest import TINY_ZOO
 
 AXES = ["representation=norms,stats", "top_k=0,2", "seed=0,1"]
 # Long enough to be struck in the middle: SLURM may take up once more what has given its result in that moment.
-LONG = ["classifier.hidden=[8]", "classifier.max_epochs=700", "classifier.patience=700"]
+LONG = ["classifier.hidden=[8]", "classifier.max_epochs=400", "classifier.patience=400"]
 SWEEP = ["--multirun", "experiment=sweep", *TINY_ZOO, *LONG, *AXES]
 SLURM = ["hydra/launcher=slurm_cpu", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=2"]
 SLURM += ["hydra.launcher.array_parallelism=2", "hydra.launcher.timeout_min=20"]
