@@ -17,8 +17,7 @@ from lorabench.jobs import read_jobs, read_status
 from tests.conftest import TINY_ZOO
 
 AXES = ["representation=norms,stats", "top_k=0,2", "seed=0,1"]
-# Long enough to be struck in the middle: SLURM may take up once more what has given its result in that moment.
-LONG = ["classifier.hidden=[8]", "classifier.max_epochs=400", "classifier.patience=400"]
+LONG = ["classifier.hidden=[8]", "classifier.max_epochs=100", "classifier.patience=100"]  # to be struck in the middle
 SWEEP = ["--multirun", "experiment=sweep", *TINY_ZOO, *LONG, *AXES]
 SLURM = ["hydra/launcher=slurm_cpu", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=2"]
 SLURM += ["hydra.launcher.array_parallelism=2", "hydra.launcher.timeout_min=20"]
@@ -89,6 +88,22 @@ def take_up(folder: Path, job: str, sweep: subprocess.Popen[str]) -> None:
     subprocess.run(["scontrol", "update", f"JobId={slurm_id(folder, job)}", "StartTime=now"], check=True)
 
 
+def put_back_though_done(folder: Path, sweep: subprocess.Popen[str]) -> str:
+    """Have SLURM start a job once more that has ended: as one does that it takes back in that moment."""
+
+    def put_back() -> str | None:
+        jobs = [job.folder for job in read_jobs(folder) if read_status(folder / job.folder).status == "done"]
+        if not jobs:
+            return None
+        refused = subprocess.run(["scontrol", "requeue", slurm_id(folder, jobs[0])], check=False).returncode
+        return None if refused else jobs[0]
+
+    job = until("a job that is done is put back", put_back, sweep)
+    take_up(folder, job, sweep)
+    until("it ends again", lambda: "yes" if log_of(folder, job).count("completed successfully") == 2 else None, sweep)
+    return job
+
+
 def log_of(folder: Path, job: str) -> str:
     return "\n".join(log.read_text() for log in folder.glob(f".submitit/*_{job}/*_log.*"))
 
@@ -107,6 +122,7 @@ def main(scratch: Path) -> None:
             take_up(cut, told, sweep)
             requeued = strike(cut, sweep, ["scontrol", "requeue"], killed, told)
             take_up(cut, requeued, sweep)
+            done = put_back_though_done(cut, sweep)
             said = ended(sweep, 1)
         finally:
             sweep.kill()
@@ -118,7 +134,8 @@ def main(scratch: Path) -> None:
     assert first < said.index(found[killed]["name"], first) < said.index("glyphs, category"), said
     assert "Bypassing signal SIGTERM" in log_of(cut, requeued)
     assert "Calling checkpoint method" in log_of(cut, told)
-    print(f"killed {killed}, {told} has put itself back, put back {requeued}: 7 done, exit code 1. {since(began)}")
+    print(f"killed {killed}, {told} has put itself back, put back {requeued}, and {done} after its end:")
+    print(f"7 done, exit code 1. {since(began)}")
 
     said = ended(start(cut, "other", *SLURM), 0)
     assert said.count("done before") == 7, said

@@ -14,8 +14,9 @@ import yaml
 
 from lorabench.__main__ import main
 from lorabench.errors import LorabenchError
-from lorabench.jobs import Job, Status, abandon, at_work, read_status, status_of
+from lorabench.jobs import Job, Status, abandon, at_work, queue, read_status, status_of
 from lorabench.sweeps.devices import take_device, visible_devices
+from lorabench.sweeps.launchers import Local, Slurm
 from lorabench.sweeps.slurm import in_queue, remember, wait_for_earlier
 from lorabench.sweeps.watch import watched
 from tests.conftest import TINY_ZOO
@@ -228,6 +229,28 @@ def test_a_job_that_slurm_takes_up_again_is_told_again(tmp_path, capsys):
         with status_of(tmp_path / "0"):
             pass
         wait(said("[1/1] seed=0: done"))
+
+
+def test_a_job_that_slurm_starts_again_after_its_end_is_left_as_it_is(tmp_path):
+    folder = tmp_path / "it's" / "0"
+    folder.mkdir(parents=True)
+    place = str(folder.parent).replace("'", r"\'")
+    words = ["representation=norms", f"hydra.sweep.dir='{place}'", "hydra.sweep.subdir=0"]
+    arguments = (words, "hydra.sweep.dir", 0, "id", dict[type, object]())
+    launchers = [Slurm(), Local()]
+    with status_of(folder):
+        pass
+    for launcher in launchers:
+        with pytest.raises(AssertionError):  # not set up: it would run
+            launcher(*arguments)
+    (folder / "results.json").touch()
+    before = (folder / "status.json").read_bytes()
+    for launcher in launchers:
+        launcher(*arguments)
+    assert (folder / "status.json").read_bytes() == before
+    queue(folder.parent, Job("0", "seed=0", [], ""))
+    with pytest.raises(AssertionError):
+        launchers[0](*arguments)
 
 
 def wait(there: Callable[[], bool]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
@@ -24,6 +25,7 @@ from omegaconf import DictConfig
 from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 
 from lorabench.errors import LorabenchError
+from lorabench.jobs import RESULTS, read_status
 from lorabench.sweeps.devices import visible_devices
 from lorabench.sweeps.slurm import ASK_EVERY, forget, in_queue, need_slurm, remember
 
@@ -38,6 +40,17 @@ Arguments = tuple[Any, ...]
 
 class Patient(BaseSubmititLauncher):  # type: ignore[misc]  # no annotations there
     """Options and jobs are those of Hydra's launcher; what jobs return is left to the disk."""
+
+    def __call__(self, overrides: Sequence[str], *arguments: Any) -> JobReturn:
+        """Run a job, in its process; one that is started again after it has ended is left as it is.
+
+        SLURM does so with a job that it takes back in the moment in which it ends: the sweep has counted it by then,
+        and would find it at work, or cut off.
+        """
+        if _is_done(overrides):
+            return JobReturn()
+        done: JobReturn = super().__call__(overrides, *arguments)
+        return done
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Send the jobs, and return when each has ended, however it has.
@@ -84,13 +97,12 @@ class Local(Patient):
     _EXECUTOR = "local"
     _devices: str | None = None
 
-    def __call__(self, *arguments: Any) -> JobReturn:
+    def __call__(self, overrides: Sequence[str], *arguments: Any) -> JobReturn:
         """Run a job, in its process: submitit has hidden all devices from it."""
         os.environ.pop(_VISIBLE, None)
         if self._devices is not None:
             os.environ[_VISIBLE] = self._devices
-        done: JobReturn = super().__call__(*arguments)
-        return done
+        return super().__call__(overrides, *arguments)
 
     def _send_and_wait(self, engine: submitit.AutoExecutor, jobs: Sequence[Arguments]) -> None:
         self._devices = os.environ.get(_VISIBLE)
@@ -142,6 +154,13 @@ class Slurm(Patient):
                 at_work = [job for job in at_work if job.job_id in queue or job.job_id not in missed]
                 missed = {job.job_id for job in at_work} - queue
         forget(folder)
+
+
+def _is_done(overrides: Sequence[str]) -> bool:
+    """Whether a job of this sweep is: what an earlier one had found in its folder went before this one was sent."""
+    found = {one.key_or_group: one.value() for one in OverridesParser.create().parse_overrides(list(overrides))}
+    folder = Path(str(found["hydra.sweep.dir"])) / str(found["hydra.sweep.subdir"])
+    return read_status(folder).status == "done" and (folder / RESULTS).exists()
 
 
 def _has_ended(job: Waiting) -> bool:
