@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 .DEFAULT_GOAL := help
-.PHONY: help install run sweep web test test-slurm coverage lint fix bench bench-gpu docs wheel constraints clean
+.PHONY: help install run sweep web quick test test-slurm coverage lint fix bench bench-gpu docs wheel constraints clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -37,15 +37,22 @@ lint: install ## ruff, mypy and the floors of the house
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## lint, then every test and doctest, and how much of the code they reach
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --cov --cov-report=
-	@echo "coverage: $$($(BIN)/python -m coverage report --format=total) % of the lines"
+TESTS := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+quick: lint ## lint, and all tests but those marked as slow
+	$(TESTS) -m "not slow"
+
+# Slow ones are not traced: most start programs, which take up to three times as long so.
+test: lint ## lint, then every test and doctest, and how much of the code those reach that are not slow
+	@$(TESTS) -m "not slow" --cov --cov-report=; quick=$$?; \
+	echo "coverage: $$($(BIN)/python -m coverage report --format=total) % of the lines"; \
+	$(TESTS) -m slow && exit $$quick
 
 # 77 is "not here": no root, no apt-get, or nothing to install from. It is told, and is no failure.
 test-slurm: install ## a sweep on a SLURM of one node, which it installs (Debian, root), starts and stops
 	@bash tests/try_slurm.sh $(BIN)/python || test $$? = 77
 
-coverage: install ## the lines that the last `make test` did not reach
+coverage: install ## the lines that the quick tests of the last `make test` did not reach
 	$(BIN)/python -m coverage report
 
 fix: install ## mend what ruff can mend

@@ -59,7 +59,7 @@ class Run:
         split: number of the split that it is trained and tested on, from 0.
         seconds: wall time since the member before it was done; all members' together are the training's.
         parameters: numbers in its weights, or in what it keeps of the training adapters.
-        settings: what of the classifier's settings was chosen from its grid.
+        settings: what of the classifier's settings was chosen from its grid, or the `candidate` of scikit-learn's.
     """
 
     representation: str

@@ -197,6 +197,7 @@ def test_noise_ranks_by_luck_alone(noise):
 # Progressive removal.
 
 
+@pytest.mark.slow
 def test_the_curve_begins_with_all_layers_and_ends_with_one(planted):
     found = Progressive("stats", "val", points=1000, random_points=3, random_draws=2).run(planted)
     order = [row["layer"] for row in as_json(found.ablation)["ranking"]]

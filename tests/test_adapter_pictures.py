@@ -220,6 +220,7 @@ def test_what_draws_imports_nothing_of_the_folder_that_it_is_in(tmp_path: Path) 
     assert len(list((tmp_path / "pictures").iterdir())) == len(ALONE)
 
 
+@pytest.mark.slow
 def test_an_interruption_is_told_and_nothing_else(tmp_path: Path) -> None:
     """Ctrl-C reaches every process of a terminal, while they start too."""
     from lorabench.adapters.writing.saving import save

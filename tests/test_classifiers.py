@@ -113,6 +113,7 @@ def test_yaml_and_module_share_a_stem(stem):
     assert found.__doc__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_on", ["loss", "accuracy"])
 @pytest.mark.parametrize("kind", MEMBERS)
 def test_a_stack_gives_what_the_trainer_gives_one_by_one(kind, stop_on):

@@ -28,6 +28,7 @@ def one_line_of(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_help_config_and_completion_are_those_of_a_hydra_app(tmp_path):
     shown = lorabench("--help", cwd=tmp_path).stdout
     for group in ("dataset", "representation", "classifier", "ablation", "trainer", "logger", "experiment"):

@@ -26,6 +26,7 @@ def test_every_package_with_a_command_line_is_a_program() -> None:
         assert callable(importlib.import_module(f"lorabench.{word}.__main__").main)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", PROGRAMS)
 def test_a_program_is_called_by_its_word(word: str, tmp_path: Path) -> None:
     # Not in this process: Hydra sets up the logging of the process that it is called in, for its help too.

@@ -221,6 +221,7 @@ def grouped(paths: list[Path], tolerance: float = TOLERANCE) -> list[list[str]]:
     return [[one.path.stem for one in group.members] for group in found.groups]
 
 
+@pytest.mark.slow
 def test_duplicates_are_found_and_relatives_are_not(tmp_path: Path) -> None:
     # Many modules of one shape: a distance by sorted numbers would lose 3 % among neighbours.
     names = [f"unet.block.{i}.to_q" for i in range(200)]

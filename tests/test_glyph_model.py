@@ -64,6 +64,7 @@ def test_pictures_are_greyscale_between_paper_and_ink(drawn):
     assert (drawn.pictures.max((2, 3)) > -1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("categories", CATEGORIES)
 def test_every_leaf_has_equally_many_pictures(categories):
     for styles in (2, 4):
@@ -72,6 +73,7 @@ def test_every_leaf_has_equally_many_pictures(categories):
         assert set(found.categories) == set(CATEGORIES[categories].values())
 
 
+@pytest.mark.slow
 def test_the_choice_of_fonts_is_seeded_and_each_leafs_own(drawn):
     assert np.array_equal(drawn.pictures, draw_glyphs("scripts", 4, 0).pictures)
     other = draw_glyphs("scripts", 4, 1)

@@ -139,6 +139,7 @@ def test_a_zoo_is_deterministic_and_cached(zoo, tmp_path, monkeypatch):
     assert glyphs.load(**SMALL, cache_dir=tmp_path).fingerprint == zoo.fingerprint
 
 
+@pytest.mark.slow
 def test_every_argument_makes_another_zoo(tmp_path):
     first = glyphs.load(**TINY, cache_dir=tmp_path)
     others = {"init": "independent", "rank": 3, "steps": 3, "learning_rate": 2e-2, "batch_size": 3, "seed": 1}

@@ -160,6 +160,7 @@ def test_under_vmap_every_member_sees_what_it_sees_alone() -> None:
         torch.testing.assert_close(together[k], view(x[k], mean[k], scale[k]), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_gauge_views_find_the_class_where_every_adapter_has_a_gauge_of_its_own(seed: int) -> None:
     """The five nearest training adapters by cosine say the class of 100 others, 15 points better than by noise views.

@@ -196,6 +196,7 @@ def test_a_classifier_that_reads_factors_is_an_entry_like_a_representation():
     assert "classifier" not in resolved["representations"]["stats"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["arena", "arena_quick"])
 def test_every_row_of_the_arena_has_as_many_tries(experiment):
     chosen, resolved = chosen_of(f"experiment={experiment}")

@@ -42,6 +42,7 @@ def done(
     return run(folder, *SMALL, f"dataset.path={copy_of_a_set}", f"target={request.param}"), folder
 
 
+@pytest.mark.slow
 def test_the_rows_are_split_as_the_origin_splits_them(done, copy_of_a_set):
     result, _ = done
     rows = datasets.load_from_disk(str(copy_of_a_set))
@@ -102,6 +103,7 @@ def test_the_run_says_what_it_is(done):
     assert "RANKED ON THE TEST SPLIT (the published protocol)" in text
 
 
+@pytest.mark.slow
 def test_another_run_has_neither_the_keys_nor_the_mark(copy_of_a_set, tmp_path):
     words = [f"dataset.path={copy_of_a_set}", "published_keys=false", "num_runs=1"]
     result = run(tmp_path, *SMALL, *words)
@@ -111,6 +113,7 @@ def test_another_run_has_neither_the_keys_nor_the_mark(copy_of_a_set, tmp_path):
     assert read_result(tmp_path / "results.json").published == {}
 
 
+@pytest.mark.slow
 def test_a_run_under_these_keys_by_another_protocol_says_in_what_it_differs(copy_of_a_set, tmp_path):
     words = ["ablation.rank_on=val", "split.grouped=true", "split.stratified=true", "folds=2", "num_runs=1"]
     words += ["classifier.hidden=[8]", "classifier.max_epochs=5"]
@@ -126,6 +129,7 @@ def test_keys_of_a_comparison_need_one(copy_of_a_set, tmp_path):
         run(tmp_path, "published_keys=true", "dataset=hub", f"dataset.path={copy_of_a_set}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -119,6 +119,7 @@ def test_what_trainers_keep_for_themselves_is_not_opened(library: Path, capsys: 
     assert "4 files of a trainer's own state were not opened" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:
     bench_inspect.main(files=12)
     assert "inspect of 12 such files" in capsys.readouterr().out

@@ -87,6 +87,7 @@ def test_a_recipe_that_tells_is_found_and_one_that_does_not_is_not():
     assert readings["same"]["pictures"] > 95
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_a_zoo_and_fails_for_an_unsound_one(cache_dir: Path, capsys):
     words = ["check", "glyphs", "glyphs_independent", "--splits", "1", *TINY_ZOO]
     assert main(words) == 1, "80 adapters are too few"

@@ -64,6 +64,7 @@ def test_every_study_runs_says_what_it_found_and_trains_nothing_twice(name, tiny
     assert not again[-1].endswith("kept")
 
 
+@pytest.mark.slow
 def test_a_training_is_the_same_again_and_learns(tiny):
     base = load_base(str(tiny))
     setting = Setting(source="unicode", classes=2, train=64, test=40, steps=60, learning_rate=1e-2, rank=4, alpha=4)

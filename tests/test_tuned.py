@@ -59,7 +59,26 @@ def test_the_best_on_validation_is_what_is_kept(classes):
         first = next(said for accuracy, said in accuracies.values() if accuracy == best)
         if kept == best:
             assert np.array_equal(one.logits[test].argmax(-1).numpy(), first)
+            assert one.settings == {"candidate": next(name for name, (found, _) in accuracies.items() if found == best)}
         assert one.history[one.best_epoch]["val_accuracy"] == pytest.approx(kept, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("logistic C=1", lambda model: model.coef_.size + 4),
+        ("nearest 5", lambda model: 3 * model.n_samples_fit_),
+        ("svm C=10", lambda model: 2 * len(model.support_) + 3 * len(model.support_) + 6),
+    ],
+)
+def test_what_a_candidate_keeps_is_counted(name, numbers, monkeypatch):
+    monkeypatch.setattr("lorabench.classifiers.tuned.CANDIDATES", {name: CANDIDATES[name]})
+    problem, _ = rings(classes=4)
+    lazy = functools.partial(SMALL, learning_rate=1e-9, tries=1)
+    (found,) = Stacked("cpu").fit(lazy, problem, [Member(0, 0)], as_it_is)
+    features, labels = problem.features(0)[problem.train].numpy(), problem.labels[0][problem.train].numpy()
+    assert found.settings == {"candidate": name}
+    assert found.parameters == numbers(scikit_learns(name).fit(features, labels))
 
 
 def test_rings_are_told_apart_where_a_linear_reading_cannot():

@@ -174,6 +174,7 @@ def test_many_at_once_stay_within_the_quota(scripts: Scripts, site: Site) -> Non
         pass
 
 
+@pytest.mark.slow
 def test_two_hundred_uploads_at_once_of_which_eight_are_hostile(scripts: Scripts, site: Site) -> None:
     hostile = [
         b"",

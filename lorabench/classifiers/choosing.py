@@ -91,7 +91,7 @@ def fit_chosen(
         if data not in shared:
             shared[data] = kind.beside(problem, member)
         for name, fitted in shared[data].items():
-            keep(name, {}, number, fitted)
+            keep(name, {"candidate": name}, number, fitted)
     if len(tries) == 1 and not best:
         return kind.fit_members(train, factory, problem, members, finish, on_epoch)
     for settings in tries:
@@ -119,11 +119,11 @@ def as_the_class_says(fit: _Fit) -> _Fit:
 
 
 def in_one_epoch(
-    member: Member, state: dict[str, Tensor], logits: Float[Tensor, "n classes"], problem: Problem
+    member: Member, state: dict[str, Tensor], logits: Float[Tensor, "n classes"], problem: Problem, kept: int = 0
 ) -> Fitted:
-    """A member that was fitted without steps, as one of a single epoch."""
+    """A member that was fitted without steps, as one of a single epoch; `kept`: as `Fitted` has it."""
     labels = problem.labels[member.labels].cpu()
-    found = Fitted(member, state, logits, 0)
+    found = Fitted(member, state, logits, 0, kept=kept)
     losses = {
         f"{part}_loss": float(F.cross_entropy(logits[rows.cpu()], labels[rows.cpu()]))
         for part, rows in (("train", problem.train), ("val", problem.val))

@@ -47,7 +47,9 @@ class Fitted:
         best_epoch: that epoch, from 0.
         history: a row an epoch: train_loss, val_loss, val_accuracy, learning_rate.
         error: why the member failed, or None.
-        settings: what of the classifier's settings the grid has changed (`lorabench.classifiers.choosing`).
+        settings: what of the classifier's settings the grid has changed, or the candidate that was chosen beside it
+            (`lorabench.classifiers.choosing`).
+        kept: numbers that a member without a network keeps.
     """
 
     member: Member
@@ -57,6 +59,12 @@ class Fitted:
     history: list[dict[str, float]] = field(default_factory=list)
     error: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    kept: int = 0
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in its weights, or in what it keeps of the training adapters."""
+        return self.kept + sum(value.numel() for value in self.state.values())
 
 
 @dataclass(frozen=True)

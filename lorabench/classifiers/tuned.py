@@ -60,7 +60,15 @@ def _fitted(path: str, arguments: Mapping[str, Any], problem: Problem, member: M
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of steps is its budget
         model.fit(features[train], labels[train].numpy())
-    return in_one_epoch(member, {}, _logits(model, features, problem.n_classes), problem)
+    return in_one_epoch(member, {}, _logits(model, features, problem.n_classes), problem, _kept(model))
+
+
+def _kept(model: Any) -> int:
+    """Numbers in what a fitted classifier keeps: coefficients, support vectors, or training rows with their labels."""
+    if hasattr(model, "n_samples_fit_"):
+        return int(model.n_samples_fit_ * (model.n_features_in_ + 1))
+    names = ("coef_",) if hasattr(model, "coef_") else ("support_vectors_", "dual_coef_")
+    return sum(int(np.size(getattr(model, name))) for name in (*names, "intercept_"))
 
 
 def _logits(model: Any, features: Float[np.ndarray, "n f"], n_classes: int) -> Float[Tensor, "n classes"]:

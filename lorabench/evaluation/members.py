@@ -137,7 +137,7 @@ def _record(fitted: Fitted, evaluator: "Evaluator", trained: Trained, seconds: f
         "epochs": len(fitted.history),
         "history": fitted.history,
         "seconds": seconds,
-        "parameters": sum(value.numel() for value in fitted.state.values()),
+        "parameters": fitted.parameters,
         "settings": fitted.settings,
     }
     if fitted.error is not None:

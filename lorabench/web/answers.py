@@ -10,7 +10,7 @@ from nicegui import ui
 
 from lorabench.web.clashes import show_clashes
 from lorabench.web.figures import heat_map, lines, scatter
-from lorabench.web.frame import Here, downloads, severity_chip
+from lorabench.web.frame import Here, downloads, severity_chip, table
 from lorabench.web.queue import Job
 from lorabench.web.tools import PREDICT
 
@@ -218,10 +218,7 @@ async def _answers(_here: Here, _job: Job, data: dict[str, Any]) -> None:
         }
         for one in data["adapters"]
     ]
-    shown = [{"name": key, "label": label, "field": key, "align": "left"} for key, label in columns.items()]
-    ui.table(rows=rows, columns=shown, row_key="file", pagination=25).props("flat bordered wrap-cells").classes(
-        "w-full"
-    ).mark("answers")
+    table(rows, columns).props("bordered wrap-cells").mark("answers")
 
 
 _SAID = {"unknown": "I do not know", "error": "it cannot be read"}

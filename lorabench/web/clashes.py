@@ -6,7 +6,7 @@ from typing import Any
 from nicegui import ui
 
 from lorabench.text import counted
-from lorabench.web.frame import severity_chip
+from lorabench.web.frame import severity_chip, table
 
 __all__ = ["show_clashes"]
 
@@ -80,14 +80,9 @@ def _pair(pair: Mapping[str, Any]) -> None:
     count = sum(bool(row["clashes"]) for row in rows)
     title = f"{pair['first']} and {pair['second']}: {count} of {counted(len(rows), 'module')} clash"
     ui.label(title).classes("text-sm text-bold break-words").props('role=heading aria-level="2"')
-    columns = [
-        {"name": name, "label": label, "field": name, "sortable": True,
-         "align": "left" if name in ("module", "clashes") else "right"}
-        for name, label in _MODULE.items()
-    ]  # fmt: skip
-    ui.table(rows=rows, columns=columns, row_key="module", pagination=10).classes("w-full wide").props(
-        "dense flat bordered wrap-cells"
-    ).mark("modules")
+    numbers = _MODULE.keys() - {"module", "clashes"}
+    shown = table(rows, _MODULE, numbers=numbers, sortable=True)
+    shown.classes("wide").props("bordered wrap-cells").mark("modules")
 
 
 def _number(value: float | None) -> str:

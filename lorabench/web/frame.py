@@ -2,10 +2,11 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from nicegui import ui
 from starlette.requests import Request
@@ -28,6 +29,7 @@ __all__ = [
     "same_on_a_command_line",
     "severity_chip",
     "state_chip",
+    "table",
     "telling",
     "ways_on",
     "when",
@@ -241,6 +243,41 @@ def ways_on(chosen: Callable[[], Iterable[str]]) -> None:
     for path in _ON_ADAPTERS:
         title, icon = PANELS[path]
         ui.button(title, icon=icon, on_click=lambda path=path: go(path)).props("flat dense no-caps")
+
+
+def table(
+    rows: list[dict[str, Any]],
+    labels: Mapping[str, str],
+    *,
+    key: str | None = None,
+    numbers: Collection[str] = (),
+    wrapped: Collection[str] = (),
+    sortable: bool = False,
+    selection: Literal["single", "multiple"] | None = None,
+) -> ui.table:
+    """Rows under a head, 25 on a page.
+
+    Args:
+        rows: entry -> value, for every row.
+        labels: entry -> what stands over it, in the order of the columns.
+        key: the entry that no two rows share; by default the first column's.
+        numbers: entries whose values stand to the right.
+        wrapped: those whose text may take several lines; `wrap-cells` has all do so.
+        sortable: by a click on the head.
+        selection: rows can be chosen.
+    """
+    columns = [
+        {
+            "name": name, "label": label, "field": name, "sortable": sortable,
+            "align": "right" if name in numbers else "left",
+            "style": "white-space: normal" if name in wrapped else "",
+        }
+        for name, label in labels.items()
+    ]  # fmt: skip
+    made = ui.table(
+        rows=rows, columns=columns, row_key=key or next(iter(labels), "id"), selection=selection, pagination=25
+    )
+    return made.classes("w-full").props("dense flat")
 
 
 def when(seconds: float) -> str:

@@ -13,7 +13,7 @@ from lorabench.adapters.metadata.inspection import Inspection, inspect
 from lorabench.errors import LorabenchError
 from lorabench.text import counted, plain
 from lorabench.web.api import PRIVATE, planned_edit
-from lorabench.web.frame import Here, downloads, frame, same_on_a_command_line, telling, ways_on
+from lorabench.web.frame import Here, downloads, frame, same_on_a_command_line, table, telling, ways_on
 from lorabench.web.panels.command import CommandPanel
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
@@ -100,10 +100,7 @@ def _planned(planned: Changes) -> None:
         ui.label("Nothing in this file changes.")
         return
     ui.label(f"{counted(len(rows), 'entry', 'entries')} will change; the tensors stay the same bytes.")
-    columns = [{"name": name, "label": name, "field": name, "align": "left"} for name in ("entry", "before", "then")]
-    ui.table(rows=rows, columns=columns, row_key="entry", pagination=25).classes("w-full").props(
-        "dense wrap-cells flat"
-    )
+    table(rows, {name: name for name in ("entry", "before", "then")}).props("wrap-cells")
 
 
 def _remove(here: Here, item: Item) -> None:
@@ -131,8 +128,7 @@ def _block(title: str, said: Mapping[str, Any]) -> None:
         if name not in PRIVATE
     ]
     ui.label(title).classes("text-lg text-bold").props('role=heading aria-level="2"')
-    columns = [{"name": name, "label": name, "field": name, "align": "left"} for name in ("name", "value", "source")]
-    ui.table(rows=rows, columns=columns, row_key="name").classes("w-full").props("dense wrap-cells flat")
+    table(rows, {name: name for name in ("name", "value", "source")}).props("wrap-cells")
 
 
 def _filled(place: ui.expansion, fill: Callable[[], object]) -> None:
@@ -144,9 +140,7 @@ def _filled(place: ui.expansion, fill: Callable[[], object]) -> None:
 
 def _modules(found: Inspection) -> None:
     rows = [{name: _text(value) for name, value in plain(module).items()} for module in found.modules]
-    names = list(rows[0]) if rows else []
-    columns = [{"name": name, "label": name, "field": name, "align": "left", "sortable": True} for name in names]
-    ui.table(rows=rows, columns=columns, row_key=names[0] if names else "id", pagination=25).classes("w-full")
+    table(rows, {name: name.replace("_", " ") for name in (rows[0] if rows else ())}, sortable=True)
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from nicegui import ui
 from starlette.requests import Request
 
-from lorabench.web.frame import Here, frame, same_on_a_command_line, ways_on
+from lorabench.web.frame import Here, frame, same_on_a_command_line, table, ways_on
 from lorabench.web.shelf import Item
 from lorabench.web.site import Site
 
@@ -39,11 +39,11 @@ def add(site: Site) -> None:
             _bring(here)
             items = await asyncio.to_thread(here.items)
             # The first pages of the table come with the page, the rest when it is there.
-            table = _table([_row(here, item) for item in items[:_FIRST]])
+            shown = _table([_row(here, item) for item in items[:_FIRST]])
             if site.settings.folder is not None:
                 same_on_a_command_line("adapters", "inspect", site.settings.folder.name)
         await ui.context.client.connected()
-        await _fill(here, table, items)
+        await _fill(here, shown, items)
 
 
 def _bring(here: Here) -> None:
@@ -87,33 +87,28 @@ def _refused(text: Any) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> ui.table:
-    columns = [
-        {"name": name, "label": label, "field": name, "sortable": True,
-         "align": "right" if name in _NUMBERS else "left", "style": "white-space: normal" if name in _LONG else ""}
-        for name, label in _COLUMNS.items()
-    ]  # fmt: skip
     with ui.row().classes("w-full items-center"):
         search = ui.input("Search").props("clearable dense").classes("grow").mark("search")
         buttons = ui.row().classes("gap-1")
-    table = ui.table(rows=rows, columns=columns, row_key="id", selection="multiple", pagination=25)
-    table.classes("w-full").props("dense flat bordered").mark("library")
-    table.bind_filter_from(search, "value", lambda text: text or "")
-    table.add_slot(
+    shown = table(rows, _COLUMNS, key="id", numbers=_NUMBERS, wrapped=_LONG, sortable=True, selection="multiple")
+    shown.props("bordered").mark("library")
+    shown.bind_filter_from(search, "value", lambda text: text or "")
+    shown.add_slot(
         "body-cell-name",
         '<q-td :props="props"><a :href="`/adapter/${props.row.id}`" class="text-primary" '
         'style="display:block;max-width:15rem;overflow:hidden;text-overflow:ellipsis;direction:rtl;text-align:left" '
         ':title="props.value">&lrm;{{ props.value }}</a></q-td>',
     )
     with buttons:
-        ways_on(lambda: [str(row["id"]) for row in table.selected])
-    return table
+        ways_on(lambda: [str(row["id"]) for row in shown.selected])
+    return shown
 
 
-async def _fill(here: Here, table: ui.table, items: list[Item]) -> None:
+async def _fill(here: Here, shown: ui.table, items: list[Item]) -> None:
     """Show all, read the headers that nobody has asked for yet, and show them as they come."""
     rows = await asyncio.to_thread(lambda: [_row(here, item) for item in items])
-    if len(rows) > len(table.rows):
-        table.rows = rows
+    if len(rows) > len(shown.rows):
+        shown.rows = rows
     waiting = [item for item, row in zip(items, rows, strict=True) if "valid" not in row]
     places = {item.id: place for place, item in enumerate(items)}
 
@@ -128,8 +123,8 @@ async def _fill(here: Here, table: ui.table, items: list[Item]) -> None:
     while waiting and client.has_socket_connection:
         for item in await asyncio.to_thread(read_some):
             if item.id in places:
-                table.rows[places[item.id]] = _row(here, item)
-        table.update()
+                shown.rows[places[item.id]] = _row(here, item)
+        shown.update()
 
 
 def _row(here: Here, item: Item) -> dict[str, Any]:
