@@ -32,6 +32,7 @@ from lorabench.representations.stats import Stats
 from lorabench.zoo import Zoo
 from lorabench.zoo.export import export as export_zoo
 from tests.leafy_zoo import leafy_zoo, model_of, scaled, split_of
+from tests.processes import lorabench
 from tests.synthetic_zoo import regauged
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(does not have many workers|LeafSpec).*")
@@ -333,6 +334,19 @@ def test_a_run_becomes_a_model(finished, tmp_path, capsys, name, kind):
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"{100 * data['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]" in card
     assert run(capsys, predict_main, tmp_path / "model", finished / "adapters" / "ant")["adapters"]
+
+
+@pytest.mark.slow
+def test_a_relative_path_is_from_where_the_run_was_started(finished, tmp_path, monkeypatch):
+    words = [
+        "dataset=folder", "dataset.path=adapters", "representation=norms", "classifier=linear", "output_dir=relative",
+        "classifier.max_epochs=1", "num_runs=1", f"cache_dir={tmp_path / 'cache'}",
+    ]  # fmt: skip
+    lorabench(*words, cwd=finished)
+    monkeypatch.chdir(tmp_path)
+    (found,) = (finished / "relative").glob("**/results.json")
+    assert export_main([str(found.parent), "norms", "model"]) == 0
+    assert read_model(tmp_path / "model").classes == ("ant", "bee", "cow")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from lorabench.classifiers import Fitted, as_it_is, class_of, settings_of
@@ -57,7 +57,7 @@ def make_model(run: Path, name: str) -> Model:
     _check_run(run)
     result = result_in(run)
     _check(result, run, name)
-    evaluators, target = evaluators_of(OmegaConf.create(result.config))
+    evaluators, target = evaluators_of(_as_then(result.config, run))
     options = OmegaConf.create(result.config["representations"][name])
     factory = own_classifiers({name: options}).get(name, ("", evaluators[0].factory))[1]
     evaluator = dataclasses.replace(evaluators[0], factory=factory, resume=False, device=torch.device("cpu"))
@@ -137,6 +137,15 @@ def _check_run(run: Path) -> None:
     below = sorted(path.parent for path in run.glob(f"*/{RESULTS}"))
     there = f"{below[0]} is one" if below else 'a command names it behind "Written to"'
     raise LorabenchError(f"{run}: not the folder of a run that is done, it has no {RESULTS}; {there}")
+
+
+def _as_then(config: dict[str, Any], run: Path) -> DictConfig:
+    """A run's configuration; a data set's relative path is from where the run's command was given."""
+    settings, made = run / ".hydra" / "hydra.yaml", OmegaConf.create(config)
+    path = OmegaConf.select(made, "dataset.path")
+    if isinstance(path, str) and settings.is_file():
+        made.dataset.path = str(Path(OmegaConf.load(settings).hydra.runtime.cwd) / path)
+    return made
 
 
 def _check(result: Result, run: Path, name: str) -> None:
