@@ -250,13 +250,13 @@ def written_finding(found: Finding) -> dict[str, Any]:
     return {"phase": type(found).phase(), **asdict(found)}
 
 
-def read_finding(data: dict[str, Any]) -> Finding:
+def read_finding(data: object) -> Finding:
     """What `written_finding` has made, after a way through JSON.
 
     Raises:
-        ValueError: there is no such phase, or the fields are another phase's (pydantic's `ValidationError`).
+        ValueError: there is no such phase, or the fields are another phase's.
     """
-    fields = dict(data)
+    fields = dict(data) if isinstance(data, dict) else {}
     phase = str(fields.pop("phase", ""))
     path = f"lorabench.ablation.{phase}"
     if not phase.isidentifier() or importlib.util.find_spec(path) is None:
@@ -272,9 +272,15 @@ def validated(kind: type[_T], data: dict[str, Any]) -> _T:
     """Data as a dataclass.
 
     Raises:
-        ValueError: they are not its (pydantic's `ValidationError`).
+        ValueError: they are not its; the message is one line, of the first field that is wrong.
     """
-    found: _T = _reader(kind).validate_python(data)  # type: ignore[arg-type]  # a class can be hashed
+    from pydantic import ValidationError
+
+    try:
+        found: _T = _reader(kind).validate_python(data)  # type: ignore[arg-type]  # a class can be hashed
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     return found
 
 

@@ -39,6 +39,17 @@ PUBLISHED = ("protocol", "top_k_ablated", "num_runs", "top_layers", "ablation_re
 NUMBER_METRICS = ("test_mae", "test_r2")
 """Of a number that is predicted in ordered classes, beside `METRICS`."""
 METRICS = ("train_accuracy", "val_accuracy", "test_accuracy", "test_macro_f1", "test_auroc")
+_OPEN: dict[str, dict[str, type]] = {
+    "dataset": {"name": str, "fingerprint": str, "adapters": int, "layers": int},
+    "split": {"train": int, "val": int, "test": int, "by_source": bool, "splits": int},
+    "config": {"seed": int, **dict.fromkeys(("dataset", "split", "classifier", "ablation", "representations"), dict)},
+}
+"""What is read of the parts of a result that have no class of their own."""
+_NEEDED = {
+    "dataset": ("name", "adapters", "layers"),
+    "split": ("train", "val", "test", "by_source"),
+    "config": ("seed",),
+}
 
 
 @dataclass(frozen=True)
@@ -265,17 +276,60 @@ def summarise(
 def read_result(path: Path) -> Result:
     """The result in a `results.json`; null metrics come back as NaN.
 
+    What reports take from it later is looked at here, so that whoever gets a result can use it.
+
     Raises:
         ValueError: the file has another schema version, or is damaged.
     """
-    data = json.loads(path.read_text())
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != SCHEMA:
-        raise ValueError(f"{path}: schema {schema}, this version of lorabench reads {SCHEMA}")
-    if "ablation" not in data:
-        raise ValueError(f"{path}: damaged, there is no ablation in it")
-    data["published"] = {key: data.pop(key) for key in PUBLISHED if key in data}
-    return validated(Result, {**data, "ablation": read_finding(data["ablation"])})
+    try:
+        data = json.loads(path.read_text())
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema == SCHEMA:
+            data["published"] = {key: data.pop(key) for key in PUBLISHED if key in data}
+            found = validated(Result, {**data, "ablation": read_finding(data.get("ablation"))})
+            _check(found)
+            return found
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged, {error}") from error
+    raise ValueError(f"{path}: schema {schema}, this version of lorabench reads {SCHEMA}")
+
+
+def _check(result: Result) -> None:
+    """Look at what the fields' types leave open.
+
+    Raises:
+        ValueError: what is wrong.
+    """
+    for part, options in _OPEN.items():
+        known = getattr(result, part)
+        for name, kind in options.items():
+            if (name in known or name in _NEEDED[part]) and type(known.get(name)) is not kind:
+                raise ValueError(f"{part}.{name}: {kind.__name__} is needed, and {known.get(name)!r} came")
+    few = [part for part in ("train", "test") if result.split[part] < 1]
+    if few:
+        raise ValueError(f"split.{few[0]}: no adapter")
+    if not any(row.ablation == "none" for row in result.summary):
+        raise ValueError("summary: no row with all layers")
+    options = result.config.get("representations", {})
+    wrong = [name for name, own in options.items() if not isinstance(own, dict)]
+    if wrong:
+        raise ValueError(f"config.representations.{wrong[0]}: its options are needed")
+    own_classifier = any("classifier" in own for own in options.values())
+    if own_classifier and "." not in str(result.config.get("classifier", {}).get("_target_")):
+        raise ValueError("config.classifier: no _target_")
+    for run in result.runs:
+        if run.error is None:
+            _check_member(run, len(result.classes))
+
+
+def _check_member(run: Run, classes: int) -> None:
+    """Look at a member that ended well: it has every metric, and a count of every two classes."""
+    said = f"runs: {run.representation} {run.ablation} seed {run.seed}"
+    missing = [name for name in METRICS if name not in run.metrics]
+    if missing or not math.isfinite(run.metrics["test_accuracy"]):
+        raise ValueError(f"{said} has no {(missing or ['test_accuracy'])[0]}")
+    if [len(row) for row in run.confusion] != [classes] * classes:
+        raise ValueError(f"{said} has no count of every two of {classes} classes")
 
 
 def environment() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from lorabench.ablation.none import NoneFinding
 from lorabench.representations.fitted import save_fitted
 from lorabench.representations.vae import VAE
-from lorabench.results import Result
+from lorabench.results import Result, Run, summarise
 from lorabench.zoo import Zoo, export, folder
 from lorabench.zoo.splits import split_zoo
 from tests.synthetic_zoo import make_zoo
@@ -37,11 +37,18 @@ def result_of(zoo: Zoo, place: Path) -> Result:
         "_target_": "lorabench.zoo.folder.load", "name": zoo.name, "path": str(place / "adapters"),
         "missing": "error", "cache_dir": str(place / "cache"),
     }  # fmt: skip
+    runs = [Run("vae", "none", 0, error="it was fitted, and nothing was trained")]
+    rows = split_zoo(zoo.labels, **SHARES)
     return Result(
-        dataset={"name": zoo.name, "config": dataset, "fingerprint": zoo.fingerprint},
-        split={}, target="category", classes=["c0", "c1", "c2"], chance=0.3,
+        dataset={
+            "name": zoo.name, "config": dataset, "fingerprint": zoo.fingerprint,
+            "adapters": len(zoo.labels.adapters), "layers": len(zoo.layers),
+        },
+        split={**{part: len(found) for part, found in vars(rows).items()}, "by_source": False},
+        target="category", classes=["c0", "c1", "c2"], chance=0.3,
         config={"dataset": dataset, "target": "category", "seed": 0, "split": SHARES},
-        runs=[], summary=[], seconds={}, environment={}, ablation=NoneFinding("none", [], []),
+        runs=runs, summary=[summarise(runs, "mlp", 1, 8, None)], seconds={},
+        environment={}, ablation=NoneFinding("none", [], []),
     )  # fmt: skip
 
 

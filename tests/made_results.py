@@ -59,6 +59,7 @@ def a_result(accuracies, seed=0, top_k=0, dataset="glyphs", failed=(), ranking=(
                     dict.fromkeys((*METRICS, "val_macro_f1"), value - lower),
                     [[7 + i, 3], [4, 6]],
                     [{"train_loss": 1.0}, {"train_loss": 0.5}],
+                    seconds=2.0 + seed,
                 )
                 for i, value in enumerate(values)
             ]
@@ -74,7 +75,7 @@ def a_result(accuracies, seed=0, top_k=0, dataset="glyphs", failed=(), ranking=(
             top_k=top_k, removed=[], arms=arms, differences=[], margin=0.03, verdicts=[],
         )  # fmt: skip
     return Result(
-        dataset={"name": dataset},
+        dataset={"name": dataset, "adapters": TRAIN + 10 + TEST, "layers": len(LAYERS)},
         split={"train": TRAIN, "val": 10, "test": TEST, "by_source": False, "splits": 1},
         target="category",
         classes=["a", "b"],

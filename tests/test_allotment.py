@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+from lorabench.adapters.adapter import Adapter, LoraModule
+from lorabench.adapters.writing.configuration import configuration
 from lorabench.errors import LorabenchError
-from lorabench.health.allotment import allot_ranks
+from lorabench.health.allotment import allot_ranks, pattern_key
+from tests.test_advisor import given_by_peft
 
 
 class Net(nn.Module):
@@ -44,6 +49,86 @@ def gradients(model, several):
     return {name: (module.weight.detach().numpy(), module.weight.grad.numpy()) for name, module in linear.items()}
 
 
+def within_the_budget(wanted, importance, shapes, rank):
+    """One rank after the other: off the least important until it fits, on the most important until nothing does."""
+    least = {name: min(math.ceil(rank / 2), *shape) for name, shape in shapes.items()}
+    most = {name: min(4 * rank, *shape) for name, shape in shapes.items()}
+    ranks = {name: min(max(wanted[name], least[name]), most[name]) for name in shapes}
+    budget = sum(rank * sum(shape) for shape in shapes.values())
+    spent = sum(ranks[name] * sum(shapes[name]) for name in shapes)
+    order = sorted(shapes, key=importance.get)
+    while spent > budget:
+        name = next(name for name in order if ranks[name] > least[name])
+        ranks[name], spent = ranks[name] - 1, spent - sum(shapes[name])
+    while True:
+        fits = [one for one in order if ranks[one] < most[one] and spent + sum(shapes[one]) <= budget]
+        if not fits:
+            return ranks
+        ranks[fits[-1]], spent = ranks[fits[-1]] + 1, spent + sum(shapes[fits[-1]])
+
+
+def linear_layers(sizes, strengths, seed):
+    """A model of layers side by side, the strength of each in its loss, and batches."""
+    torch.manual_seed(seed)
+    model = nn.ModuleList([nn.Linear(*size) for size in sizes])
+
+    def total(layers, batch):
+        outputs = [layer(batch[:, : layer.in_features]) for layer in layers]
+        return sum(strength * output.square().mean() for strength, output in zip(strengths, outputs, strict=True))
+
+    return model, total, list(torch.randn(3, 4, max(width for width, _ in sizes)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 70), st.integers(1, 70), st.floats(-6, 6).map(lambda power: 10.0**power)),
+        min_size=1, max_size=8,
+    ),
+    st.integers(1, 20), st.integers(0, 100),
+)  # fmt: skip
+def test_no_budget_is_passed_and_no_further_rank_fits(layers, rank, seed):
+    model, total, several = linear_layers([one[:2] for one in layers], [one[2] for one in layers], seed)
+    found = allot_ranks(model, total, several, rank)
+    assert found.parameters == sum(row.rank * sum(row.shape) for row in found.modules) <= found.uniform_parameters
+    for row in found.modules:
+        most = min(4 * rank, *row.shape)
+        assert min(math.ceil(rank / 2), *row.shape) <= row.rank <= most
+        assert row.rank == most or found.parameters + sum(row.shape) > found.uniform_parameters
+
+
+@pytest.mark.parametrize("rank", [1, 16])
+def test_one_large_important_module_does_not_pass_the_budget(rank):
+    sizes = [(512, 512)] * 7 + [(16, 16)] * 6
+    model, total, several = linear_layers(sizes, [25.0] + [1.0] * 6 + [1e-6] * 6, 0)
+    found = allot_ranks(model, total, several, rank)
+    assert found.parameters == found.uniform_parameters == rank * 1024 * 7 + rank * 32 * 6
+
+
+def test_the_patterns_are_those_of_one_module_each_in_peft():
+    class Blocks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.proj_out = nn.Linear(12, 12)
+            self.blocks = nn.ModuleList([nn.ModuleDict({"proj_out": nn.Linear(12, 12)}) for _ in range(12)])
+
+        def forward(self, x):
+            return self.proj_out(x) + sum((0.1 * i + 0.01) * one["proj_out"](x) for i, one in enumerate(self.blocks))
+
+    torch.manual_seed(0)
+    found = allot_ranks(Blocks(), lambda model, x: model(x).square().mean(), list(torch.randn(3, 4, 12)), 4)
+    shapes = {row.module: row.shape for row in found.modules}
+    got = given_by_peft({"r": found.rank, "rank_pattern": found.rank_pattern}, shapes)
+    assert {name: rank for name, (rank, _) in got.items()} == {row.module: row.rank for row in found.modules}
+    assert len({row.rank for row in found.modules}) > 2
+
+
+def test_a_patterns_key_is_the_one_that_a_folder_is_written_with(tmp_path):
+    modules = {f"a-b.{i}.q": LoraModule(torch.ones(1 + i // 2, 3), torch.ones(4, 1 + i // 2)) for i in range(3)}
+    written = configuration(tmp_path, Adapter(tmp_path, (), modules), modules)
+    assert written["rank_pattern"] == {pattern_key("a-b.2.q"): 2}
+
+
 def test_ranks_importance_and_spectra_are_the_formulas():
     model, several, rank = Net(), batches(), 4
     found = allot_ranks(model, loss, several, rank)
@@ -52,6 +137,8 @@ def test_ranks_importance_and_spectra_are_the_formulas():
     importance = {name: np.abs(w * g).mean() for name, (w, g) in dense.items()}
     size = {name: math.sqrt(sum(w.shape)) for name, (w, _) in dense.items()}
     budget = rank * sum(size.values())
+    wanted = {name: round(budget * importance[name] / sum(importance.values()) / size[name]) for name in dense}
+    ranks = within_the_budget(wanted, importance, {name: w.shape for name, (w, _) in dense.items()}, rank)
     whole = kept = uniform = 0.0
     for row in found.modules:
         _, gradient = dense[row.module]
@@ -59,9 +146,8 @@ def test_ranks_importance_and_spectra_are_the_formulas():
         assert row.importance == pytest.approx(importance[row.module], rel=1e-5)
         share = sigma[sigma > 0] / sigma.sum()
         assert row.effective_rank == pytest.approx(math.exp(-(share * np.log(share)).sum()), rel=1e-4)
-        wanted = round(budget * importance[row.module] / sum(importance.values()) / size[row.module])
-        assert row.rank == min(max(wanted, rank // 2), 4 * rank, *row.shape)
-        assert found.rank_pattern.get(row.module, rank) == row.rank
+        assert row.rank == ranks[row.module]
+        assert found.rank_pattern.get(pattern_key(row.module), rank) == row.rank
         whole += (sigma**2).sum()
         kept += (sigma[: row.rank] ** 2).sum()
         uniform += (sigma[:rank] ** 2).sum()

@@ -456,8 +456,27 @@ def test_epochs_that_never_trained_are_an_error_and_are_drawn(tmp_path):
     for epoch in (1, 2, 3):
         write(tmp_path / f"style-{epoch:06d}.safetensors", size=0.0)
     said = run(tmp_path, "--html", tmp_path / "page.html", code=1).stdout
-    assert "error, untrained, step 3: 4 of 4 modules" in said
+    assert "error, untrained, epoch 3: 4 of 4 modules" in said
     self_contained(tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("name", ["style-{:06d}", "epoch-{}", "{}"])
+def test_epochs_are_no_steps_to_the_rules_that_count_steps(tmp_path, capsys, name):
+    files = [tmp_path / f"{name.format(number)}.safetensors" for number in range(1, 7)]
+    for number, file in enumerate(files):
+        write(file, seed=number, collapsed=number > 2)
+    (one,) = ask(capsys, *(["--series"] if name == "{}" else []), *files)["adapters"]
+    assert (one["steps"], one["unit"]) == (list(range(1, 7)), "checkpoint" if name == "{}" else "epoch")
+    assert "collapsed_early" not in {alert["rule"] for alert in one["alerts"]}
+    assert {alert["unit"] for alert in one["alerts"]} == {one["unit"]}
+
+
+def test_what_is_infinite_is_null_and_named(tmp_path, capsys):
+    write(tmp_path / "wide.safetensors", rank=32)
+    write(tmp_path / "zero.safetensors", size=0.0)
+    wide, zero = (one["modules"][0] for one in ask(capsys, tmp_path, "--fail-on", "never")["adapters"])
+    assert (wide["kappa_BA"], wide["infinite"]) == (None, ["kappa_BA"])
+    assert (zero["kappa_BA"], zero["infinite"]) == (None, [])
 
 
 def test_one_checkpoint_says_the_same_alone_and_as_the_last_of_its_training(tmp_path, capsys):

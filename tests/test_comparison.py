@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,8 @@ from scipy import stats
 
 from lorabench.jobs import Job, queue, read_status, status_of, write_jobs
 from lorabench.report.__main__ import main
-from lorabench.report.comparison import compare
 from lorabench.report.folders import entries
+from lorabench.report.standings import compare
 from lorabench.results import NUMBER_METRICS, Numbers
 from tests.made_results import TEST, TRAIN, a_result, a_sweep, several
 
@@ -145,6 +146,125 @@ def test_a_member_that_failed_is_counted_and_is_in_no_mean():
     assert not row.best
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_member_that_ended_well_in_one_run_has_not_failed(order):
+    well = a_result({"a": [0.8, 0.6]})
+    runs = [replace(run, error="no memory", metrics={}) if run.seed == 0 else run for run in well.runs]
+    (row,) = compare([well, replace(well, runs=runs)][::order])
+    assert (row.cell.mean, len(row.cell.accuracy), row.cell.failed) == (pytest.approx(0.7), 2, {})
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_chance_is_a_mean_over_splits(order):
+    runs = [replace(a_result({"a": [0.8]}, seed=seed), chance=chance) for seed, chance in ((0, 0.1), (1, 0.3))]
+    (row,) = compare(runs[::order])
+    assert row.cell.chance == pytest.approx(0.2)
+
+
+def test_seconds_are_those_of_the_training_and_not_of_the_cache():
+    """A run that takes its members from the cache has been quick itself."""
+    made = a_result({"a": [0.8, 0.7]}, seed=3)
+    taken = replace(made, seconds={"features/a": 0.01, "training/a": 0.01})
+    assert [row.cell.seconds for results in ([made], [taken], [made, taken]) for row in compare(results)] == [5.0] * 3
+    unknown = replace(made, runs=[replace(run, seconds=0.0) for run in made.runs])
+    assert math.isnan(compare([unknown])[0].cell.seconds)
+
+
+def test_what_was_fitted_elsewhere_is_a_row_of_its_own():
+    found = [
+        a_result({"vae": [level, level]}, representations={"vae": {"load_from": folder}})
+        for level, folder in ((0.8, "runs/one"), (0.4, "runs/two"))
+    ]
+    assert {row.label: row.cell.mean for row in compare(found)} == {
+        "vae load_from=runs/one": pytest.approx(0.8),
+        "vae load_from=runs/two": pytest.approx(0.4),
+    }
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_rankings_by_another_number_of_members_are_not_mixed(order):
+    """All layers are the same whoever ranks; without the best, the layers that are gone are others."""
+    found = [
+        a_result(
+            {"a": [0.8] * members}, top_k=3, fall=fall, num_runs=members, ablation={"baseline": {"b": {"on": "x"}}}
+        )
+        for members, fall in ((2, 0.1), (6, 0.4))
+    ]
+    rows = compare(found[::order])
+    assert {(row.label, row.cell.top_k): round(row.cell.mean, 2) for row in rows} == {
+        ("a", 0): 0.8,
+        ("a num_runs=2", 3): 0.7,
+        ("a num_runs=6", 3): 0.4,
+    }
+    (whole,) = {row.cell.row for row in rows if not row.cell.top_k}
+    assert {row.cell.whole for row in rows} == {whole}
+
+
+def test_a_run_that_is_named_in_several_ways_is_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sweep = a_sweep(tmp_path / "sweep").relative_to(tmp_path)
+    (tmp_path / "link").symlink_to(sweep)
+    found = entries([sweep, sweep.resolve(), sweep / "0", tmp_path / "link"])
+    assert [run.name for run in found] == [f"seed={number}" for number in range(5)]
+    main(["sweep", str(sweep.resolve())])
+    assert "Written to sweep/report.html" in capsys.readouterr().out
+
+
+def of_hydra(folder, main, config_name="config", output_dir=None):
+    """A run's folder, as Hydra leaves it."""
+    sources = [("hydra", "pkg", "hydra.conf"), ("main", "file", main), ("lorabench", "file", "/checkout/conf")]
+    kept = {
+        "overrides.yaml": ["seed=3", "output_dir=old"],
+        "config.yaml": {"output_dir": output_dir},
+        "hydra.yaml": {
+            "hydra": {
+                "job": {"config_name": config_name},
+                "runtime": {
+                    "cwd": "/work",
+                    "config_sources": [
+                        {"provider": provider, "schema": schema, "path": path} for provider, schema, path in sources
+                    ],
+                },
+            }
+        },
+    }
+    (folder / ".hydra").mkdir(parents=True)
+    for name, content in kept.items():
+        (folder / ".hydra" / name).write_text(json.dumps(content))
+    a_result({"a": [0.8]}).write(folder / "results.json")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"main": "/checkout/conf"}, []),
+        ({"main": "/checkout/conf", "output_dir": "old"}, []),
+        ({"main": "/checkout/conf", "config_name": "mine"}, ["--config-name", "mine"]),
+        ({"main": "/a run/.hydra"}, ["--config-path", "/a run/.hydra", "--config-name", "config"]),
+        ({"main": "run/.hydra"}, ["--config-path", "/work/run/.hydra", "--config-name", "config"]),
+        (
+            {"main": "/run/.hydra", "output_dir": "old"},
+            ["--config-path", "/run/.hydra", "--config-name", "config", "output_dir=null"],
+        ),
+    ],
+)
+def test_the_command_names_the_configuration_that_a_run_came_of(options, words, tmp_path):
+    (found,) = entries([of_hydra(tmp_path / "run", **options)])
+    assert shlex.split(found.command) == ["python", "-m", "lorabench", *words, "seed=3"]
+
+
+@pytest.mark.parametrize(
+    "content", ["[", "[]", "{}", '{"hydra": 3}', '{"hydra": {"runtime": {"config_sources": [1]}}}']
+)
+def test_what_hydra_kept_may_be_damaged(content, tmp_path):
+    folder = of_hydra(tmp_path / "run", "/checkout/conf")
+    for name in ("hydra.yaml", "config.yaml"):
+        (folder / ".hydra" / name).write_text(content)
+    (found,) = entries([folder])
+    assert found.command == "python -m lorabench seed=3"
+
+
 def test_jobs_are_what_the_disk_says(tmp_path):
     found = entries([a_sweep(tmp_path / "sweep")])
     assert [run.status.status for run in found] == ["done", "failed", "killed", "queued", "failed"]
@@ -257,4 +377,18 @@ def test_damaged_or_older_results_are_a_failed_row(content, tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert "1 job of 1 not done" in said.out
+    assert "Traceback" not in said.err
+
+
+def test_one_damaged_result_is_a_row_and_the_others_are_reported(tmp_path, capsys):
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        a_result({"a": [0.8, 0.7]}, seed=number).write(tmp_path / str(number) / "results.json")
+    path = tmp_path / "1" / "results.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "ablation": None}))
+    assert main([str(tmp_path / "0"), str(tmp_path / "1"), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert "1 job of 2 not done" in said.out
+    assert "there is no phase" in " ".join(said.out.split())
+    assert "75.0" in said.out
     assert "Traceback" not in said.err

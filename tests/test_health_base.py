@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from lorabench.adapters import LoraModule, load
 from lorabench.errors import LorabenchError
 from lorabench.health import LoRAAnalyzer, module_metrics, structural_metrics
-from lorabench.health.base import BaseFile, against_base, as_delta, intruders
+from lorabench.health.base import BaseFile, against_base, as_delta, intruders, not_held
 from lorabench.health.structure import BANDS, band_of
 
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj"
@@ -254,6 +254,32 @@ def test_a_weight_of_zero_has_no_ratio(tmp_path):
     row = beside(base, {Q: a_module()})[Q]
     assert (row.base_sigma_max, row.base_frobenius, row.dominance, row.effective_lr_scale) == (0, 0, None, None)
     assert structural_metrics([row]).max_dominance is None
+
+
+def test_what_is_not_held_against_the_base_is_told(tmp_path):
+    base = keep(tmp_path / "base.safetensors", {f"{Q}.weight": draw(0, 12, 9), f"{K}.weight": torch.zeros(12, 9)})
+    dora, gone = "model.layers.2.q_proj", "model.layers.3.q_proj"
+    modules = {Q: a_module(), K: a_module(1), dora: a_module(2, kind="dora"), gone: a_module(3)}
+    rows = list(beside(BaseFile.open(base), modules).values())
+    assert [row.dominance is not None for row in rows] == [True, False, False, False]
+    assert not_held(rows, modules) == [
+        f"1 of 4 modules not held against the base: {gone} has no weight in the base",
+        f"1 of 4 modules not held against the base: {dora} is a DoRA, whose magnitudes change W beside ΔW",
+        f"1 of 4 modules not held against the base: {K} has a weight in the base that is zero",
+    ]
+    alone = {dora: a_module(2, kind="dora")}
+    assert not_held(list(beside(BaseFile.open(base), alone).values()), alone), "and it is no other model's"
+
+
+@pytest.mark.parametrize("part", ["", "unet"])
+def test_half_of_a_download_is_no_base(tmp_path, part):
+    keep(tmp_path / part / "model-1.safetensors", {f"{Q}.weight": draw(0, 12, 9)})
+    index = tmp_path / part / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
+    with pytest.raises(LorabenchError, match=r"of 2 files that it names there is no model-2\.safetensors"):
+        BaseFile.open(tmp_path)
+    keep(tmp_path / part / "model-2.safetensors", {f"{K}.weight": draw(1, 12, 9)})
+    assert beside(BaseFile.open(tmp_path), {Q: a_module()})[Q].dominance is not None
 
 
 def raw_safetensors(path, entries):

@@ -305,6 +305,14 @@ def test_factors_that_do_not_fit_are_refused():
         one.read()
 
 
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "IA3"])
+def test_what_is_no_lora_is_named(kind):
+    options = {"target_modules": ["0"], **({"feedforward_modules": []} if kind == "IA3" else {})}
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(8, 8)), getattr(peft, f"{kind}Config")(**options))
+    with pytest.raises(LorabenchError, match=rf"its adapter is no LoRA \({kind.lower()}\), and is not looked at"):
+        live_modules(model)
+
+
 def test_what_holds_no_pair_is_none():
     assert adapters_of(nn.Linear(2, 2)) == []
     with pytest.raises(LorabenchError, match="no LoRA module"):

@@ -275,6 +275,50 @@ def test_a_fault_inside_stops_where_alerts_shall_stop(caplog):
     assert "asked to stop" in caplog.text
 
 
+def test_a_logger_that_fails_each_time_otherwise_is_told_once_and_the_file_is_whole(tmp_path, caplog):
+    def broken(_values, step):
+        raise ConnectionError(f"attempt {step} failed")
+
+    train(adapted(), 4, Monitor(every=1, log=broken, out=tmp_path))
+    (record,) = caplog.records
+    assert "attempt 1 failed" in record.message
+    assert [json.loads(row)["step"] for row in (tmp_path / "health.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_the_looks_of_another_version_are_left_out_and_the_training_goes_on(caplog):
+    monitor = Monitor(every=1)
+    train(adapted(), 2, monitor)
+    state = monitor.state_dict()
+    later = json.loads(json.dumps(state))
+    for snapshot in later["watch"]["snapshots"]:
+        snapshot["fields"].append("of_a_later_version")
+        for row in snapshot["rows"]:
+            row.append(1.0)
+    known = Monitor(every=1)
+    known.load_state_dict(later)
+    assert known.snapshots == monitor.snapshots
+    assert not caplog.records
+    for damaged in ({}, {**state, "watch": None}, {**state, "watch": {**state["watch"], "snapshots": [{"step": 1}]}}):
+        caplog.clear()
+        other = Monitor(every=1, on_alert="stop")
+        other.load_state_dict(damaged)
+        (record,) = caplog.records
+        assert "the monitor begins anew" in record.message
+        assert len(train(adapted(), 2, other)) == 2
+        assert [one.step for one in other.snapshots] == [1, 2]
+
+
+def test_a_monitor_may_watch_one_training_after_another():
+    monitor = Monitor(every=2, on_alert="stop")
+    for step in range(1, 5):
+        monitor.step(adapted(), step)
+    broken = adapted()
+    poisoned(broken)
+    assert monitor.step(broken, 6)
+    assert not monitor.step(adapted(seed=1), 2), "another training, which is well"
+    assert [one.step for one in monitor.snapshots] == [2]
+
+
 def test_a_disk_that_takes_nothing_is_no_end_of_a_training(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     assert len(train(adapted(), 3, Monitor(every=1, out=tmp_path / "file" / "below"))) == 3
@@ -456,6 +500,15 @@ def test_lightning_stops_at_an_error(tmp_path):
     assert trainer.global_step == 6
     logged, _ = fit(tmp_path / "two", [FineTuneMonitor(every=1)], poison_at=5, enable_checkpointing=False)
     assert len(logged.losses) == 24
+
+
+def test_lightning_watches_a_second_training_by_itself(tmp_path):
+    monitor = FineTuneMonitor(every=2, on_alert="stop")
+    _, first = fit(tmp_path / "one", [monitor], poison_at=4, enable_checkpointing=False)
+    assert first.global_step < 12
+    _, second = fit(tmp_path / "two", [monitor], max_epochs=1, enable_checkpointing=False)
+    assert second.global_step == 12
+    assert [one.step for one in monitor.monitor.snapshots] == [2, 4, 6, 8, 10, 12]
 
 
 def test_lightning_resumes_where_the_checkpoint_was(tmp_path):

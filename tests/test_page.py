@@ -20,12 +20,12 @@ from scipy import stats
 
 from lorabench.jobs import Job, Status, queue, status_of, write_jobs
 from lorabench.report.__main__ import main
-from lorabench.report.comparison import compare, told_apart
 from lorabench.report.folders import Entry, entries
 from lorabench.report.page import page_html
 from lorabench.report.page.charts import groups
 from lorabench.report.page.claims import claims
 from lorabench.report.page.rankings import ranked_together
+from lorabench.report.standings import compare, told_apart
 from tests.conftest import TINY_ZOO
 from tests.made_results import LAYERS, TEST, TRAIN, a_ranking, a_result, a_sweep, several, with_controls
 from tests.processes import Started
@@ -205,7 +205,7 @@ def test_the_numbers_are_those_of_the_results(page):
     assert table["flat"]["all layers"].endswith("*") == rows["flat", 0].alone
     assert table["flat"]["without best 1"] == "–"
     (cost,) = [one for one in page.numbers("cost") if one["representation"] == "stats"]
-    assert (cost["features"], cost["seconds"]) == ("8", "10.0")
+    assert (cost["features"], cost["seconds"]) == ("8", "3.5")
 
 
 def test_the_confusion_is_the_sum_over_members_and_splits(page):

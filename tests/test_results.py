@@ -9,7 +9,9 @@ import pytest
 from matplotlib.image import imread
 
 from lorabench.ablation.none import NoneFinding
+from lorabench.errors import LorabenchError
 from lorabench.report import print_table, table_text, write_figures
+from lorabench.report.folders import result_in
 from lorabench.results import METRICS, SCHEMA, Result, Run, Statistic, environment, read_result, summarise
 
 
@@ -81,6 +83,71 @@ def test_results_survive_the_way_through_json(tmp_path):
 def test_another_schema_is_refused(tmp_path):
     (tmp_path / "results.json").write_text('{"schema": 99}')
     with pytest.raises(ValueError, match="99"):
+        read_result(tmp_path / "results.json")
+
+
+def _changed(data, path, value):
+    """The data with another value at a path; without it where the value is `...`."""
+    *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    place = data
+    for part in way:
+        place = place[part]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("ablation", None, "there is no phase"),
+        ("ablation", 5, "there is no phase"),
+        ("ablation", ..., "there is no phase"),
+        ("dataset", {}, "dataset.name"),
+        ("dataset.adapters", "x", "dataset.adapters"),
+        ("dataset.fingerprint", 3, "dataset.fingerprint"),
+        ("split", {}, "split.train"),
+        ("split.train", "5", "split.train"),
+        ("split.train", 0, "split.train"),
+        ("split.test", None, "split.test"),
+        ("split.by_source", ..., "split.by_source"),
+        ("split.splits", None, "split.splits"),
+        ("classes", [], "no count of every two of 0 classes"),
+        ("classes", None, "classes"),
+        ("config", {}, "config.seed"),
+        ("config.seed", ..., "config.seed"),
+        ("config.seed", True, "config.seed"),
+        ("config.ablation", None, "config.ablation"),
+        ("config.representations", "x", "config.representations"),
+        ("config.representations", {"stats": None}, "config.representations.stats"),
+        ("config.representations", {"stats": {"classifier": "knn"}}, "config.classifier"),
+        ("summary", [], "no row with all layers"),
+        ("summary.0.features", "many", "summary.0.features"),
+        ("runs.0.metrics", {}, "seed 0 has no train_accuracy"),
+        ("runs.0.metrics.test_accuracy", None, "seed 0 has no test_accuracy"),
+        ("runs.0.confusion", [[1], [2, 3]], "seed 0 has no count"),
+        ("seconds", {"zoo": "long"}, "seconds.zoo"),
+    ],
+)
+def test_json_that_is_no_result_is_damaged_and_says_where(path, value, said, tmp_path):
+    """A report takes what it reads as it is: nothing may come through that it falls over."""
+    file = tmp_path / "results.json"
+    a_result().write(file)
+    file.write_text(json.dumps(_changed(json.loads(file.read_text()), path, value)))
+    with pytest.raises(ValueError, match="damaged") as caught:
+        read_result(file)
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(LorabenchError, match="run it again"):
+        result_in(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "\xff", "[" * 100_000])
+def test_what_is_no_json_is_damaged(text, tmp_path):
+    (tmp_path / "results.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="damaged"):
         read_result(tmp_path / "results.json")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,19 @@ def test_targets_patterns_and_four_bits_are_what_is_trained(tiny):
     found = gradient_of(base, small, 2)
     assert {row.module.removeprefix("body.") for row in found.modules} >= {one[0][0]}
     assert len(found.modules) == 12
+
+
+def test_the_patterns_of_allotted_ranks_fit_one_module_each(tiny):
+    study = instantiate(options_of("layer_ranks"), _convert_="all")
+    settings = study.settings(load_base(str(tiny)))
+    names = {row.module.removeprefix("body.") for row in gradient_of(load_base(str(tiny)), settings[0], 2).modules}
+    patterned = [setting for setting in settings if setting.pattern]
+    assert len(patterned) == 4
+    for setting in patterned:
+        for key, _ in setting.pattern:
+            fits = [name for name in {*names, *(f"decoder.{name}" for name in names)}
+                    if re.match(rf"(.*\.)?({key})$", name)]  # fmt: skip  # as PEFT does
+            assert len(fits) == 1
 
 
 def test_what_diverges_is_told(tiny):

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorabench.health.advisor import Advice, advise
+    from lorabench.health.advisor import Advice, ScaleAdvice, advise
     from lorabench.health.alerts import SEVERITIES, Alert, Watch, read_thresholds
     from lorabench.health.allotment import Allotment, allot_ranks
     from lorabench.health.analyzer import Analysis, LoRAAnalyzer
@@ -35,6 +35,7 @@ __all__ = [
     "LoRADynamicsMetrics",
     "LoRAStructuralMetrics",
     "Monitor",
+    "ScaleAdvice",
     "Snapshot",
     "Watch",
     "advise",
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "advisor": ("Advice", "advise"),
+    "advisor": ("Advice", "ScaleAdvice", "advise"),
     "allotment": ("Allotment", "allot_ranks"),
     "alerts": ("SEVERITIES", "Alert", "Watch", "read_thresholds"),
     "analyzer": ("Analysis", "LoRAAnalyzer"),

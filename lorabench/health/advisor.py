@@ -1,27 +1,45 @@
 """Which rank an adapter needs, read off its spectrum: one threshold over all modules, beside two baselines."""
 
 import random
+import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float64
 from torch import Tensor
 
-from lorabench.adapters.adapter import LoraModule
+from lorabench.adapters.adapter import Adapter, LoraModule
 from lorabench.adapters.comparing.spectra import spectra
+from lorabench.adapters.fusing import as_diffusers, family_of, sort_of_denoiser
+from lorabench.adapters.layouts import written_layout
+from lorabench.adapters.names.families import Family
+from lorabench.adapters.names.identity import identity, joined, split_part
+from lorabench.adapters.names.unet import clip_name
 from lorabench.adapters.places import module_type
 from lorabench.adapters.resizing.ranks import budget_ranks, energy_ranks
+from lorabench.adapters.writing.configuration import configuration
+from lorabench.adapters.writing.renaming import with_names_of
 from lorabench.errors import LorabenchError
-from lorabench.health.kohya import block_dims
+from lorabench.health.alerts import read_thresholds
+from lorabench.health.base import Weights, against_base
+from lorabench.health.kohya import Blocks, block_ranks
+from lorabench.health.metrics import module_metrics
+from lorabench.health.rules import rules
 from lorabench.health.shuffling import shuffled
+from lorabench.text import some
 
-__all__ = ["Advice", "Choice", "advise"]
+__all__ = ["Advice", "Choice", "ScaleAdvice", "advise"]
 
 _DRAWS = 20
+_OF_PEFT = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
+_OF_SAM = re.compile(r"w_\d+")
+_HERE = Path("this adapter")  # for messages
+_TEXT_LEVEL = "text_model."
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,33 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class ScaleAdvice:
+    """The median of ‖ΔW‖_F / ‖W‖_F over the trained modules, beside the rules `scale_too_small` and `scale_too_large`.
+
+    A rule of thumb: it says what the same factors would do at another α/r, and training at that finds others.
+
+    Attributes:
+        median: what was measured.
+        judged: of how many modules.
+        low, high: the rules' limits.
+        factor: by which every α/r is multiplied: 1 within the limits, else what brings the median to where the rule
+            falls silent again (its `clear`).
+        before: the commonest α/r.
+        after: the same times `factor`.
+        sources: rule -> where its limit comes from.
+    """
+
+    median: float
+    judged: int
+    low: float
+    high: float
+    factor: float
+    before: float
+    after: float
+    sources: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Advice:
     """What to take, and what it stands beside.
 
@@ -53,12 +98,14 @@ class Advice:
             to it is what knowing the modules is worth; where there is hardly one, any modules would do.
         shuffled_errors: of each draw.
         by_type: attention, feed-forward or other -> (modules, their mean rank now, their mean advised rank).
-        rank_pattern: PEFT's, of modules whose rank is not `rank`; names end PEFT's own.
-        alpha_pattern: PEFT's, of modules whose α is not `alpha`; the scale of every module stays.
-        rank: PEFT's `r`, the most frequent advised rank.
-        alpha: PEFT's `lora_alpha`.
-        block_dims: kohya's 25 `block_dims` of an SD 1 or SD 2 U-Net, the largest rank of each block; None of others.
-        command: that resizes the file so.
+        peft: part of the pipeline, "model" where the names say none -> `r`, `lora_alpha`, `rank_pattern` and
+            `alpha_pattern` of PEFT's LoraConfig for that part's model. A pattern fits one module alone; every scale
+            stays, or changes as `scale` says. Names are those that `convert` writes into a PEFT folder.
+        no_patterns: why `peft` is empty; "" where it is not.
+        blocks: kohya's arguments for the blocks of an SD 1 or SD 2 U-Net; None of others.
+        no_blocks: why there are none; "" where there are.
+        scale: what α/r the base asks for; None where no base was given.
+        resize: options of `lorabench-adapter resize` that give the file these ranks.
     """
 
     now: Choice
@@ -67,21 +114,26 @@ class Advice:
     shuffled: float
     shuffled_errors: Sequence[float]
     by_type: Mapping[str, tuple[int, float, float]]
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
-    rank: int
-    alpha: float
-    block_dims: Sequence[int] | None
-    command: str
+    peft: Mapping[str, Mapping[str, Any]]
+    no_patterns: str
+    blocks: Blocks | None
+    no_blocks: str
+    scale: ScaleAdvice | None
+    resize: Sequence[str]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        choices = {name: vars(getattr(self, name)) for name in ("now", "advised", "uniform")}
-        return {**vars(self), **choices}
+        parts = {name: getattr(self, name) for name in ("now", "advised", "uniform", "blocks", "scale")}
+        return {**vars(self), **{name: None if part is None else vars(part) for name, part in parts.items()}}
 
 
 def advise(
-    modules: Mapping[str, LoraModule], loss: float = 0.01, parameters: int | None = None, seed: int = 0
+    modules: Mapping[str, LoraModule],
+    loss: float = 0.01,
+    parameters: int | None = None,
+    seed: int = 0,
+    base: Weights | None = None,
+    transposed: bool = False,
 ) -> Advice:
     """Ranks for a loss of energy, or for a number of parameters.
 
@@ -94,9 +146,11 @@ def advise(
         loss: share of Σσ² over all modules that may go, from 0 to below 1.
         parameters: numbers that all factors may have; None: as many as the loss asks for.
         seed: of the shuffled baseline.
+        base: where W is, for `scale`; None: nothing is said of it.
+        transposed: PEFT's `fan_in_fan_out`.
 
     Raises:
-        LorabenchError: no module is trained, or the loss or the budget cannot be.
+        LorabenchError: no module is trained, the loss or the budget cannot be, or the base is another model's.
 
     Example:
         >>> import torch
@@ -125,8 +179,11 @@ def advise(
     advised = tally("one threshold" if parameters is None else "budget", ranks)
     uniform = _uniform(advised, bounds, tally)
     errors = _shuffled(advised.ranks, modules, tally, seed)
-    alphas = {name: abs(modules[name].scale) * rank for name, rank in ranks.items()}
-    rank, alpha = Counter(ranks.values()).most_common(1)[0][0], Counter(alphas.values()).most_common(1)[0][0]
+    scale = None if base is None else _scale({name: modules[name] for name in trained}, base, transposed)
+    scales = {name: abs(module.scale) * (scale.factor if scale else 1.0) for name, module in modules.items()}
+    family = family_of(modules)
+    peft, no_patterns = _configurations(modules, ranks, scales, family)
+    blocks, no_blocks = block_ranks(advised.ranks, scales, family)
     return Advice(
         now=tally("now", {name: modules[name].rank for name in trained}),
         advised=advised,
@@ -134,12 +191,12 @@ def advise(
         shuffled=statistics.fmean(errors),
         shuffled_errors=errors,
         by_type=_by_type(modules, ranks),
-        rank_pattern={name: value for name, value in ranks.items() if value != rank},
-        alpha_pattern={name: value for name, value in alphas.items() if value != alpha},
-        rank=rank,
-        alpha=alpha,
-        block_dims=block_dims(ranks),
-        command=_command(loss, parameters),
+        peft=peft,
+        no_patterns=no_patterns,
+        blocks=blocks,
+        no_blocks=no_blocks,
+        scale=scale,
+        resize=("--total-energy", repr(1.0 - loss)) if parameters is None else ("--parameters", str(parameters)),
     )
 
 
@@ -197,7 +254,72 @@ def _by_type(modules: Mapping[str, LoraModule], ranks: Mapping[str, int]) -> dic
     }
 
 
-def _command(loss: float, parameters: int | None) -> str:
-    if parameters is None:
-        return f"lorabench-adapter resize FILE --total-energy {1 - loss:g} -o SMALLER"
-    return f"lorabench-adapter resize FILE --parameters {parameters} -o SMALLER"
+def _configurations(
+    modules: Mapping[str, LoraModule], ranks: Mapping[str, int], scales: Mapping[str, float], family: Family | None
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """Part -> the entries of PEFT's configuration for it, or why there are none."""
+    counted = [name for name in modules if _is_number(name)]
+    if counted:
+        return {}, f"the file counts its modules and does not name them ({some(counted)}): no pattern fits one"
+    flat = [name for name, module in modules.items() if not module.dots_known]
+    if flat:
+        return {}, (
+            f"{len(flat)} modules were read with flattened names ({some(flat)}), and nothing says where their dots "
+            "are. Write the file anew by `convert --to peft --names-from FILE`, and ask of that"
+        )
+    # Cut to their new ranks they are what a PEFT folder would say of them.
+    cut = {
+        name: replace(
+            modules[name], down=modules[name].down[:rank], up=modules[name].up[:, :rank], scale=scales[name], alpha=None
+        )
+        for name, rank in ranks.items()
+    }
+    spelled = as_diffusers(cut, family).modules
+    sort = sort_of_denoiser(modules)
+    called = {
+        name: joined(sort, split_part(name)[1]) if sort and identity(name).part == "denoiser" else name
+        for name in spelled
+    }
+    try:
+        named = with_names_of(written_layout("peft"), _HERE, spelled, called).names
+    except LorabenchError as error:  # two modules are one place in the model
+        return {}, str(error).removesuffix(".")
+    parts: dict[str, dict[str, LoraModule]] = {}
+    for name, module in spelled.items():
+        word, rest = split_part(named[name])
+        parts.setdefault(word or "model", {}).update(dict.fromkeys(_spellings(word, rest), module))
+    whole = {part: configuration(_HERE, Adapter(_HERE, (), own), own) for part, own in parts.items()}
+    return {part: {entry: config[entry] for entry in _OF_PEFT} for part, config in whole.items()}, ""
+
+
+def _is_number(name: str) -> bool:
+    """Whether it is a place in a list, which is all that cloneofsimo's (`unet.0`) and SAM's files (`w_000`) say."""
+    word, rest = split_part(name)
+    return bool(word and rest.isdecimal()) or _OF_SAM.fullmatch(name) is not None
+
+
+def _spellings(word: str, name: str) -> Iterator[str]:
+    """A module's name in its part's model; of a CLIP text encoder also the one that other versions have it by.
+
+    transformers took CLIP's level `text_model` away in version 5.
+    """
+    yield name
+    if "text_encoder" in word or name.startswith(_TEXT_LEVEL):
+        plain = name.removeprefix(_TEXT_LEVEL)
+        yield plain
+        yield split_part(clip_name(f"{word}.{plain}"))[1] if word else f"{_TEXT_LEVEL}{plain}"
+
+
+def _scale(modules: Mapping[str, LoraModule], base: Weights, transposed: bool) -> ScaleAdvice:
+    rows = against_base(module_metrics(modules), modules, base, transposed)
+    ratios = [row.effective_lr_scale for row in rows if row.effective_lr_scale is not None]
+    if not ratios:
+        raise LorabenchError(f"{base.where}: every weight of the adapter's modules is zero. Give the trained base.")
+    median, limits = statistics.median(ratios), read_thresholds()
+    small, large = limits["scale_too_small"], limits["scale_too_large"]
+    low, high = max(small.limits.values()), min(large.limits.values())
+    target = high * large.clear if median > high else low / small.clear if median < low else median
+    before = Counter(abs(module.scale) for module in modules.values()).most_common(1)[0][0]
+    factor = target / median
+    sources = {name: rules()[name].source for name in ("scale_too_small", "scale_too_large")}
+    return ScaleAdvice(median, len(ratios), low, high, factor, before, before * factor, sources)

@@ -49,6 +49,7 @@ class Alert:
         source: where the limit comes from.
         step: of the training; None of a file that stands alone.
         new: whether the look before had not raised it, or less gravely.
+        unit: what `step` counts (see `lorabench.health.trajectory.Snapshot`).
     """
 
     rule: str
@@ -62,6 +63,7 @@ class Alert:
     source: str
     step: int | None = None
     new: bool = True
+    unit: str = "step"
 
 
 class Watch:
@@ -115,12 +117,17 @@ class Watch:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Go on from what `state_dict` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it gave something else.
+        """
+        snapshots = [unpacked(one) for one in state["snapshots"]]
         self._raised = {(rule, module): severity for rule, module, severity in state["raised"]}
         self._before = dict(state["before"])
         self._snapshots, self._past = [], {}
-        for one in state["snapshots"]:
-            self._keep(unpacked(one))
+        for one in snapshots:
+            self._keep(one)
 
     def look(self, snapshot: Snapshot, last: bool = False) -> list[Alert]:
         """What there is to say now, the gravest first; what was said before is not `new`.
@@ -130,7 +137,8 @@ class Watch:
             last: whether none comes after it: then no rule waits for a later step.
         """
         step = snapshot.step
-        looks = {name: Look(row, step, self._past.get(name, ())) for name, row in snapshot.rows.items()}
+        looks = {name: Look(row, step, self._past.get(name, ()), snapshot.unit) for name, row in snapshot.rows.items()}
+        last = last or snapshot.unit != "step"
         alerts = [alert for name in self.names if (alert := self._ask(name, looks, step, last)) is not None]
         self._keep(snapshot)
         self._before = {alert.rule: alert.severity for alert in alerts}
@@ -174,7 +182,7 @@ class Watch:
         worse = SEVERITIES.index(severity) > SEVERITIES.index(self._before[name]) if name in self._before else True
         return Alert(
             name, severity, tuple(ordered), len(judged), judged[ordered[0]], limit, message, rule.action, rule.source,
-            step, worse,
+            step, worse, next(iter(looks.values())).unit,
         )  # fmt: skip
 
     def _severity(self, name: str, module: str, value: float) -> str | None:

@@ -1,6 +1,7 @@
 """Ranks before a training, from the gradient of the weights themselves over a few batches, without an update."""
 
 import random
+import re
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from lorabench.health.shuffling import shuffled
 from lorabench.lowrank import effective_rank, matrix_singular_values
 from lorabench.machine import map_in_lanes
 
-__all__ = ["Allotment", "ModuleGradient", "allot_ranks"]
+__all__ = ["Allotment", "ModuleGradient", "allot_ranks", "pattern_key"]
 
 _LARGEST = 2048  # of the short side, whose Gram matrix has all singular values
 _SKETCHED = 256
@@ -52,8 +53,8 @@ class Allotment:
     Attributes:
         modules: a row for each, in the model's order.
         rank: that the budget is reckoned by, PEFT's `r`.
-        rank_pattern: PEFT's, of the modules that get another.
-        parameters: numbers in all factors at the allotted ranks, and `uniform_parameters` at `rank` everywhere.
+        rank_pattern: PEFT's, of the modules that get another; each fits one module alone (`pattern_key`).
+        parameters: numbers in all factors at the allotted ranks, at most `uniform_parameters`, at `rank` everywhere.
         agreement: Spearman's correlation of the importance of the even batches with that of the odd ones: how sure
             the order is. None of fewer than two batches, or modules.
         captured: share of Σ‖G‖² in the first r_l singular values of every module.
@@ -83,8 +84,12 @@ def allot_ranks(
     """Allot ranks under the parameter budget of one uniform rank, by the importance of every weight.
 
     r_l = round(P·α_l / √(d_in + d_out)), α_l the module's share of the importance and P = Σ rank·√(d_in + d_out),
-    kept within rank/2 and 4·rank (GoRA, arXiv 2502.12171). The model is left as it was: no update, and gradients,
-    flags and its mode are put back; it is in `eval` mode meanwhile, so that nothing is dropped at random.
+    kept within ⌈rank/2⌉, 4·rank and the weight's short side (GoRA, arXiv 2502.12171). What the factors then have more
+    than at `rank` everywhere is taken from the least important modules, and what is left goes to the most important
+    ones, within the same bounds, until no module's next rank fits.
+
+    The model is left as it was: no update, and gradients, flags and its mode are put back; it is in `eval` mode
+    meanwhile, so that nothing is dropped at random.
 
     Args:
         model: the base model, without an adapter.
@@ -180,7 +185,7 @@ def _allotted(
     return Allotment(
         modules=rows,
         rank=rank,
-        rank_pattern={name: value for name, value in ranks.items() if value != rank},
+        rank_pattern={pattern_key(name): value for name, value in ranks.items() if value != rank},
         parameters=sum(ranks[name] * sum(weight.shape) for name, weight in weights.items()),
         uniform_parameters=sum(rank * sum(weight.shape) for weight in weights.values()),
         agreement=_agreement(weights, halves) if count > 1 and len(weights) > 1 else None,
@@ -200,10 +205,45 @@ def _by_importance(weights: Mapping[str, nn.Parameter], importance: Mapping[str,
         raise LorabenchError("every gradient is zero: the loss does not depend on these modules. Check the loss.")
     sizes = {name: sum(weight.shape) ** 0.5 for name, weight in weights.items()}
     budget = rank * sum(sizes.values())
-    wanted = {name: round(budget * importance[name] / whole / sizes[name]) for name in weights}
-    return {
-        name: max(1, min(max(value, -(-rank // 2)), 4 * rank, *weights[name].shape)) for name, value in wanted.items()
+    bounds = {
+        name: (min(-(-rank // 2), *weight.shape), min(4 * rank, *weight.shape)) for name, weight in weights.items()
     }
+    wanted = {name: round(budget * importance[name] / whole / sizes[name]) for name in weights}
+    ranks = {name: max(least, min(wanted[name], most)) for name, (least, most) in bounds.items()}
+    cost = {name: sum(weight.shape) for name, weight in weights.items()}
+    return _within(ranks, cost, bounds, sorted(weights, key=lambda name: importance[name]), rank * sum(cost.values()))
+
+
+def _within(
+    ranks: Mapping[str, int],
+    cost: Mapping[str, int],
+    bounds: Mapping[str, tuple[int, int]],
+    order: Sequence[str],
+    budget: int,
+) -> dict[str, int]:
+    """The ranks, less of the first in this order and then more of the last, so that no further one fits the budget."""
+    ranks = dict(ranks)
+    left = budget - sum(cost[name] * rank for name, rank in ranks.items())
+    for name in order:
+        taken = min(ranks[name] - bounds[name][0], -(left // cost[name])) if left < 0 else 0
+        ranks[name] -= taken
+        left += taken * cost[name]
+    for name in reversed(order):
+        given = min(bounds[name][1] - ranks[name], left // cost[name])
+        ranks[name] += given
+        left -= given * cost[name]
+    return ranks
+
+
+def pattern_key(module: str) -> str:
+    r"""PEFT's pattern that fits the module of this name alone, as a PEFT folder is written with.
+
+    PEFT takes a bare name for the end of every name that it fits: "proj_out" is "blocks.0.proj_out" too.
+
+    >>> pattern_key("blocks.0.proj_out")
+    '^blocks\\.0\\.proj_out'
+    """
+    return f"^{re.escape(module)}"
 
 
 def _spectrum(gradient: Float[Tensor, "d_out d_in"], most: int) -> Float64[Tensor, " k"]:

@@ -14,7 +14,7 @@ from lorabench.adapters.reading.files import load
 from lorabench.adapters.resizing.ranks import spectral_rank
 from lorabench.errors import LorabenchError
 from lorabench.health.alerts import Alert, Watch
-from lorabench.health.base import BaseFile, Weights, against_base
+from lorabench.health.base import BaseFile, Weights, against_base, not_held
 from lorabench.health.live import LiveModule, live_modules, read_all
 from lorabench.health.metrics import LoRAAdapterMetrics, module_metrics
 from lorabench.health.rules.base import Thresholds
@@ -32,11 +32,13 @@ class Analysis:
         rows: the metrics of every module.
         structure: of the adapter as a whole.
         alerts: the gravest first.
+        beside: what was not held against the base, and why.
     """
 
     rows: Sequence[LoRAAdapterMetrics]
     structure: LoRAStructuralMetrics
     alerts: Sequence[Alert]
+    beside: Sequence[str] = ()
 
 
 class LoRAAnalyzer:
@@ -88,11 +90,12 @@ class LoRAAnalyzer:
             count_intruders: whether to count intruder dimensions, two dense SVDs a module.
         """
         modules = self.modules
-        rows = module_metrics(modules)
+        rows, beside = module_metrics(modules), list[str]()
         if self._weights is not None:
             rows = against_base(rows, modules, self._weights, self._transposed, count_intruders)
+            beside = not_held(rows, modules)
         alerts = Watch(thresholds, rules).look(Snapshot(None, {row.module: row for row in rows}))
-        return Analysis(rows, structural_metrics(rows), alerts)
+        return Analysis(rows, structural_metrics(rows), alerts, beside)
 
     def get_rank_utilization(self) -> dict[str, float | None]:
         """Module -> effective rank / r; None where ΔW is zero."""

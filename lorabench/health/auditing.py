@@ -16,11 +16,12 @@ from lorabench.adapters.reading.folders import AdapterPlace, adapter_files
 from lorabench.adapters.reading.header import ADAPTER_SUFFIXES, FOLDER_FILES, explain_reading, find_adapter_file
 from lorabench.errors import LorabenchError
 from lorabench.health.alerts import SEVERITIES, Alert, Watch
-from lorabench.health.base import BaseFile, MisfitError, Sizes, against_base
+from lorabench.health.base import BaseFile, MisfitError, Sizes, against_base, not_held
 from lorabench.health.metrics import LoRAAdapterMetrics, module_metrics
 from lorabench.health.rules.base import Thresholds
 from lorabench.health.series import Series, as_one, in_series
 from lorabench.health.structure import LoRAStructuralMetrics, structural_metrics
+from lorabench.health.summaries import infinite
 from lorabench.health.trajectory import LoRADynamicsMetrics, Snapshot, dynamics, medians
 from lorabench.progress import bar
 
@@ -49,6 +50,7 @@ class Audit:
         skipped: checkpoints that could not be read, and why; an error, though the others are judged.
         unreadable: why it could not be read, of checkpoints not one, or held against the base; None where it could.
         misfit: whether that is because the base is another model's.
+        beside: what was not held against the base, and why.
     """
 
     name: Path
@@ -62,6 +64,12 @@ class Audit:
     skipped: Mapping[Path, str] = field(default_factory=dict)
     unreadable: str | None = None
     misfit: bool = False
+    beside: Sequence[str] = ()
+
+    @property
+    def unit(self) -> str:
+        """What the snapshots' steps count."""
+        return self.snapshots[-1].unit if self.snapshots else "step"
 
     @property
     def rows(self) -> Sequence[LoRAAdapterMetrics]:
@@ -91,12 +99,14 @@ class Audit:
             "severity": self.severity,
             "unreadable": self.unreadable,
             "misfit": self.misfit,
+            "not_held_against_base": self.beside,
             "skipped": self.skipped,
             "alerts": [asdict(alert) for alert in self.alerts],
             "ceased": self.ceased,
             "structure": None if self.structure is None else asdict(self.structure),
             "modules": [_as_dict(row) for row in self.rows],
             "dynamics": [asdict(one) for one in self.dynamics],
+            "unit": self.unit,
             "steps": [one.step for one in self.snapshots] if len(self.snapshots) > 1 else [],
             "trajectory": [asdict(medians(one)) for one in self.snapshots] if len(self.snapshots) > 1 else [],
             "unsupported": self.unsupported,
@@ -104,7 +114,8 @@ class Audit:
 
 
 def _as_dict(row: LoRAAdapterMetrics) -> dict[str, Any]:
-    return {**asdict(row), "dominance": row.dominance, "effective_lr_scale": row.effective_lr_scale}
+    found = {**asdict(row), "dominance": row.dominance, "effective_lr_scale": row.effective_lr_scale}
+    return {**found, "infinite": infinite(found)}
 
 
 def audit(
@@ -233,7 +244,7 @@ def _audited(
     files: list[Path] = []
     skipped: dict[Path, str] = {}
     unsupported: dict[str, int] = {}
-    weights = None
+    weights, beside = None, list[str]()
     for place, step in zip(series.places, series.steps, strict=True):
         try:
             adapter = load(place.file)
@@ -250,7 +261,8 @@ def _audited(
         if base is not None:
             turned = adapter.config.get("fan_in_fan_out") is True
             rows = against_base(rows, adapter.modules, base, turned, count_intruders, sizes)
-        snapshot = Snapshot(step, {row.module: row for row in rows})
+            beside = not_held(rows, adapter.modules)
+        snapshot = Snapshot(step, {row.module: row for row in rows}, unit=series.unit)
         said |= {alert.rule: alert for alert in watch.look(snapshot, place == series.places[-1])}
         files.append(place.file)
         looked()
@@ -266,4 +278,5 @@ def _audited(
         alerts=sorted(said.values(), key=lambda alert: -SEVERITIES.index(alert.severity)),
         ceased=sorted(said.keys() - watch.standing),
         unsupported=unsupported,
+        beside=beside,
     )

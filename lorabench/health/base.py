@@ -1,5 +1,6 @@
 """The weights of the base model, from a safetensors file or folder; only what is asked for is read."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +19,9 @@ from lorabench.adapters.reading.opening import explain_reading
 from lorabench.errors import LorabenchError
 from lorabench.health.metrics import LoRAAdapterMetrics
 from lorabench.lowrank import largest_singular_value
-from lorabench.text import some
+from lorabench.text import counted, some
 
-__all__ = ["BaseFile", "MisfitError", "Sizes", "Weights", "against_base", "as_delta", "intruders"]
+__all__ = ["BaseFile", "MisfitError", "Sizes", "Weights", "against_base", "as_delta", "intruders", "not_held"]
 
 _WEIGHT = ".weight"
 _QUANTISED = (".absmax", ".quant_map", ".quant_state", ".SCB", ".qweight", ".qzeros", ".scales", ".weight_scale")
@@ -125,6 +126,7 @@ def _ends(name: str, end: str) -> bool:
 def _files(path: Path) -> Iterator[tuple[str, Path]]:
     """The part of a pipeline, "" where there is none, and a file of its weights."""
     with explain_reading(path):
+        _check_whole(path)
         if not path.exists():
             raise LorabenchError(f"{path}: no such file or folder. Check the spelling of the path.")
         if not path.is_dir():
@@ -136,6 +138,23 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
         raise LorabenchError(f"{path}: no .safetensors file in it. Give a base model's file or folder.")
     yield from (("", file) for file in inside)
     yield from below
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a folder whose index names a shard that is not there: half of a download would pass for a base."""
+    for index in (one for place in ("", *PARTS) for one in sorted((path / place).glob("*.safetensors.index.json"))):
+        try:
+            found = json.loads(index.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise LorabenchError(f"{index}: no JSON ({error}). Fetch the base model again.") from error
+        shards = found.get("weight_map") if isinstance(found, dict) else None
+        named = {str(name) for name in shards.values()} if isinstance(shards, dict) else set[str]()
+        missing = sorted(name for name in named if not (index.parent / name).is_file())
+        if missing:
+            raise LorabenchError(
+                f"{index}: of {counted(len(named), 'file')} that it names there is no {some(missing)}. Fetch the base "
+                "model again."
+            )
 
 
 def as_delta(
@@ -179,6 +198,8 @@ def against_base(
 ) -> list[LoRAAdapterMetrics]:
     """The metrics with what they are beside the base's weights, which are read one after another.
 
+    A DoRA stays without: its magnitudes change W beside ΔW, so ΔW / W is not what the adapter does to W.
+
     Args:
         rows: of `module_metrics`.
         modules: the adapter's.
@@ -194,6 +215,9 @@ def against_base(
     """
     found = []
     for row in rows:
+        if modules[row.module].has_magnitude:
+            found.append(row)
+            continue
         key = (identity(row.module), row.shape)
         if sizes is not None and key in sizes and not count_intruders:
             found.append(replace(row, base_sigma_max=sizes[key][0], base_frobenius=sizes[key][1]))
@@ -207,12 +231,37 @@ def against_base(
             sizes[key] = (sigma, norm)
         counted = intruders(weight, modules[row.module]) if count_intruders and row.finite else None
         found.append(replace(row, base_sigma_max=sigma, base_frobenius=norm, intruder_dimensions=counted))
-    if rows and all(row.base_sigma_max is None for row in found):
+    if any(row.base_sigma_max is None and not modules[row.module].has_magnitude for row in found) and not any(
+        row.base_sigma_max is not None for row in found
+    ):
         raise MisfitError(
             f"{base.where}: holds no weight of the adapter's modules ({some([row.module for row in rows])}). "
             "Give the base model that the adapter was trained on."
         )
     return found
+
+
+def not_held(rows: Sequence[LoRAAdapterMetrics], modules: Mapping[str, LoraModule]) -> list[str]:
+    """What of an adapter is not held against the base, and why: a sentence for each reason.
+
+    Args:
+        rows: of `against_base`.
+        modules: the adapter's.
+    """
+    reasons = {
+        "has no weight in the base": [
+            row.module for row in rows if row.base_sigma_max is None and not modules[row.module].has_magnitude
+        ],
+        "is a DoRA, whose magnitudes change W beside ΔW": [
+            row.module for row in rows if modules[row.module].has_magnitude
+        ],
+        "has a weight in the base that is zero": [row.module for row in rows if row.base_sigma_max == 0],
+    }
+    return [
+        f"{len(names)} of {counted(len(rows), 'module')} not held against the base: {some(names)} {why}"
+        for why, names in reasons.items()
+        if names
+    ]
 
 
 def _sizes(row: LoRAAdapterMetrics, weight: Float[Tensor, "d_out d_in"], where: str) -> tuple[float, float]:

@@ -131,9 +131,9 @@ def steps_picture(one: Audit) -> Picture | None:
     first, last = (_percent(float(np.median(values))) for values in (used[0], used[-1]))
     return Picture(
         name="over the training",
-        draw=functools.partial(draw_steps, steps, used, sigma),
-        alt=f"The median module's use of its rank over steps {steps[0]} to {steps[-1]}: {first} to {last}.",
-        columns=("step", "used_median", "used_least", "used_most", "sigma_max_median"),
+        draw=functools.partial(draw_steps, steps, used, sigma, one.unit),
+        alt=f"The median module's use of its rank over {one.unit}s {steps[0]} to {steps[-1]}: {first} to {last}.",
+        columns=(one.unit, "used_median", "used_least", "used_most", "sigma_max_median"),
         rows=[
             (step, *map(float, (np.median(u), min(u), max(u), np.median(s))))
             for step, u, s in zip(steps, used, sigma, strict=True)
@@ -154,13 +154,16 @@ def _percent(value: float) -> str:
     return "none" if math.isnan(value) else f"{value:.0%}"
 
 
-def draw_steps(steps: Sequence[int], used: Sequence[Sequence[float]], sigma: Sequence[Sequence[float]]) -> Figure:
+def draw_steps(
+    steps: Sequence[int], used: Sequence[Sequence[float]], sigma: Sequence[Sequence[float]], unit: str = "step"
+) -> Figure:
     """Use of the rank and σ₁ of ΔW over the steps: the median, and from the lowest to the highest.
 
     Args:
         steps: of the looks.
         used: effective rank / r at each of them, of all modules, or the lowest, the median and the highest of them.
         sigma: σ₁ of ΔW in the same way.
+        unit: what the steps count.
     """
     figure = Figure(figsize=(8.5, 2.8), layout="constrained")
     places = [float(step) for step in steps]  # a name may say more than an int of numpy's holds
@@ -170,7 +173,7 @@ def draw_steps(steps: Sequence[int], used: Sequence[Sequence[float]], sigma: Seq
         low, middle, high = (np.array([np.quantile(one, q) for one in values]) for q in (0, 0.5, 1))
         axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0, label="all modules")
         axes.plot(places, middle, marker=marker, color=colour, markersize=4, label="median")
-        axes.set_xlabel("step")
+        axes.set_xlabel(unit)
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
         axes.legend(loc="best")

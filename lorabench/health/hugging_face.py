@@ -89,15 +89,17 @@ class HuggingFaceMonitor(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on from the checkpoint that a training is resumed from."""
+        """Go on from the checkpoint that a training is resumed from; one that begins has nothing before it."""
         del control, kwargs
         states: Any = state.stateful_callbacks
         # Of a training without a monitor; transformers does not save what it does not find.
         saved = states.setdefault(type(self).__name__, {})
+        if not state.global_step:
+            self.monitor.start()
         if not state.global_step or _LOOKS not in saved:
             return
-        self.monitor.load_state_dict(json.loads(zlib.decompress(base64.b64decode(saved[_LOOKS]))))
-        if args.restore_callback_states_from_checkpoint and saved["unsaved"]:
+        self.monitor.resume(lambda: json.loads(zlib.decompress(base64.b64decode(saved[_LOOKS]))))
+        if args.restore_callback_states_from_checkpoint and saved.get("unsaved"):
             _LOGGER.warning(
                 "restore_callback_states_from_checkpoint=True: transformers has made the monitor anew, without its %s. "
                 "Leave it out: the monitor goes on from a checkpoint by itself.",

@@ -52,6 +52,8 @@ class FineTuneMonitor(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count from where the training begins, which is not 0 when it is resumed."""
         del pl_module
+        if trainer.global_step == 0:
+            self.monitor.start()
         self._step, self._loggers = trainer.global_step, list(trainer.loggers)
 
     def on_train_batch_end(

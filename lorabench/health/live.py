@@ -1,5 +1,6 @@
 """The LoRA modules of a model in memory: PEFT's, by what they hold, and those of other trainers, by name and shape."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -166,6 +167,11 @@ def live_modules(model: nn.Module, adapter: str | None = None) -> dict[str, Live
     found = list(_found(model))
     names = list(dict.fromkeys(one.adapter for one in found))
     if not found:
+        if others := _of_other_kinds(model):
+            raise LorabenchError(
+                f"{type(model).__name__}: its adapter is no LoRA ({some(others)}), and is not looked at in a model. "
+                "Save it and audit the file, if it is one that `lorabench-adapter inspect` reads (LoHa, LoKr)."
+            )
         raise LorabenchError(
             f"{type(model).__name__}: no LoRA module in it, none holds "
             f"{', '.join(' and '.join(pair) for pair in _PAIRS)}. Give the model before its adapter is merged away "
@@ -180,6 +186,19 @@ def live_modules(model: nn.Module, adapter: str | None = None) -> dict[str, Live
         for one in kept
     ]
     return {one.name: one for one in named}
+
+
+def _of_other_kinds(model: nn.Module) -> list[str]:
+    """What PEFT calls the layers of adapters that have no LoRA factors."""
+    tuners = sys.modules.get("peft.tuners.tuners_utils")  # a model that has such layers has imported it
+    kinds = tuners.BaseTunerLayer if tuners is not None else ()
+    return sorted(
+        {
+            type(part).__module__.removeprefix("peft.tuners.").partition(".")[0]
+            for part in model.modules()
+            if isinstance(part, kinds)
+        }
+    )
 
 
 def _found(model: nn.Module) -> Iterator[LiveModule]:

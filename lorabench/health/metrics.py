@@ -53,8 +53,9 @@ class LoRAAdapterMetrics:
         frobenius: ‖ΔW‖_F.
         dead_dimensions: numbers i of rank dimensions that add nothing: row i of A or column i of B is zero.
         stuck_dimensions: those of them where both are zero, which no gradient can reach any more.
-        effective_rank_A, effective_rank_B, kappa_A, kappa_B: of the factors. They change with the gauge
-            (A → G⁻¹A, B → BG), which changes no ΔW: diagnostics of training, and nothing of the health of ΔW.
+        effective_rank_A, effective_rank_B, kappa_A, kappa_B: of the factors, over the min(r, side) values that each
+            has. They change with the gauge (A → G⁻¹A, B → BG), which changes no ΔW: diagnostics of training, and
+            nothing of the health of ΔW.
         effective_rank_norms: the effective rank of a BA whose factors have these norms, row by row and column by
             column, and random directions, which in many dimensions are all but orthogonal: its σ are ‖a_i‖·‖b_i‖. A
             diagnostic of training too: how much lower effective_rank_BA is comes of directions that agree.
@@ -137,8 +138,8 @@ def _numbers(
     """What is computed of every module, some numbers of each; all copied from the device at once."""
     finite = torch.isfinite(down).flatten(1).all(1) & torch.isfinite(up).flatten(1).all(1)
     down, up = (torch.where(finite[:, None, None], part, 0.0) for part in (down, up))
-    sigma, rank = singular_values(down, up), down.shape[1]
-    of_a, of_b = (_padded(matrix_singular_values(factor), rank) for factor in (down, up))
+    sigma = singular_values(down, up)
+    of_a, of_b = matrix_singular_values(down), matrix_singular_values(up)
     rows, columns = down.norm(dim=2), up.norm(dim=1)
     parts = {
         "finite": finite,
@@ -195,11 +196,6 @@ def _metrics(name: str, module: LoraModule, numbers: Mapping[str, list[float]]) 
 
 def _set(flags: Sequence[float]) -> tuple[int, ...]:
     return tuple(i for i, flag in enumerate(flags) if flag)
-
-
-def _padded(sigma: Float64[Tensor, "batch k"], rank: int) -> Float64[Tensor, "batch r"]:
-    """All r values of a factor: where r is above its other side, the last are 0."""
-    return torch.nn.functional.pad(sigma, (0, rank - sigma.shape[-1]))
 
 
 def _number(value: float, known: bool) -> float | None:

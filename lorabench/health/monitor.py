@@ -3,6 +3,7 @@
 import functools
 import logging
 import time
+import traceback
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ class Monitor:
     """Looks at the LoRA modules of a model every few steps of its optimiser.
 
     On the steps between it does nothing at all: no tensor is read and no device waited for. What goes wrong in a look
-    is told once through `logging` and the training goes on, but for `on_alert="stop"`.
+    is told once through `logging` and the training goes on, but for `on_alert="stop"`. One monitor may watch several
+    trainings one after another: `start` forgets the one before, and so does a step that is less than the last.
 
     Call `step` behind the optimiser's step, and before gradients are set to zero if their rank is wanted. In a training
     by several processes (`torch.distributed`) all call it, with whole copies of the factors as DDP has them; the first
@@ -66,11 +68,17 @@ class Monitor:
         base: bool = False,
     ) -> None:
         _check(every, on_alert, out)
-        self.every, self.on_alert, self.should_stop = every, on_alert, False
+        self.every, self.on_alert = every, on_alert
         self._out = None if out is None else Path(out)
         self._log = log
-        self._watch = Watch(thresholds, rules, _KEPT)
-        self._watched = Watched(adapter, base, functools.partial(self._tell, logging.WARNING))
+        self._watch_anew = functools.partial(Watch, thresholds, rules, _KEPT)
+        self._watched_anew = functools.partial(Watched, adapter, base, functools.partial(self._tell, logging.WARNING))
+        self.start()
+
+    def start(self) -> None:
+        """Begin with another training: nothing of the one before counts any more."""
+        self.should_stop = False
+        self._watch, self._watched = self._watch_anew(), self._watched_anew()
         self._step = 0
         self._told: set[str] = set()
         self._trajectory: list[list[float]] = []
@@ -96,6 +104,8 @@ class Monitor:
         Returns:
             Whether the training is to stop.
         """
+        if step is not None and step < self._step:
+            self.start()
         before = self._step
         self._step = before + 1 if step is None else step
         # Not `% every`: with several optimisers Lightning's count may leap over it.
@@ -121,30 +131,51 @@ class Monitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-        self._step = state["step"]
-        self._watch.load_state_dict(state["watch"])
-        self._trajectory = [list(row) for row in state["trajectory"]]
+        """Go on from what `state_dict` gave; from something else it begins anew, and says so."""
+        self.resume(lambda: state)
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def resume(self, read: Callable[[], Mapping[str, Any]]) -> None:
+        """The same of a state that has to be read first, which may fail too."""
+
+        def load() -> None:
+            state = read()
+            watch = self._watch_anew()
+            watch.load_state_dict(state["watch"])
+            trajectory = [list(row) for row in state["trajectory"]]
+            self._step, self._watch, self._trajectory = int(state["step"]), watch, trajectory
+
+        def anew(message: str, kind: str) -> None:
+            self._tell(
+                logging.WARNING,
+                f"{message}. The looks before this checkpoint cannot be read; they may be another version's: the "
+                "monitor begins anew.",
+                kind,
+            )
+
+        self._guarded(load, anew)
+
+    def _guarded(self, work: Callable[[], object], fault: Callable[[str, str], None] | None = None) -> None:
+        """Do something; where it fails, have `fault` told how, and of what kind that is."""
+        fault = fault or self._fault
         try:
             work()
         except LorabenchError as error:
-            self._fault(str(error))
+            fault(str(error), str(error))
         except Exception as error:  # whatever it is, it is no reason to end somebody's training
             _LOGGER.debug("where the monitor failed", exc_info=True)
-            self._fault(f"{type(error).__name__} in the monitor: {error}")
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            fault(f"{type(error).__name__} in the monitor: {error}", f"{type(error)} {last.filename} {last.lineno}")
 
-    def _fault(self, message: str) -> None:
+    def _fault(self, message: str, kind: str) -> None:
         if self.on_alert == "stop":
             self.should_stop = True
             message = f"{message} Nothing watches this training any more, so it is asked to stop (on_alert='stop')."
-        self._tell(logging.ERROR if self.on_alert == "stop" else logging.WARNING, message)
+        self._tell(logging.ERROR if self.on_alert == "stop" else logging.WARNING, message, kind)
 
-    def _tell(self, level: int, message: str) -> None:
-        """Each message once."""
-        if message not in self._told:
-            self._told.add(message)
+    def _tell(self, level: int, message: str, kind: str | None = None) -> None:
+        """Each message once; of one kind the first, as their numbers may differ."""
+        if (kind or message) not in self._told:
+            self._told.add(kind or message)
             _LOGGER.log(level, "%s", message)
 
     def _look(self, model: nn.Module) -> None:
@@ -157,10 +188,11 @@ class Monitor:
             if alert.new:
                 self._raise(alert)
         values = summary(snapshot, alerts, time.perf_counter() - start)
-        if self._log is not None:
-            self._log(values, self._step)
         if self._out is not None:
-            self._write(self._out / "health.jsonl", to_json(line(snapshot, alerts, values)))
+            text = to_json(line(snapshot, alerts, values))
+            self._guarded(functools.partial(self._write, self._out / "health.jsonl", text))
+        if self._log is not None:
+            self._guarded(functools.partial(self._log, values, self._step))
 
     def _raise(self, alert: Alert) -> None:
         _LOGGER.log(

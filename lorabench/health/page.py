@@ -49,7 +49,7 @@ def page_html(audits: Sequence[Audit]) -> str:
 
 
 def _sections(number: int, name: str, one: Audit) -> list[Section]:
-    text = [] if one.alerts else ["The rules have nothing to say of it."]
+    text = [*([] if one.alerts else ["The rules have nothing to say of it."]), *(f"{said}." for said in one.beside)]
     structure = one.structure
     if structure is not None and structure.max_dominance is not None:
         text.append(

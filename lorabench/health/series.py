@@ -26,11 +26,13 @@ class Series:
         name: the adapter's path; of checkpoints the path that they have in common.
         places: of the files, by their steps.
         steps: of each; None of an adapter that stands alone.
+        unit: what the steps count: "step" of the optimiser, "epoch", or "checkpoint", where they are the order alone.
     """
 
     name: Path
     places: tuple[AdapterPlace, ...]
     steps: tuple[int | None, ...]
+    unit: str = "step"
 
 
 def in_series(places: Sequence[AdapterPlace]) -> list[Series]:
@@ -58,9 +60,11 @@ def in_series(places: Sequence[AdapterPlace]) -> list[Series]:
         key = training_of.get(place, place.path)
         steps: dict[AdapterPlace, int | None] = {**trainings[key]} if place in training_of else {place: None}
         ordered = sorted(steps, key=lambda one: steps[one] or 0)
-        shared = {name.but_step for one in ordered if (name := called[one]) is not None}
+        names = [name for one in ordered if (name := called[one]) is not None]
+        shared = {name.but_step for name in names}
         common = shared.pop() if len(ordered) > 1 and len(shared) == 1 else key
-        series[key] = Series(common, tuple(ordered), tuple(steps[one] for one in ordered))
+        unit = "epoch" if any(name.epochs for name in names) else "step"
+        series[key] = Series(common, tuple(ordered), tuple(steps[one] for one in ordered), unit)
     return list(series.values())
 
 
@@ -70,13 +74,15 @@ def as_one(places: Sequence[AdapterPlace]) -> Series:
     >>> paths = [Path(name) for name in ("b/style-000010.safetensors", "a/style-000002.safetensors")]
     >>> as_one([AdapterPlace(path, path) for path in paths]).steps, as_one([AdapterPlace(Path("a"), paths[0])]).steps
     ((2, 10), (None,))
+    >>> as_one([AdapterPlace(path, path) for path in paths]).unit
+    'epoch'
     """
     without_folders = [AdapterPlace(Path(place.path.name), place.file) for place in places]
     for called in (places, without_folders):
         first, *others = in_series(called)
         if not others and len(set(first.steps)) == len(places):
             return first
-    return Series(places[-1].path, tuple(places), tuple(range(1, len(places) + 1)))
+    return Series(places[-1].path, tuple(places), tuple(range(1, len(places) + 1)), "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -88,12 +94,14 @@ class _Called:
         training: the path without its epoch too, where it has both.
         step: the number.
         end: what the training's last file is called; None where trainers number it.
+        epochs: whether the number counts epochs.
     """
 
     but_step: Path
     training: Path
     step: int
     end: Path | None = None
+    epochs: bool = False
 
 
 def _called(path: Path) -> _Called | None:
@@ -114,4 +122,6 @@ def _called(path: Path) -> _Called | None:
         return path.with_name(f"{masked}{ending}")
 
     end = None if kohya is None else path.with_name(f"{name[: kohya.start()]}{ending}")
-    return _Called(without(step), without(step, *set(epochs) - {step}), int(step[step.lastgroup or 0]), end)
+    by_epochs = step in epochs or (kohya is not None and "step" not in kohya[0])
+    training = without(step, *set(epochs) - {step})
+    return _Called(without(step), training, int(step[step.lastgroup or 0]), end, by_epochs)

@@ -90,7 +90,7 @@ def alerts_sheet(one: Audit) -> Sheet:
     several = len(one.files) > 1
     return Sheet(
         title="What the rules say",
-        columns=("severity", "rule", *(("step",) if several else ()), "what", "do", "threshold"),
+        columns=("severity", "rule", *((one.unit,) if several else ()), "what", "do", "threshold"),
         rows=[
             (
                 alert.severity,
@@ -158,7 +158,7 @@ def steps_sheet(one: Audit) -> Sheet:
     """A row for every checkpoint."""
     return Sheet(
         title="Checkpoints",
-        columns=("step", "used", "lowest", "highest", "stable rank", "σ₁", "κ(A)", "κ(B)", "file"),
+        columns=(one.unit, "used", "lowest", "highest", "stable rank", "σ₁", "κ(A)", "κ(B)", "file"),
         rows=[_step(medians(snapshot), file) for snapshot, file in zip(one.snapshots, one.files, strict=True)],
         caption=["medians over modules; lowest and highest: of any module's use of its rank", _trends(one)],
         text=("file",),

@@ -10,7 +10,7 @@ from lorabench.health.alerts import Alert
 from lorabench.health.metrics import LoRAAdapterMetrics
 from lorabench.health.trajectory import Snapshot
 
-__all__ = ["NAMES", "line", "spread", "summary"]
+__all__ = ["NAMES", "infinite", "line", "spread", "summary"]
 
 NAMES = {
     "health/rank_utilization/median": "effective rank / r of the median module",
@@ -71,13 +71,30 @@ def summary(snapshot: Snapshot, alerts: Sequence[Alert], seconds: float) -> dict
 
 
 def line(snapshot: Snapshot, alerts: Sequence[Alert], values: Mapping[str, float]) -> dict[str, Any]:
-    """What is written of a look: its step, its numbers, what is new of the alerts, and some numbers of every module."""
+    """What is written of a look: its step, its numbers, what is new of the alerts, and some numbers of every module.
+
+    Those that are infinite are null and named in the module's `infinite`.
+    """
     return {
         "step": snapshot.step,
         **values,
         "new": [asdict(alert) for alert in alerts if alert.new],
-        "modules": {name: {key: getattr(row, key) for key in _OF_MODULES} for name, row in snapshot.rows.items()},
+        "modules": {name: _of_module(row) for name, row in snapshot.rows.items()},
     }
+
+
+def _of_module(row: LoRAAdapterMetrics) -> dict[str, Any]:
+    found = {key: getattr(row, key) for key in _OF_MODULES}
+    return found | ({"infinite": names} if (names := infinite(found)) else {})
+
+
+def infinite(values: Mapping[str, Any]) -> list[str]:
+    """Which numbers are infinite: JSON has none, and null says that there is none.
+
+    >>> infinite({"kappa_A": math.inf, "kappa_B": None, "nominal_rank": 4})
+    ['kappa_A']
+    """
+    return [name for name, value in values.items() if isinstance(value, float) and math.isinf(value)]
 
 
 def spread(rows: Sequence[LoRAAdapterMetrics], metric: str) -> list[float]:

@@ -32,11 +32,13 @@ class Snapshot:
         rows: module -> its metrics.
         gradient_ranks: module -> effective rank of ∂B·A + B·∂A, what a step of gradient descent adds to BA to first
             order, from 1 to 2r; of those modules whose gradients were at hand.
+        unit: what `step` counts: "step" of the optimiser, or "epoch", or "checkpoint" where it is the order alone.
     """
 
     step: int | None
     rows: Mapping[str, LoRAAdapterMetrics]
     gradient_ranks: Mapping[str, float] = field(default_factory=dict)
+    unit: str = "step"
 
 
 @dataclass(frozen=True)
@@ -107,17 +109,23 @@ def packed(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "step": snapshot.step,
         "gradient_ranks": dict(snapshot.gradient_ranks),
+        "fields": _FIELDS,
         "rows": [[_listed(getattr(row, name)) for name in _FIELDS] for row in snapshot.rows.values()],
     }
 
 
 def unpacked(state: Mapping[str, Any]) -> Snapshot:
-    """The snapshot that `packed` has put away."""
+    """The snapshot that `packed` has put away; fields that this version does not know are left out.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none, or lacks a field.
+    """
     rows = []
     for values in state["rows"]:
         named: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
-            for name, value in zip(_FIELDS, values, strict=True)
+            for name, value in zip(state["fields"], values, strict=True)
+            if name in _FIELDS
         }
         rows.append(LoRAAdapterMetrics(**named))
     return Snapshot(state["step"], {row.module: row for row in rows}, state["gradient_ranks"])

@@ -10,7 +10,7 @@ from lorabench.adapters.adapter import LoraModule
 from lorabench.adapters.comparing.deviation import batches
 from lorabench.errors import LorabenchError
 from lorabench.health.analyzer import LiveBase
-from lorabench.health.base import Sizes, against_base
+from lorabench.health.base import Sizes, against_base, not_held
 from lorabench.health.live import LiveModule, adapters_of, live_modules, read_all
 from lorabench.health.metrics import LoRAAdapterMetrics, module_metrics
 from lorabench.health.trajectory import Snapshot
@@ -96,6 +96,8 @@ class Watched:
             self._warn(f"nothing is held against the base: {error}")
             self._base = False
             return dict(rows)
+        for said in not_held(measured, factors):
+            self._warn(f"{said}.")
         return {row.module: row for row in measured}
 
 

@@ -1,5 +1,6 @@
 """`lorabench report DIR...`: runs and sweeps side by side, read from their folders."""
 
+import os
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -10,9 +11,9 @@ from lorabench.commands.frame import Outcome, run_single
 from lorabench.commands.options import path_name
 from lorabench.errors import explain_disk_errors
 from lorabench.jobs import LOCK, PAGE, Status, read_status
-from lorabench.report.comparison import Standing
 from lorabench.report.folders import Entry, entries
 from lorabench.report.page import write_page
+from lorabench.report.standings import Standing
 from lorabench.report.sweeps import all_done, compared, report_data, sheets_of, write_files
 from lorabench.sheet import sheets_text
 from lorabench.storage import is_locked
@@ -45,7 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> Outcome:
     """Read the folders, and write what they say; not ok where a run is not done."""
-    out: Path = args.out or (args.folders[0] if len(set(args.folders)) == 1 else _SEVERAL)
+    out: Path = args.out or (args.folders[0] if len(set(map(os.path.realpath, args.folders))) == 1 else _SEVERAL)
     try:
         if args.watch:
             _watch(args.folders, out)

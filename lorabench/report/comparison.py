@@ -4,7 +4,6 @@ Everything comes from the `results.json` of the runs. A run's split is drawn by 
 seed are several splits of one zoo, and what is said of their differences is corrected for the adapters that they share.
 """
 
-import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,27 +12,23 @@ from typing import Any
 import numpy as np
 
 from lorabench.ablation.compare import CompareFinding
-from lorabench.ablation.inference import CorrectedT, corrected_t, holm
-from lorabench.findings import LEVEL
+from lorabench.ablation.inference import CorrectedT, corrected_t
 from lorabench.results import NUMBER_METRICS, Result, Run, Statistic, Summary, Variance
 
 __all__ = [
     "Cell",
-    "Standing",
     "cells_of",
     "cells_together",
-    "compare",
     "differing",
     "interval_of_claim",
     "p_of_claim",
     "split_number",
     "test_to_train",
-    "told_apart",
 ]
 
 _ROUNDING = 1e-9  # an error of a mean below it is that of float32
-_RANKING = ("folds", "baseline", "rank_on")
-_NO_SETTING = ("_target_", "_partial_", "cache_dir", "name", "together", "memory_gb", "load_from")
+_RANKING = ("folds", "baseline", "rank_on", "num_runs")  # members of another number rank otherwise
+_NO_SETTING = ("_target_", "_partial_", "cache_dir", "name", "together", "memory_gb")
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,8 @@ class Cell:
         classifier: name of the run's; a method brings its own, which is part of its settings.
         representation: its name.
         place: options of the data set and of the split, by their names: cells that differ in one are not compared.
-        settings: options of classifier and representation, and of the ranking where layers are taken away.
+        settings: options of classifier and representation, and of the ranking where layers are taken away, with the
+            number of members that rank.
         top_k: how many layers are taken away; 0 for all layers.
         features: length of the feature vector.
         accuracy: test accuracy of every (split, member) that ended well.
@@ -55,9 +51,10 @@ class Cell:
         errors: mean absolute error and R² of every (split, member), where the classes are those of a number.
         constants: the same of the best constant, by split; of a run of several splits, their mean.
         unit: what these errors are measured in; empty where the classes have no order.
-        chance: test accuracy of always naming the most frequent training class.
+        chances: test accuracy of always naming the most frequent training class, by split likewise.
         test_to_train: test adapters a training adapter.
-        seconds: the most that a run took for its features and its members, over all its arms, splits and folds.
+        training: seconds that the training of every (split, member) took, whenever that was: what a run takes from
+            the cache says so too.
     """
 
     dataset: str
@@ -74,9 +71,9 @@ class Cell:
     errors: dict[tuple[int, int], tuple[float, float]]
     constants: dict[int, tuple[float, float]]
     unit: str
-    chance: float
+    chances: dict[int, float]
     test_to_train: float
-    seconds: float
+    training: dict[tuple[int, int], float]
 
     @property
     def mean(self) -> float:
@@ -105,6 +102,17 @@ class Cell:
         return float(np.mean(mae)), float(np.mean(r2))
 
     @property
+    def chance(self) -> float:
+        """Test accuracy of always naming the most frequent training class, over splits."""
+        return float(np.mean(list(self.chances.values())))
+
+    @property
+    def seconds(self) -> float:
+        """That a member's training took, the mean; NaN where no run says."""
+        known = [value for value in self.training.values() if value > 0]
+        return float(np.mean(known)) if known else math.nan
+
+    @property
     def table(self) -> tuple[object, ...]:
         """What cells of one table have in common."""
         return self.dataset, self.zoo, self.target, self.classifier, *sorted(self.place.items())
@@ -123,7 +131,8 @@ class Cell:
     def whole(self) -> tuple[object, ...]:
         """The `row` that it has over all layers, where nothing is ranked."""
         of_ranking = _RANKING if self.top_k else ()
-        return self.representation, *sorted(item for item in self.settings.items() if item[0] not in of_ranking)
+        kept = [item for item in self.settings.items() if item[0].partition(".")[0] not in of_ranking]
+        return self.representation, *sorted(kept)
 
     @property
     def splits(self) -> int:
@@ -164,41 +173,6 @@ def _by_split(values: dict[tuple[int, int], float]) -> dict[int, list[float]]:
     return found
 
 
-@dataclass(frozen=True)
-class Standing:
-    """How a cell stands beside the best of its column: the same zoo, split, target, classifier and `top_k`.
-
-    Attributes:
-        cell: it.
-        label: the representation, and the settings in which it is not like others of its table.
-        best: whether no other has a higher mean.
-        difference: to the best, paired; None for the best itself, or where nothing pairs them.
-        p: of that difference; NaN under three splits, and where it is the same on all of them: accuracies are counts
-            of few adapters, and equal counts are no small error.
-        holm: corrected for all others of the column.
-        alone: of the best: whether every other is shown to be worse (Holm's p below 0.05).
-    """
-
-    cell: Cell
-    label: str
-    best: bool = False
-    difference: CorrectedT | None = None
-    p: float = math.nan
-    holm: float = math.nan
-    alone: bool = False
-
-
-def compare(results: Iterable[Result]) -> list[Standing]:
-    """How the cells of runs stand beside one another."""
-    cells = cells_together(results)
-    columns: dict[tuple[object, ...], list[Cell]] = {}
-    for cell in cells:
-        columns.setdefault(cell.column, []).append(cell)
-    labels = _labels(cells)
-    standing = {id(row.cell): row for column in columns.values() for row in _stand(column, labels)}
-    return [standing[id(cell)] for cell in cells]
-
-
 def cells_together(results: Iterable[Result]) -> list[Cell]:
     """The cells of runs: what several runs know of one cell is put together, by split and member."""
     cells: dict[tuple[object, ...], Cell] = {}
@@ -213,23 +187,17 @@ def cells_together(results: Iterable[Result]) -> list[Cell]:
 
 
 def _together(known: Cell, more: Cell) -> Cell:
+    accuracy = {**known.accuracy, **more.accuracy}
+    failed = {**known.failed, **more.failed}
     return replace(
         more,
-        accuracy={**known.accuracy, **more.accuracy},
+        accuracy=accuracy,
+        failed={key: error for key, error in failed.items() if key not in accuracy},  # it ended well in another run
         errors={**known.errors, **more.errors},
         constants={**known.constants, **more.constants},
-        failed={**known.failed, **more.failed},
-        seconds=float(np.fmax(known.seconds, more.seconds)),
+        chances={**known.chances, **more.chances},
+        training={**known.training, **more.training},
     )
-
-
-def told_apart(cells: Sequence[Cell]) -> dict[tuple[int, int], float]:
-    """P of no difference of every two cells of a column, corrected for all pairs (Holm); by their places, the lower
-    first. NaN where a pair has under three splits in common, or differs alike on all of them.
-    """
-    pairs = list(itertools.combinations(range(len(cells)), 2))
-    adjusted = holm([p_of_claim(cells[a].difference(cells[b])) for a, b in pairs])
-    return dict(zip(pairs, adjusted, strict=True))
 
 
 def p_of_claim(difference: CorrectedT | None) -> float:
@@ -253,23 +221,6 @@ def split_number(result: Result, run: Run | None = None) -> int:
     if result.split["by_source"]:
         return 0
     return int(result.config["seed"]) + (run.split if run is not None else 0)
-
-
-def _labels(cells: Sequence[Cell]) -> dict[int, str]:
-    """What every cell is called: the representation, and what sets it apart from its namesakes in the table.
-
-    Over all layers nothing was ranked, so those have no namesakes among the others.
-    """
-    namesakes: dict[tuple[object, ...], list[Cell]] = {}
-    for cell in cells:
-        namesakes.setdefault((cell.table, cell.representation, cell.top_k > 0), []).append(cell)
-    found = {}
-    for alike in namesakes.values():
-        apart = differing([cell.settings for cell in alike])
-        for cell in alike:
-            own = [f"{name}={cell.settings[name]}" for name in apart if name in cell.settings]
-            found[id(cell)] = " ".join([cell.representation, *own])
-    return found
 
 
 def differing(settings: Sequence[dict[str, str]]) -> list[str]:
@@ -301,7 +252,8 @@ def _cell(result: Result, row: Summary, top_k: int) -> Cell:
     of_run = {} if "classifier" in options else _flat(config.get("classifier", {}), "classifier.")
     settings = of_run | _flat(options, "")
     if top_k:
-        settings |= _flat({"folds": config.get("folds"), **config.get("ablation", {})}, "", only=_RANKING)
+        of_ranking = {name: config.get(name) for name in ("folds", "num_runs")} | config.get("ablation", {})
+        settings |= _flat(of_ranking, "", only=_RANKING)
     of_row = [run for run in result.runs if (run.representation, run.ablation) == (row.representation, row.ablation)]
     by_member = {(split_number(result, run), run.seed): run for run in of_row}
     numbers = result.numbers
@@ -321,9 +273,9 @@ def _cell(result: Result, row: Summary, top_k: int) -> Cell:
         errors={key: off for key, run in by_member.items() if (off := _errors(run)) is not None},
         constants={} if constant is None else {split: constant for split, _ in by_member},
         unit="" if numbers is None else numbers.unit,
-        chance=result.chance,
+        chances={split: result.chance for split, _ in by_member} or {split_number(result): result.chance},
         test_to_train=test_to_train(result),
-        seconds=_seconds(result, row.representation),
+        training={key: run.seconds for key, run in by_member.items() if run.error is None},
     )
 
 
@@ -337,12 +289,6 @@ def _of_column(config: Mapping[str, Any], options: Mapping[str, Any]) -> str | N
     return str(config["classifier"]["_target_"]).split(".")[-2] if "classifier" in options else None
 
 
-def _seconds(result: Result, representation: str) -> float:
-    """That a run took for a representation; NaN where it does not say."""
-    known = [result.seconds.get(f"{phase}/{representation}", math.nan) for phase in ("features", "training")]
-    return math.nan if all(map(math.isnan, known)) else float(np.nansum(known))
-
-
 def _flat(options: Mapping[str, Any], prefix: str, only: Collection[str] = ()) -> dict[str, str]:
     """Options by their whole names, as text; without those that say where something is kept or how fast it is done."""
     found: dict[str, str] = {}
@@ -354,19 +300,3 @@ def _flat(options: Mapping[str, Any], prefix: str, only: Collection[str] = ()) -
         else:
             found[f"{prefix}{name}"] = str(value)
     return found
-
-
-def _stand(column: Sequence[Cell], labels: Mapping[int, str]) -> list[Standing]:
-    known = [cell for cell in column if cell.accuracy]
-    if not known:
-        return [Standing(cell, labels[id(cell)]) for cell in column]
-    best = max(known, key=lambda cell: cell.mean)
-    differences = [None if cell is best else cell.difference(best) for cell in column]
-    ps = [p_of_claim(one) for one in differences]
-    adjusted = holm(ps)
-    others = [p for cell, p in zip(column, adjusted, strict=True) if cell is not best]
-    alone = bool(others) and all(p < LEVEL for p in others)
-    return [
-        Standing(cell, labels[id(cell)], cell is best, difference, p, corrected, cell is best and alone)
-        for cell, difference, p, corrected in zip(column, differences, ps, adjusted, strict=True)
-    ]

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorabench.findings import LEVEL
-from lorabench.report.comparison import Cell, Standing, compare, differing, interval_of_claim
+from lorabench.report.comparison import Cell, differing, interval_of_claim
 from lorabench.report.folders import Entry
 from lorabench.report.numbers import CONSTANT, error_words, of_constant, percent, plain, spread
 from lorabench.report.seeds import seed_sheet, spread_row, spreads
+from lorabench.report.standings import Standing, compare
 from lorabench.sheet import Sheet, print_sheets
 from lorabench.storage import replace_file
 from lorabench.text import counted, csv_text, to_json
@@ -195,13 +195,25 @@ def _best(column: Sequence[Standing]) -> str:
         return (
             f"* {best.label} is better than every other (corrected t, Holm over {counted(len(others), 'comparison')})"
         )
-    said = f"{best.label} has the highest mean"
-    unpaired = [row.label for row in others if row.difference is None]
-    near = [row.label for row in others if row.difference is not None and not row.holm < LEVEL]
+    ahead = all(row.cell.mean <= best.cell.mean for row in others)
+    said = f"{best.label} {'has the highest mean' if ahead else 'is ahead on the splits that it and others have'}"
+    near = [row.label for row in others if row.difference is not None and not (row.shown_below or row.shown_above)]
     if near and best.cell.splits < 3:
         return f"{said}; {counted(best.cell.splits, 'split')} cannot show more"
     said += f", and is not told from {', '.join(near)}" if near else ""
-    return said + (f"; it has no split and member in common with {', '.join(unpaired)}" if unpaired else "")
+    return "; ".join([said, *_limits(best, others)])
+
+
+def _limits(best: Standing, others: Sequence[Standing]) -> list[str]:
+    """Why one that is ahead is not called better than every other, beside those that it is not told from."""
+    above = [row.label for row in others if row.shown_above]
+    unpaired = [row.label for row in others if row.difference is None]
+    more = [row.label for row in others if row.cell.split_means.keys() - best.cell.split_means.keys()]
+    return [
+        *([f"{', '.join(above)} is shown to be better where both were tested"] if above else []),
+        *([f"it has no split and member in common with {', '.join(unpaired)}"] if unpaired else []),
+        *([f"it lacks splits of {', '.join(more)}, and is not called better"] if more else []),
+    ]
 
 
 def _row(row: Standing) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from matplotlib.figure import Figure
 
 from lorabench.adapters.places import module_type
+from lorabench.health.allotment import pattern_key
 from lorabench.health.shuffling import shuffled
 from lorabench.studies.models import Base
 from lorabench.studies.plots import bars
@@ -45,9 +46,10 @@ class LayerRanks(Study):
             inside = sum(numbers for name, numbers in cost.items() if module_type(name) == "attention")
             whole = sum(cost.values())
             wider = {"attention": whole / inside, "feed-forward": whole / (whole - inside)}
-            # Names as PEFT's patterns match them: of the wrapped model, without what the classifier puts before them.
-            pattern = {row.module.removeprefix("body."): row.rank for row in found.modules}
-            shapes = {row.module.removeprefix("body."): row.shape for row in found.modules}
+            # Names in the wrapped model, without what the classifier puts before them.
+            keys = {row.module: pattern_key(row.module.removeprefix("body.")) for row in found.modules}
+            pattern = {keys[row.module]: row.rank for row in found.modules}
+            shapes = {keys[row.module]: row.shape for row in found.modules}
             drawn = shuffled(pattern, shapes, random.Random(seed))  # noqa: S311  # a baseline, no secret
             spreads = {
                 "uniform": plain,

@@ -160,19 +160,21 @@ async def _health(_here: Here, _job: Job, data: dict[str, Any]) -> None:
                     ui.label(fault).classes("text-negative break-all")
             for alert in one["alerts"]:
                 _alert(alert, alert["rule"] in one["ceased"])
+            for said in one["not_held_against_base"]:
+                ui.label(said).classes("faint break-all")
             if one["trajectory"]:
-                _trajectory(one["trajectory"])
+                _trajectory(one["trajectory"], one["unit"])
 
 
 def _alert(alert: dict[str, Any], ceased: bool) -> None:
     with ui.row().classes("items-center gap-2 no-wrap"):
         severity_chip(alert["severity"])
-        step = "" if alert["step"] is None else f", step {alert['step']}"
+        step = "" if alert["step"] is None else f", {alert['unit']} {alert['step']}"
         ui.label(f"{alert['rule']}{step}{', ceased since' if ceased else ''}: {alert['message']}").classes("break-all")
     ui.label(f"What to do: {alert['action']}").classes("faint q-pl-md")
 
 
-def _trajectory(steps: Sequence[Mapping[str, Any]]) -> None:
+def _trajectory(steps: Sequence[Mapping[str, Any]], unit: str) -> None:
     """The median module at each checkpoint."""
     places = [one["step"] for one in steps]
     charts = {
@@ -185,7 +187,7 @@ def _trajectory(steps: Sequence[Mapping[str, Any]]) -> None:
     }
     with ui.row().classes("w-full"):
         for title, values in charts.items():
-            ui.echart(lines(f"{title} by step", values, places)).classes("third h-64").mark("trajectory")
+            ui.echart(lines(f"{title} by {unit}", values, places)).classes("third h-64").mark("trajectory")
 
 
 async def _merge(_here: Here, _job: Job, data: dict[str, Any]) -> None:

@@ -268,7 +268,7 @@ def tool(name: str) -> Tool:
         LorabenchError: there is none of this name here.
 
     >>> [argument.name for argument in tool("advise").arguments]
-    ['loss', 'parameters', 'seed']
+    ['loss', 'parameters', 'seed', 'base']
     """
     if name not in TOOLS:
         raise LorabenchError(f"{name!r} is no command here. There are {', '.join(TOOLS)}.")

@@ -1,11 +1,14 @@
 """`advise`: which ranks the adapter needs, module by module, beside uniform and shuffled ones."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorabench.commands.frame import Outcome
 from lorabench.commands.options import path_name, positive_int
+from lorabench.errors import LorabenchError
 from lorabench.storage import refuse_overwriting, write_chunks
 from lorabench.text import table, to_json
 
@@ -16,6 +19,8 @@ __all__ = ["EXAMPLE", "add_arguments", "run"]
 
 EXAMPLE = "lorabench-adapter advise style.safetensors --loss 0.05 -o ranks.json"
 
+_KOHYA = ".toml"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
@@ -25,8 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--parameters", type=positive_int, metavar="N", help="numbers that all factors may have together")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the shuffled baseline")
     parser.add_argument(
-        "-o", "--out", type=path_name, metavar="FILE", help="JSON of PEFT's r, lora_alpha, rank_pattern, alpha_pattern"
-    )
+        "--base", type=path_name, metavar="PATH",
+        help="the base model, safetensors: a file, shards or a pipeline; for what α/r it asks for",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--out", type=path_name, metavar="FILE",
+        help="JSON of PEFT's r, lora_alpha, rank_pattern, alpha_pattern, of each part of a pipeline by its name; or, "
+        "where it ends in .toml, kohya's network_args with block_dims and block_alphas",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace what is there already")
 
 
@@ -38,30 +49,43 @@ def run(args: argparse.Namespace) -> Outcome:
         refuse_overwriting(args.out, args.force)
     from lorabench.adapters.reading.files import load
     from lorabench.health.advisor import advise
+    from lorabench.health.base import BaseFile
 
-    found = advise(load(args.file).modules, args.loss, args.parameters, args.seed)
-    command = found.command.replace("FILE", str(args.file))
+    adapter = load(args.file)
+    base = None if args.base is None else BaseFile.open(args.base)
+    transposed = adapter.config.get("fan_in_fan_out") is True
+    found = advise(adapter.modules, args.loss, args.parameters, args.seed, base, transposed)
+    command = _resize(args.file, found)
     if args.out is not None:
-        write_chunks(args.out, [f"{to_json(_peft(found), indent=1)}\n".encode()])
+        write_chunks(args.out, [(_toml if args.out.suffix == _KOHYA else _json)(args.file, found).encode()])
     data = {**found.as_dict(), "command": command, "written": args.out}
     return Outcome(data, "\n".join(_lines(found, command, args.out)))
 
 
-def _peft(found: "Advice") -> dict[str, object]:
-    return {
-        "r": found.rank,
-        "lora_alpha": found.alpha,
-        "rank_pattern": found.rank_pattern,
-        "alpha_pattern": found.alpha_pattern,
-    }
+def _resize(file: Path, found: "Advice") -> str:
+    """The command as a shell takes it; a name that begins with a dash would be an option."""
+    name = f"./{file}" if str(file).startswith("-") else str(file)
+    return shlex.join(["lorabench-adapter", "resize", name, *found.resize, "-o", "SMALLER"])
 
 
-def _lines(found: "Advice", command: str, out: object) -> Sequence[str]:
+def _json(file: Path, found: "Advice") -> str:
+    """The entries of LoraConfig; of several parts, or one that has a name, part by part."""
+    if not found.peft:
+        raise LorabenchError(f"{file}: no pattern of PEFT's can be written. {found.no_patterns}.")
+    return f"{to_json(found.peft.get('model', found.peft) if len(found.peft) == 1 else found.peft, indent=1)}\n"
+
+
+def _toml(file: Path, found: "Advice") -> str:
+    """A --config_file of sd-scripts; each entry of the list is a word behind --network_args too."""
+    if found.blocks is None:
+        raise LorabenchError(f"{file}: kohya's block_dims cannot be written. {found.no_blocks}.")
+    return f"network_args = {to_json(found.blocks.network_args(), indent=1)}\n"
+
+
+def _lines(found: "Advice", command: str, out: Path | None) -> Sequence[str]:
     draws = len(found.shuffled_errors)
     beaten = sum(found.advised.error < error for error in found.shuffled_errors)
     types = [[kind, str(count), f"{now:.1f}", f"{new:.1f}"] for kind, (count, now, new) in found.by_type.items()]
-    written = f", written to {out}" if out else "; -o FILE writes it"
-    of_all = f"{len(found.rank_pattern)} of {len(found.advised.ranks)} modules"
     untrained = sum(rank == 0 for rank in found.advised.ranks.values())
     lines = [
         _choices(found),
@@ -70,14 +94,51 @@ def _lines(found: "Advice", command: str, out: object) -> Sequence[str]:
         "",
         table(["modules", "count", "mean rank", "advised"], types, numbers=["count", "mean rank", "advised"]),
         "",
-        f"PEFT: r={found.rank}, lora_alpha={found.alpha:g}, and a pattern for {of_all}{written}",
+        *_configured(found),
     ]
+    lines += [f"written to {out}" if out else "-o FILE.json writes PEFT's patterns, -o FILE.toml kohya's network_args"]
     lines += [f"{untrained} modules are untrained and need no adapter"] if untrained else []
-    lines += [f"kohya: block_dims={','.join(map(str, found.block_dims))}"] if found.block_dims is not None else []
     return [
         *lines,
+        *_scale(found),
         f"the same file at these ranks: {command}",
         "This is what the spectrum loses; what a training at these ranks would find, it does not say.",
+    ]
+
+
+def _configured(found: "Advice") -> list[str]:
+    """What trainers are told."""
+    lines = [
+        f"PEFT{'' if part == 'model' else f', {part}'}: r={config['r']}, lora_alpha={config['lora_alpha']:g}, "
+        f"{len(config['rank_pattern'])} patterns of ranks and {len(config['alpha_pattern'])} of α"
+        for part, config in found.peft.items()
+    ] or [f"PEFT: no patterns; {found.no_patterns}"]
+    if found.blocks is None:
+        return [*lines, f"kohya: no block_dims; {found.no_blocks}"]
+    lines.append(f"kohya: --network_args {shlex.join(found.blocks.network_args())}")
+    if found.blocks.mixed:
+        which = ", ".join(map(str, found.blocks.mixed))
+        lines.append(f"  modules of blocks {which} differ in scale; α is for the commonest of each")
+    return lines
+
+
+def _scale(found: "Advice") -> list[str]:
+    """What the base says of α/r."""
+    scale = found.scale
+    if scale is None:
+        return []
+    measured = f"beside the base: the median ‖ΔW‖/‖W‖ of {scale.judged} modules is {scale.median:.3g}"
+    if scale.factor == 1:
+        advice = f"no change of α/r = {scale.before:.4g} is advised"
+    else:
+        advice = (
+            f"α/r = {scale.after:.4g} is advised for {scale.before:.4g}, and every α above is {scale.factor:.3g} times"
+        )
+        advice += " what keeps the scale"
+    return [
+        f"{measured}, and {scale.low:g} to {scale.high:g} is healthy: {advice}",
+        "  a rule of thumb: a training at another α/r finds other factors. Where the limits come from:",
+        *(f"  {name}: {source}" for name, source in scale.sources.items()),
     ]
 
 

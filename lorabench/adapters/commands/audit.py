@@ -120,11 +120,11 @@ def _text(audits: "list[Audit]", top: int, written: list[object]) -> str:
 def _said(one: "Audit") -> list[str]:
     lines = []
     for alert in one.alerts:
-        step = "" if alert.step is None else f", step {alert.step}"
+        step = "" if alert.step is None else f", {alert.unit} {alert.step}"
         ceased = ", ceased since" if alert.rule in one.ceased else ""
         lines.append(f"{alert.severity}, {alert.rule}{step}{ceased}: {alert.message}")
     tensors = [f"{kind}: {count}" for kind, count in one.unsupported.items()]
-    return [*lines, f"tensors that are not judged: {some(tensors)}"] if tensors else lines
+    return [*lines, *([f"tensors that are not judged: {some(tensors)}"] if tensors else []), *one.beside]
 
 
 def _remedies(audits: "list[Audit]") -> list[str]:

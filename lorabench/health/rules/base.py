@@ -19,7 +19,8 @@ class Thresholds:
         clear: part of the way from a limit to nothing at which a rule that has spoken falls silent again: above a
             limit it is limit · clear, below one it is limit / clear. 1: no hysteresis.
         asked: whether the rule is asked without being named.
-        after: step of a training before which it is not asked; a file and a last checkpoint always are.
+        after: step of a training before which it is not asked; a file, a last checkpoint, and one of an epoch, which
+            may have any number of steps, always are.
         window: steps that a rule over time looks back.
         most: severity where it speaks of over half of the modules that it has judged; None: as of one.
     """
@@ -40,11 +41,18 @@ class Look:
         now: its metrics.
         step: of the training; None of a file that stands alone.
         past: earlier looks at it, by their steps.
+        unit: what `step` counts (see `lorabench.health.trajectory.Snapshot`).
     """
 
     now: LoRAAdapterMetrics
     step: int | None = None
     past: Sequence[tuple[int, LoRAAdapterMetrics]] = field(default_factory=tuple)
+    unit: str = "step"
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether it is known how many steps of the optimiser there were: windows are told in these."""
+        return self.step is not None and self.unit == "step"
 
 
 class Rule(ABC):

@@ -13,8 +13,8 @@ class CollapsedEarly(Rule):
     source = "a published rule: a fall by more than half within the first 100 steps"
 
     def measure(self, look: Look, thresholds: Thresholds) -> float | None:
-        """The ratio; nothing after the window, or of a first look."""
-        if look.step is None or look.step > thresholds.window or look.now.rank_utilization is None:
+        """The ratio; nothing after the window, of a first look, or where epochs are counted."""
+        if not look.in_steps or (look.step or 0) > thresholds.window or look.now.rank_utilization is None:
             return None
         before = [row.rank_utilization for _, row in look.past if row.rank_utilization is not None]
         return look.now.rank_utilization / max(before) if before else None

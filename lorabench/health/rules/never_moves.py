@@ -25,7 +25,7 @@ class NeverMoves(Rule):
     def words(self, look: Look, value: float) -> str:
         """Since when."""
         since = look.past[-int(value) + 1][0]
-        return f"{look.now.module} has not moved since step {since}"
+        return f"{look.now.module} has not moved since {look.unit} {since}"
 
 
 RULE = NeverMoves()

@@ -13,8 +13,8 @@ class Saturated(Rule):
     source = "this project's own: a change below 1 % over the window"
 
     def measure(self, look: Look, thresholds: Thresholds) -> float | None:
-        """The relative range, which r does not change; nothing before the window is full."""
-        if look.step is None or look.now.rank_utilization is None or not look.past:
+        """The relative range, which r does not change; nothing before the window is full, or of epochs."""
+        if look.step is None or not look.in_steps or look.now.rank_utilization is None or not look.past:
             return None
         start = look.step - thresholds.window
         if look.past[0][0] > start:

@@ -25,7 +25,9 @@ class SigmaSpike(Rule):
     def words(self, look: Look, value: float) -> str:
         """The value, and how many times what it was."""
         row = look.now
-        return f"{row.module}: σ₁ of ΔW is {row.sigma_max:.3g} at step {look.step}, {value:.1f} times what it was"
+        return (
+            f"{row.module}: σ₁ of ΔW is {row.sigma_max:.3g} at {look.unit} {look.step}, {value:.1f} times what it was"
+        )
 
 
 RULE = SigmaSpike()

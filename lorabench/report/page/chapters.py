@@ -9,13 +9,14 @@ from matplotlib.figure import Figure
 
 from lorabench.ablation.compare import CompareFinding
 from lorabench.pages.parts import Chapter, Picture, Section
-from lorabench.report.comparison import Standing, cells_of, compare, split_number
+from lorabench.report.comparison import cells_of, split_number
 from lorabench.report.folders import Entry
 from lorabench.report.numbers import percent
 from lorabench.report.page.charts import cost, degradation, differences, with_without
 from lorabench.report.page.claims import claims
 from lorabench.report.page.rankings import ranking_pictures
 from lorabench.report.phases import phase_report
+from lorabench.report.standings import Standing, compare
 from lorabench.report.sweeps import column_title, tables_of
 from lorabench.report.training_figures import confusion_figure
 from lorabench.results import Result
@@ -28,7 +29,7 @@ _SHOWN = ("none", "layers", "progressive")
 _HOLM = (
     "Means over splits and members. A star marks the best of a column only where every other is shown to be worse: "
     "the paired difference by the corrected resampled t over splits (Nadeau & Bengio 2003), p below 0.05 after Holm's "
-    "correction for all others of the column."
+    "correction for all others of the column. One that lacks a split that another has gets none."
 )
 _PAIRS = (
     "Every two of a column are compared: paired, corrected resampled t, Holm's correction for all pairs. A bar joins "
@@ -39,9 +40,9 @@ _LAYERS = (
     "split each, the mean over their splits with the interval of the corrected resampled t."
 )
 _COST = (
-    "Seconds of features and members, over all arms, splits and folds of the run that took longest: what is in the "
-    "cache is only read, and the representation that ranks trains every layer too. They are of the machines that ran "
-    "them."
+    "Seconds that the training of a member took when it was trained, the mean over splits and members: they are kept "
+    "with it in the cache. What features took, the fit of a learned representation among them, is not kept there, and "
+    "is in none. Seconds are of the machines that trained."
 )
 
 

@@ -13,8 +13,9 @@ from lorabench.findings import LEVEL
 from lorabench.pages.parts import Picture
 from lorabench.pages.svg import tip
 from lorabench.pictures import BLACK, GREY, SERIES, drawable, tidy
-from lorabench.report.comparison import Cell, Standing, told_apart
+from lorabench.report.comparison import Cell
 from lorabench.report.numbers import percent, spread
+from lorabench.report.standings import Standing, told_apart
 from lorabench.report.style import errors, legend_below, percents
 from lorabench.report.sweeps import column_title
 from lorabench.text import counted
@@ -123,7 +124,7 @@ def _cost(rows: Rows) -> Figure:
     seconds = [row.cell.seconds for row in rows]
     known = {"features": [float(row.cell.features) for row in rows]}
     if any(value > 0 for value in seconds):
-        known = {"seconds: features and members of the longest run": seconds, **known}
+        known = {"seconds: training of a member": seconds, **known}
     figure = Figure(figsize=(4.5 * len(known), 3.6), layout="constrained")
     panels = list(figure.subplots(1, len(known), sharey=True, squeeze=False).ravel())
     for axes, (label, x) in zip(panels, known.items(), strict=True):

@@ -11,10 +11,11 @@ from lorabench.ablation.controls import ControlRow
 from lorabench.ablation.inference import CorrectedT, corrected_t, holm
 from lorabench.ablation.none import NoneFinding
 from lorabench.findings import LEVEL
-from lorabench.report.comparison import Standing, interval_of_claim, p_of_claim, split_number, test_to_train
+from lorabench.report.comparison import interval_of_claim, p_of_claim, split_number, test_to_train
 from lorabench.report.numbers import difference, interval, number, p_value, percent
 from lorabench.report.page.rankings import ranked_together
 from lorabench.report.ranked import how_ranked
+from lorabench.report.standings import Standing
 from lorabench.report.sweeps import column_title
 from lorabench.results import Result
 from lorabench.sheet import Sheet
