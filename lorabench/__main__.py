@@ -49,11 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         lines = [f"  lorabench {word:{width}}  {what}" for word, what in PROGRAMS.items()]
         sys.stdout.write("\n".join(["programs (--help behind one says more):", *lines, "", ""]))
     from lorabench.application import main as run_application  # Hydra takes longer than most programs here
+    from lorabench.errors import LorabenchError
+    from lorabench.sweeps.again import whole_words
     from lorabench.sweeps.extras import missing_launcher
 
     missing = missing_launcher(words)
     if missing is not None:
         sys.exit(f"lorabench: {missing}")
+    try:
+        sys.argv[1:] = whole_words(words)  # where Hydra looks
+    except LorabenchError as error:
+        sys.exit(f"lorabench: {error}")
     try:
         run_application()
         sys.stdout.flush()

@@ -22,7 +22,7 @@ __all__ = ["main"]
 def _run_folder(output_dir: Any, within: str, otherwise: str) -> str:
     """Where Hydra makes the run's folder; what cannot be used is told later, where a message can be given."""
     try:
-        if not output_dir or not isinstance(output_dir, str):
+        if not output_dir or not isinstance(output_dir, str) or "${" in output_dir:
             return otherwise
         folder = Path(output_dir) / within
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,16 +32,6 @@ def _run_folder(output_dir: Any, within: str, otherwise: str) -> str:
 
 
 OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
-
-
-def _choices(settings: Any) -> dict[str, str | None]:
-    """What was chosen of every config group; where a run's own configuration is run again, what that run chose."""
-    found = dict(settings.runtime.choices)
-    for source in settings.runtime.config_sources:
-        saved = Path(source.path) / "hydra.yaml"
-        if source.schema == "file" and "representation" not in found and saved.is_file():
-            found = {**OmegaConf.load(saved).hydra.runtime.choices, **found}
-    return found
 
 
 def _check(cfg: DictConfig, overrides: list[str], ablation: str) -> None:
@@ -79,7 +69,7 @@ def main(cfg: DictConfig) -> float:
         from lorabench.pipeline import run
         from lorabench.report import print_table
 
-        choices = _choices(settings)
+        choices = dict(settings.runtime.choices)
         check = functools.partial(_check, cfg, list(settings.overrides.task), str(choices.get("ablation")))
         result = run(cfg, folder, choices, check)
     except LorabenchError as error:

@@ -140,6 +140,8 @@ def output_folder(output_dir: Any) -> Path | None:
         return None
     if not output_dir or not isinstance(output_dir, str):
         raise LorabenchError(f"output_dir={output_dir!r}: the name of a folder is needed")
+    if "${" in output_dir:
+        raise LorabenchError(f"output_dir={output_dir}: Hydra takes ${{...}} for another option: take another name")
     folder = Path(output_dir)
     with explain_disk_errors(folder, "Take another output_dir."):
         folder.mkdir(parents=True, exist_ok=True)
@@ -272,7 +274,8 @@ def _sweep(folder: Path) -> dict[str, Any]:
     """Id and folders of the sweep in a folder; nothing where there is none, or what is written of it is damaged."""
     try:
         data = json.loads((folder / JOBS).read_text())
-        return {"id": data.get("id"), "folders": [job["folder"] for job in data["jobs"]]}
+        known = data.get("id")
+        return {"id": known if isinstance(known, str) else None, "folders": [job["folder"] for job in data["jobs"]]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -286,8 +289,11 @@ def read_jobs(folder: Path) -> list[Job]:
     path = folder / JOBS
     try:
         known = json.loads(path.read_text())["jobs"]
-        return [Job(**{field.name: job[field.name] for field in fields(Job)}) for job in known]
+        jobs = [{field.name: job[field.name] for field in fields(Job)} for job in known]
+        for job in jobs:
+            check_arguments(Job, job, "")
+        return [Job(**job) for job in jobs]
     except FileNotFoundError as error:
         raise LorabenchError(f"{folder} has no {JOBS}: it is the folder of no sweep") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, LorabenchError) as error:
         raise LorabenchError(f"{path} cannot be read ({error}): run the sweep again into {folder}") from error

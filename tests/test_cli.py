@@ -79,6 +79,42 @@ def test_a_run_is_run_again_from_what_it_wrote(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_that_is_run_again_is_lorabenchs_own_in_all(tmp_path):
+    """From where one is; into output_dir; as quiet as any run; and as a sweep too."""
+    lorabench(*QUICK, "representation=norms", "output_dir=first", cwd=tmp_path)
+    first = json.loads((tmp_path / "first" / "ablation_glyphs" / "results.json").read_text())
+    saved = "first/ablation_glyphs/.hydra"
+    for number, words in enumerate([["--config-path", saved], [f"--config-path={saved}"], ["-cp", f"./{saved}"]]):
+        done = lorabench(f"output_dir=again{number}", *words, "--config-name", "config", cwd=tmp_path)
+        assert done.stderr == ""
+        assert "INFO" not in done.stdout
+        assert done.stdout.endswith(f"Written to {tmp_path}/again{number}/ablation_glyphs\n")
+        found = json.loads((tmp_path / f"again{number}" / "ablation_glyphs" / "results.json").read_text())
+        assert found["runs"] == first["runs"]
+    of_again = ["--config-path", "again0/ablation_glyphs/.hydra", "--config-name", "config.yaml"]  # what came of one
+    done = lorabench("--multirun", *of_again, "seed=0,1", "output_dir=swept", cwd=tmp_path)
+    assert [path.name for path in sorted(tmp_path.glob("swept/*/results.json"))] == ["results.json"] * 2
+    assert (tmp_path / "swept" / "sweep.json").exists()
+    assert "INFO" not in done.stdout
+    assert (
+        lorabench("--multirun", *of_again, "seed=0,1", "output_dir=swept", cwd=tmp_path).stdout.count("done before")
+        == 2
+    )
+    lorabench(*of_again, cwd=tmp_path)  # into its own output_dir, where what it is made of lies
+    assert not (tmp_path / "outputs").exists()
+    assert not (tmp_path / "multirun").exists()
+
+
+def test_what_a_run_has_written_is_run_again_by_both_of_its_files(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("seed: 0\n")
+    for damaged in ("{", "3", "hydra: {runtime: {choices: {dataset: glyphs}}}"):
+        said = one_line_of(lorabench("--config-path", "run", "--config-name", "config", cwd=tmp_path, code=1))
+        assert f"{tmp_path}/run/hydra.yaml is missing or damaged" in said
+        (tmp_path / "run" / "hydra.yaml").write_text(damaged)
+
+
+@pytest.mark.slow
 def test_a_word_that_is_no_program_is_told_which_there_are_and_the_version_is_ours(tmp_path):
     said = lorabench("predikt", "model", cwd=tmp_path, code=1).stderr.strip()
     assert said.startswith("lorabench: predikt is no program, and no option NAME=VALUE; programs are adapters, zoo, ")
@@ -118,6 +154,7 @@ def test_a_users_mistake_ends_in_one_message(tmp_path):
     [
         (["output_dir=3"], "lorabench: output_dir=3: the name of a folder is needed"),
         (["output_dir=''"], "lorabench: output_dir='': the name of a folder is needed"),
+        ([r"output_dir='\${seed}'"], "lorabench: output_dir=${seed}: Hydra takes"),
         (["output_dir=afile"], "afile"),
         (["ablation=compare", "representation=pca"], "give representations=[pca] in its place"),
         (["ablation=layers", "representation=norms"], "give ablation.baseline=norms"),

@@ -15,6 +15,7 @@ import yaml
 from lorabench.__main__ import main
 from lorabench.errors import LorabenchError
 from lorabench.jobs import Job, Status, abandon, at_work, queue, read_status, status_of
+from lorabench.sweeps.again import quoted
 from lorabench.sweeps.devices import take_device, visible_devices
 from lorabench.sweeps.launchers import Local, Slurm
 from lorabench.sweeps.slurm import in_queue, remember, wait_for_earlier
@@ -232,10 +233,9 @@ def test_a_job_that_slurm_takes_up_again_is_told_again(tmp_path, capsys):
 
 
 def test_a_job_that_slurm_starts_again_after_its_end_is_left_as_it_is(tmp_path):
-    folder = tmp_path / "it's" / "0"
+    folder = tmp_path / r"it's a\b\'c, [d]" / "0"
     folder.mkdir(parents=True)
-    place = str(folder.parent).replace("'", r"\'")
-    words = ["representation=norms", f"hydra.sweep.dir='{place}'", "hydra.sweep.subdir=0"]
+    words = ["representation=norms", f"hydra.sweep.dir={quoted(str(folder.parent))}", "hydra.sweep.subdir=0"]
     arguments = (words, "hydra.sweep.dir", 0, "id", dict[type, object]())
     launchers = [Slurm(), Local()]
     with status_of(folder):

@@ -7,12 +7,23 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
 
+from lorabench.conf_dir import conf_dir
+from lorabench.errors import LorabenchError
+from lorabench.jobs import Job, read_jobs, read_status, sweep_of, write_jobs
 from lorabench.report.folders import entries
+from lorabench.sweeps.composition import Compositions
+from lorabench.sweeps.plan import combinations
 from tests.conftest import TINY_ZOO, untimed
+from tests.hub_schema import small_modules, write_hub
 from tests.processes import Started, lorabench
 
 AXES = ["representation=stats,norms", "top_k=0,2", "seed=0,1"]
@@ -145,6 +156,7 @@ def test_an_interrupted_rerun_counts_nothing_of_before_and_a_damaged_result_is_m
         (["representation=glob(zz*)"], "representation"),
         (["seed=interval(0,1)"], "seed: an interval has no end of values"),
         (["representaton=stats,norms"], "representaton"),
+        ([r"output_dir='\${seed}'"], "output_dir=${seed}: Hydra takes ${...} for another option"),
     ],
 )
 def test_axes_that_are_none_end_in_one_message(words, said, tmp_path):
@@ -181,3 +193,103 @@ def test_twenty_kills_leave_the_table_of_an_undisturbed_sweep(swept, tmp_path):
         ours, theirs = (json.loads((one / folder / "results.json").read_text()) for one in (out, swept))
         assert untimed(ours["runs"]) == untimed(theirs["runs"])
         assert ours["ablation"] == theirs["ablation"]
+
+
+@pytest.mark.slow
+def test_results_stay_where_the_zoo_of_a_job_that_is_done_cannot_be_read(tmp_path):
+    zoo = write_hub(tmp_path / "zoo", 60, small_modules(3))
+    small = [
+        "--multirun",
+        "dataset=1k",
+        f"dataset.path={zoo}",
+        "classifier.max_epochs=3",
+        "num_runs=2",
+        "output_dir=out",
+    ]
+    words = [*small, "representation=norms", "seed=0,1"]
+    lorabench(*words, cwd=tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*/*.json")}
+    zoo.rename(tmp_path / "away")
+    for more in ([], ["rerun=true"], ["seed=0,1,2"]):
+        done = lorabench(*words, *more, cwd=tmp_path, code=1)
+        assert done.stderr.startswith("lorabench: seed=0 is done here, and whether its zoo is still the same cannot be")
+        assert "nothing was queued" in done.stderr
+        assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*/*.json")} == before
+    done = lorabench(*small, "representation=norms", "seed=2", cwd=tmp_path, code=1)  # never done: a row
+    assert [status for *_, status in statuses(tmp_path / "out")] == ["failed"]
+    (tmp_path / "away").rename(zoo)
+    assert lorabench(*words, cwd=tmp_path).stdout.count("done before") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (r"'mid\dle, [a] {b} (c)'", r"mid\dle, [a] {b} (c)"),
+        (r"'end\\'", "end\\"),
+        (r"""'say \"hi" a=b: c'""", r"""say \"hi" a=b: c"""),
+        (r'''"it's\' so\\"''', r"it's\' so" + "\\"),
+    ],
+)
+def test_jobs_write_into_the_sweeps_folder_whatever_it_is_called(given, name, tmp_path):
+    lorabench(*SMALL, "representation=norms", "seed=0", "top_k=0", f"output_dir={given}", cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert statuses(tmp_path / name) == [("0", "the only job", "done")]
+
+
+def test_a_sweep_json_of_wrong_types_is_told_and_the_same_command_mends_it(tmp_path):
+    good: dict[str, Any] = {"folder": "0", "name": "seed=0", "overrides": ["seed=0"], "configuration": "key"}
+    for name, value in (
+        ("folder", 3),
+        ("name", None),
+        ("overrides", "seed=0"),
+        ("overrides", [3]),
+        ("configuration", {}),
+    ):
+        (tmp_path / "sweep.json").write_text(json.dumps({"id": 3, "jobs": [good | {name: value}]}))
+        with pytest.raises(LorabenchError, match=rf"sweep\.json cannot be read \({name}="):
+            read_jobs(tmp_path)
+        assert sweep_of(tmp_path / "0") is None
+    write_jobs(tmp_path, [Job(**good)])
+    assert read_jobs(tmp_path) == [Job(**good)]
+    assert str(sweep_of(tmp_path / "0")).startswith(tmp_path.name)
+
+
+def test_a_job_that_is_refused_keeps_its_folder(tmp_path):
+    words = [*SMALL, "representation=norms", "top_k=0", "classifier.dropout=3,4", "output_dir=out"]
+    for axes in ("seed=0", "seed=0", "seed=0,1", "seed=1"):
+        lorabench(*words, axes, cwd=tmp_path, code=1)
+        found = [folder for folder, *_ in statuses(tmp_path / "out")]
+        assert len(set(found)) == len(found)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["0", "1", "2", "3"]
+    assert read_status(tmp_path / "out" / "0").status == "failed"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["representation=stats,norms", "seed=0,1", "representation.on=delta", "classifier.hidden=[8],[9,9]"],
+        ["ablation=shift", "dataset@ablation.other=glyphs,glosses", "seed=0,1"],
+        ["representation=norms", "++classifier.more=1,2", "classifier.hidden=[8],[9]", "seed=0,1"],
+        [
+            "classifier=mlp,linear",
+            "split={train: 0.5, val: 0.2, test: 0.3},{train: 0.6}",
+            "representations=[stats],[vae]",
+        ],
+    ],
+)
+def test_what_jobs_share_changes_no_configuration(words: list[str]) -> None:
+    """Each is what Hydra composes of its overrides."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        whole = loader.load_configuration("config", [], RunMode.MULTIRUN)
+        compositions = Compositions(whole, loader)
+        jobs = combinations(words, loader)
+        for overrides in jobs.values():
+            found, choices = compositions.of(overrides)
+            wanted = loader.load_sweep_config(whole, overrides)
+            assert choices == dict(wanted.hydra.runtime.choices)
+            with open_dict(wanted):
+                del wanted["hydra"]
+            assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(wanted)
+            assert OmegaConf.is_struct(found)

@@ -8,12 +8,14 @@ from pathlib import Path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from lorabench.configs import check_values, check_whole, chosen_and_resolved, configuration_key, make
 from lorabench.errors import LorabenchError
 from lorabench.jobs import STATUS, Job, Status, read_jobs, read_status
+from lorabench.progress import track
 from lorabench.report.folders import result_in
+from lorabench.sweeps.composition import Compositions
 from lorabench.text import counted
 
 __all__ = ["Planned", "combinations", "plan", "plan_text"]
@@ -77,42 +79,58 @@ def plan(folder: Path, jobs: Mapping[str, list[str]], config: DictConfig, loader
 
     A job takes the folder of an earlier one of the same configuration and code, if the sweep's folder has one; it is
     done if that one is, its results can be read, the zoo is still the same (a dry run does not look), and `rerun` is
-    false. The others take the next free numbers.
+    false. One of which no configuration can be made takes the folder of an earlier such job of the same overrides. The
+    others take the next free numbers.
 
     Args:
         folder: the sweep's.
         jobs: name and overrides of each.
         config: the sweep's, with what Hydra adds.
         loader: Hydra's.
+
+    Raises:
+        LorabenchError: the zoo of a job that is done cannot be read: what that job has found would be lost.
     """
-    known = {key: (place, Status("queued")) for key, place in _planned_before(folder).items()}
+    earlier = _planned_before(folder)
+    known = _known(folder, earlier)
+    places = {place for place, _ in known.values()}
+    refused = {  # where another's results are, they stay
+        tuple(job.overrides): job.folder for job in earlier if not job.configuration and job.folder not in places
+    }
+    taken = {path.name for path in folder.glob("*")} | {job.folder for job in earlier} | places
+    free = (str(number) for number in itertools.count() if str(number) not in taken)
+    compositions, zoos = Compositions(config, loader), dict[str, str]()
+    planned: dict[str, Planned] = {}
+    for title, overrides in track(jobs.items(), "Plan"):
+        cfg, key = _composed(overrides, compositions)
+        place, status = known.get(key, ("" if key else refused.get(tuple(overrides), ""), Status("queued")))
+        done = status.status == "done" and _readable(folder / place)
+        if done and not config.dry_run:
+            done = status.fingerprint == _fingerprint(cfg, zoos, title)
+        if key not in planned or not key:
+            job = Job(place or next(free), title, overrides, key)
+            planned[key or title] = Planned(job, status, done and not config.rerun)
+    return list(planned.values())
+
+
+def _planned_before(folder: Path) -> list[Job]:
+    """The jobs of an earlier command, which may have been killed before it made their folders."""
+    try:
+        jobs = read_jobs(folder)
+    except LorabenchError:  # the first command into the folder, or what it left is damaged
+        return []
+    return [job for job in jobs if job.folder.isdecimal()]
+
+
+def _known(folder: Path, earlier: Sequence[Job]) -> dict[str, tuple[str, Status]]:
+    """Configuration -> folder and status of the job that has it."""
+    known = {job.configuration: (job.folder, Status("queued")) for job in earlier if job.configuration}
     for file in sorted(folder.glob(f"*/{STATUS}")):
         status = read_status(file.parent)
         key = status.configuration or ""
         if key and (key not in known or known[key][0] == file.parent.name or status.status == "done"):
             known[key] = file.parent.name, status
-    taken = {path.name for path in folder.glob("*")} | {place for place, _ in known.values()}
-    free = (str(number) for number in itertools.count() if str(number) not in taken)
-    zoos: dict[str, str] = {}
-    planned: dict[str, Planned] = {}
-    for title, overrides in jobs.items():
-        cfg, key = _composed(overrides, config, loader)
-        place, status = known.get(key, ("", Status("queued")))
-        done = not config.rerun and status.status == "done" and _readable(folder / place)
-        if done and not config.dry_run:
-            done = status.fingerprint == _fingerprint(cfg, zoos)
-        if key not in planned or not key:
-            planned[key or title] = Planned(Job(place or next(free), title, overrides, key), status, done)
-    return list(planned.values())
-
-
-def _planned_before(folder: Path) -> dict[str, str]:
-    """Configuration -> folder of an earlier command's jobs, which may have been killed before it made the folders."""
-    try:
-        jobs = read_jobs(folder)
-    except LorabenchError:  # the first command into the folder, or what it left is damaged
-        return {}
-    return {job.configuration: job.folder for job in jobs if job.configuration and job.folder.isdecimal()}
+    return known
 
 
 def _readable(folder: Path) -> bool:
@@ -123,22 +141,23 @@ def _readable(folder: Path) -> bool:
     return True
 
 
-def _fingerprint(cfg: DictConfig, zoos: dict[str, str]) -> str:
+def _fingerprint(cfg: DictConfig, zoos: dict[str, str], title: str) -> str:
+    """Of the zoo of a job that is done: what it has found may be lost only where that zoo is surely another one."""
     source = OmegaConf.to_yaml(cfg.dataset, resolve=True)
     if source not in zoos:
         try:
             zoos[source] = make(cfg.dataset).fingerprint
-        except LorabenchError:  # the job will say so
-            zoos[source] = ""
+        except LorabenchError as error:
+            raise LorabenchError(
+                f"{title} is done here, and whether its zoo is still the same cannot be seen: {error} (nothing was "
+                "queued, and what was done before is kept)"
+            ) from error
     return zoos[source]
 
 
-def _composed(overrides: list[str], config: DictConfig, loader: ConfigLoader) -> tuple[DictConfig, str]:
+def _composed(overrides: list[str], compositions: Compositions) -> tuple[DictConfig, str]:
     """The configuration of a job, and its key; "" where nothing can be made of it: the job itself will say so."""
-    cfg = loader.load_sweep_config(config, overrides)
-    choices = dict(cfg.hydra.runtime.choices)
-    with open_dict(cfg):
-        del cfg["hydra"]
+    cfg, choices = compositions.of(overrides)
     try:
         check_whole(cfg)
         check_values(cfg, choices)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from lorabench.errors import LorabenchError, explain_disk_errors
 from lorabench.jobs import LOCK, PAGE, STATUS, Job, abandon, at_work, output_folder, queue, write_jobs
 from lorabench.storage import locked
+from lorabench.sweeps.again import quoted
 from lorabench.sweeps.slurm import wait_for_earlier
 
 __all__ = ["ProductSweeper"]
@@ -110,7 +111,8 @@ class ProductSweeper(Sweeper):
         """Have jobs run; afterwards none says that it still does."""
         # Launchers number the jobs of a call one after another; these write where the plan says.
         overrides = [
-            [*job.overrides, f"hydra.sweep.dir={_quoted(folder)}", f"hydra.sweep.subdir={job.folder}"] for job in left
+            [*job.overrides, f"hydra.sweep.dir={quoted(str(folder))}", f"hydra.sweep.subdir={job.folder}"]
+            for job in left
         ]
         try:
             self._launcher.launch(overrides, initial_job_idx=0)
@@ -141,8 +143,3 @@ def _wait_for_earlier(folder: Path) -> None:
             sys.stdout.flush()
         said = True
         time.sleep(1)
-
-
-def _quoted(folder: Path) -> str:
-    """A path in Hydra's syntax."""
-    return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
