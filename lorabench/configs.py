@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from hydra import compose
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -148,7 +149,7 @@ def deviations(cfg: DictConfig, chosen: Mapping[str, DictConfig], experiment: st
         chosen: its representations by what they are called, which need not be as in the experiment.
         experiment: the experiment's name.
     """
-    wanted = compose("config", overrides=[f"experiment={experiment}"])
+    wanted = _own(f"experiment={experiment}")
     paths = ["seed", "splits", "ablation.baseline", "ablation.rank_on"]
     paths += [f"{group}.{key}" for group in ("split", "classifier") for key in {**wanted[group], **cfg[group]}]
     found = []
@@ -158,6 +159,18 @@ def deviations(cfg: DictConfig, chosen: Mapping[str, DictConfig], experiment: st
             found.append(f"{path}={ours}")
     known = [_plain(one) for one in representation_configs(wanted, "").values()]
     return found + [f"representation {name}" for name, one in chosen.items() if _plain(one) not in known]
+
+
+def _own(*overrides: str) -> DictConfig:
+    """A configuration of lorabench's, also in a run that was started from another one, which knows no groups."""
+    around = GlobalHydra.instance()
+    held = around.hydra
+    around.clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose("config", overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = held
 
 
 def _plain(config: DictConfig) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from lorabench.conf_dir import conf_dir
 from lorabench.configs import deviations, representation_configs
@@ -149,6 +150,15 @@ def test_what_is_not_the_protocol_is_found(words: list[str], said: list[str]):
         other = compose("config", ["representation=stats", "representation.std=sample", "representation.kurtosis=raw"])
         assert deviations(config, {"stats": other.representation}, "published") == found, "options, not names"
     assert found == said
+
+
+def test_a_run_that_is_run_again_is_held_against_the_protocol_too(tmp_path):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        OmegaConf.save(compose("config", ["experiment=published", "splits=2"]), tmp_path / "config.yaml")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        for _ in range(2):
+            config = compose("config")
+            assert deviations(config, representation_configs(config, ""), "published") == ["splits=2"]
 
 
 def test_a_representation_that_failed_has_no_row_and_one_failed_member_is_left_out():
