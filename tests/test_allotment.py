@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lorabench.adapters.adapter import Adapter, LoraModule
-from lorabench.adapters.writing.configuration import configuration
+from lorabench.adapters.writing.configuration import pattern_key
 from lorabench.errors import LorabenchError
-from lorabench.health.allotment import allot_ranks, pattern_key
+from lorabench.health.allotment import allot_ranks
 from tests.test_advisor import given_by_peft
 
 
@@ -121,12 +120,6 @@ def test_the_patterns_are_those_of_one_module_each_in_peft():
     got = given_by_peft({"r": found.rank, "rank_pattern": found.rank_pattern}, shapes)
     assert {name: rank for name, (rank, _) in got.items()} == {row.module: row.rank for row in found.modules}
     assert len({row.rank for row in found.modules}) > 2
-
-
-def test_a_patterns_key_is_the_one_that_a_folder_is_written_with(tmp_path):
-    modules = {f"a-b.{i}.q": LoraModule(torch.ones(1 + i // 2, 3), torch.ones(4, 1 + i // 2)) for i in range(3)}
-    written = configuration(tmp_path, Adapter(tmp_path, (), modules), modules)
-    assert written["rank_pattern"] == {pattern_key("a-b.2.q"): 2}
 
 
 def test_ranks_importance_and_spectra_are_the_formulas():

@@ -1,7 +1,6 @@
 """Ranks before a training, from the gradient of the weights themselves over a few batches, without an update."""
 
 import random
-import re
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +12,13 @@ from jaxtyping import Float, Float64
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from lorabench.adapters.writing.configuration import pattern_key
 from lorabench.errors import LorabenchError
 from lorabench.health.shuffling import shuffled
 from lorabench.lowrank import effective_rank, matrix_singular_values
 from lorabench.machine import map_in_lanes
 
-__all__ = ["Allotment", "ModuleGradient", "allot_ranks", "pattern_key"]
+__all__ = ["Allotment", "ModuleGradient", "allot_ranks"]
 
 _LARGEST = 2048  # of the short side, whose Gram matrix has all singular values
 _SKETCHED = 256
@@ -233,17 +233,6 @@ def _within(
         ranks[name] += given
         left -= given * cost[name]
     return ranks
-
-
-def pattern_key(module: str) -> str:
-    r"""PEFT's pattern that fits the module of this name alone, as a PEFT folder is written with.
-
-    PEFT takes a bare name for the end of every name that it fits: "proj_out" is "blocks.0.proj_out" too.
-
-    >>> pattern_key("blocks.0.proj_out")
-    '^blocks\\.0\\.proj_out'
-    """
-    return f"^{re.escape(module)}"
 
 
 def _spectrum(gradient: Float[Tensor, "d_out d_in"], most: int) -> Float64[Tensor, " k"]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from matplotlib.figure import Figure
 
 from lorabench.adapters.places import module_type
-from lorabench.health.allotment import pattern_key
+from lorabench.adapters.writing.configuration import pattern_key
 from lorabench.health.shuffling import shuffled
 from lorabench.studies.models import Base
 from lorabench.studies.plots import bars

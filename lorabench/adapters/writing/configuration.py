@@ -14,7 +14,7 @@ from lorabench.adapters.writing.refusals import changed_base
 from lorabench.adapters.writing.tensors import alpha_of
 from lorabench.errors import LorabenchError
 
-__all__ = ["configuration", "stated_options"]
+__all__ = ["configuration", "pattern_key", "stated_options"]
 
 _OF_THE_BASE = ("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "revision", "task_type")
 """What an adapter of another kind than LoRA still says of its base model."""
@@ -98,14 +98,24 @@ def _ranks(modules: Mapping[str, LoraModule]) -> dict[str, Any]:
     alphas = {name: alpha_of(module) for name, module in modules.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
-    # Anchored and escaped, since PEFT takes a bare name for the end of every name that it fits.
     return {
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {f"^{re.escape(name)}": value for name, value in ranks.items() if value != rank},
-        "alpha_pattern": {f"^{re.escape(name)}": value for name, value in alphas.items() if value != alpha},
+        "rank_pattern": {pattern_key(name): value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {pattern_key(name): value for name, value in alphas.items() if value != alpha},
         "use_rslora": False,
     }
+
+
+def pattern_key(module: str) -> str:
+    r"""PEFT's pattern that fits the module of this name alone.
+
+    PEFT takes a bare name for the end of every name that it fits: "proj_out" is "blocks.0.proj_out" too.
+
+    >>> pattern_key("blocks.0.proj_out")
+    '^blocks\\.0\\.proj_out'
+    """
+    return f"^{re.escape(module)}"
 
 
 def _names_all(targets: object, modules: Iterable[str]) -> bool:
