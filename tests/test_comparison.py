@@ -220,7 +220,7 @@ def of_hydra(folder, main, config_name="config", output_dir=None):
             "hydra": {
                 "job": {"config_name": config_name},
                 "runtime": {
-                    "cwd": "/work",
+                    "cwd": "/elsewhere",
                     "config_sources": [
                         {"provider": provider, "schema": schema, "path": path} for provider, schema, path in sources
                     ],
@@ -242,7 +242,7 @@ def of_hydra(folder, main, config_name="config", output_dir=None):
         ({"main": "/checkout/conf", "output_dir": "old"}, []),
         ({"main": "/checkout/conf", "config_name": "mine"}, ["--config-name", "mine"]),
         ({"main": "/a run/.hydra"}, ["--config-path", "/a run/.hydra", "--config-name", "config"]),
-        ({"main": "run/.hydra"}, ["--config-path", "/work/run/.hydra", "--config-name", "config"]),
+        ({"main": "run/.hydra"}, ["--config-path", "/elsewhere/run/.hydra", "--config-name", "config"]),
         (
             {"main": "/run/.hydra", "output_dir": "old"},
             ["--config-path", "/run/.hydra", "--config-name", "config", "output_dir=null"],

@@ -90,6 +90,11 @@ class Adapter:
     unsupported: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
+    @property
+    def transposed(self) -> bool:
+        """Whether its configuration says that the base has its weights transposed (PEFT's `fan_in_fan_out`)."""
+        return self.config.get("fan_in_fan_out") is True
+
 
 def alike(modules: Mapping[str, LoraModule]) -> list[list[str]]:
     """Names of the modules of one shape and rank, which can be computed together."""

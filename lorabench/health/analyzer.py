@@ -69,7 +69,7 @@ class LoRAAnalyzer:
                 raise LorabenchError(f"adapter {adapter!r}: a file holds one adapter. Leave it away.")
             held = load(Path(model_or_file))
             self._modules: Mapping[str, LoraModule] = held.modules
-            self._transposed = held.config.get("fan_in_fan_out") is True
+            self._transposed = held.transposed
 
     @property
     def modules(self) -> Mapping[str, LoraModule]:

@@ -259,8 +259,7 @@ def _audited(
         weights = _weights(adapter)
         rows = module_metrics(adapter.modules)
         if base is not None:
-            turned = adapter.config.get("fan_in_fan_out") is True
-            rows = against_base(rows, adapter.modules, base, turned, count_intruders, sizes)
+            rows = against_base(rows, adapter.modules, base, adapter.transposed, count_intruders, sizes)
             beside = not_held(rows, adapter.modules)
         snapshot = Snapshot(step, {row.module: row for row in rows}, unit=series.unit)
         said |= {alert.rule: alert for alert in watch.look(snapshot, place == series.places[-1])}

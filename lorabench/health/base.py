@@ -231,9 +231,8 @@ def against_base(
             sizes[key] = (sigma, norm)
         counted = intruders(weight, modules[row.module]) if count_intruders and row.finite else None
         found.append(replace(row, base_sigma_max=sigma, base_frobenius=norm, intruder_dimensions=counted))
-    if any(row.base_sigma_max is None and not modules[row.module].has_magnitude for row in found) and not any(
-        row.base_sigma_max is not None for row in found
-    ):
+    asked = [row for row in found if not modules[row.module].has_magnitude]
+    if asked and all(row.base_sigma_max is None for row in asked):
         raise MisfitError(
             f"{base.where}: holds no weight of the adapter's modules ({some([row.module for row in rows])}). "
             "Give the base model that the adapter was trained on."

@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> Outcome:
 
     adapter = load(args.file)
     base = None if args.base is None else BaseFile.open(args.base)
-    transposed = adapter.config.get("fan_in_fan_out") is True
-    found = advise(adapter.modules, args.loss, args.parameters, args.seed, base, transposed)
+    found = advise(adapter.modules, args.loss, args.parameters, args.seed, base, adapter.transposed)
     command = _resize(args.file, found)
     if args.out is not None:
         write_chunks(args.out, [(_toml if args.out.suffix == _KOHYA else _json)(args.file, found).encode()])
