@@ -81,7 +81,7 @@ def _pair(pair: Mapping[str, Any]) -> None:
     title = f"{pair['first']} and {pair['second']}: {count} of {counted(len(rows), 'module')} clash"
     ui.label(title).classes("text-sm text-bold break-words").props('role=heading aria-level="2"')
     numbers = _MODULE.keys() - {"module", "clashes"}
-    shown = table(rows, _MODULE, numbers=numbers, sortable=True)
+    shown = table(rows, _MODULE, numbers=numbers, sortable=True, pagination=10)
     shown.classes("wide").props("bordered wrap-cells").mark("modules")
 
 

@@ -254,8 +254,9 @@ def table(
     wrapped: Collection[str] = (),
     sortable: bool = False,
     selection: Literal["single", "multiple"] | None = None,
+    pagination: int | None = 25,
 ) -> ui.table:
-    """Rows under a head, 25 on a page.
+    """Rows under a head.
 
     Args:
         rows: entry -> value, for every row.
@@ -265,6 +266,7 @@ def table(
         wrapped: those whose text may take several lines; `wrap-cells` has all do so.
         sortable: by a click on the head.
         selection: rows can be chosen.
+        pagination: rows on a page; None: all are on one.
     """
     columns = [
         {
@@ -275,7 +277,7 @@ def table(
         for name, label in labels.items()
     ]  # fmt: skip
     made = ui.table(
-        rows=rows, columns=columns, row_key=key or next(iter(labels), "id"), selection=selection, pagination=25
+        rows=rows, columns=columns, row_key=key or next(iter(labels), "id"), selection=selection, pagination=pagination
     )
     return made.classes("w-full").props("dense flat")
 

@@ -128,7 +128,7 @@ def _block(title: str, said: Mapping[str, Any]) -> None:
         if name not in PRIVATE
     ]
     ui.label(title).classes("text-lg text-bold").props('role=heading aria-level="2"')
-    table(rows, {name: name for name in ("name", "value", "source")}).props("wrap-cells")
+    table(rows, {name: name for name in ("name", "value", "source")}, pagination=None).props("wrap-cells")
 
 
 def _filled(place: ui.expansion, fill: Callable[[], object]) -> None:
